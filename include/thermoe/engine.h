@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// Many requests, one model: continuous batching with chunked prefill. docs/life-of-a-request.md tells the story.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "thermoe/model.h"
+#include "thermoe/status.h"
+#include "thermoe/steering.h"
+#include "thermoe/tokenizer.h"
+
+namespace thermoe {
+
+using RequestId = uint64_t;
+using SessionId = uint64_t;
+inline constexpr SessionId kNoSession = 0;
+
+// Applied in this order: repetition penalty, top-k, top-p, min-p, temperature, draw.
+struct SamplingOptions {
+  float temperature = 0.0f;         // 0: greedy (the penalty still applies)
+  int top_k = 0;                    // 0: all
+  float top_p = 1.0f;               // 1: all
+  float min_p = 0.0f;               // keep tokens with p >= min_p * best p
+  float repetition_penalty = 1.0f;  // divides positive, multiplies negative logits of recent ids
+  int repetition_window = 64;       // recent ids it looks at
+  uint64_t seed = 0;                // same seed, same text, whatever else is in the batch
+};
+
+enum class KeepLogits { kNone, kLast, kAll };  // kLast: of the last prompt position only
+
+struct Request {
+  std::vector<TokenId> prompt;  // at least one id
+  int max_new_tokens = 128;     // 0: prefill (or score) only
+  SamplingOptions sampling;
+  std::vector<TokenId> stop_ids;  // besides the tokenizer's end_ids()
+  bool ignore_end = false;        // go on past end_ids() and stop_ids
+  // Continue a session: its keys and values stay, `prompt` comes after what it holds. kNoSession: a fresh context, freed at the end.
+  SessionId session = kNoSession;
+  // Teacher forcing: the i-th generated token is forced[i] instead of a sample; its log-probability is recorded. Generation ends after them.
+  std::vector<TokenId> forced;
+  // Record the log-probability of prompt[i] given the ids before it, for i >= 1 (i >= 0 in a session that holds ids already).
+  bool score_prompt = false;
+  KeepLogits keep_logits = KeepLogits::kNone;
+};
+
+enum class FinishReason {
+  kNone,       // still running
+  kEnd,        // an end or stop token was generated
+  kLength,     // max_new_tokens or the forced ids are done
+  kContext,    // the context is full
+  kCancelled,  // Engine::Cancel
+};
+const char* FinishReasonName(FinishReason reason);  // "end", "length", "context", "cancelled"
+
+struct Event {
+  RequestId request = 0;
+  TokenId token = kNoToken;  // kNoToken when only `finish` is news
+  float logprob = 0;         // of `token` under the model, before sampling options (nats)
+  FinishReason finish = FinishReason::kNone;
+};
+
+struct RequestTimings {
+  int32_t prompt_tokens = 0, generated_tokens = 0;
+  double queue_ms = 0;        // submitted to first scheduled
+  double prefill_ms = 0;      // first scheduled to first token (or end)
+  double decode_ms = 0;       // first token to end
+};
+
+struct RequestResult {
+  FinishReason finish = FinishReason::kNone;
+  std::vector<TokenId> generated;
+  std::vector<float> logprobs;         // [generated]
+  std::vector<float> prompt_logprobs;  // [prompt] when score_prompt; positions that cannot be scored hold 0
+  std::vector<float> logits;           // [rows, vocab] as keep_logits asks; kAll: prompt rows then one row per generated token's position
+  RequestTimings timings;
+};
+
+struct EngineOptions {
+  int threads = 0;            // 0: one per core that this process may use
+  int context = 0;            // longest sequence in tokens; 0: the model's own
+  int max_sequences = 1;      // sequences (running requests and open sessions) that the KV cache has room for
+  int prefill_chunk = 256;    // most prompt tokens computed in one step
+  std::string backend;        // "", "cpu" or "reference"; "": THERMOE_BACKEND, else cpu
+  std::string isa;            // "", "portable", "avx2", "avx512"; "": THERMOE_ISA, else the best the machine has
+};
+
+class Engine {
+ public:
+  // Errors: kInvalidArgument (options), kResourceExhausted (the KV cache does not fit; says what would).
+  static Result<std::unique_ptr<Engine>> Create(std::shared_ptr<const Model> model,
+                                                const EngineOptions& options = {});
+  virtual ~Engine() = default;
+
+  // Queues a request. Errors: kInvalidArgument for an empty prompt, an id outside the vocabulary, a prompt
+  // longer than the context, a busy or unknown session, or options out of range.
+  virtual Result<RequestId> Submit(Request request) = 0;
+
+  // Runs one step: at most prefill_chunk prompt tokens and one token of every generating request, together.
+  // Appends what happened to `events`. Returns false when nothing is queued or running.
+  virtual Result<bool> Step(std::vector<Event>* events) = 0;
+
+  // Ends a request at once; its result holds what was generated. kNotFound if it is not queued or running.
+  virtual Status Cancel(RequestId request) = 0;
+
+  // The finished request's result, once; kNotFound otherwise.
+  virtual Result<RequestResult> TakeResult(RequestId request) = 0;
+
+  // Runs steps until `request` is finished and takes its result.
+  virtual Result<RequestResult> Run(Request request) = 0;
+
+  // A session keeps its keys and values from request to request.
+  virtual Result<SessionId> OpenSession() = 0;
+  // A second session with the same contents; blocks are shared until either writes.
+  virtual Result<SessionId> ForkSession(SessionId session) = 0;
+  // Forgets all but the first `tokens` ids.
+  virtual Status TruncateSession(SessionId session, int tokens) = 0;
+  virtual Result<int> SessionLength(SessionId session) const = 0;
+  virtual Status CloseSession(SessionId session) = 0;
+
+  // Takes effect from the next step on. kInvalidArgument where it does not fit the model (sizes, ranges, full
+  // slots or plane caps on another storage than nested). nullptr: the plain model.
+  virtual Status SetSteering(std::shared_ptr<const Steering> steering) = 0;
+
+  // Of the newest step.
+  virtual const StepRecord& last_step() const = 0;
+  // "cpu/avx512, 2 threads".
+  virtual std::string Describe() const = 0;
+  virtual const Model& model() const = 0;
+  virtual int context() const = 0;
+};
+
+}  // namespace thermoe
