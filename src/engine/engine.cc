@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/engine_impl.h"
+
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+
+#include "base/errors.h"
+#include "kernels/dispatch.h"
+
+namespace thermoe {
+namespace {
+
+// MemAvailable of /proc/meminfo, or -1 where there is none.
+int64_t AvailableBytes() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    std::string name;
+    int64_t kib = 0;
+    if (words >> name >> kib && name == "MemAvailable:") return kib * 1024;
+  }
+  return -1;
+}
+
+KvShape KvShapeOf(const ModelConfig& config) { return {config.layers, config.kv_heads, config.head_dim}; }
+
+// One block more than the context for each sequence: a fork that writes into a shared block copies it first.
+int64_t KvPositions(int64_t context, int64_t sequences) { return sequences * ((context + kKvBlock - 1) / kKvBlock + 1) * kKvBlock; }
+
+Status CheckMemory(const ModelConfig& config, int context, int sequences) {
+  const int64_t bytes = KvCache::BytesFor(KvShapeOf(config), KvPositions(context, sequences));
+  const int64_t available = AvailableBytes();
+  if (available < 0 || bytes <= available) return Status::Ok();
+  const int64_t per_token = KvCache::BytesFor(KvShapeOf(config), kKvBlock) / kKvBlock;
+  return ResourceExhausted(
+      "the KV cache of {} sequences of {} tokens needs {} MiB but {} MiB of memory are free; a context (--ctx) of {} tokens fits",
+      sequences, context, bytes >> 20, available >> 20, std::max<int64_t>(0, available / per_token / sequences - 2 * kKvBlock));
+}
+
+Status CheckOptions(const EngineOptions& options, const ModelConfig& config) {
+  if (options.threads < 0 || options.threads > 1024) return InvalidArgument("threads is {}; give 1 to 1024, or 0 for all cores", options.threads);
+  if (options.context < 0 || options.context > config.context) {
+    return InvalidArgument("context is {}; the model was made for up to {} tokens (0: all of it)", options.context, config.context);
+  }
+  if (options.max_sequences < 1 || options.max_sequences > 4096) {
+    return InvalidArgument("{} parallel sequences; give 1 to 4096", options.max_sequences);
+  }
+  if (options.prefill_chunk < 1 || options.prefill_chunk > 8192) {
+    return InvalidArgument("prefill chunk is {}; give 1 to 8192 tokens", options.prefill_chunk);
+  }
+  return Status::Ok();
+}
+
+}  // namespace
+
+const char* FinishReasonName(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kNone: return "running";
+    case FinishReason::kEnd: return "end";
+    case FinishReason::kLength: return "length";
+    case FinishReason::kContext: return "context";
+    case FinishReason::kCancelled: return "cancelled";
+  }
+  return "running";
+}
+
+Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> model, const EngineOptions& options) {
+  const ModelConfig& config = model->impl().config();
+  THERMOE_RETURN_IF_ERROR(CheckOptions(options, config));
+  const int context = options.context > 0 ? options.context : config.context;
+  THERMOE_RETURN_IF_ERROR(CheckMemory(config, context, options.max_sequences));
+  auto threads = std::make_unique<ThreadPool>(options.threads);
+  Result<std::unique_ptr<kernels::Ops>> ops = kernels::MakeOps(options.backend, options.isa, threads.get());
+  if (!ops.ok()) return ops.status();
+  Result<std::unique_ptr<KvCache>> cache = KvCache::Create(KvShapeOf(config), KvPositions(context, options.max_sequences));
+  if (!cache.ok()) return cache.status();
+  return std::unique_ptr<Engine>(new EngineImpl(std::move(model), options, context, std::move(threads), std::move(ops).value(),
+                                                std::move(cache).value()));
+}
+
+EngineImpl::EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& options, int context,
+                       std::unique_ptr<ThreadPool> threads, std::unique_ptr<kernels::Ops> ops, std::unique_ptr<KvCache> cache)
+    : model_(std::move(model)),
+      config_(model_->impl().config()),
+      options_(options),
+      context_(context),
+      threads_(std::move(threads)),
+      ops_(std::move(ops)),
+      cache_(std::move(cache)),
+      workspace_(config_, options.prefill_chunk + options.max_sequences),
+      sampler_(config_.vocab) {
+  record_.layers.resize(static_cast<size_t>(config_.layers));
+  batch_.rows.reserve(static_cast<size_t>(options.prefill_chunk + options.max_sequences));
+  row_owner_.reserve(batch_.rows.capacity());
+}
+
+std::string EngineImpl::Describe() const {
+  return fmt::format("{}, {} thread{}", ops_->name(), threads_->size(), threads_->size() == 1 ? "" : "s");
+}
+
+Status EngineImpl::SetSteering(std::shared_ptr<const Steering> steering) {
+  if (steering != nullptr) {
+    const bool nested = model_->impl().experts().storage() == ExpertStorage::kNested;
+    THERMOE_RETURN_IF_ERROR(CheckSteering(*steering, {config_.layers, config_.experts, config_.slots, nested}));
+  }
+  steering_ = std::move(steering);
+  return Status::Ok();
+}
+
+Result<RequestId> EngineImpl::Submit(Request request) {
+  Session* session = nullptr;
+  if (request.session != kNoSession) {
+    session = FindSession(request.session);
+    if (session == nullptr) return InvalidArgument("session {} is not open", request.session);
+    if (session->busy) return InvalidArgument("session {} already runs a request; wait for it or fork the session", request.session);
+  } else if (OpenSessions() >= options_.max_sequences) {
+    return ResourceExhausted("all {} sequences are taken by open sessions; close one or raise max_sequences", options_.max_sequences);
+  }
+  THERMOE_RETURN_IF_ERROR(CheckRequest(request, session));
+  auto active = std::make_unique<ActiveRequest>();
+  active->id = next_id_++;
+  active->submitted = ActiveRequest::Clock::now();
+  active->random = Random(request.sampling.seed);
+  active->request = std::move(request);
+  active->session = session;
+  if (session != nullptr) session->busy = true;
+  queue_.push_back(std::move(active));
+  return queue_.back()->id;
+}
+
+Status EngineImpl::CheckRequest(const Request& request, const Session* session) const {
+  if (request.prompt.empty()) return InvalidArgument("the prompt is empty; give at least one token");
+  const size_t held = session == nullptr ? 0 : session->tokens.size();
+  if (request.prompt.size() + held > static_cast<size_t>(context_)) {
+    return InvalidArgument("the prompt has {} tokens{} but the context holds {}; shorten the prompt or raise --ctx (the model allows {})",
+                           request.prompt.size(), held > 0 ? fmt::format(" after the session's {}", held) : "", context_,
+                           config_.context);
+  }
+  for (const std::vector<TokenId>* ids : {&request.prompt, &request.forced}) {
+    for (const TokenId id : *ids) {
+      if (id < 0 || id >= config_.vocab) return InvalidArgument("token id {} is outside the vocabulary of {}", id, config_.vocab);
+    }
+  }
+  if (request.max_new_tokens < 0) return InvalidArgument("max_new_tokens is {}; give 0 or more", request.max_new_tokens);
+  return CheckSampling(request.sampling);
+}
+
+Status EngineImpl::Cancel(RequestId request) {
+  for (auto* list : {&queue_, &running_}) {
+    for (auto& active : *list) {
+      if (active->id != request) continue;
+      Finish(active.get(), FinishReason::kCancelled);
+      RetireFinished();
+      return Status::Ok();
+    }
+  }
+  return NotFound("request {} is not queued or running", request);
+}
+
+Result<RequestResult> EngineImpl::TakeResult(RequestId request) {
+  const auto found = results_.find(request);
+  if (found == results_.end()) return NotFound("request {} has no result to take", request);
+  RequestResult result = std::move(found->second);
+  results_.erase(found);
+  return result;
+}
+
+Result<RequestResult> EngineImpl::Run(Request request) {
+  const Result<RequestId> id = Submit(std::move(request));
+  if (!id.ok()) return id.status();
+  std::vector<Event> events;
+  while (results_.find(*id) == results_.end()) {
+    events.clear();
+    const Result<bool> more = Step(&events);
+    if (!more.ok()) return more.status();
+  }
+  return TakeResult(*id);
+}
+
+}  // namespace thermoe

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine: sessions, the queue, and the step that joins them. engine.cc: making, submitting, results;
+// sessions.cc: contexts; step.cc: one step.
+#pragma once
+
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/model_impl.h"
+#include "engine/session.h"
+#include "forward/sample.h"
+#include "forward/step.h"
+#include "runtime/threads.h"
+#include "thermoe/engine.h"
+
+namespace thermoe {
+
+class EngineImpl final : public Engine, private LogitSink {
+ public:
+  EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& options, int context, std::unique_ptr<ThreadPool> threads,
+             std::unique_ptr<kernels::Ops> ops, std::unique_ptr<KvCache> cache);
+
+  Result<RequestId> Submit(Request request) override;
+  Result<bool> Step(std::vector<Event>* events) override;
+  Status Cancel(RequestId request) override;
+  Result<RequestResult> TakeResult(RequestId request) override;
+  Result<RequestResult> Run(Request request) override;
+  Result<SessionId> OpenSession() override;
+  Result<SessionId> ForkSession(SessionId session) override;
+  Status TruncateSession(SessionId session, int tokens) override;
+  Result<int> SessionLength(SessionId session) const override;
+  Status CloseSession(SessionId session) override;
+  Status SetSteering(std::shared_ptr<const Steering> steering) override;
+  const StepRecord& last_step() const override { return record_; }
+  std::string Describe() const override;
+  const Model& model() const override { return *model_; }
+  int context() const override { return context_; }
+
+ private:
+  using RequestList = std::vector<std::unique_ptr<ActiveRequest>>;
+
+  // sessions.cc
+  Session* FindSession(SessionId id);
+  Result<Session*> IdleSession(SessionId id);
+  int OpenSessions() const;  // that callers opened; temporary ones not counted
+  Session* NewSession(bool temporary);
+  void DropSession(Session* session);
+
+  // engine.cc
+  Status CheckRequest(const Request& request, const Session* session) const;
+
+  // step.cc
+  void Admit();
+  Status Schedule();
+  Status AddRows(ActiveRequest* active, int32_t count);
+  void OnLogits(size_t row, std::span<float> logits) override;
+  void Generate(ActiveRequest* active, std::span<float> logits);
+  void CommitRows();
+  void Finish(ActiveRequest* active, FinishReason reason);
+  void RetireFinished();
+
+  std::shared_ptr<const Model> model_;
+  const ModelConfig& config_;
+  EngineOptions options_;
+  int context_;
+  std::unique_ptr<ThreadPool> threads_;
+  std::unique_ptr<kernels::Ops> ops_;
+  std::unique_ptr<KvCache> cache_;
+  Workspace workspace_;
+  Sampler sampler_;
+  std::shared_ptr<const Steering> steering_;
+
+  std::unordered_map<SessionId, std::unique_ptr<Session>> sessions_;
+  RequestList queue_, running_;  // in order of submission
+  std::unordered_map<RequestId, RequestResult> results_;
+  uint64_t next_id_ = 1;  // requests and sessions share the count
+
+  Batch batch_;
+  std::vector<ActiveRequest*> row_owner_;  // [T] whose row each is
+  StepRecord record_;
+  std::vector<Event>* events_ = nullptr;  // of the running step
+};
+
+}  // namespace thermoe

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// A context that requests extend: its ids, and the keys and values computed for them so far.
+#pragma once
+
+#include <chrono>
+#include <vector>
+
+#include "base/random.h"
+#include "runtime/kv_cache.h"
+#include "thermoe/engine.h"
+
+namespace thermoe {
+
+struct Session {
+  SessionId id = kNoSession;
+  std::vector<TokenId> tokens;  // every id of the context; the newest may not be in `kv` yet
+  KvSequence kv;                // keys and values of tokens[0, kv.length)
+  bool temporary = false;       // made for one request, closed with it
+  bool busy = false;            // a request is queued or running on it
+};
+
+// A request on its way: queued -> prefill -> decode -> finished.
+struct ActiveRequest {
+  using Clock = std::chrono::steady_clock;
+
+  RequestId id = 0;
+  Request request;
+  Session* session = nullptr;   // null while queued without one
+  size_t prompt_begin = 0, prompt_end = 0;  // the prompt's place in session->tokens, set when admitted
+  Random random{0};
+  RequestResult result;         // result.finish is set once the request is over
+
+  bool prefilled() const { return session->kv.length >= static_cast<int32_t>(prompt_end); }
+  bool generates() const { return request.max_new_tokens > 0 || !request.forced.empty(); }
+  Clock::time_point submitted, scheduled, first_token;
+};
+
+}  // namespace thermoe

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step on one page: admit, schedule rows, forward (the sink takes logits as they come), commit, retire.
+#include <algorithm>
+
+#include "base/errors.h"
+#include "engine/engine_impl.h"
+
+namespace thermoe {
+namespace {
+
+double Milliseconds(ActiveRequest::Clock::time_point from, ActiveRequest::Clock::time_point to) {
+  return std::chrono::duration<double, std::milli>(to - from).count();
+}
+
+// Keeps the per-layer records' memory.
+void ResetRecord(StepRecord* record) {
+  std::vector<LayerRecord> layers = std::move(record->layers);
+  const uint64_t step = record->step;
+  *record = StepRecord{};
+  record->layers = std::move(layers);
+  record->step = step + 1;
+}
+
+// Whether the logits after the token at `position` are of use.
+bool WantsLogits(const ActiveRequest& active, size_t position) {
+  const bool last = position + 1 == active.prompt_end;
+  if (position + 1 > active.prompt_end) return true;  // a generated token's row
+  if (last && (active.generates() || active.request.keep_logits != KeepLogits::kNone)) return true;
+  if (position >= active.prompt_begin && active.request.keep_logits == KeepLogits::kAll) return true;
+  return active.request.score_prompt && !last && position + 1 >= active.prompt_begin;
+}
+
+}  // namespace
+
+Result<bool> EngineImpl::Step(std::vector<Event>* events) {
+  Admit();
+  if (running_.empty()) return false;
+  events_ = events;
+  ResetRecord(&record_);
+  record_.steering_version = steering_ == nullptr ? 0 : steering_->version;
+  if (Status status = Schedule(); !status.ok()) return status;
+  StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,   *cache_,
+                   steering_.get(), batch_,                          workspace_,               record_, *this};
+  Forward(step);
+  CommitRows();
+  RetireFinished();
+  events_ = nullptr;
+  return true;
+}
+
+// Queued requests start while there is room, in order; one that waits for room holds up those behind it, so none starves.
+void EngineImpl::Admit() {
+  while (!queue_.empty()) {
+    ActiveRequest* active = queue_.front().get();
+    if (active->session == nullptr) {
+      if (static_cast<int>(sessions_.size()) >= options_.max_sequences) return;
+      active->session = NewSession(true);
+      active->session->busy = true;
+    }
+    Session* session = active->session;
+    const std::vector<TokenId>& prompt = active->request.prompt;
+    active->prompt_begin = session->tokens.size();
+    session->tokens.insert(session->tokens.end(), prompt.begin(), prompt.end());
+    active->prompt_end = session->tokens.size();
+    if (active->request.score_prompt) {
+      active->result.prompt_logprobs.assign(prompt.size(), 0.0f);
+      // The first prompt id is scored by the position before it: compute that one again if it is there already.
+      if (active->prompt_begin > 0) cache_->Truncate(&session->kv, static_cast<int32_t>(active->prompt_begin) - 1);
+    }
+    active->scheduled = ActiveRequest::Clock::now();
+    active->result.timings.prompt_tokens = static_cast<int32_t>(prompt.size());
+    active->result.timings.queue_ms = Milliseconds(active->submitted, active->scheduled);
+    running_.push_back(std::move(queue_.front()));
+    queue_.erase(queue_.begin());
+  }
+}
+
+Status EngineImpl::Schedule() {
+  batch_.rows.clear();
+  row_owner_.clear();
+  for (const auto& active : running_) {
+    if (active->prefilled()) THERMOE_RETURN_IF_ERROR(AddRows(active.get(), 1));
+  }
+  int32_t budget = options_.prefill_chunk;
+  for (const auto& active : running_) {
+    if (active->prefilled() || budget == 0) continue;
+    const int32_t left = static_cast<int32_t>(active->prompt_end) - active->session->kv.length;
+    THERMOE_RETURN_IF_ERROR(AddRows(active.get(), std::min(left, budget)));
+    budget -= std::min(left, budget);
+  }
+  return Status::Ok();
+}
+
+// The next `count` tokens of a request's session.
+Status EngineImpl::AddRows(ActiveRequest* active, int32_t count) {
+  Session* session = active->session;
+  const int32_t begin = session->kv.length;
+  THERMOE_RETURN_IF_ERROR(cache_->Reserve(&session->kv, begin + count));
+  const kernels::RowKind kind = active->prefilled() ? kernels::RowKind::kDecode : kernels::RowKind::kPrefill;
+  for (int32_t position = begin; position < begin + count; ++position) {
+    const auto at = static_cast<size_t>(position);
+    batch_.rows.push_back({session->tokens[at], &session->kv, position, kind, WantsLogits(*active, at)});
+    row_owner_.push_back(active);
+  }
+  return Status::Ok();
+}
+
+void EngineImpl::OnLogits(size_t row, std::span<float> logits) {
+  ActiveRequest* active = row_owner_[row];
+  const auto position = static_cast<size_t>(batch_.rows[row].position);
+  const bool last = position + 1 == active->prompt_end;
+  const KeepLogits keep = active->request.keep_logits;
+  if (keep == KeepLogits::kAll ? position >= active->prompt_begin : keep == KeepLogits::kLast && last) {
+    active->result.logits.insert(active->result.logits.end(), logits.begin(), logits.end());
+  }
+  if (position + 1 < active->prompt_end) {
+    if (active->request.score_prompt && position + 1 >= active->prompt_begin) {
+      active->result.prompt_logprobs[position + 1 - active->prompt_begin] = LogProb(logits, active->session->tokens[position + 1]);
+    }
+  } else if (active->generates()) {
+    Generate(active, logits);
+  }
+}
+
+void EngineImpl::Generate(ActiveRequest* active, std::span<float> logits) {
+  const Request& request = active->request;
+  RequestResult& result = active->result;
+  std::vector<TokenId>& tokens = active->session->tokens;
+  if (result.generated.empty()) active->first_token = ActiveRequest::Clock::now();
+  Event event{active->id, kNoToken, 0, FinishReason::kNone};
+  const size_t target = request.forced.empty() ? static_cast<size_t>(request.max_new_tokens) : request.forced.size();
+  if (!request.forced.empty()) {
+    event.token = request.forced[result.generated.size()];
+    event.logprob = LogProb(logits, event.token);
+  } else {
+    const size_t window = std::min(tokens.size(), static_cast<size_t>(request.sampling.repetition_window));
+    // The penalty changes logits in place, so the model's own probability of the token needs the normaliser from before.
+    const float normaliser = LogSumExp(logits);
+    const std::span<const TokenId> recent = std::span(tokens).last(window);
+    const TokenId token = sampler_.Sample(logits, request.sampling, recent, &active->random, &event.logprob);
+    event.token = token;
+    event.logprob -= normaliser;
+  }
+  tokens.push_back(event.token);
+  result.generated.push_back(event.token);
+  result.logprobs.push_back(event.logprob);
+  const auto ends = [&](const std::vector<TokenId>& ids) { return std::find(ids.begin(), ids.end(), event.token) != ids.end(); };
+  if (request.forced.empty() && !request.ignore_end && (ends(model_->tokenizer().end_ids()) || ends(request.stop_ids))) {
+    event.finish = FinishReason::kEnd;
+  } else if (result.generated.size() >= target) {
+    event.finish = FinishReason::kLength;
+  } else if (tokens.size() > static_cast<size_t>(context_)) {
+    event.finish = FinishReason::kContext;
+  }
+  events_->push_back(event);
+  if (event.finish != FinishReason::kNone) Finish(active, event.finish);
+}
+
+void EngineImpl::CommitRows() {
+  for (size_t row = 0; row < batch_.rows.size(); ++row) {
+    cache_->Commit(&row_owner_[row]->session->kv, batch_.rows[row].position + 1);
+  }
+  for (const auto& active : running_) {
+    if (active->generates() || !active->prefilled()) continue;
+    events_->push_back({active->id, kNoToken, 0, FinishReason::kLength});
+    Finish(active.get(), FinishReason::kLength);
+  }
+}
+
+void EngineImpl::Finish(ActiveRequest* active, FinishReason reason) {
+  const auto now = ActiveRequest::Clock::now();
+  RequestTimings& timings = active->result.timings;
+  active->result.finish = reason;
+  timings.generated_tokens = static_cast<int32_t>(active->result.generated.size());
+  if (active->prompt_end == 0) return;  // cancelled in the queue
+  const bool generated = timings.generated_tokens > 0;
+  timings.prefill_ms = Milliseconds(active->scheduled, generated ? active->first_token : now);
+  timings.decode_ms = generated ? Milliseconds(active->first_token, now) : 0;
+}
+
+void EngineImpl::RetireFinished() {
+  for (RequestList* list : {&queue_, &running_}) {
+    for (auto& active : *list) {
+      if (active->result.finish == FinishReason::kNone) continue;
+      results_[active->id] = std::move(active->result);
+      if (Session* session = active->session; session != nullptr) {
+        session->busy = false;
+        if (session->temporary) DropSession(session);
+      }
+      active.reset();
+    }
+    std::erase(*list, nullptr);
+  }
+}
+
+}  // namespace thermoe

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one step computes: rows of several sequences side by side.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/ops.h"
+#include "runtime/kv_cache.h"
+
+namespace thermoe {
+
+// One token at one position of one sequence.
+struct BatchRow {
+  int32_t token = 0;
+  const KvSequence* sequence = nullptr;  // its blocks cover `position`
+  int32_t position = 0;
+  kernels::RowKind kind = kernels::RowKind::kPrefill;
+  bool wants_logits = false;
+};
+
+struct Batch {
+  std::vector<BatchRow> rows;  // [T]
+};
+
+}  // namespace thermoe

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "forward/step.h"
+
+namespace thermoe {
+namespace {
+
+// The expert that every token visits, scaled by its own gate where the model has one.
+void SharedExpert(StepContext& step, const LayerWeights& weights) {
+  Workspace& ws = step.ws;
+  const kernels::Ops& ops = step.ops;
+  const MutRows gate = step.view(ws.shared_gate, step.config.shared_width);
+  const MutRows up = step.view(ws.shared_up, step.config.shared_width);
+  ops.Linear({step.h(), weights.shared.gate, {}, gate});
+  ops.Linear({step.h(), weights.shared.up, {}, up});
+  ops.SwiGlu({gate, up, gate});
+  MutRows scale;
+  if (step.config.shared_gate) {
+    scale = step.view(ws.shared_scale, 1);
+    ops.Linear({step.h(), weights.shared_gate, {}, scale});
+  }
+  const MutRows out = Workspace::View(ws.slot_out, step.tokens(), step.config.hidden);  // free again after the routed experts
+  ops.Linear({gate, weights.shared.down, {}, out});
+  ops.Add({out, scale, step.x()});
+  for (const WeightMatrix* matrix : {&weights.shared.gate, &weights.shared.up, &weights.shared.down}) {
+    step.Count(kernels::LinearCost(*matrix, step.tokens()));
+  }
+}
+
+}  // namespace
+
+void Experts(StepContext& step, int32_t layer) {
+  StageTimer timer(&step.record.times.experts_us);
+  const ModelConfig& config = step.config;
+  const LayerWeights& weights = step.weights.layers[static_cast<size_t>(layer)];
+  Workspace& ws = step.ws;
+  const int64_t slots = step.tokens() * config.slots;
+  step.ops.ExpertFfn({step.h(), step.experts.layer(layer), &ws.selection, Workspace::View(ws.inner, slots, config.expert_width),
+                      Workspace::View(ws.slot_out, slots, config.hidden), step.x()});
+  const kernels::OpCost cost = kernels::ExpertsCost(step.experts.layer(layer), *ws.selection.record);
+  step.Count(cost);
+  step.record.expert_bytes += cost.weight_bytes;
+  if (config.shared_width > 0) SharedExpert(step, weights);
+}
+
+}  // namespace thermoe

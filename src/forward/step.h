@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything a stage of the forward pass sees, and the stages themselves, each in the file of its name.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "forward/batch.h"
+#include "forward/steering.h"
+#include "kernels/op_cost.h"
+#include "kernels/ops.h"
+#include "model/config.h"
+#include "model/weights.h"
+#include "runtime/expert_store.h"
+#include "runtime/kv_cache.h"
+
+namespace thermoe {
+
+// Rows whose logits are computed at once: the weight matrix is decoded once per tile, and a tile of the largest
+// vocabulary here (152 k) is 19 MiB.
+inline constexpr int kLogitTile = 32;
+
+// Scratch of a forward pass, allocated once for the largest step. T: rows of the step.
+class Workspace {
+ public:
+  Workspace(const ModelConfig& config, int32_t max_rows);
+
+  // A view of the first `rows` rows of a buffer.
+  static MutRows View(std::vector<float>& buffer, int64_t rows, int64_t cols) { return {buffer.data(), rows, cols}; }
+
+  std::vector<int32_t> ids;              // [T] set by Embed
+  std::vector<KvRow> kv_rows;            // [T] set by Embed
+  std::vector<kernels::RowKind> kinds;   // [T] set by Embed
+  std::vector<float> inverse_frequency;  // [rope_dim / 2] constant
+  std::vector<float> cosines, sines;     // [T, rope_dim / 2] set by Embed
+  std::vector<float> x;                  // [T, D] the residual stream
+  std::vector<float> h;                  // [T, D] normalised input of a stage, then its output
+  std::vector<float> q, attended;        // [T, heads * head_dim]
+  std::vector<float> k, v;               // [T, kv_heads * head_dim]
+  std::vector<float> gate_logits, scores;  // [T, E]
+  std::vector<int32_t> slot_expert;        // [T, K] and so on: see kernels::Selection
+  std::vector<float> slot_weight;
+  std::vector<Planes> slot_planes;
+  std::vector<int32_t> slot_order;
+  std::vector<kernels::Selection::Job> jobs;
+  std::vector<float> inner, slot_out;    // [T * K, F], [T * K, D]
+  std::vector<float> shared_gate, shared_up, shared_scale;  // [T, shared width] twice, [T, 1]
+  std::vector<float> logit_rows, logits;  // [kLogitTile, D], [kLogitTile, V]
+  kernels::Selection selection;
+};
+
+// Receives logits row by row while the step runs.
+class LogitSink {
+ public:
+  virtual ~LogitSink() = default;
+  // `row` is an index into the batch; `logits` [V] may be changed and lives only during the call.
+  virtual void OnLogits(size_t row, std::span<float> logits) = 0;
+};
+
+struct StepContext {
+  const ModelConfig& config;
+  const ModelWeights& weights;
+  const ExpertStore& experts;
+  const kernels::Ops& ops;
+  KvCache& cache;
+  const Steering* steering;  // null: the plain model
+  const Batch& batch;
+  Workspace& ws;
+  StepRecord& record;
+  LogitSink& sink;
+
+  int64_t tokens() const { return static_cast<int64_t>(batch.rows.size()); }
+  MutRows view(std::vector<float>& buffer, int64_t cols) const { return Workspace::View(buffer, tokens(), cols); }
+  MutRows x() const { return view(ws.x, config.hidden); }
+  MutRows h() const { return view(ws.h, config.hidden); }
+  void Count(const kernels::OpCost& cost);  // adds to the record
+};
+
+// Adds the time of a scope to a stage.
+class StageTimer {
+ public:
+  explicit StageTimer(double* total_us) : total_us_(total_us), start_(std::chrono::steady_clock::now()) {}
+  ~StageTimer() { *total_us_ += std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start_).count(); }
+  StageTimer(const StageTimer&) = delete;
+  StageTimer& operator=(const StageTimer&) = delete;
+
+ private:
+  double* total_us_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+void Embed(StepContext& step);                     // x = embedding of the rows' tokens; positions and rope angles
+void Layer(StepContext& step, int32_t layer);      // the three stages below
+void Attention(StepContext& step, int32_t layer);  // x += attention(norm(x))
+void Gate(StepContext& step, int32_t layer);       // h = norm(x); selection = choice of experts for h
+void Experts(StepContext& step, int32_t layer);    // x += experts(h)
+void Logits(StepContext& step);                    // to the sink, for the rows that want them
+
+// One pass over the batch. The caller has reserved KV positions and commits them afterwards.
+void Forward(StepContext& step);
+
+}  // namespace thermoe

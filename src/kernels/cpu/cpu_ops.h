@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU backend: splits each operation into tasks for the thread team; the kernels are one table per instruction set.
+// How work is split never changes a result: a task is whole output rows (kernel_table.h).
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/ops.h"
+#include "runtime/threads.h"
+
+namespace thermoe::kernels::cpu {
+
+// Work below this is done by the calling thread: a fork and join of awake threads takes about 2 us, in which one core
+// does some 30,000 multiply-adds from cold memory (a byte each at 15 GB/s).
+inline constexpr int64_t kForkWork = 32768;
+
+// How the rows of a matrix are cut into tasks.
+struct TilePlan {
+  int64_t rows = 0;   // of a tile; the last may have fewer
+  int64_t tiles = 0;  // of a matrix
+};
+// For `matrices` like this one, which are multiplied at the same time.
+TilePlan PlanTiles(const KernelTable& kernels, int threads, const WeightMatrix& matrix, int64_t matrices);
+
+// Rows [first, first + rows) of a matrix, cut off at its end.
+MatrixTile TileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int64_t rows);
+
+class CpuOps final : public Ops {
+ public:
+  CpuOps(const KernelTable* kernels, ThreadPool* threads);
+
+  std::string_view name() const override { return name_; }
+  void Embed(const WeightMatrix& table, std::span<const int32_t> ids, MutRows out) const override;
+  void RmsNorm(const RmsNormArgs& args) const override;
+  void Linear(const LinearArgs& args) const override;
+  void Rope(const RopeArgs& args) const override;
+  void StoreKv(const StoreKvArgs& args) const override;
+  void Attention(const AttentionArgs& args) const override;
+  void Select(const SelectArgs& args) const override;
+  void ExpertFfn(const ExpertFfnArgs& args) const override;
+  void SwiGlu(const SwiGluArgs& args) const override;
+  void Add(const AddArgs& args) const override;
+
+ private:
+  // Rows of an attention tile: neighbours in the step that belong to one sequence.
+  struct RowTile {
+    int32_t first = 0;
+    int32_t count = 0;
+  };
+
+  // body(task, thread) for all tasks, on the team if there is enough work (in multiply-adds or elements).
+  template <typename Body>
+  void ForEach(int64_t tasks, int64_t work, Body&& body) const {
+    if (work < kForkWork || tasks <= 1) {
+      for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+    } else {
+      threads_->ParallelFor(tasks, body);
+    }
+  }
+  // body(row) for rows of `cols` elements, in tasks of several rows.
+  template <typename Body>
+  void ForEachRow(int64_t rows, int64_t cols, Body&& body) const {
+    const int64_t step = kForkWork / 2 / cols + 1;
+    ForEach((rows + step - 1) / step, rows * cols, [&](int64_t task, int) {
+      const int64_t end = (task + 1) * step < rows ? (task + 1) * step : rows;
+      for (int64_t row = task * step; row < end; ++row) body(row);
+    });
+  }
+
+  ThreadScratch& scratch(int thread) const { return scratch_[static_cast<size_t>(thread)]; }
+  void PlanRowTiles(const AttentionArgs& args, int32_t most_rows) const;
+  void AttendTile(const AttentionArgs& args, const RowTile& tile, int32_t kv_head, ThreadScratch& scratch) const;
+  void GateAndUp(const ExpertFfnArgs& args) const;
+  void Down(const ExpertFfnArgs& args) const;
+  void Combine(const ExpertFfnArgs& args) const;
+
+  const KernelTable* kernels_;
+  ThreadPool* threads_;
+  std::string name_;  // "cpu/avx512"
+  // Scratch: written by const operations, which run one at a time.
+  mutable std::vector<ThreadScratch> scratch_;  // [threads]
+  mutable RowPointers rows_;
+  mutable std::vector<RowTile> row_tiles_;
+};
+
+}  // namespace thermoe::kernels::cpu

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "base/check.h"
+#include "kernels/cpu/cpu_ops.h"
+
+namespace thermoe::kernels::cpu {
+namespace {
+
+// Least weights of a task: 1 us at 16 GB/s, some twenty times the cost of taking a task.
+constexpr int64_t kTaskBytes = 16 * 1024;
+// Most rows of a task: bounds the scratch of gate and up, [tokens of a job, rows] floats.
+constexpr int64_t kMostTaskRows = 256;
+// Tasks per thread: the last one to finish then costs at most about an eighth.
+constexpr int64_t kTasksPerThread = 8;
+
+int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+Packing PackingOf(DType type, Planes planes) {
+  switch (type) {
+    case DType::kF32: return Packing::kF32;
+    case DType::kF16: return Packing::kF16;
+    case DType::kBF16: return Packing::kBF16;
+    case DType::kQ8_0: return Packing::kQ8_0;
+    case DType::kQ4_0: return Packing::kQ4_0;
+    case DType::kNested8: return planes == Planes::kBoth ? Packing::kNestedBoth : Packing::kNestedHi;
+  }
+  THERMOE_CHECK(false);
+  return Packing::kF32;
+}
+
+}  // namespace
+
+TilePlan PlanTiles(const KernelTable& kernels, int threads, const WeightMatrix& matrix, int64_t matrices) {
+  const int64_t tasks = std::max<int64_t>(1, kTasksPerThread * threads / matrices);
+  const int64_t balanced = (matrix.rows + tasks - 1) / tasks;
+  const int64_t least = kTaskBytes / std::max<int64_t>(1, RowBytes(matrix.type, matrix.cols));
+  TilePlan plan;
+  plan.rows = std::min(RoundUp(std::max(balanced, least), kernels.row_step), kMostTaskRows);
+  plan.tiles = (matrix.rows + plan.rows - 1) / plan.rows;
+  return plan;
+}
+
+MatrixTile TileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int64_t rows) {
+  MatrixTile tile;
+  tile.packing = PackingOf(matrix.type, planes);
+  tile.rows = std::min(rows, matrix.rows - first);
+  tile.cols = matrix.cols;
+  tile.data = matrix.row(first);
+  tile.row_bytes = RowBytes(matrix.type, matrix.cols);
+  if (tile.packing == Packing::kNestedBoth) {
+    tile.lo = matrix.lo_row(first);
+    tile.lo_row_bytes = NestedLoRowBytes(matrix.cols);
+  }
+  return tile;
+}
+
+void CpuOps::Linear(const LinearArgs& args) const {
+  const WeightMatrix& weight = args.weight;
+  const int64_t tokens = args.x.rows;
+  THERMOE_CHECK(args.x.cols == weight.cols && args.out.cols == weight.rows && args.out.rows == tokens);
+  THERMOE_CHECK(args.bias.empty() || static_cast<int64_t>(args.bias.size()) == weight.rows);
+  const TilePlan plan = PlanTiles(*kernels_, threads_->size(), weight, 1);
+  // Activations are used as they are; rows in another type (8-bit codes) would be prepared here.
+  rows_.Reserve(tokens);
+  for (int64_t t = 0; t < tokens; ++t) {
+    rows_.x[static_cast<size_t>(t)] = args.x.row(t);
+    rows_.y[static_cast<size_t>(t)] = args.out.row(t);
+  }
+  ForEach(plan.tiles, weight.rows * weight.cols * tokens, [&](int64_t tile, int thread) {
+    const int64_t first = tile * plan.rows;
+    DotArgs dot;
+    dot.weight = TileOf(weight, Planes::kBoth, first, plan.rows);
+    dot.x = rows_.x.data();
+    dot.y = rows_.y.data();
+    dot.y_at = first;
+    dot.tokens = tokens;
+    dot.bias = args.bias.empty() ? nullptr : args.bias.data() + first;
+    dot.scratch = scratch(thread).dot.data();
+    kernels_->dot(dot);
+  });
+}
+
+}  // namespace thermoe::kernels::cpu

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cpu/attention_tile.h"
+#include "kernels/cpu/dot.h"
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/rows.h"
+
+namespace thermoe::kernels::cpu {
+
+template <class Isa>
+constexpr KernelTable MakeTable() {
+  KernelTable table;
+  table.name = Isa::kName;
+  table.row_step = kPanelRows;  // also of every FusedRows
+  table.dot = Dot<Isa>;
+  table.rms_norm = RmsNormRow<Isa>;
+  table.swiglu = SwiGluRow<Isa>;
+  table.add_scaled = AddScaledRow<Isa>;
+  table.add_weighted = AddWeightedRows<Isa>;
+  table.rope = RopeRow<Isa>;
+  table.attention_tile = AttentionTile<Isa>;
+  return table;
+}
+
+}  // namespace thermoe::kernels::cpu

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Chooses a backend once, when an engine is made.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/ops.h"
+#include "thermoe/status.h"
+
+namespace thermoe {
+class ThreadPool;
+}
+
+namespace thermoe::kernels {
+
+std::unique_ptr<Ops> MakeReferenceOps();
+
+// isa: "" (the best this machine has), "portable", "avx2" or "avx512". `threads` must outlive the result.
+// kInvalidArgument for an unknown name or one that this machine lacks; says what it has.
+Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool* threads, std::string_view isa = {});
+
+// Instruction sets of the CPU backend that this machine can run, slowest first ("portable" always).
+std::vector<std::string> SupportedIsas();
+
+// backend: "" or "cpu", or "reference". Empty arguments are read from THERMOE_BACKEND and THERMOE_ISA first.
+Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view isa, ThreadPool* threads);
+
+}  // namespace thermoe::kernels

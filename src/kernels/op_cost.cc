@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/op_cost.h"
+
+namespace thermoe::kernels {
+
+OpCost& OpCost::operator+=(const OpCost& other) {
+  weight_bytes += other.weight_bytes;
+  activation_bytes += other.activation_bytes;
+  kv_bytes += other.kv_bytes;
+  flops += other.flops;
+  return *this;
+}
+
+OpCost LinearCost(const WeightMatrix& weight, int64_t tokens) {
+  OpCost cost;
+  cost.weight_bytes = static_cast<double>(weight.bytes());
+  cost.activation_bytes = 4.0 * static_cast<double>(tokens) * static_cast<double>(weight.rows + weight.cols);
+  cost.flops = 2.0 * static_cast<double>(tokens) * static_cast<double>(weight.rows) * static_cast<double>(weight.cols);
+  return cost;
+}
+
+OpCost EmbedCost(const WeightMatrix& table, int64_t tokens) {
+  OpCost cost;
+  cost.weight_bytes = static_cast<double>(tokens) * static_cast<double>(RowBytes(table.type, table.cols));
+  cost.activation_bytes = 4.0 * static_cast<double>(tokens) * static_cast<double>(table.cols);
+  return cost;
+}
+
+OpCost AttentionCost(int64_t tokens, int64_t positions, int64_t distinct_positions, int32_t heads, int32_t kv_heads,
+                     int32_t head_dim) {
+  const double row = 4.0 * head_dim;  // floats
+  OpCost cost;
+  cost.kv_bytes = 2.0 * row * kv_heads * static_cast<double>(distinct_positions + tokens);  // read, and stored
+  cost.activation_bytes = 2.0 * row * heads * static_cast<double>(tokens);
+  cost.flops = 4.0 * heads * head_dim * static_cast<double>(positions);
+  return cost;
+}
+
+double ExpertBytes(const FfnWeights& expert, Planes planes) {
+  return static_cast<double>(expert.gate.bytes(planes) + expert.up.bytes(planes) + expert.down.bytes(planes));
+}
+
+OpCost ExpertsCost(std::span<const FfnWeights> experts, const LayerRecord& record) {
+  const FfnWeights& one = experts.front();  // all experts of a layer have one shape and type
+  const double hi = ExpertBytes(one, Planes::kHi), both = ExpertBytes(one, Planes::kBoth);
+  const double slots = record.slots_full + record.slots_hi;
+  OpCost cost;
+  cost.weight_bytes = record.distinct_experts * hi + record.distinct_full_experts * (both - hi);
+  cost.activation_bytes = 4.0 * slots * static_cast<double>(2 * one.gate.cols + 2 * one.gate.rows);
+  cost.flops = 6.0 * slots * static_cast<double>(one.gate.cols) * static_cast<double>(one.gate.rows);
+  return cost;
+}
+
+}  // namespace thermoe::kernels

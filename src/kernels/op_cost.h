@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bytes and floating-point operations of each operation, stated once: StepRecord, bench and the cost model read these.
+// Weights count once per call, as a backend that decodes each block once per step reads them.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "model/weights.h"
+#include "thermoe/steering.h"
+
+namespace thermoe::kernels {
+
+struct OpCost {
+  double weight_bytes = 0;
+  double activation_bytes = 0;  // inputs read and outputs written once
+  double kv_bytes = 0;
+  double flops = 0;  // a multiply-add is two
+
+  OpCost& operator+=(const OpCost& other);
+};
+
+OpCost LinearCost(const WeightMatrix& weight, int64_t tokens);
+OpCost EmbedCost(const WeightMatrix& table, int64_t tokens);
+// `positions`: keys that the rows see, summed over rows. `distinct_positions`: the same, shared ones counted once.
+OpCost AttentionCost(int64_t tokens, int64_t positions, int64_t distinct_positions, int32_t heads, int32_t kv_heads,
+                     int32_t head_dim);
+// The routed experts of one layer as a step's record says they were used.
+OpCost ExpertsCost(std::span<const FfnWeights> experts, const LayerRecord& record);
+
+// One expert's matrices by these planes.
+double ExpertBytes(const FfnWeights& expert, Planes planes);
+
+}  // namespace thermoe::kernels

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/threads.h"
+
+#include <sched.h>
+
+#include "base/check.h"
+
+namespace thermoe {
+namespace {
+
+// Spins before sleeping: a decode step forks some hundred times within a millisecond or so, so the next fork comes
+// within microseconds while a step runs. 2,000 pauses are 20 to 60 us, about what a futex wake-up costs.
+constexpr int kSpins = 2000;
+
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+}  // namespace
+
+int UsableCores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    if (const int count = CPU_COUNT(&set); count > 0) return count;
+  }
+  const unsigned count = std::thread::hardware_concurrency();
+  return count > 0 ? static_cast<int>(count) : 1;
+}
+
+ThreadPool::ThreadPool(int threads) {
+  const int size = threads > 0 ? threads : UsableCores();
+  workers_.reserve(static_cast<size_t>(size - 1));
+  for (int i = 1; i < size; ++i) workers_.emplace_back([this, i] { Work(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true, std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_release);
+  epoch_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::TakeTasks(int thread) {
+  for (;;) {
+    const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+    if (task >= tasks_) return;
+    function_(context_, task, thread);
+  }
+}
+
+void ThreadPool::Run(int64_t tasks, Function function, void* context) {
+  if (workers_.empty() || tasks <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) function(context, task, 0);
+    return;
+  }
+  THERMOE_CHECK(working_.load(std::memory_order_relaxed) == 0);
+  function_ = function;
+  context_ = context;
+  tasks_ = tasks;
+  next_.store(0, std::memory_order_relaxed);
+  working_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_release);
+  epoch_.notify_all();
+  TakeTasks(0);
+  for (int spins = 0;;) {
+    const int32_t working = working_.load(std::memory_order_acquire);
+    if (working == 0) return;
+    if (++spins < kSpins) {
+      Pause();
+    } else {
+      working_.wait(working, std::memory_order_acquire);
+    }
+  }
+}
+
+void ThreadPool::Work(int thread) {
+  uint32_t seen = 0;
+  for (;;) {
+    for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen;) {
+      if (++spins < kSpins) {
+        Pause();
+      } else {
+        epoch_.wait(seen, std::memory_order_acquire);
+      }
+    }
+    ++seen;
+    if (stop_.load(std::memory_order_relaxed)) return;
+    TakeTasks(thread);
+    if (working_.fetch_sub(1, std::memory_order_acq_rel) == 1) working_.notify_one();
+  }
+}
+
+}  // namespace thermoe

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// A fixed team of threads for fork-join loops. The caller is a member of the team, so one thread means none is started.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace thermoe {
+
+class ThreadPool {
+ public:
+  // threads <= 0: one per core that this process may use.
+  explicit ThreadPool(int threads = 0);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls body(task, thread) for every task in [0, tasks), each exactly once, on some thread of the team in
+  // [0, size()); returns when all are done. Not reentrant. Does not allocate.
+  template <typename Body>
+  void ParallelFor(int64_t tasks, Body&& body) {
+    using Plain = std::remove_reference_t<Body>;
+    Run(tasks, [](void* context, int64_t task, int thread) { (*static_cast<Plain*>(context))(task, thread); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+ private:
+  using Function = void (*)(void* context, int64_t task, int thread);
+
+  void Run(int64_t tasks, Function function, void* context);
+  void Work(int thread);
+  void TakeTasks(int thread);
+
+  std::vector<std::thread> workers_;
+  Function function_ = nullptr;
+  void* context_ = nullptr;
+  int64_t tasks_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<uint32_t> epoch_{0};   // rises once per Run; workers wait for it
+  alignas(64) std::atomic<int32_t> working_{0};  // workers that have not finished this epoch
+  std::atomic<bool> stop_{false};
+};
+
+// Cores that this process may use (its affinity mask).
+int UsableCores();
+
+}  // namespace thermoe
