@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+// thermoe eval: how well a model predicts texts, plainly or steered.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "base/errors.h"
+#include "command.h"
+#include "eval_score.h"
+#include "eval_windows.h"
+#include "flags.h"
+#include "help.h"
+#include "interrupt.h"
+#include "json_out.h"
+#include "model_options.h"
+#include "steering_options.h"
+#include "table.h"
+#include "terminal.h"
+#include "text_input.h"
+
+namespace thermoe {
+namespace {
+
+constexpr const char* kGroup = "Window options";
+constexpr const char* kOutputGroup = "Output options";
+constexpr int kDefaultWindow = 512;
+
+const HelpPage kPage = {
+    "thermoe eval MODEL TEXT... [FLAGS...]",
+    "Measures the mean negative log-likelihood (nats per token) and the perplexity that MODEL gives to each TEXT.\n"
+    "\n"
+    "A text is cut into windows, each scored in a context of its own. With --documents join (default) NUL bytes "
+    "become newlines and a window has W inputs and W predictions: position i predicts id i + 1, the last one the "
+    "first id of the next window; with a stride S < W windows overlap and each after the first counts only its last "
+    "S predictions. With --documents split, windows of W ids and W - 1 predictions lie inside the documents that "
+    "NUL bytes separate, and what is left over is dropped.\n"
+    "\n"
+    "Windows run through prefill, one after the other. With --batch B, B consecutive windows are decoded in lock "
+    "step, teacher-forced; batch-aware selection (--k0) acts only there. A window's first id is a prefill row, so "
+    "its experts are chosen plainly.\n"
+    "\n"
+    "'experts read' is the expert bytes read per MoE layer in units of whole 8-bit experts (an expert read by its hi "
+    "plane alone counts 18/34): per token, or with --batch per step, where all tokens share what is read. "
+    "--baseline also scores the same windows with neutral steering and prints the paired change with its standard "
+    "error over windows.",
+    " thermoe eval model.gguf book.txt\n"
+    " thermoe eval model.gguf *.txt --window 512 --max-chars 40000 --max-tokens 4097 --json\n"
+    " thermoe eval model.gguf book.txt --documents split --window 1024 --sample 32 --k-max 6 --baseline\n"
+    " thermoe eval model.gguf book.txt --documents split --window 1024 --sample 32 --batch 16 --k0 4 --baseline"};
+
+struct EvalFlags {
+  ModelFlags model;
+  SteeringFlags steering;
+  std::vector<std::string> texts;
+  std::string documents = "join";
+  std::string newlines = "unix";
+  std::optional<int> window, stride, batch, sample;
+  std::optional<int64_t> max_chars, max_tokens;
+  bool baseline = false;
+  bool json = false;
+};
+
+struct FileScores {
+  std::string file;
+  Scores steered;
+  std::optional<Scores> plain;  // --baseline
+};
+
+// Mean and standard error of the windows' own mean changes.
+struct Change {
+  double mean_nats = 0;
+  double error_nats = 0;  // NaN with fewer than two windows
+};
+
+Change PairedChange(const Scores& steered, const Scores& plain) {
+  const size_t count = plain.windows.size();
+  std::vector<double> changes;
+  double mean = 0;
+  for (size_t i = 0; i < count; ++i) {
+    changes.push_back(steered.windows[i].mean_nll() - plain.windows[i].mean_nll());
+    mean += changes.back() / static_cast<double>(count);
+  }
+  double squares = 0;
+  for (const double change : changes) squares += (change - mean) * (change - mean);
+  const double n = static_cast<double>(count);
+  return {steered.mean_nll() - plain.mean_nll(), count < 2 ? NAN : std::sqrt(squares / (n - 1) / n)};
+}
+
+Result<WindowOptions> WindowOptionsFrom(const EvalFlags& flags, int model_context) {
+  WindowOptions options;
+  options.documents = flags.documents == "split" ? Documents::kSplit : Documents::kJoin;
+  options.unix_newlines = flags.newlines == "unix";
+  const bool split = options.documents == Documents::kSplit;
+  options.window = flags.window.value_or(std::min(kDefaultWindow, model_context));
+  if (options.window > model_context) {
+    return InvalidArgument("--window {} is longer than the model's context of {}; choose a smaller one",
+                           options.window, model_context);
+  }
+  options.stride = flags.stride.value_or(options.window);
+  if (split && flags.stride) return InvalidArgument("--stride goes with --documents join; split windows do not overlap");
+  if (split && flags.max_tokens) return InvalidArgument("--max-tokens goes with --documents join; use --sample");
+  if (options.stride > options.window) {
+    return InvalidArgument("--stride {} is longer than --window {}; predictions in between would not count",
+                           options.stride, options.window);
+  }
+  options.max_chars = flags.max_chars.value_or(0);
+  options.max_tokens = flags.max_tokens.value_or(0);
+  options.sample = flags.sample.value_or(0);
+  return options;
+}
+
+Result<Scores> ScoreWindows(const EvalFlags& flags, Engine* engine, const std::vector<EvalWindow>& windows,
+                            const std::string& label) {
+  int64_t total = 0;
+  for (const EvalWindow& window : windows) total += static_cast<int64_t>(window.ids.size()) - 1;
+  ProgressBar bar(label);
+  const ScoreProgress progress = [&](int64_t done) { bar.Update(static_cast<double>(done) / static_cast<double>(total)); };
+  return flags.batch ? ScoreByDecode(engine, windows, *flags.batch, progress)
+                     : ScoreByPrefill(engine, windows, progress);
+}
+
+Result<FileScores> EvaluateFile(const EvalFlags& flags, const WindowOptions& options,
+                                const std::shared_ptr<const Steering>& steering, Engine* engine,
+                                const std::string& path, const std::string& text) {
+  const Result<std::vector<EvalWindow>> windows = CutWindows(text, path, engine->model().tokenizer(), options);
+  if (!windows.ok()) return windows.status();
+  const std::string name = std::filesystem::path(path).filename().string();
+  FileScores scores;
+  scores.file = path;
+  if (flags.baseline) {
+    THERMOE_RETURN_IF_ERROR(engine->SetSteering(nullptr));
+    Result<Scores> plain = ScoreWindows(flags, engine, *windows, "plain " + name);
+    if (!plain.ok()) return plain.status();
+    scores.plain = std::move(*plain);
+  }
+  THERMOE_RETURN_IF_ERROR(engine->SetSteering(steering));
+  Result<Scores> steered = ScoreWindows(flags, engine, *windows, "eval " + name);
+  if (!steered.ok()) return steered.status();
+  scores.steered = std::move(*steered);
+  return scores;
+}
+
+double ExpertsRead(const EvalFlags& flags, const ExpertUse& use) {
+  return flags.batch ? use.ExpertsReadPerStep() : use.ExpertsReadPerToken();
+}
+
+void AddUse(const EvalFlags& flags, const Scores& scores, Json* json) {
+  const ExpertUse& use = scores.use;
+  (*json)["distinct_experts"] = flags.batch ? Json(use.MeanDistinct()) : Json();
+  (*json)["experts_read"] = ExpertsRead(flags, use);
+  (*json)["slots_per_token"] = use.MeanSlots();
+  (*json)["gate_mass_lost_frac"] = use.MeanGateMassLost();
+}
+
+Json FileJson(const EvalFlags& flags, const FileScores& file) {
+  const auto window_nll = [](const Scores& scores) {
+    Json list = Json::array();
+    for (const WindowScore& window : scores.windows) list.push_back(window.mean_nll());
+    return list;
+  };
+  Json json;
+  json["file"] = file.file;
+  json["tokens"] = file.steered.tokens();
+  json["mean_nll"] = file.steered.mean_nll();
+  json["perplexity"] = std::exp(file.steered.mean_nll());
+  json["windows"] = file.steered.windows.size();
+  json["window_nll"] = window_nll(file.steered);
+  AddUse(flags, file.steered, &json);
+  json["baseline"] = Json();
+  if (file.plain) {
+    const Change change = PairedChange(file.steered, *file.plain);
+    Json baseline;
+    baseline["mean_nll"] = file.plain->mean_nll();
+    baseline["perplexity"] = std::exp(file.plain->mean_nll());
+    baseline["change_nats"] = change.mean_nats;
+    baseline["change_error_nats"] = std::isnan(change.error_nats) ? Json() : Json(change.error_nats);
+    baseline["window_nll"] = window_nll(*file.plain);
+    AddUse(flags, *file.plain, &baseline);
+    json["baseline"] = std::move(baseline);
+  }
+  return json;
+}
+
+void PrintJson(const EvalFlags& flags, const WindowOptions& options, const Engine& engine,
+               const std::vector<FileScores>& files) {
+  const auto limit = [](int64_t value) { return value > 0 ? Json(value) : Json(); };
+  Json json = NewDocument();
+  json["model"] = ModelJson(engine.model().info());
+  json["engine"] = engine.Describe();
+  Json protocol;
+  protocol["documents"] = flags.documents;
+  protocol["newlines"] = flags.newlines;
+  protocol["window"] = options.window;
+  protocol["stride"] = options.stride;
+  protocol["batch"] = flags.batch ? Json(*flags.batch) : Json();
+  protocol["max_chars"] = limit(options.max_chars);
+  protocol["max_tokens"] = limit(options.max_tokens);
+  protocol["sample"] = limit(options.sample);
+  json["protocol"] = std::move(protocol);
+  json["steering"] = SteeringJson(flags.steering);
+  json["files"] = Json::array();
+  for (const FileScores& file : files) json["files"].push_back(FileJson(flags, file));
+  PrintJsonLine(json);
+}
+
+void PrintTable(const EvalFlags& flags, const std::vector<FileScores>& files) {
+  const bool use = flags.batch || flags.steering.steers();
+  std::vector<std::string> titles = {"file", "tokens", "windows", "mean NLL", "perplexity"};
+  if (flags.baseline) titles.insert(titles.end(), {"change", "std. error"});
+  if (use && flags.batch) titles.push_back("distinct");
+  if (use) titles.insert(titles.end(), {"experts read", "slots/token", "mass lost"});
+  Table table(std::move(titles));
+  for (const FileScores& file : files) {
+    const Scores& scores = file.steered;
+    std::vector<std::string> row = {std::filesystem::path(file.file).filename().string(), WithCommas(scores.tokens()),
+                                    WithCommas(static_cast<int64_t>(scores.windows.size())),
+                                    fmt::format("{:.4f}", scores.mean_nll()),
+                                    fmt::format("{:.3f}", std::exp(scores.mean_nll()))};
+    if (file.plain) {
+      const Change change = PairedChange(scores, *file.plain);
+      row.push_back(fmt::format("{:+.4f}", change.mean_nats));
+      row.push_back(std::isnan(change.error_nats) ? "-" : fmt::format("{:.4f}", change.error_nats));
+    }
+    if (use && flags.batch) row.push_back(fmt::format("{:.2f}", scores.use.MeanDistinct()));
+    if (use) {
+      row.push_back(fmt::format("{:.2f}", ExpertsRead(flags, scores.use)));
+      row.push_back(fmt::format("{:.2f}", scores.use.MeanSlots()));
+      row.push_back(fmt::format("{:.2f} %", 100 * scores.use.MeanGateMassLost()));
+    }
+    table.Add(std::move(row));
+  }
+  table.Print();
+}
+
+Status Run(const EvalFlags& flags) {
+  THERMOE_RETURN_IF_ERROR(CheckSteering(flags.steering));
+  if (flags.steering.k0 && !flags.batch) {
+    return InvalidArgument("--k0 acts on decode steps only; add --batch N to decode N windows in lock step");
+  }
+  std::vector<std::string> texts;
+  for (const std::string& path : flags.texts) {
+    Result<std::string> text = ReadTextFile(path);
+    if (!text.ok()) return text.status();
+    texts.push_back(std::move(*text));
+  }
+  Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage());
+  if (!opened.ok()) return opened.status();
+  const Result<WindowOptions> options = WindowOptionsFrom(flags, opened->model->info().context);
+  if (!options.ok()) return options.status();
+  EngineOptions engine_options = EngineOptionsFrom(flags.model);
+  engine_options.context = options->window;
+  engine_options.max_sequences = flags.batch.value_or(1);
+  // All first ids of a batch must fit one step, or its windows would not run in lock step.
+  engine_options.prefill_chunk = std::max(engine_options.prefill_chunk, engine_options.max_sequences);
+  Result<std::unique_ptr<Engine>> engine = Engine::Create(opened->model, engine_options);
+  if (!engine.ok()) return engine.status();
+  Result<std::shared_ptr<const Steering>> steering = BuildSteering(flags.steering, opened->model->info());
+  if (!steering.ok()) return steering.status();
+  THERMOE_RETURN_IF_ERROR((*engine)->SetSteering(*steering));
+  std::vector<FileScores> files;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    Result<FileScores> scores = EvaluateFile(flags, *options, *steering, engine->get(), flags.texts[i], texts[i]);
+    if (!scores.ok()) return scores.status();
+    files.push_back(std::move(*scores));
+  }
+  if (flags.json) {
+    PrintJson(flags, *options, **engine, files);
+  } else {
+    PrintTable(flags, files);
+  }
+  return Status::Ok();
+}
+
+}  // namespace
+
+Command MakeEvalCommand(CLI::App* root) {
+  CLI::App* app = root->add_subcommand("eval", "measure how well a model predicts texts");
+  auto flags = std::make_shared<EvalFlags>();
+  SetHelpPage(app, kPage);
+  AddModelArgument(app, &flags->model, /*required=*/true);
+  app->add_option("TEXT", flags->texts, "UTF-8 text files.")->required();
+  AddNumber(app, "--window", &flags->window, {2, 1 << 24}, "Window length W in tokens; default 512, or the context.")
+      ->group(kGroup);
+  AddNumber(app, "--stride", &flags->stride, {1, 1 << 24}, "Step S from window to window; default W.")->group(kGroup);
+  AddNumber(app, "--max-chars", &flags->max_chars, {1, kMostSeed}, "Use the first N characters of each text.")
+      ->group(kGroup);
+  AddNumber(app, "--max-tokens", &flags->max_tokens, {2, kMostSeed}, "Use the first N tokens of each text.")
+      ->group(kGroup);
+  AddChoice(app, "--documents", &flags->documents, {"join", "split"}, "What NUL bytes in a text mean; default join.")
+      ->group(kGroup);
+  AddChoice(app, "--newlines", &flags->newlines, {"unix", "keep"},
+            "unix (default) reads CR LF and CR as LF; keep leaves a text's bytes as they are.")
+      ->group(kGroup);
+  AddNumber(app, "--sample", &flags->sample, {1, 1 << 24},
+            "Of all windows of a text take every (count / N)-th, rounded down, up to N.")
+      ->group(kGroup);
+  AddNumber(app, "--batch", &flags->batch, {1, 4096}, "Decode N windows in lock step instead of prefilling each.")
+      ->group(kGroup);
+  AddSteeringFlags(app, &flags->steering);
+  app->add_flag("--baseline", flags->baseline, "Compare with neutral steering on the same windows.")
+      ->group("Steering options");
+  AddEngineFlags(app, &flags->model);
+  app->add_flag("--json", flags->json, "Print one JSON object; errors become JSON too.")->group(kOutputGroup);
+  return {app, [flags] { return Run(*flags); }};
+}
+
+}  // namespace thermoe

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// thermoe run: flags, and which of the three ways to run.
+#include <unistd.h>
+
+#include <memory>
+#include <utility>
+
+#include "base/errors.h"
+#include "command.h"
+#include "flags.h"
+#include "help.h"
+#include "run.h"
+#include "terminal.h"
+#include "text_input.h"
+
+namespace thermoe {
+namespace {
+
+constexpr const char* kPromptGroup = "Prompt options";
+constexpr const char* kOutputGroup = "Output options";
+
+const HelpPage kPage = {
+    "thermoe run [MODEL] [-p TEXT | -f FILE] [FLAGS...]\n"
+    "thermoe run [MODEL] < FILE\n"
+    "thermoe run [MODEL] --prompts FILE.jsonl [--parallel N]",
+    "Writes text with a model and prints it as it comes. The prompt is -p, -f or standard input; one newline at the "
+    "end of a file or pipe is dropped. Without --chat the text goes in raw and is continued; with --chat it is put "
+    "into the model's chat template as the user's message.\n"
+    "\n"
+    "With neither prompt nor pipe, run is interactive: each line is continued (or answered) and the conversation "
+    "stays in the context. /help, /reset and /exit are its commands; Ctrl-C stops the text being written and a "
+    "second one leaves.\n"
+    "\n"
+    "With --prompts, each line of FILE is a JSON object with a \"prompt\" and, if wanted, \"id\", \"n\", \"temp\", "
+    "\"top_k\", \"top_p\", \"min_p\", \"repeat_penalty\", \"repeat_last\", \"seed\", \"greedy\" and \"system\". "
+    "Up to --parallel of them run as one batch; results are JSON lines in input order.\n"
+    "\n"
+    "Generated text goes to standard output, everything else to standard error. A line of timings ends the run; its "
+    "seed repeats it. docs/json.md describes the JSON.",
+    " thermoe run -p 'It was a dark and stormy night'\n"
+    " thermoe run model.gguf -f chapter.txt -n 400 --temp 0.7 --seed 1\n"
+    " thermoe run model.gguf --chat -p 'Why is the sky blue?' --greedy\n"
+    " thermoe run --experts nested --full-slots 1 -p 'Once upon a time'\n"
+    " thermoe run --prompts questions.jsonl --parallel 16 > answers.jsonl"};
+
+Status CheckFlags(const RunFlags& flags) {
+  const int prompts = (flags.prompt ? 1 : 0) + (flags.file.empty() ? 0 : 1) + (flags.prompts.empty() ? 0 : 1);
+  if (prompts > 1) return InvalidArgument("-p, -f and --prompts exclude each other; give one of them");
+  if (flags.parallel && flags.prompts.empty()) return InvalidArgument("--parallel goes with --prompts; add a file");
+  if (flags.system && !flags.chats()) return InvalidArgument("--system needs --chat or --chat-template");
+  if (flags.prompt && flags.prompt->empty()) return InvalidArgument("-p: the prompt is empty; give it some text");
+  return CheckSteering(flags.steering);
+}
+
+Result<std::shared_ptr<const ChatTemplate>> ChooseTemplate(const RunFlags& flags, const Model& model) {
+  if (!flags.chats()) return std::shared_ptr<const ChatTemplate>();
+  if (!flags.chat_template.empty()) {
+    Result<std::shared_ptr<const ChatTemplate>> chosen = FindChatTemplate(flags.chat_template);
+    if (!chosen.ok()) return InvalidArgument("--chat-template: {}", chosen.status().message());
+    return chosen;
+  }
+  Result<std::shared_ptr<const ChatTemplate>> own = model.chat_template();
+  if (!own.ok()) {
+    return Status(own.status().code(), fmt::format("--chat: {}; choose one with --chat-template ({})",
+                                                   own.status().message(), ChatTemplateNames()));
+  }
+  return own;
+}
+
+Result<RunContext> Prepare(const RunFlags& flags) {
+  RunContext context;
+  context.flags = flags;
+  context.seed = flags.sampling.seed ? *flags.sampling.seed : RandomSeed();
+  Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage());
+  if (!opened.ok()) return opened.status();
+  context.model = std::move(opened->model);
+  context.load_ms = opened->load_ms;
+  Result<std::shared_ptr<const ChatTemplate>> chat = ChooseTemplate(flags, *context.model);
+  if (!chat.ok()) return chat.status();
+  context.chat = std::move(*chat);
+  if (const int most = context.model->info().context; flags.context > most) {
+    return InvalidArgument("--ctx {} is longer than the model's context of {}; choose a smaller one", flags.context, most);
+  }
+  EngineOptions options = EngineOptionsFrom(flags.model);
+  options.context = flags.context;
+  options.max_sequences = flags.prompts.empty() ? 1 : flags.parallel.value_or(kDefaultParallel);
+  Result<std::unique_ptr<Engine>> engine = Engine::Create(context.model, options);
+  if (!engine.ok()) return engine.status();
+  context.engine = std::move(*engine);
+  THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, context.engine.get()));
+  return context;
+}
+
+Status Run(const RunFlags& flags) {
+  THERMOE_RETURN_IF_ERROR(CheckFlags(flags));
+  // A wrong path is told before anything waits for standard input.
+  if (const Result<std::string> path = ResolveModel(flags.model.model); !path.ok()) return path.status();
+  const bool from_input = !flags.prompt && flags.file.empty() && flags.prompts.empty();
+  const bool interactive = from_input && IsTerminal(STDIN_FILENO);
+  if (interactive && flags.json) return InvalidArgument("--json needs a prompt; give -p, -f or a pipe");
+
+  // Texts are read and checked before the model, which may take long to load.
+  std::string text = flags.prompt.value_or("");
+  std::string source = "-p";
+  if (!interactive && !flags.prompt) {
+    source = !flags.prompts.empty() ? flags.prompts : from_input ? "-" : flags.file;
+    Result<std::string> read = ReadTextFile(source);
+    if (!read.ok()) return read.status();
+    text = std::move(*read);
+    if (source == "-") source = "standard input";
+    if (flags.prompts.empty() && text.ends_with('\n')) text.pop_back();
+  } else if (flags.prompt) {
+    THERMOE_RETURN_IF_ERROR(CheckUtf8(text, source));
+  }
+  if (!interactive && text.empty()) {
+    return InvalidArgument("{}: the prompt is empty; give text with -p, -f or a pipe", source);
+  }
+  Result<RunContext> context = Prepare(flags);
+  if (!context.ok()) return context.status();
+  if (!flags.prompts.empty()) return RunPrompts(&*context, text);
+  return interactive ? RunInteractive(&*context) : RunOnce(&*context, text, source);
+}
+
+}  // namespace
+
+Command MakeRunCommand(CLI::App* root) {
+  CLI::App* app = root->add_subcommand("run", "write text with a model");
+  auto flags = std::make_shared<RunFlags>();
+  SetHelpPage(app, kPage);
+  AddModelArgument(app, &flags->model, /*required=*/false);
+  app->add_option("-p,--prompt", flags->prompt, "The prompt.")->type_name("TEXT")->group(kPromptGroup);
+  app->add_option("-f,--file", flags->file, "Read the prompt from FILE; - is standard input.")
+      ->type_name("FILE")
+      ->group(kPromptGroup);
+  app->add_flag("--chat", flags->chat, "Use the chat template that the model file names.")->group(kPromptGroup);
+  app->add_option("--chat-template", flags->chat_template,
+                  "Use this chat template: " + ChatTemplateNames() + ". Implies --chat.")
+      ->type_name("NAME")
+      ->group(kPromptGroup);
+  app->add_option("--system", flags->system, "System message of a chat.")->type_name("TEXT")->group(kPromptGroup);
+  app->add_option("--prompts", flags->prompts, "Run every prompt of a JSON Lines file; - is standard input.")
+      ->type_name("FILE")
+      ->group(kPromptGroup);
+  AddNumber(app, "--parallel", &flags->parallel, {1, 4096}, "Prompts of --prompts in one batch; default 4.")
+      ->group(kPromptGroup);
+  AddSamplingFlags(app, &flags->sampling);
+  AddSteeringFlags(app, &flags->steering);
+  AddNumber(app, "--ctx", &flags->context, {1, kMostInt},
+            "Longest sequence in tokens, prompt and generated text together; default: the model's own.")
+      ->group("Engine options");
+  AddEngineFlags(app, &flags->model);
+  app->add_flag("--json", flags->json, "Print one JSON object instead of text; errors become JSON too.")
+      ->group(kOutputGroup);
+  app->add_flag("-q,--quiet", flags->quiet, "No line of timings.")->group(kOutputGroup);
+  return {app, [flags] { return Run(*flags); }};
+}
+
+}  // namespace thermoe

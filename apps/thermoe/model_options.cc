@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model_options.h"
+
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "base/errors.h"
+#include "flags.h"
+#include "interrupt.h"
+#include "terminal.h"
+
+namespace thermoe {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kBundledModel = "ember-22m-q8_0.gguf";
+
+std::vector<fs::path> BundledModelPlaces() {
+  std::vector<fs::path> places;
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error);
+  if (!error) places.push_back(program.parent_path() / "../share/thermoe/models" / kBundledModel);
+  places.push_back(fs::path(THERMOE_MODELS_DIR) / kBundledModel);
+  return places;
+}
+
+}  // namespace
+
+CLI::Option* AddModelArgument(CLI::App* app, ModelFlags* flags, bool required) {
+  const char* help = "A .gguf file, or a Hugging Face folder with config.json, *.safetensors and tokenizer.json.";
+  CLI::Option* option = app->add_option("MODEL", flags->model,
+                                        required ? help : std::string(help) + " Default: the bundled model.");
+  return required ? option->required() : option;
+}
+
+void AddEngineFlags(CLI::App* app, ModelFlags* flags) {
+  AddNumber(app, "--threads", &flags->threads, {1, 1024}, "Threads; default: one per core this process may use.")
+      ->group("Engine options");
+  AddNumber(app, "--prefill-chunk", &flags->prefill_chunk, {1, 8192},
+            "Prompt tokens computed in one step; default 256. Results do not depend on it.")
+      ->group("Engine options");
+}
+
+Result<std::string> ResolveModel(const std::string& given) {
+  std::error_code error;
+  if (!given.empty()) {
+    if (fs::exists(given, error)) return given;
+    const bool text = given.find(' ') != std::string::npos;
+    return NotFound("{}: no such file or folder; MODEL is a .gguf file or a Hugging Face folder{}", given,
+                    text ? ", and text goes after -p" : "");
+  }
+  if (const char* chosen = std::getenv("THERMOE_MODEL"); chosen != nullptr && *chosen != '\0') {
+    if (fs::exists(chosen, error)) return std::string(chosen);
+    return NotFound("{}: no such file or folder; it is what THERMOE_MODEL says", chosen);
+  }
+  std::string looked;
+  for (const fs::path& place : BundledModelPlaces()) {
+    if (fs::exists(place, error)) return place.lexically_normal().string();
+    looked += (looked.empty() ? "" : " and ") + place.lexically_normal().string();
+  }
+  return NotFound("the bundled model was not found at {}; give a MODEL or set THERMOE_MODEL", looked);
+}
+
+Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts) {
+  Result<std::string> path = ResolveModel(flags.model);
+  if (!path.ok()) return path.status();
+  ProgressBar bar("loading " + fs::path(*path).filename().string());
+  const auto start = std::chrono::steady_clock::now();
+  Result<std::shared_ptr<const Model>> model = Model::Load(*path, {experts, BarProgress(&bar)});
+  if (!model.ok()) return model.status().code() == StatusCode::kCancelled ? InterruptedStatus() : model.status();
+  const std::chrono::duration<double, std::milli> load_ms = std::chrono::steady_clock::now() - start;
+  return OpenedModel{std::move(*model), load_ms.count()};
+}
+
+EngineOptions EngineOptionsFrom(const ModelFlags& flags) {
+  EngineOptions options;
+  options.threads = flags.threads;
+  options.prefill_chunk = flags.prefill_chunk;
+  return options;
+}
+
+}  // namespace thermoe

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Flags that every command with a model shares: which model, how its experts are kept, how many threads.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <string>
+
+#include "thermoe/engine.h"
+#include "thermoe/model.h"
+#include "thermoe/status.h"
+
+namespace thermoe {
+
+struct ModelFlags {
+  std::string model;  // empty: THERMOE_MODEL, else the bundled model
+  int threads = 0;
+  int prefill_chunk = 256;
+};
+
+CLI::Option* AddModelArgument(CLI::App* app, ModelFlags* flags, bool required);
+void AddEngineFlags(CLI::App* app, ModelFlags* flags);
+
+// The path to load: `given`, else THERMOE_MODEL, else the bundled model beside the program or in the source tree.
+// kNotFound names the path and, for what looks like text, where text goes.
+Result<std::string> ResolveModel(const std::string& given);
+
+struct OpenedModel {
+  std::shared_ptr<const Model> model;
+  double load_ms = 0;
+};
+// ResolveModel and Model::Load with a progress bar.
+Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts);
+
+// Options that `flags` decide; the caller adds context and sequences.
+EngineOptions EngineOptionsFrom(const ModelFlags& flags);
+
+}  // namespace thermoe

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// Text from files and pipes: always whole, always checked to be UTF-8.
+#pragma once
+
+#include <string>
+
+#include "thermoe/status.h"
+
+namespace thermoe {
+
+// The bytes of `path` ("-": standard input). Errors: kNotFound, kInvalidArgument (a folder, unreadable).
+Result<std::string> ReadFile(const std::string& path);
+// ReadFile, then CheckUtf8.
+Result<std::string> ReadTextFile(const std::string& path);
+
+// kInvalidArgument names `source`, the offset and the byte.
+Status CheckUtf8(const std::string& text, const std::string& source);
+
+}  // namespace thermoe
