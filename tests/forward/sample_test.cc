@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "forward/sample.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <map>
+
+namespace thermoe {
+namespace {
+
+std::map<TokenId, double> Frequencies(std::vector<float> logits, const SamplingOptions& options, int draws = 20000) {
+  Sampler sampler(static_cast<int32_t>(logits.size()));
+  Random random(5);
+  std::map<TokenId, double> counts;
+  for (int i = 0; i < draws; ++i) {
+    std::vector<float> copy = logits;
+    counts[sampler.Sample(copy, options, {}, &random)] += 1.0 / draws;
+  }
+  return counts;
+}
+
+SamplingOptions AtTemperature(float temperature) {
+  SamplingOptions options;
+  options.temperature = temperature;
+  return options;
+}
+
+TEST(Sampler, GreedyTakesTheFirstBest) {
+  std::vector<float> logits = {1, 3, 3, 2};
+  Sampler sampler(4);
+  Random random(1);
+  EXPECT_EQ(sampler.Sample(logits, {}, {}, &random), 1);
+}
+
+TEST(Sampler, DrawsFollowTheSoftmaxAtATemperature) {
+  const std::vector<float> logits = {0.0f, 1.0f, 2.0f};
+  for (const float temperature : {0.5f, 1.0f, 2.0f}) {
+    double total = 0;
+    for (const float logit : logits) total += std::exp(logit / temperature);
+    const auto seen = Frequencies(logits, AtTemperature(temperature));
+    for (size_t i = 0; i < logits.size(); ++i) {
+      EXPECT_NEAR(seen.at(static_cast<TokenId>(i)), std::exp(logits[i] / temperature) / total, 0.015);
+    }
+  }
+}
+
+TEST(Sampler, CutsKeepWhatTheyPromise) {
+  const std::vector<float> logits = {std::log(0.5f), std::log(0.3f), std::log(0.15f), std::log(0.05f)};
+  SamplingOptions options = AtTemperature(1);
+  options.top_k = 2;
+  EXPECT_EQ(Frequencies(logits, options).size(), 2u);
+  options = AtTemperature(1);
+  options.top_p = 0.81f;  // 0.5 + 0.3 falls short, so the third stays
+  EXPECT_EQ(Frequencies(logits, options).size(), 3u);
+  options.top_p = 0.4f;
+  EXPECT_EQ(Frequencies(logits, options).size(), 1u);
+  options = AtTemperature(1);
+  options.min_p = 0.25f;  // of 0.5: 0.125
+  EXPECT_EQ(Frequencies(logits, options).size(), 3u);
+}
+
+TEST(Sampler, PenaltyLowersRecentIdsOnce) {
+  Sampler sampler(3);
+  Random random(1);
+  SamplingOptions options;
+  options.repetition_penalty = 2;
+  std::vector<float> logits = {3.0f, 2.0f, -1.0f};
+  const std::vector<TokenId> recent = {0, 0, 2};
+  float logit = 0;
+  EXPECT_EQ(sampler.Sample(logits, options, recent, &random, &logit), 1);
+  EXPECT_EQ(logits, (std::vector<float>{1.5f, 2.0f, -2.0f}));
+  EXPECT_EQ(logit, 2.0f);
+}
+
+TEST(Sampler, NotANumberIsNeverChosen) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> logits = {nan, 1, nan, 0.5f};
+  const auto seen = Frequencies(logits, AtTemperature(1), 200);
+  EXPECT_EQ(seen.count(0) + seen.count(2), 0u);
+  logits = {nan, nan};
+  Sampler sampler(2);
+  Random random(1);
+  EXPECT_EQ(sampler.Sample(logits, {}, {}, &random), 0);
+}
+
+TEST(Sampler, SameSeedSameDraws) {
+  Sampler sampler(100);
+  const auto draw = [&](uint64_t seed) {
+    Random random(seed);
+    std::vector<TokenId> ids;
+    for (int i = 0; i < 50; ++i) {
+      std::vector<float> logits(100);
+      for (size_t j = 0; j < logits.size(); ++j) logits[j] = static_cast<float>((j * 37 + static_cast<size_t>(i)) % 11);
+      ids.push_back(sampler.Sample(logits, AtTemperature(1), {}, &random));
+    }
+    return ids;
+  };
+  EXPECT_EQ(draw(3), draw(3));
+  EXPECT_NE(draw(3), draw(4));
+}
+
+TEST(CheckSampling, NamesTheOption) {
+  SamplingOptions options;
+  EXPECT_TRUE(CheckSampling(options).ok());
+  options.top_p = 0;
+  EXPECT_NE(CheckSampling(options).message().find("top-p"), std::string::npos);
+  options = {};
+  options.temperature = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_NE(CheckSampling(options).message().find("temperature"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace thermoe

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+
+#include "loader_test_files.h"
+
+namespace thermoe {
+namespace {
+
+constexpr const char* kArchs[] = {"olmoe", "qwen3moe", "mixtral", "qwen2moe"};
+constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0};
+
+struct Moments {
+  double mean = 0, deviation = 0;
+};
+Moments MomentsOf(const std::vector<float>& values) {
+  double sum = 0, squares = 0;
+  for (float value : values) sum += value, squares += double{value} * value;
+  const double mean = sum / static_cast<double>(values.size());
+  return {mean, std::sqrt(squares / static_cast<double>(values.size()) - mean * mean)};
+}
+
+TEST(Synth, EveryArchitectureAndTypeLoadsWithItsConfig) {
+  const TempFolder folder;
+  for (const char* arch : kArchs) {
+    for (DType type : kTypes) {
+      SCOPED_TRACE(std::string(arch) + " " + std::string(TraitsOf(type).name));
+      WriteBytes(folder / "tiny.gguf", TinyGguf(arch, type));
+      auto loaded = LoadModelFiles(folder / "tiny.gguf");
+      ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+      const LoadedModel& model = **loaded;
+      const ModelConfig want = TinyConfig(arch);
+      const ModelConfig& got = model.config;
+      EXPECT_EQ(got.architecture, arch);
+      EXPECT_EQ(std::tie(got.layers, got.hidden, got.heads, got.kv_heads, got.head_dim, got.vocab, got.context),
+                std::tie(want.layers, want.hidden, want.heads, want.kv_heads, want.head_dim, want.vocab, want.context));
+      EXPECT_EQ(std::tie(got.experts, got.slots, got.expert_width, got.shared_width, got.shared_gate),
+                std::tie(want.experts, want.slots, want.expert_width, want.shared_width, want.shared_gate));
+      EXPECT_EQ(got.attention.qk_norm, want.attention.qk_norm);
+      EXPECT_EQ(got.attention.rope_theta, want.attention.rope_theta);
+      EXPECT_EQ(got.attention.qkv_bias, want.attention.qkv_bias);
+      EXPECT_EQ(got.gate.normalise, want.gate.normalise);
+      EXPECT_EQ(got.norm_epsilon, want.norm_epsilon);
+      EXPECT_FALSE(got.tied_embeddings);
+      EXPECT_EQ(model.tokenizer->vocab_size(), want.vocab);
+      EXPECT_EQ(model.weights.embedding.type, type);
+      EXPECT_EQ(model.weights.layers[1].gate.type, DType::kF32);
+      // A matrix of 288 * 32 weights: the deviation is within 5 % (4 sigma of its own error is 3 %).
+      const Moments output = MomentsOf(Decoded(model.weights.output));
+      EXPECT_NEAR(output.deviation * std::sqrt(32.0), 1.0, 0.05);
+      EXPECT_NEAR(output.mean * std::sqrt(32.0), 0.0, 0.05);
+      EXPECT_NEAR(MomentsOf(model.weights.layers[0].attention_norm).mean, 1.0, 0.1);
+      EXPECT_NE(Decoded(model.weights.layers[0].experts[0].up), Decoded(model.weights.layers[0].experts[1].up));
+      EXPECT_NE(Decoded(model.weights.layers[0].q), Decoded(model.weights.layers[1].q));
+    }
+  }
+}
+
+TEST(Synth, IsDeterministicFromTheSeed) {
+  const TempFolder folder;
+  const auto made = [&](uint64_t seed) {
+    SynthOptions options;
+    options.seed = seed;
+    EXPECT_TRUE(SynthesiseConfig(TinyConfig("olmoe"), options, folder / "m.gguf").ok());
+    return ReadBytes(folder / "m.gguf");
+  };
+  const std::string first = made(5);
+  EXPECT_EQ(made(5), first);
+  EXPECT_NE(made(6), first);
+}
+
+TEST(Synth, RealShapes) {
+  const ModelConfig qwen3 = *SynthConfig("qwen3moe");
+  EXPECT_EQ(qwen3.layers * int64_t{qwen3.experts} * 3 * qwen3.hidden * qwen3.expert_width, 28'991'029'248);  // of 30.5e9
+  const ModelConfig olmoe = *SynthConfig("olmoe");
+  EXPECT_EQ(olmoe.layers * int64_t{olmoe.experts} * 3 * olmoe.hidden * olmoe.expert_width, 6'442'450'944);  // of 6.9e9
+}
+
+TEST(Synth, RefusesWhatItCannotWrite) {
+  const TempFolder folder;
+  SynthOptions options;
+  options.arch = "gpt5";
+  const Status unknown = Synthesise(options, folder / "m.gguf");
+  EXPECT_EQ(unknown.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(unknown.message(), testing::HasSubstr("olmoe, qwen3moe, mixtral, qwen2moe"));
+  options.arch = "olmoe";
+  options.layers = 17;
+  EXPECT_THAT(Synthesise(options, folder / "m.gguf").message(), testing::HasSubstr("16 layers"));
+  ModelConfig narrow = TinyConfig("olmoe");
+  narrow.expert_width = 48;
+  ExpectSentence(SynthesiseConfig(narrow, SynthOptions{}, folder / "m.gguf"), StatusCode::kInvalidArgument,
+                 "tensor blk.0.ffn_down_exps.weight", {"48", "q8_0", "32"});
+  ModelConfig wordless = TinyConfig("olmoe");
+  wordless.vocab = 100;
+  EXPECT_EQ(SynthesiseConfig(wordless, SynthOptions{}, folder / "m.gguf").code(), StatusCode::kInvalidArgument);
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
+}
+
+}  // namespace
+}  // namespace thermoe
