@@ -112,7 +112,7 @@ Status Run(const RunFlags& flags) {
   } else if (flags.prompt) {
     THERMOE_RETURN_IF_ERROR(CheckUtf8(text, source));
   }
-  if (!interactive && text.empty()) {
+  if (!interactive && flags.prompts.empty() && text.empty()) {
     return InvalidArgument("{}: the prompt is empty; give text with -p, -f or a pipe", source);
   }
   Result<RunContext> context = Prepare(flags);

@@ -8,8 +8,10 @@ namespace {
 
 // Length of the well-formed character at text[i], 0 if malformed. `*truncated` is set when the bytes
 // there are a proper prefix of some well-formed character.
-size_t CharacterLength(std::string_view text, size_t i, bool* truncated) {
+// `*malformed` is then how many bytes from i on belong together: the longest prefix of a well-formed character.
+size_t CharacterLength(std::string_view text, size_t i, bool* truncated, size_t* malformed) {
   *truncated = false;
+  *malformed = 1;
   const auto byte = [&](size_t j) { return static_cast<uint8_t>(text[j]); };
   const uint8_t lead = byte(i);
   if (lead < 0x80) return 1;
@@ -29,6 +31,7 @@ size_t CharacterLength(std::string_view text, size_t i, bool* truncated) {
     return 0;
   }
   for (size_t k = 1; k < length; ++k) {
+    *malformed = k;
     if (i + k >= text.size()) {
       *truncated = true;
       return 0;
@@ -43,8 +46,9 @@ size_t CharacterLength(std::string_view text, size_t i, bool* truncated) {
 
 size_t FindInvalidUtf8(std::string_view text) {
   bool truncated = false;
+  size_t malformed = 0;
   for (size_t i = 0; i < text.size();) {
-    const size_t length = CharacterLength(text, i, &truncated);
+    const size_t length = CharacterLength(text, i, &truncated, &malformed);
     if (length == 0) return i;
     i += length;
   }
@@ -57,7 +61,8 @@ size_t CompleteUtf8Prefix(std::string_view text) {
     const size_t i = text.size() - back;
     if ((static_cast<uint8_t>(text[i]) & 0xc0) == 0x80) continue;
     bool truncated = false;
-    CharacterLength(text, i, &truncated);
+    size_t malformed = 0;
+    CharacterLength(text, i, &truncated, &malformed);
     return truncated ? i : text.size();
   }
   return text.size();
@@ -67,16 +72,16 @@ std::string ReplaceInvalidUtf8(std::string_view text) {
   std::string out;
   out.reserve(text.size());
   bool truncated = false;
+  size_t malformed = 0;
   for (size_t i = 0; i < text.size();) {
-    const size_t length = CharacterLength(text, i, &truncated);
+    const size_t length = CharacterLength(text, i, &truncated, &malformed);
     if (length > 0) {
       out.append(text.substr(i, length));
       i += length;
-      continue;
+    } else {
+      out += "\xef\xbf\xbd";
+      i += malformed;
     }
-    out += "\xef\xbf\xbd";
-    // One replacement for the maximal malformed prefix: skip its continuation bytes when truncated.
-    i = truncated ? text.size() : i + 1;
   }
   return out;
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <new>
 #include <sstream>
 
 #include "base/errors.h"
@@ -65,7 +66,7 @@ const char* FinishReasonName(FinishReason reason) {
   return "running";
 }
 
-Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> model, const EngineOptions& options) {
+Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> model, const EngineOptions& options) try {
   const ModelConfig& config = model->impl().config();
   THERMOE_RETURN_IF_ERROR(CheckOptions(options, config));
   const int context = options.context > 0 ? options.context : config.context;
@@ -77,6 +78,8 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> mode
   if (!cache.ok()) return cache.status();
   return std::unique_ptr<Engine>(new EngineImpl(std::move(model), options, context, std::move(threads), std::move(ops).value(),
                                                 std::move(cache).value()));
+} catch (const std::bad_alloc&) {
+  return ResourceExhausted("memory ran out while the engine was made; use a smaller context, chunk or number of sequences");
 }
 
 EngineImpl::EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& options, int context,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "thermoe/model.h"
 
+#include <new>
 #include <numeric>
 
 #include "base/errors.h"
@@ -70,7 +71,7 @@ ModelImpl::ModelImpl(std::unique_ptr<LoadedModel> loaded, ExpertStore experts)
 Model::Model(std::unique_ptr<ModelImpl> impl) : impl_(std::move(impl)) {}
 Model::~Model() = default;
 
-Result<std::shared_ptr<const Model>> Model::Load(const std::string& path, const LoadOptions& options) {
+Result<std::shared_ptr<const Model>> Model::Load(const std::string& path, const LoadOptions& options) try {
   // Making planes reads everything once more, so a nested load reports its two passes as halves.
   const bool nested = options.experts == ExpertStorage::kNested;
   const auto part = [&](double from, double to) -> LoadProgress {
@@ -84,6 +85,8 @@ Result<std::shared_ptr<const Model>> Model::Load(const std::string& path, const 
   if (!experts.ok()) return experts.status();
   auto impl = std::make_unique<ModelImpl>(std::move(loaded).value(), std::move(experts).value());
   return std::shared_ptr<const Model>(new Model(std::move(impl)));
+} catch (const std::bad_alloc&) {
+  return ResourceExhausted("{}: memory ran out while loading; free some, or take a smaller model", path);
 }
 
 const ModelInfo& Model::info() const { return impl_->info(); }

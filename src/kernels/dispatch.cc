@@ -36,7 +36,8 @@ bool MachineHasAvx512() { return false; }
 std::vector<const cpu::KernelTable*> Tables() {
   std::vector<const cpu::KernelTable*> tables = {cpu::PortableKernels()};
   if (const cpu::KernelTable* table = cpu::Avx2Kernels(); table != nullptr && MachineHasAvx2()) tables.push_back(table);
-  if (const cpu::KernelTable* table = cpu::Avx512Kernels(); table != nullptr && MachineHasAvx512()) tables.push_back(table);
+  if (const cpu::KernelTable* table = cpu::Avx512Kernels(); table != nullptr && MachineHasAvx512())
+    tables.push_back(table);
   return tables;
 }
 
@@ -69,8 +70,9 @@ Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool* threads, std::string_view is
   }
   if (chosen == nullptr) {
     const bool known = isa == "avx2" || isa == "avx512";
-    return InvalidArgument("{} instruction set \"{}\" (option isa, or THERMOE_ISA): this machine has {}; leave it empty for the best",
-                           known ? "unavailable" : "unknown", isa, Listed(SupportedIsas()));
+    return InvalidArgument(
+        "{} instruction set \"{}\" (option isa, or THERMOE_ISA): this machine has {}; leave it empty for the best",
+        known ? "unavailable" : "unknown", isa, Listed(SupportedIsas()));
   }
   return std::unique_ptr<Ops>(std::make_unique<cpu::CpuOps>(chosen, threads));
 }
@@ -79,8 +81,10 @@ Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view 
   const std::string_view name = FromEnvironment(backend, "THERMOE_BACKEND");
   if (name == "reference") return MakeReferenceOps();
   if (name.empty() || name == "cpu") return MakeCpuOps(threads, FromEnvironment(isa, "THERMOE_ISA"));
-  return InvalidArgument("unknown backend \"{}\" (option backend, or THERMOE_BACKEND): this build has cpu (instruction sets {}) and reference",
-                         name, Listed(SupportedIsas()));
+  return InvalidArgument(
+      "unknown backend \"{}\" (option backend, or THERMOE_BACKEND): this build has cpu (instruction sets {}) and "
+      "reference",
+      name, Listed(SupportedIsas()));
 }
 
 }  // namespace thermoe::kernels

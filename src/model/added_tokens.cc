@@ -35,8 +35,9 @@ bool StandsAlone(std::string_view text, size_t begin, size_t end) {
 AddedTokenMatcher::AddedTokenMatcher(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
   std::stable_sort(tokens_.begin(), tokens_.end(), [](const auto& a, const auto& b) { return a.text < b.text; });
   // Normalisation can make two texts equal; the first that was listed stays.
-  tokens_.erase(std::unique(tokens_.begin(), tokens_.end(), [](const auto& a, const auto& b) { return a.text == b.text; }),
-                tokens_.end());
+  tokens_.erase(
+      std::unique(tokens_.begin(), tokens_.end(), [](const auto& a, const auto& b) { return a.text == b.text; }),
+      tokens_.end());
   for (uint32_t i = 0; i < tokens_.size(); ++i) {
     Range& range = by_first_byte_[static_cast<uint8_t>(tokens_[i].text[0])];
     if (range.end == 0) range.begin = i;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/architecture.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <vector>
-
-#include <fmt/ranges.h>
 
 #include "base/errors.h"
 
@@ -98,11 +98,10 @@ void ReadCommonHf(HfFields& fields, ModelConfig* config) {
   config->attention.rope = RopeKind::kHalves;
   config->attention.rope_theta = HfRopeTheta(fields, 10000.0f);
   HfFields rope(fields.path(), fields.Value("rope_parameters"));
-  const float turning_frac =
-      rope.FloatOr({"partial_rotary_factor"}, fields.FloatOr({"partial_rotary_factor"}, 1.0f));
+  const float turning_frac = rope.FloatOr({"partial_rotary_factor"}, fields.FloatOr({"partial_rotary_factor"}, 1.0f));
   fields.Refuse(rope.status());
-  config->attention.rope_dim = static_cast<int32_t>(static_cast<float>(config->head_dim) *
-                                                    std::min(1.0f, std::max(0.0f, turning_frac)));
+  config->attention.rope_dim =
+      static_cast<int32_t>(static_cast<float>(config->head_dim) * std::min(1.0f, std::max(0.0f, turning_frac)));
   RefuseHfOptions(fields, *config);
 }
 
@@ -190,8 +189,9 @@ Result<ArchitectureConfig> ReadHfConfig(const std::string& path, const nlohmann:
 
 void RefuseSlidingWindow(FieldErrors& errors, const std::string& path, int32_t window, const ModelConfig& config) {
   if (window == 0 || window >= config.context) return;
-  errors.Refuse(Unsupported("{}: a sliding attention window of {} in a context of {} is not supported by architecture {}",
-                            path, window, config.context, config.architecture));
+  errors.Refuse(
+      Unsupported("{}: a sliding attention window of {} in a context of {} is not supported by architecture {}", path,
+                  window, config.context, config.architecture));
 }
 
 float HfRopeTheta(HfFields& fields, float fallback) {
@@ -203,8 +203,8 @@ float HfRopeTheta(HfFields& fields, float fallback) {
 
 void RefuseHfDenseLayers(HfFields& fields) {
   if (fields.IntOr({"decoder_sparse_step"}, 1) != 1 || !fields.Value("mlp_only_layers").empty()) {
-    fields.Refuse(Unsupported("{}: some layers are dense (decoder_sparse_step, mlp_only_layers), which is not supported",
-                              fields.path()));
+    fields.Refuse(Unsupported(
+        "{}: some layers are dense (decoder_sparse_step, mlp_only_layers), which is not supported", fields.path()));
   }
 }
 

@@ -71,8 +71,8 @@ class Binder {
     const MatrixShape shape = role.shape(config_);
     // A matrix of one row may be stored as a vector (Qwen2-MoE's shared gate is, in GGUF).
     const bool flat = role.vector != nullptr || (shape.rows == 1 && tensor->shape.size() == 1);
-    THERMOE_RETURN_IF_ERROR(Check(*tensor, flat ? std::vector<int64_t>{shape.cols}
-                                                : std::vector<int64_t>{shape.rows, shape.cols}));
+    THERMOE_RETURN_IF_ERROR(
+        Check(*tensor, flat ? std::vector<int64_t>{shape.cols} : std::vector<int64_t>{shape.rows, shape.cols}));
     const WeightMatrix matrix{*tensor->type, shape.rows, shape.cols, Aligned(*tensor), nullptr};
     if (role.vector == nullptr) {
       *role.matrix(weights_, layer, expert) = matrix;
@@ -126,8 +126,9 @@ class Binder {
   }
 
   Status Missing(const std::string& name) const {
-    return Corrupt("{}: has no tensor {}, which architecture {} with {} layers needs; download or convert the model again",
-                   source_.path(), name, config_.architecture, config_.layers);
+    return Corrupt(
+        "{}: has no tensor {}, which architecture {} with {} layers needs; download or convert the model again",
+        source_.path(), name, config_.architecture, config_.layers);
   }
 
   // Tensors that may be there and change nothing: rope frequencies, and the output matrix of a tied model.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/bpe.h"
 
+#include <algorithm>
 #include <bit>
 #include <memory>
 #include <utility>
@@ -75,7 +76,6 @@ class ByteLevelBpe final : public WordEncoder {
 
   Status Encode(std::string_view word, MergeScratch* scratch, std::vector<TokenId>* ids) const override {
     if (!whole_words_.empty()) {
-      // The scratch string saves an allocation a word.
       if (const auto found = whole_words_.find(word); found != whole_words_.end()) {
         ids->push_back(found->second);
         return Status::Ok();
@@ -157,7 +157,10 @@ class CharacterBpe final : public WordEncoder {
     bool bytes = options_.byte_fallback;
     for (const char c : character) bytes = bytes && byte_tokens_[static_cast<uint8_t>(c)] != kNoToken;
     if (bytes) {
-      for (const char c : character) symbols->push_back({at, at + 1, byte_tokens_[static_cast<uint8_t>(c)]}), ++at;
+      for (const char c : character) {
+        symbols->push_back({at, at + 1, byte_tokens_[static_cast<uint8_t>(c)]});
+        ++at;
+      }
       return Status::Ok();
     }
     if (options_.unknown == kNoToken) {

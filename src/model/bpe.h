@@ -55,11 +55,11 @@ struct Merge {
 bool ParseMerge(std::string_view line, Merge* merge);
 
 struct BpeOptions {
-  bool ignore_merges = false;      // a word that is a token stays whole
+  bool ignore_merges = false;        // a word that is a token stays whole
   bool last_duplicate_wins = false;  // of two lines for one pair, as Hugging Face reads them
   // Character BPE only:
-  bool byte_fallback = false;      // characters without a token become <0xXX> tokens
-  bool fuse_unknown = false;       // a run of unknown characters gives one unknown token
+  bool byte_fallback = false;  // characters without a token become <0xXX> tokens
+  bool fuse_unknown = false;   // a run of unknown characters gives one unknown token
   TokenId unknown = kNoToken;
 };
 

@@ -11,8 +11,8 @@ namespace {
 constexpr int kCodePoints = 256 + 68;
 
 struct ByteMap {
-  std::array<uint16_t, 256> character{};      // [byte] code point
-  std::array<int16_t, kCodePoints> byte{};    // [code point] byte or -1
+  std::array<uint16_t, 256> character{};    // [byte] code point
+  std::array<int16_t, kCodePoints> byte{};  // [code point] byte or -1
 };
 
 constexpr bool StandsForItself(int b) {

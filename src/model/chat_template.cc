@@ -191,7 +191,12 @@ struct Format {
 constexpr Format kFormats[] = {
     {"chatml", Bos::kIfTokenizer, false, WriteChatMl, {"<|im_start|>", "<|im_end|>"}, "<|im_end|>"},
     {"llama-2", Bos::kAlways, true, WriteLlama2, {}, "</s>"},
-    {"llama-3", Bos::kAlways, false, WriteLlama3, {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}, "<|eot_id|>"},
+    {"llama-3",
+     Bos::kAlways,
+     false,
+     WriteLlama3,
+     {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
+     "<|eot_id|>"},
     {"mistral", Bos::kAlways, true, WriteMistral, {}, "</s>"},
     {"olmo", Bos::kNever, false, WriteOlmo, {"<|endoftext|>"}, "<|endoftext|>"},
 };
@@ -244,8 +249,10 @@ class NamedTemplate final : public ChatTemplate {
   Status CheckVocabulary(const Tokenizer& tokenizer) const {
     for (const std::string_view token : format_.needed) {
       if (!token.empty() && tokenizer.Find(token) == kNoToken) {
-        return Unsupported("chat template {} needs the token {}, which this model's vocabulary lacks; name another with "
-                           "--chat-template ({})", format_.name, token, ChatTemplateNames());
+        return Unsupported(
+            "chat template {} needs the token {}, which this model's vocabulary lacks; name another with "
+            "--chat-template ({})",
+            format_.name, token, ChatTemplateNames());
       }
     }
     return Status::Ok();
@@ -300,8 +307,10 @@ Result<std::shared_ptr<const ChatTemplate>> RecogniseChatTemplate(std::string_vi
     return Unsupported("the model carries no chat template; name one with --chat-template ({})", ChatTemplateNames());
   }
   if (const std::string_view name = NameOfProgram(jinja); !name.empty()) return FindChatTemplate(name);
-  return Unsupported("the model's chat template is of no known kind (it begins \"{}\"); name the nearest with "
-                     "--chat-template ({})", Excerpt(jinja), ChatTemplateNames());
+  return Unsupported(
+      "the model's chat template is of no known kind (it begins \"{}\"); name the nearest with "
+      "--chat-template ({})",
+      Excerpt(jinja), ChatTemplateNames());
 }
 
 std::string ChatTemplateNames() {

@@ -5,12 +5,11 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 #include "model/gguf_reader.h"
 #include "thermoe/status.h"
@@ -42,7 +41,7 @@ class GgufFields : public FieldErrors {
   float FloatOr(std::string_view key, float fallback);
   bool BoolOr(std::string_view key, bool fallback);
   std::string TextOr(std::string_view key, std::string_view fallback);
-  uint64_t Count(std::string_view key) const;              // items of an array; 0 when there is none
+  uint64_t Count(std::string_view key) const;            // items of an array; 0 when there is none
   std::vector<std::string> Texts(std::string_view key);  // empty when absent
   std::vector<int32_t> Ints(std::string_view key);
   std::vector<float> Floats(std::string_view key);

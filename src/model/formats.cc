@@ -7,14 +7,18 @@
 
 #include "base/check.h"
 #include "base/float16.h"
+#include "model/interleave.h"
 
 namespace thermoe {
 namespace {
 
-constexpr std::array<DTypeTraits, 6> kTraits = {{
+constexpr std::array<DTypeTraits, 9> kTraits = {{
     {"f32", 1, 4},
     {"f16", 1, 2},
     {"bf16", 1, 2},
+    {"q8_0", kQuantBlock, sizeof(BlockQ8_0)},
+    {"q4_0", kQuantBlock, sizeof(BlockQ4_0)},
+    {"nested8", kQuantBlock, sizeof(NestedHi)},
     {"q8_0", kQuantBlock, sizeof(BlockQ8_0)},
     {"q4_0", kQuantBlock, sizeof(BlockQ4_0)},
     {"nested8", kQuantBlock, sizeof(NestedHi)},
@@ -26,6 +30,9 @@ T Load(const std::byte* from) {
   std::memcpy(&value, from, sizeof(T));
   return value;
 }
+
+// A code in range for any input: not a number becomes 0.
+float ClampCode(float code, float most) { return code != code ? 0.0f : std::min(std::max(code, -most), most); }
 
 // The nibble of weight j in a packed block of 32.
 inline int Nibble(const uint8_t* nibbles, int j) { return j < 16 ? nibbles[j] & 15 : nibbles[j - 16] >> 4; }
@@ -40,10 +47,12 @@ const DTypeTraits& TraitsOf(DType type) { return kTraits[static_cast<size_t>(typ
 
 int64_t RowBytes(DType type, int64_t cols) {
   const DTypeTraits& traits = TraitsOf(type);
+  if (IsInterleaved(type)) return InterleavedGroupBytes(type, cols) / kInterleave;
   return cols / traits.block_elements * traits.block_bytes;
 }
 
 void DecodeRow(const WeightMatrix& matrix, int64_t row, Planes planes, float* out) {
+  if (IsInterleaved(matrix.type)) return DecodeInterleavedRow(matrix, row, planes, out);
   const std::byte* from = matrix.row(row);
   const int64_t blocks = matrix.cols / kQuantBlock;
   switch (matrix.type) {
@@ -85,6 +94,9 @@ void DecodeRow(const WeightMatrix& matrix, int64_t row, Planes planes, float* ou
         }
       }
       return;
+    case DType::kQ8_0x16:
+    case DType::kQ4_0x16:
+    case DType::kNested8x16: break;
   }
   THERMOE_CHECK(false);
 }
@@ -109,7 +121,7 @@ void EncodeRow(DType type, const float* values, int64_t cols, std::byte* out) {
         const float inverse = d != 0 ? 1.0f / d : 0.0f;
         BlockQ8_0 block{};
         block.d = FloatToHalf(d);
-        for (int j = 0; j < kQuantBlock; ++j) block.codes[j] = static_cast<int8_t>(std::round(x[j] * inverse));
+        for (int j = 0; j < kQuantBlock; ++j) block.codes[j] = static_cast<int8_t>(ClampCode(std::round(x[j] * inverse), 127));
         std::memcpy(out + b * static_cast<int64_t>(sizeof(block)), &block, sizeof(block));
       }
       return;
@@ -128,12 +140,15 @@ void EncodeRow(DType type, const float* values, int64_t cols, std::byte* out) {
         BlockQ4_0 block{};
         block.d = FloatToHalf(d);
         for (int j = 0; j < kQuantBlock; ++j) {
-          SetNibble(block.nibbles, j, std::min(15, static_cast<int>(x[j] * inverse + 8.5f)));
+          SetNibble(block.nibbles, j, std::min(15, static_cast<int>(ClampCode(x[j] * inverse, 8) + 8.5f)));
         }
         std::memcpy(out + b * static_cast<int64_t>(sizeof(block)), &block, sizeof(block));
       }
       return;
-    case DType::kNested8: break;
+    case DType::kNested8:
+    case DType::kQ8_0x16:
+    case DType::kQ4_0x16:
+    case DType::kNested8x16: break;
   }
   THERMOE_CHECK(false);
 }

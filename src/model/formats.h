@@ -16,6 +16,10 @@ enum class DType : uint8_t {
   kQ8_0,     // 32 signed bytes and a binary16 scale: d * c
   kQ4_0,     // 32 nibbles and a binary16 scale: d * (n - 8)
   kNested8,  // in memory only: Q8_0's codes as a hi plane (NestedHi) and a lo plane (NestedLo)
+  // In memory only: the same values with 16 rows interleaved, for integer kernels (interleave.h). Rows come in 16s.
+  kQ8_0x16,
+  kQ4_0x16,
+  kNested8x16,
 };
 
 inline constexpr int kQuantBlock = 32;  // weights per block of every quantised type here
@@ -51,7 +55,11 @@ struct DTypeTraits {
 };
 const DTypeTraits& TraitsOf(DType type);
 
-// Bytes of a row of `cols` weights; cols must be a multiple of block_elements. kNested8: the hi plane's.
+inline bool IsNested(DType type) { return type == DType::kNested8 || type == DType::kNested8x16; }
+inline bool IsInterleaved(DType type) { return type >= DType::kQ8_0x16; }
+
+// Bytes of a row of `cols` weights; cols must be a multiple of block_elements. Nested types: the hi plane's.
+// Interleaved types: a 16th of 16 rows.
 int64_t RowBytes(DType type, int64_t cols);
 inline int64_t NestedLoRowBytes(int64_t cols) { return cols / kQuantBlock * static_cast<int64_t>(sizeof(NestedLo)); }
 
@@ -63,15 +71,16 @@ struct WeightMatrix {
   DType type = DType::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
-  const std::byte* data = nullptr;  // rows * RowBytes(type, cols) bytes; kNested8: the hi plane
-  const std::byte* lo = nullptr;    // kNested8: rows * NestedLoRowBytes(cols) bytes; else null
+  const std::byte* data = nullptr;  // rows * RowBytes(type, cols) bytes; nested types: the hi plane
+  const std::byte* lo = nullptr;    // nested types: rows * NestedLoRowBytes(cols) bytes; else null
 
   bool empty() const { return data == nullptr; }
+  // Of interleaved types only rows that begin a group of 16 have an address of their own.
   const std::byte* row(int64_t r) const { return data + r * RowBytes(type, cols); }
   const std::byte* lo_row(int64_t r) const { return lo + r * NestedLoRowBytes(cols); }
   // Bytes a full pass reads with these planes.
   int64_t bytes(Planes planes = Planes::kBoth) const {
-    return rows * (RowBytes(type, cols) + (type == DType::kNested8 && planes == Planes::kBoth ? NestedLoRowBytes(cols) : 0));
+    return rows * (RowBytes(type, cols) + (IsNested(type) && planes == Planes::kBoth ? NestedLoRowBytes(cols) : 0));
   }
 };
 

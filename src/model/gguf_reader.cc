@@ -212,7 +212,8 @@ Result<GgufFile> GgufFile::Parse(const std::string& path, std::span<const std::b
                      Grouped(extent.offset), *alignment);
     }
     uint64_t begin = 0, end = 0;
-    if (__builtin_add_overflow(data_begin, extent.offset, &begin) || __builtin_add_overflow(begin, extent.bytes, &end)) {
+    if (__builtin_add_overflow(data_begin, extent.offset, &begin) ||
+        __builtin_add_overflow(begin, extent.bytes, &end)) {
       end = UINT64_MAX;
     }
     if (end > bytes.size()) return TensorPastEnd(path, tensor.name, end, bytes.size());

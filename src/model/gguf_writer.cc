@@ -81,8 +81,8 @@ class PendingFile {
   Status Failure() const {
     const int code = errno;
     if (code == ENOSPC || code == EDQUOT || code == EFBIG) {
-      return ResourceExhausted("{}: needs {} bytes and there is no room ({}); free some space or write elsewhere", path_,
-                               Grouped(bytes_), std::strerror(code));
+      return ResourceExhausted("{}: needs {} bytes and there is no room ({}); free some space or write elsewhere",
+                               path_, Grouped(bytes_), std::strerror(code));
     }
     if (code == ENOENT || code == ENOTDIR) {
       return NotFound("{}: its folder does not exist; make it first, or write elsewhere", path_);
@@ -195,10 +195,9 @@ Status GgufWriter::Write(const std::string& path, const Progress& progress) cons
       const auto used = static_cast<uint64_t>(rows * tensor.row_bytes);
       const bool last = row + rows == tensor.rows;
       // The last piece carries the padding up to the next tensor.
-      const uint64_t padding =
-          last ? Padded(static_cast<uint64_t>(tensor.rows * tensor.row_bytes)) -
-                     static_cast<uint64_t>(tensor.rows * tensor.row_bytes)
-               : 0;
+      const uint64_t padding = last ? Padded(static_cast<uint64_t>(tensor.rows * tensor.row_bytes)) -
+                                          static_cast<uint64_t>(tensor.rows * tensor.row_bytes)
+                                    : 0;
       piece.assign(used + padding, std::byte{0});
       tensor.fill(row, rows, piece.data());
       THERMOE_RETURN_IF_ERROR(file.Write(piece.data(), piece.size()));

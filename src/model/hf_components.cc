@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
 
 #include "base/errors.h"
 #include "model/unicode.h"
@@ -50,8 +51,8 @@ Status UnknownComponent(JsonObject& component, const char* known) {
 std::string InsertedText(JsonObject& component, const char* key) {
   std::string text = component.Text(key, "");
   if (text.size() > kMaxInsertBytes) {
-    component.Refuse(Corrupt("{}.{} has {} bytes; at most {} are taken", component.path(), key, text.size(),
-                             kMaxInsertBytes));
+    component.Refuse(
+        Corrupt("{}.{} has {} bytes; at most {} are taken", component.path(), key, text.size(), kMaxInsertBytes));
   }
   return text;
 }
@@ -94,7 +95,8 @@ std::string EscapeRegex(std::string_view literal) {
 
 JsonObject::JsonObject(const json& node, std::string path) : node_(&node), path_(std::move(path)) {
   if (!node.is_object()) {
-    Refuse(Corrupt("{} is {}, not an object", path_.empty() ? "the JSON text" : path_, node.is_null() ? "missing" : node.type_name()));
+    Refuse(Corrupt("{} is {}, not an object", path_.empty() ? "the JSON text" : path_,
+                   node.is_null() ? "missing" : node.type_name()));
     node_ = nullptr;
   }
 }
@@ -134,12 +136,17 @@ int64_t JsonObject::Integer(const char* key, int64_t fallback) {
 Status ReadHfNormalizer(const json& node, Normalizer* normalizer) {
   return ForEachComponent(node, "normalizer", "normalizers", kMaxDepth, [&](JsonObject& component) -> Status {
     const std::string type = component.type();
-    if (type == "NFC") normalizer->Add(NormalForm::kNfc);
-    else if (type == "NFD") normalizer->Add(NormalForm::kNfd);
-    else if (type == "NFKC") normalizer->Add(NormalForm::kNfkc);
-    else if (type == "NFKD") normalizer->Add(NormalForm::kNfkd);
-    else if (type == "Prepend") normalizer->Add(PrependStep{InsertedText(component, "prepend")});
-    else if (type == "Replace") {
+    constexpr std::pair<std::string_view, NormalForm> kForms[] = {
+        {"NFC", NormalForm::kNfc}, {"NFD", NormalForm::kNfd}, {"NFKC", NormalForm::kNfkc}, {"NFKD", NormalForm::kNfkd}};
+    for (const auto& [name, form] : kForms) {
+      if (type == name) {
+        normalizer->Add(form);
+        return component.status();
+      }
+    }
+    if (type == "Prepend") {
+      normalizer->Add(PrependStep{InsertedText(component, "prepend")});
+    } else if (type == "Replace") {
       JsonPattern pattern;
       THERMOE_RETURN_IF_ERROR(ReadPattern(component, &pattern));
       normalizer->Add(ReplaceStep{pattern.literal, pattern.regex, InsertedText(component, "content")});
@@ -152,16 +159,21 @@ Status ReadHfNormalizer(const json& node, Normalizer* normalizer) {
 
 namespace {
 
-Status ReadBehavior(JsonObject& component, const std::string& fallback, SplitBehavior* behavior) {
-  const std::string name = component.Text("behavior", fallback);
+Status ReadBehavior(JsonObject& component, SplitBehavior* behavior) {
+  const std::string name = component.Text("behavior", "Isolated");
   THERMOE_RETURN_IF_ERROR(component.status());
-  if (name == "Isolated") *behavior = SplitBehavior::kIsolated;
-  else if (name == "Removed") *behavior = SplitBehavior::kRemoved;
-  else if (name == "MergedWithPrevious") *behavior = SplitBehavior::kMergedWithPrevious;
-  else if (name == "MergedWithNext") *behavior = SplitBehavior::kMergedWithNext;
-  else if (name == "Contiguous") *behavior = SplitBehavior::kContiguous;
-  else return Unsupported("{}.behavior {} is not known", component.path(), Quote(name));
-  return Status::Ok();
+  constexpr std::pair<std::string_view, SplitBehavior> kBehaviors[] = {
+      {"Isolated", SplitBehavior::kIsolated},
+      {"Removed", SplitBehavior::kRemoved},
+      {"MergedWithPrevious", SplitBehavior::kMergedWithPrevious},
+      {"MergedWithNext", SplitBehavior::kMergedWithNext},
+      {"Contiguous", SplitBehavior::kContiguous}};
+  for (const auto& [known, value] : kBehaviors) {
+    if (name != known) continue;
+    *behavior = value;
+    return Status::Ok();
+  }
+  return Unsupported("{}.behavior {} is not known", component.path(), Quote(name));
 }
 
 Status AddSplit(std::string_view pattern, SplitBehavior behavior, HfPreTokenizer* out) {
@@ -173,7 +185,7 @@ Status AddSplit(std::string_view pattern, SplitBehavior behavior, HfPreTokenizer
 
 Status AddSplitComponent(JsonObject& component, HfPreTokenizer* out) {
   SplitStage stage;
-  THERMOE_RETURN_IF_ERROR(ReadBehavior(component, "Isolated", &stage.behavior));
+  THERMOE_RETURN_IF_ERROR(ReadBehavior(component, &stage.behavior));
   stage.invert = component.Flag("invert", false);
   JsonPattern pattern;
   THERMOE_RETURN_IF_ERROR(ReadPattern(component, &pattern));
@@ -206,10 +218,15 @@ Status AddMetaspace(JsonObject& component, HfPreTokenizer* out) {
   // Before prepend_scheme there was add_prefix_space.
   const std::string old_scheme = component.Flag("add_prefix_space", true) ? "always" : "never";
   const std::string scheme = component.Text("prepend_scheme", old_scheme);
-  if (scheme == "always") stage.scheme = PrependScheme::kAlways;
-  else if (scheme == "first") stage.scheme = PrependScheme::kFirst;
-  else if (scheme == "never") stage.scheme = PrependScheme::kNever;
-  else return Unsupported("{}.prepend_scheme {} is not known", component.path(), Quote(scheme));
+  if (scheme == "always") {
+    stage.scheme = PrependScheme::kAlways;
+  } else if (scheme == "first") {
+    stage.scheme = PrependScheme::kFirst;
+  } else if (scheme == "never") {
+    stage.scheme = PrependScheme::kNever;
+  } else {
+    return Unsupported("{}.prepend_scheme {} is not known", component.path(), Quote(scheme));
+  }
   stage.split = component.Flag("split", true);
   out->stages.Add(std::move(stage));
   return Status::Ok();
@@ -220,7 +237,9 @@ Status AddMetaspace(JsonObject& component, HfPreTokenizer* out) {
 Status ReadHfPreTokenizer(const json& node, HfPreTokenizer* out) {
   return ForEachComponent(node, "pre_tokenizer", "pretokenizers", kMaxDepth, [&](JsonObject& component) -> Status {
     const std::string type = component.type();
-    if (out->byte_level) return Unsupported("{} ({}) comes after ByteLevel, which must be last", component.path(), type);
+    if (out->byte_level) {
+      return Unsupported("{} ({}) comes after ByteLevel, which must be last", component.path(), type);
+    }
     Status status;
     if (type == "Split") {
       status = AddSplitComponent(component, out);
@@ -233,7 +252,7 @@ Status ReadHfPreTokenizer(const json& node, HfPreTokenizer* out) {
       status = AddSplit(individual ? R"(\p{N})" : R"(\p{N}+)", SplitBehavior::kIsolated, out);
     } else if (type == "Punctuation") {
       SplitBehavior behavior = SplitBehavior::kIsolated;
-      status = ReadBehavior(component, "Isolated", &behavior);
+      status = ReadBehavior(component, &behavior);
       if (status.ok()) status = AddSplit(R"([\p{P}!-/:-@\[-`{-~])", behavior, out);
     } else {
       return UnknownComponent(component, "Split, ByteLevel, Metaspace, Digits, Punctuation and Sequence");
@@ -244,8 +263,8 @@ Status ReadHfPreTokenizer(const json& node, HfPreTokenizer* out) {
 }
 
 Status ReadHfDecoder(const json& node, HfDecoder* decoder) {
-  constexpr const char* kKnown = "ByteLevel, Metaspace, Replace (of a String), ByteFallback, Fuse, Strip (of one leading space) "
-                                 "and Sequence";
+  constexpr const char* kKnown =
+      "ByteLevel, Metaspace, Replace (of a String), ByteFallback, Fuse, Strip (of one leading space) and Sequence";
   return ForEachComponent(node, "decoder", "decoders", kMaxDepth, [&](JsonObject& component) -> Status {
     const std::string type = component.type();
     if (type == "ByteLevel") {
@@ -293,8 +312,9 @@ Status ReadTemplate(JsonObject& component, std::string* first_token) {
     const std::string text = token.Text("id", "");
     THERMOE_RETURN_IF_ERROR(token.status());
     if (after_text || !first_token->empty()) {
-      return Unsupported("{} puts more than one token before or any after the text, which a generation cannot go on from",
-                         component.path());
+      return Unsupported(
+          "{} puts more than one token before the text, or one after it; a generation cannot go on there",
+          component.path());
     }
     *first_token = text;
   }

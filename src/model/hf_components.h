@@ -3,11 +3,10 @@
 // the component; the caller adds the file.
 #pragma once
 
+#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 #include "model/normalizer.h"
 #include "model/pretokenizer.h"

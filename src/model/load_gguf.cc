@@ -62,7 +62,8 @@ Result<std::vector<GgufFile>> OpenParts(const std::string& path, LoadedModel* mo
     if (!part.ok()) return part.status();
     GgufFields fields(*part, "split");
     if (fields.IntOr("no", -1) != number - 1 || fields.IntOr("count", 0) != count) {
-      return Corrupt("{}: is not part {} of {} by its own metadata; download the model again", part_path, number, count);
+      return Corrupt("{}: is not part {} of {} by its own metadata; download the model again", part_path, number,
+                     count);
     }
     parts.push_back(std::move(*part));
   }

@@ -55,8 +55,7 @@ Status ReadAhead(const LoadedModel& model, const LoadProgress& progress) {
 
 void ListTensors(const TensorSource& source, LoadedModel* model) {
   for (const FileTensor& tensor : source.tensors()) {
-    model->tensors.push_back(
-        {tensor.name, tensor.type_name, tensor.shape, static_cast<int64_t>(tensor.data.size())});
+    model->tensors.push_back({tensor.name, tensor.type_name, tensor.shape, static_cast<int64_t>(tensor.data.size())});
   }
 }
 
@@ -66,7 +65,8 @@ Result<std::unique_ptr<LoadedModel>> LoadModelFiles(const std::string& path, con
   std::error_code ignored;
   const bool folder = std::filesystem::is_directory(path, ignored);
   const size_t last = path.find_last_not_of('/');
-  THERMOE_RETURN_IF_ERROR(folder ? LoadHuggingFace(path.substr(0, last + 1), model.get()) : LoadGguf(path, model.get()));
+  THERMOE_RETURN_IF_ERROR(folder ? LoadHuggingFace(path.substr(0, last + 1), model.get())
+                                 : LoadGguf(path, model.get()));
   for (const MappedFile& file : model->files) model->file_bytes += static_cast<int64_t>(file.bytes().size());
   if (model->tokenizer->vocab_size() > model->config.vocab) {
     return Corrupt("{}: the tokenizer has {} tokens but the model only {}; get both from the same place", path,

@@ -20,8 +20,8 @@ namespace thermoe {
 // One tensor of a file, for `inspect` and for identity.
 struct TensorInfo {
   std::string name;
-  std::string type;             // "q8_0", "bf16"
-  std::vector<int64_t> shape;   // row-major, outermost first
+  std::string type;            // "q8_0", "bf16"
+  std::vector<int64_t> shape;  // row-major, outermost first
   int64_t bytes = 0;
 };
 
@@ -32,9 +32,9 @@ struct LoadedModel {
   ModelConfig config;
   ModelWeights weights;
   std::shared_ptr<const Tokenizer> tokenizer;
-  std::string chat_template;          // Jinja source as the file has it; empty when none
-  std::vector<TensorInfo> tensors;    // in file order
-  int64_t file_bytes = 0;             // of all weight files
+  std::string chat_template;        // Jinja source as the file has it; empty when none
+  std::vector<TensorInfo> tensors;  // in file order
+  int64_t file_bytes = 0;           // of all weight files
 
   // What the views in `weights` point into.
   std::vector<MappedFile> files;
@@ -44,8 +44,10 @@ struct LoadedModel {
 using LoadProgress = std::function<bool(double done_frac)>;
 
 // `path`: a .gguf file or a folder with config.json, *.safetensors and tokenizer.json. Every tensor's shape is
-// checked against the config, every byte range against its file.
-// Errors: kNotFound, kCorrupt, kUnsupported, kCancelled (progress returned false).
+// checked against the config, every byte range against its file. Pages come in on demand; with `progress`, files of
+// more than 256 MiB that fit in memory are read ahead in pieces, and it hears of each.
+// Errors: kNotFound, kCorrupt, kUnsupported, kInvalidArgument (not a regular file, a stray part of a split one),
+// kCancelled (progress returned false).
 Result<std::unique_ptr<LoadedModel>> LoadModelFiles(const std::string& path, const LoadProgress& progress = {});
 
 }  // namespace thermoe

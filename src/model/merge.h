@@ -35,12 +35,10 @@ inline constexpr size_t kMergeScanLimit = 40;
 struct MergeScratch {
   struct Candidate {
     uint32_t rank;
-    uint32_t left;  // index of the left symbol
+    uint32_t left;                 // index of the left symbol
     uint32_t left_end, right_end;  // the bytes both had when this was found: tells stale candidates
     TokenId id;
-    bool operator>(const Candidate& other) const {
-      return rank != other.rank ? rank > other.rank : left > other.left;
-    }
+    bool operator>(const Candidate& other) const { return rank != other.rank ? rank > other.rank : left > other.left; }
   };
   std::vector<MergeSymbol> symbols;  // set by the caller, then merged in place
   std::vector<MergeOutcome> pairs;   // [symbols - 1]
@@ -107,7 +105,8 @@ void MergeByHeap(MergeScratch* scratch, const Outcome& outcome) {
     MergeSymbol& left = symbols[c.left];
     const uint32_t right = next[c.left];
     // A symbol that was merged away has end == begin; one that grew has another end.
-    if (left.end == left.begin || left.end != c.left_end || right == count || symbols[right].end != c.right_end) continue;
+    if (left.end == left.begin || left.end != c.left_end || right == count) continue;
+    if (symbols[right].end != c.right_end) continue;
     left.end = symbols[right].end;
     left.id = c.id;
     symbols[right].end = symbols[right].begin;

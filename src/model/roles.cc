@@ -23,9 +23,7 @@ MatrixShape KeyVector(const Config& c) { return {1, KeyWidth(c)}; }
 MatrixShape QueryGain(const Config& c) {
   return {1, c.attention.qk_norm == QkNorm::kPerHead ? c.head_dim : QueryWidth(c)};
 }
-MatrixShape KeyGain(const Config& c) {
-  return {1, c.attention.qk_norm == QkNorm::kPerHead ? c.head_dim : KeyWidth(c)};
-}
+MatrixShape KeyGain(const Config& c) { return {1, c.attention.qk_norm == QkNorm::kPerHead ? c.head_dim : KeyWidth(c)}; }
 MatrixShape HiddenByQuery(const Config& c) { return {c.hidden, QueryWidth(c)}; }
 MatrixShape ExpertsByHidden(const Config& c) { return {c.experts, c.hidden}; }
 MatrixShape WidthByHidden(const Config& c) { return {c.expert_width, c.hidden}; }
@@ -41,19 +39,19 @@ FfnWeights& Expert(Weights& w, int32_t layer, int32_t expert) {
 }
 LayerWeights& Layer(Weights& w, int32_t layer) { return w.layers[static_cast<size_t>(layer)]; }
 
-template <WeightMatrix LayerWeights::* member>
+template <WeightMatrix LayerWeights::*member>
 WeightMatrix* LayerMatrix(Weights& w, int32_t layer, int32_t) {
   return &(Layer(w, layer).*member);
 }
-template <std::vector<float> LayerWeights::* member>
+template <std::vector<float> LayerWeights::*member>
 std::vector<float>* LayerVector(Weights& w, int32_t layer) {
   return &(Layer(w, layer).*member);
 }
-template <WeightMatrix FfnWeights::* member>
+template <WeightMatrix FfnWeights::*member>
 WeightMatrix* ExpertMatrix(Weights& w, int32_t layer, int32_t expert) {
   return &(Expert(w, layer, expert).*member);
 }
-template <WeightMatrix FfnWeights::* member>
+template <WeightMatrix FfnWeights::*member>
 WeightMatrix* SharedMatrix(Weights& w, int32_t layer, int32_t) {
   return &(Layer(w, layer).shared.*member);
 }
@@ -61,8 +59,8 @@ WeightMatrix* SharedMatrix(Weights& w, int32_t layer, int32_t) {
 using L = LayerWeights;
 using F = FfnWeights;
 constexpr RoleSpec kRoles[] = {
-    {Role::kEmbedding, Scope::kModel, Always, VocabByHidden,
-     [](Weights& w, int32_t, int32_t) { return &w.embedding; }, nullptr},
+    {Role::kEmbedding, Scope::kModel, Always, VocabByHidden, [](Weights& w, int32_t, int32_t) { return &w.embedding; },
+     nullptr},
     {Role::kOutputNorm, Scope::kModel, Always, HiddenVector, nullptr,
      [](Weights& w, int32_t) { return &w.output_norm; }},
     {Role::kOutput, Scope::kModel, [](const Config& c) { return !c.tied_embeddings; }, VocabByHidden,

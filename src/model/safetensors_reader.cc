@@ -4,11 +4,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string_view>
 #include <utility>
-
-#include <nlohmann/json.hpp>
 
 #include "base/errors.h"
 #include "model/file_errors.h"
@@ -64,9 +63,8 @@ Status ReadEntry(const std::string& path, const std::string& name, const Json& e
 
   const int64_t elements = CheckedElements(tensor->shape);
   int64_t bytes = 0;
-  if (elements < 0 ||
-      (tensor->type && (__builtin_mul_overflow(elements, TraitsOf(*tensor->type).block_bytes, &bytes) ||
-                        static_cast<uint64_t>(bytes) != end - begin))) {
+  if (elements < 0 || (tensor->type && (__builtin_mul_overflow(elements, TraitsOf(*tensor->type).block_bytes, &bytes) ||
+                                        static_cast<uint64_t>(bytes) != end - begin))) {
     return Corrupt("{}: tensor {} of shape {} and type {} has {} bytes of data; download it again", path, name,
                    ShapeText(tensor->shape), tensor->type_name, Grouped(end - begin));
   }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/synth.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -10,8 +12,6 @@
 #include <numbers>
 #include <utility>
 #include <vector>
-
-#include <fmt/ranges.h>
 
 #include "base/errors.h"
 #include "base/float16.h"
@@ -182,7 +182,8 @@ Status WriteTokenizer(const ModelConfig& config, GgufWriter* writer) {
     merges.push_back(ToByteLevel(left) + " " + ToByteLevel(right));
   }
   if (tokens.size() > static_cast<size_t>(config.vocab)) {
-    return InvalidArgument("a vocabulary of {} is too small, the tokenizer alone needs {}", config.vocab, tokens.size());
+    return InvalidArgument("a vocabulary of {} is too small, the tokenizer alone needs {}", config.vocab,
+                           tokens.size());
   }
   for (size_t i = tokens.size(); i < static_cast<size_t>(config.vocab); ++i) {
     tokens.push_back(fmt::format("<|filler_{}|>", i));
@@ -222,7 +223,8 @@ void WriteMetadata(const ModelConfig& config, const Architecture& architecture, 
   set("block_count", config.layers);
   set("context_length", config.context);
   set("embedding_length", config.hidden);
-  // Where the architecture keeps an expert's width apart, the feed-forward length is that of a token's experts together.
+  // Where the architecture keeps an expert's width apart, the feed-forward length is that of a token's experts
+  // together.
   const bool own_width = config.architecture == "qwen3moe" || config.architecture == "qwen2moe";
   set("feed_forward_length", own_width ? config.slots * config.expert_width : config.expert_width);
   if (own_width) set("expert_feed_forward_length", config.expert_width);
@@ -255,7 +257,8 @@ Status AddTensors(const ModelConfig& config, const Architecture& architecture, c
   Random seeds(options.seed);
   for (const RoleSpec& role : RoleTable()) {
     if (!role.present(config)) continue;
-    const auto name = std::find_if(names.begin(), names.end(), [&](const TensorName& n) { return n.role == role.role; });
+    const auto name =
+        std::find_if(names.begin(), names.end(), [&](const TensorName& n) { return n.role == role.role; });
     const MatrixShape shape = role.shape(config);
     const bool keeps_f32 = role.vector != nullptr || role.role == Role::kGate || role.role == Role::kSharedGate;
     const DType type = keeps_f32 ? DType::kF32 : options.type;
@@ -265,9 +268,9 @@ Status AddTensors(const ModelConfig& config, const Architecture& architecture, c
     if (role.vector != nullptr || role.role == Role::kSharedGate) dimensions = {shape.cols};
     for (int32_t layer = 0; layer < (role.scope == Scope::kModel ? 1 : config.layers); ++layer) {
       auto rows = std::make_shared<RandomRows>(type, shape.cols, mean, deviation, seeds.Next());
-      THERMOE_RETURN_IF_ERROR(writer->AddTensor(
-          TensorNameOf(*name, layer, 0), type, dimensions,
-          [rows](int64_t first, int64_t count, std::byte* out) { rows->Fill(first, count, out); }));
+      THERMOE_RETURN_IF_ERROR(
+          writer->AddTensor(TensorNameOf(*name, layer, 0), type, dimensions,
+                            [rows](int64_t first, int64_t count, std::byte* out) { rows->Fill(first, count, out); }));
     }
   }
   return Status::Ok();

@@ -33,8 +33,6 @@ std::string TextStream::Push(TokenId id) {
   return out;
 }
 
-std::string TextStream::Finish() {
-  return ReplaceInvalidUtf8(std::exchange(pending_, std::string()));
-}
+std::string TextStream::Finish() { return ReplaceInvalidUtf8(std::exchange(pending_, std::string())); }
 
 }  // namespace thermoe

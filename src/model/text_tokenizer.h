@@ -17,12 +17,12 @@ namespace thermoe {
 
 struct TokenizerParts {
   std::unique_ptr<const Vocabulary> vocabulary;  // encoder points into it
-  std::vector<AddedToken> added;             // matched in the text as it stands
-  std::vector<AddedToken> added_normalised;  // matched after normalisation, their texts normalised too
+  std::vector<AddedToken> added;                 // matched in the text as it stands
+  std::vector<AddedToken> added_normalised;      // matched after normalisation, their texts normalised too
   Normalizer normalizer;
   PreTokenizer pretokenizer;
   std::shared_ptr<const WordEncoder> encoder;
-  std::string pretokenizer_name;  // for Describe(); may be empty
+  std::string pretokenizer_name;      // for Describe(); may be empty
   bool strips_leading_space = false;  // Decode takes one space off the start
   TokenId bos = kNoToken;
   bool adds_bos = false;

@@ -72,7 +72,8 @@ Status FillVocabulary(GgufTokenizerSpec* spec, Vocabulary* vocabulary) {
     if (!spec->types.empty()) kind = KindOfType(spec->types[i], i);
     if (!kind.ok()) return kind.status();
     // Converters have written <|im_end|> and the like as user-defined, and old ones no types at all.
-    if (IsTurnMarker(spec->tokens[i]) && (*kind == TokenKind::kUserDefined || spec->types.empty())) kind = TokenKind::kControl;
+    if (IsTurnMarker(spec->tokens[i]) && (*kind == TokenKind::kUserDefined || spec->types.empty()))
+      kind = TokenKind::kControl;
     THERMOE_RETURN_IF_ERROR(vocabulary->Set(static_cast<int64_t>(i), std::move(spec->tokens[i]), *kind));
   }
   return Status::Ok();
@@ -220,8 +221,10 @@ Result<std::shared_ptr<const Tokenizer>> MakeGgufTokenizer(GgufTokenizerSpec spe
     THERMOE_RETURN_IF_ERROR(CheckShapes(spec));
     if (spec.model == "gpt2") return MakeByteLevel(std::move(spec));
     if (spec.model == "llama") return MakeSentencePiece(std::move(spec));
-    return Unsupported("tokenizer {} (tokenizer.ggml.model) is not known; known are gpt2 (byte-level BPE) and llama "
-                       "(SentencePiece BPE)", Quote(spec.model));
+    return Unsupported(
+        "tokenizer {} (tokenizer.ggml.model) is not known; known are gpt2 (byte-level BPE) and llama "
+        "(SentencePiece BPE)",
+        Quote(spec.model));
   };
   Result<std::shared_ptr<const Tokenizer>> tokenizer = make();
   if (tokenizer.ok()) return tokenizer;

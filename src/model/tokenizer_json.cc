@@ -54,7 +54,8 @@ Result<json> ParseJson(std::string_view text, size_t* vocabulary_keys) {
 }
 
 Result<int64_t> ReadId(const json& value, const std::string& path) {
-  if (value.is_number_unsigned() && value.get<uint64_t>() < uint64_t{Vocabulary::kMaxTokens}) return value.get<int64_t>();
+  if (value.is_number_unsigned() && value.get<uint64_t>() < uint64_t{Vocabulary::kMaxTokens})
+    return value.get<int64_t>();
   return Corrupt("{} is {}, not a token id from 0 to {}", path, value.is_number() ? value.dump() : value.type_name(),
                  Vocabulary::kMaxTokens - 1);
 }
@@ -184,8 +185,8 @@ Status ReadModel(const json& node, size_t keys, bool byte_level, std::vector<Add
     options.unknown = (*vocabulary)->Find(unknown);
     if (options.unknown == kNoToken) return Corrupt("model.unk_token {} is not in the vocabulary", Quote(unknown));
   }
-  auto made = byte_level ? MakeByteLevelBpe(**vocabulary, merges, options)
-                         : MakeCharacterBpe(**vocabulary, merges, options);
+  auto made =
+      byte_level ? MakeByteLevelBpe(**vocabulary, merges, options) : MakeCharacterBpe(**vocabulary, merges, options);
   if (!made.ok()) return made.status();
   *encoder = std::move(*made);
   return Status::Ok();
@@ -312,7 +313,8 @@ Status ReadTokenizerJson(std::string_view text, std::unique_ptr<Vocabulary>* voc
   if (decoder.byte_level && !pretokenizer.byte_level) {
     return Unsupported("decoder is ByteLevel but pre_tokenizer has no ByteLevel");
   }
-  THERMOE_RETURN_IF_ERROR(ReadModel(root.At("model"), keys, pretokenizer.byte_level, &added, vocabulary, &parts->encoder));
+  THERMOE_RETURN_IF_ERROR(
+      ReadModel(root.At("model"), keys, pretokenizer.byte_level, &added, vocabulary, &parts->encoder));
   SetTokenBytes(decoder, pretokenizer.byte_level, vocabulary->get());
   THERMOE_RETURN_IF_ERROR(PlaceAddedTokens(std::move(added), parts));
   parts->pretokenizer = std::move(pretokenizer.stages);

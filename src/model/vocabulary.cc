@@ -56,19 +56,34 @@ namespace {
 
 // The ends that model families use in their chat or document formats; llama.cpp keeps the like list.
 constexpr std::string_view kWellKnownEnds[] = {
-    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|return|>",
-    "<|call|>", "<end_of_turn>", "<end_of_utterance>", "</s>", "<eos>", "<EOT>", "[EOT]", "[EOS]", "<|EOT|>",
-    "<｜end▁of▁sentence｜>"};
+    "<|im_end|>", "<|eot_id|>",    "<|eom_id|>",           "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|return|>",
+    "<|call|>",   "<end_of_turn>", "<end_of_utterance>",   "</s>",    "<eos>",         "<EOT>",           "[EOT]",
+    "[EOS]",      "<|EOT|>",       "<｜end▁of▁sentence｜>"};
 
-constexpr std::string_view kOtherTurnMarkers[] = {
-    "<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>", "<|system|>", "<|user|>",
-    "<|assistant|>", "<|start|>", "<start_of_turn>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<s>",
-    "<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"};
+constexpr std::string_view kOtherTurnMarkers[] = {"<|im_start|>",
+                                                  "<|start_header_id|>",
+                                                  "<|end_header_id|>",
+                                                  "<|begin_of_text|>",
+                                                  "<|system|>",
+                                                  "<|user|>",
+                                                  "<|assistant|>",
+                                                  "<|start|>",
+                                                  "<start_of_turn>",
+                                                  "[INST]",
+                                                  "[/INST]",
+                                                  "[SYSTEM_PROMPT]",
+                                                  "[/SYSTEM_PROMPT]",
+                                                  "<s>",
+                                                  "<｜begin▁of▁sentence｜>",
+                                                  "<｜User｜>",
+                                                  "<｜Assistant｜>"};
 
 }  // namespace
 
 bool IsTurnMarker(std::string_view written) {
-  const auto in = [&](const auto& list) { return std::find(std::begin(list), std::end(list), written) != std::end(list); };
+  const auto in = [&](const auto& list) {
+    return std::find(std::begin(list), std::end(list), written) != std::end(list);
+  };
   return in(kWellKnownEnds) || in(kOtherTurnMarkers);
 }
 

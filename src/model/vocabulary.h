@@ -15,13 +15,13 @@
 namespace thermoe {
 
 enum class TokenKind : uint8_t {
-  kHole,         // an id that no token has
+  kHole,  // an id that no token has
   kNormal,
   kUnknown,      // stands for text the vocabulary cannot write
   kControl,      // <|im_end|>: never part of running text
   kUserDefined,  // added by hand, matched in the text before anything else
   kUnused,
-  kByte,         // "<0x0A>" of SentencePiece vocabularies
+  kByte,  // "<0x0A>" of SentencePiece vocabularies
 };
 
 class Vocabulary {
@@ -48,9 +48,7 @@ class Vocabulary {
   TokenId Find(std::string_view written) const;
 
   // Not printed, and not matched in text from users.
-  bool IsSpecial(TokenId id) const {
-    return Kind(id) == TokenKind::kControl || Kind(id) == TokenKind::kUnknown;
-  }
+  bool IsSpecial(TokenId id) const { return Kind(id) == TokenKind::kControl || Kind(id) == TokenKind::kUnknown; }
   // May come out of merging. Control, unknown and byte tokens may not, whatever the text spells: otherwise
   // "</" + "s>" would end a turn.
   bool IsMergeable(TokenId id) const {
@@ -64,7 +62,7 @@ class Vocabulary {
     std::string bytes;
     TokenKind kind = TokenKind::kHole;
   };
-  std::vector<Token> tokens_;                            // [ids]
+  std::vector<Token> tokens_;                              // [ids]
   std::unordered_map<std::string_view, TokenId> by_text_;  // views into tokens_
 };
 

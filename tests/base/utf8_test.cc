@@ -37,6 +37,7 @@ TEST(Utf8, CompletePrefixStopsBeforeAnUnfinishedCharacter) {
 TEST(Utf8, ReplacesEveryMalformedSequence) {
   EXPECT_EQ(ReplaceInvalidUtf8("a\xff" "b"), "a\xef\xbf\xbd" "b");
   EXPECT_EQ(ReplaceInvalidUtf8("a\xe4\xbd"), "a\xef\xbf\xbd");
+  EXPECT_EQ(ReplaceInvalidUtf8("\xf0\x9f" "a"), "\xef\xbf\xbd" "a");  // once for what belongs together
   EXPECT_EQ(FindInvalidUtf8(ReplaceInvalidUtf8("\xc3\x28\xa0\xa1\xe2\x28\xa1")), kNone);
 }
 

@@ -89,17 +89,17 @@ TEST_P(Promises, ForksAndTruncationsDoNotChangeABit) {
 TEST_P(Promises, NeutralSteeringIsThePlainModelBitForBit) {
   const auto engine = Make();
   const RequestResult plain = RunRequest(engine.get(), Keep(Prompt(50), 12));
-  const ModelInfo& info = engine->model().info();
+  const ModelInfo& model = engine->model().info();
   std::vector<Steering> neutral(3);
-  neutral[1].layers.resize(static_cast<size_t>(info.moe_layers));
+  neutral[1].layers.resize(static_cast<size_t>(model.moe_layers));
   LayerSteering spelled;  // every knob at its neutral value, written out
-  spelled.selection_bias.assign(static_cast<size_t>(info.experts), 0.0f);
-  spelled.guaranteed_slots = spelled.max_slots = info.expert_slots;
-  if (info.expert_storage == ExpertStorage::kNested) {
-    spelled.plane_cap.assign(static_cast<size_t>(info.experts), 2);
-    spelled.full_slots = info.expert_slots;
+  spelled.selection_bias.assign(static_cast<size_t>(model.experts), 0.0f);
+  spelled.guaranteed_slots = spelled.max_slots = model.expert_slots;
+  if (model.expert_storage == ExpertStorage::kNested) {
+    spelled.plane_cap.assign(static_cast<size_t>(model.experts), 2);
+    spelled.full_slots = model.expert_slots;
   }
-  neutral[2].layers.assign(static_cast<size_t>(info.moe_layers), spelled);
+  neutral[2].layers.assign(static_cast<size_t>(model.moe_layers), spelled);
   for (const Steering& steering : neutral) {
     ASSERT_TRUE(engine->SetSteering(std::make_shared<Steering>(steering)).ok());
     EXPECT_EQ(RunRequest(engine.get(), Keep(Prompt(50), 12)).logits, plain.logits);
@@ -126,10 +126,10 @@ INSTANTIATE_TEST_SUITE_P(Engine, Promises,
                          ::testing::Combine(::testing::Values("qwen3moe", "olmoe", "mixtral/model-bf16.gguf", "qwen2moe"),
                                             ::testing::Values(ExpertStorage::kNative, ExpertStorage::kNested),
                                             ::testing::Values("cpu", "reference")),
-                         [](const auto& info) {
-                           const std::string path = std::get<0>(info.param);
+                         [](const auto& test) {
+                           const std::string path = std::get<0>(test.param);
                            return path.substr(0, path.find('/')) +
-                                  (std::get<1>(info.param) == ExpertStorage::kNested ? "_nested_" : "_native_") + std::get<2>(info.param);
+                                  (std::get<1>(test.param) == ExpertStorage::kNested ? "_nested_" : "_native_") + std::get<2>(test.param);
                          });
 
 TEST(EngineNested, BothPlanesAreTheQuantisedModelBitForBit) {

@@ -23,7 +23,8 @@ struct AttentionShape {
 
   std::string text() const {
     std::string rows;
-    for (const SequenceRows& s : sequences) rows.append(" ").append(std::to_string(s.first)).append("+").append(std::to_string(s.count));
+    for (const SequenceRows& s : sequences)
+      rows.append(" ").append(std::to_string(s.first)).append("+").append(std::to_string(s.count));
     return Shape({heads, kv_heads, head_dim}) + " rows" + rows;
   }
 };
@@ -47,7 +48,8 @@ inline std::shared_ptr<AttentionFixture> MakeAttention(Random& random, const Att
   f->scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
   std::vector<int32_t> free_blocks;
   for (const SequenceRows& s : shape.sequences) {
-    for (int32_t b = 0; b <= (s.first + s.count - 1) / kKvBlock + 1; ++b) free_blocks.push_back(static_cast<int32_t>(free_blocks.size()));
+    for (int32_t b = 0; b <= (s.first + s.count - 1) / kKvBlock + 1; ++b)
+      free_blocks.push_back(static_cast<int32_t>(free_blocks.size()));
   }
   for (size_t i = free_blocks.size(); i > 1; --i) std::swap(free_blocks[i - 1], free_blocks[random.Below(i)]);
   const KvLayer sizes{nullptr, nullptr, shape.kv_heads, shape.head_dim};
@@ -70,7 +72,8 @@ inline std::shared_ptr<AttentionFixture> MakeAttention(Random& random, const Att
     }
   }
   for (size_t i = 0; i < shape.sequences.size(); ++i) {
-    for (int32_t r = 0; r < shape.sequences[i].count; ++r) f->rows.push_back({f->tables[i].data(), shape.sequences[i].first + r});
+    for (int32_t r = 0; r < shape.sequences[i].count; ++r)
+      f->rows.push_back({f->tables[i].data(), shape.sequences[i].first + r});
   }
   f->q = RandomFloats(random, f->tokens() * f->q_cols(), 1.5);
   return f;
@@ -118,7 +121,12 @@ inline void AttendInDouble(AttentionFixture& f, size_t row, int32_t head, OpCase
 
 inline std::vector<float> RunAttention(const Ops& ops, AttentionFixture& f) {
   std::vector<float> out(f.q.size(), kPoison);
-  ops.Attention({{f.q.data(), f.tokens(), f.q_cols()}, f.rows, f.cache(), f.shape.heads, f.scale, {out.data(), f.tokens(), f.q_cols()}});
+  ops.Attention({{f.q.data(), f.tokens(), f.q_cols()},
+                 f.rows,
+                 f.cache(),
+                 f.shape.heads,
+                 f.scale,
+                 {out.data(), f.tokens(), f.q_cols()}});
   return out;
 }
 
@@ -149,7 +157,8 @@ inline OpCase StoreKvCase(Random& random, const AttentionShape& shape) {
     const KvRow& row = f->rows[t];
     for (int64_t i = 0; i < cols; ++i) {
       const int64_t block = row.blocks[row.position / 16], head = i / shape.head_dim;
-      const int64_t at = ((block * shape.kv_heads + head) * 16 + row.position % 16) * shape.head_dim + i % shape.head_dim;
+      const int64_t at =
+          ((block * shape.kv_heads + head) * 16 + row.position % 16) * shape.head_dim + i % shape.head_dim;
       keys[static_cast<size_t>(at)] = k[t * static_cast<size_t>(cols) + static_cast<size_t>(i)];
       values[static_cast<size_t>(at)] = v[t * static_cast<size_t>(cols) + static_cast<size_t>(i)];
     }
@@ -159,7 +168,10 @@ inline OpCase StoreKvCase(Random& random, const AttentionShape& shape) {
   c.bound.assign(c.want.size(), 0.0);
   c.run = [=](const Ops& ops) {
     std::vector<float> out = f->keys, out_values = f->values;
-    ops.StoreKv({{k.data(), f->tokens(), cols}, {v.data(), f->tokens(), cols}, f->rows, {out.data(), out_values.data(), shape.kv_heads, shape.head_dim}});
+    ops.StoreKv({{k.data(), f->tokens(), cols},
+                 {v.data(), f->tokens(), cols},
+                 f->rows,
+                 {out.data(), out_values.data(), shape.kv_heads, shape.head_dim}});
     out.insert(out.end(), out_values.begin(), out_values.end());
     return out;
   };

@@ -24,7 +24,8 @@ struct OwnedSelection {
   void Group(int64_t tokens, int32_t slots) {
     std::map<std::pair<int32_t, int>, std::vector<int32_t>> groups;  // kBoth before kHi
     for (size_t at = 0; at < expert.size(); ++at) {
-      if (expert[at] >= 0) groups[{expert[at], planes[at] == Planes::kBoth ? 0 : 1}].push_back(static_cast<int32_t>(at));
+      if (expert[at] >= 0)
+        groups[{expert[at], planes[at] == Planes::kBoth ? 0 : 1}].push_back(static_cast<int32_t>(at));
     }
     for (const auto& [key, members] : groups) {
       jobs.push_back({key.first, key.second == 0 ? Planes::kBoth : Planes::kHi, static_cast<int32_t>(order.size()),
@@ -62,7 +63,9 @@ inline void ChooseExperts(Random& random, ExpertFixture* f) {
     std::vector<int32_t> some;
     for (int32_t e = 0; e < s.experts; ++e) some.push_back(e);
     for (size_t i = some.size(); i > 1; --i) std::swap(some[i - 1], some[random.Below(i)]);
-    const auto kept = static_cast<int32_t>(t == 1 ? 0 : t % 3 == 0 ? s.slots : 1 + random.Below(static_cast<uint64_t>(s.slots)));
+    const auto kept = static_cast<int32_t>(t == 1       ? 0
+                                           : t % 3 == 0 ? s.slots
+                                                        : 1 + random.Below(static_cast<uint64_t>(s.slots)));
     const auto full = static_cast<int32_t>(random.Below(static_cast<uint64_t>(s.slots) + 1));
     for (int32_t k = 0; k < s.slots; ++k) {
       f->selection.expert.push_back(k < kept ? some[static_cast<size_t>(k)] : -1);
@@ -92,16 +95,22 @@ inline std::shared_ptr<ExpertFixture> MakeExperts(Random& random, const ExpertSh
 inline std::vector<float> RunExperts(const Ops& ops, const ExpertFixture& f) {
   const ExpertShape& s = f.shape;
   const int64_t slots = s.tokens * s.slots;
-  std::vector<float> inner(static_cast<size_t>(slots * s.width), kPoison), slot_out(static_cast<size_t>(slots * s.hidden), kPoison);
+  std::vector<float> inner(static_cast<size_t>(slots * s.width), kPoison),
+      slot_out(static_cast<size_t>(slots * s.hidden), kPoison);
   std::vector<float> out = f.before;
-  ops.ExpertFfn({{f.x.data(), s.tokens, s.hidden}, f.experts, &f.selection.view, {inner.data(), slots, s.width}, {slot_out.data(), slots, s.hidden},
+  ops.ExpertFfn({{f.x.data(), s.tokens, s.hidden},
+                 f.experts,
+                 &f.selection.view,
+                 {inner.data(), slots, s.width},
+                 {slot_out.data(), slots, s.hidden},
                  {out.data(), s.tokens, s.hidden}});
   return out;
 }
 
-// down(silu(gate x) * up x) of one slot with first-order bounds: errors of gate and up pass through silu and the product;
-// inner's errors pass through |down|.
-inline void SlotInDouble(const ExpertFixture& f, size_t e, Planes planes, const float* x, std::vector<double>* y, std::vector<double>* error) {
+// down(silu(gate x) * up x) of one slot with first-order bounds: errors of gate and up pass through silu and the
+// product; inner's errors pass through |down|.
+inline void SlotInDouble(const ExpertFixture& f, size_t e, Planes planes, const float* x, std::vector<double>* y,
+                         std::vector<double>* error) {
   const ExpertShape& s = f.shape;
   std::vector<double> inner, inner_error;
   for (int64_t r = 0; r < s.width; ++r) {
@@ -117,28 +126,33 @@ inline void SlotInDouble(const ExpertFixture& f, size_t e, Planes planes, const 
     y->push_back(down.sum);
     error->push_back(SumBound(s.width, down.magnitude));
     for (int64_t i = 0; i < s.width; ++i) {
-      error->back() += std::fabs(f.down[e]->values(planes)[static_cast<size_t>(r * s.width + i)]) * inner_error[static_cast<size_t>(i)];
+      error->back() += std::fabs(f.down[e]->values(planes)[static_cast<size_t>(r * s.width + i)]) *
+                       inner_error[static_cast<size_t>(i)];
     }
   }
 }
 
 inline OpCase ExpertCase(Random& random, const ExpertShape& shape) {
   OpCase c;
-  c.name = "ExpertFfn " + std::string(TraitsOf(shape.type).name) + " T=" + std::to_string(shape.tokens) + " D=" + std::to_string(shape.hidden) +
-           " F=" + std::to_string(shape.width) + " E=" + std::to_string(shape.experts) + " K=" + std::to_string(shape.slots);
+  c.name = "ExpertFfn " + std::string(TraitsOf(shape.type).name) + " T=" + std::to_string(shape.tokens) +
+           " D=" + std::to_string(shape.hidden) + " F=" + std::to_string(shape.width) +
+           " E=" + std::to_string(shape.experts) + " K=" + std::to_string(shape.slots);
   const std::shared_ptr<ExpertFixture> f = MakeExperts(random, shape);
-  c.inputs = {{"x", f->x}, {"out", f->before}, {"gate", ToFloats(f->gate[0]->both)}, {"down", ToFloats(f->down[0]->both)}};
+  c.inputs = {
+      {"x", f->x}, {"out", f->before}, {"gate", ToFloats(f->gate[0]->both)}, {"down", ToFloats(f->down[0]->both)}};
   c.want.assign(f->before.begin(), f->before.end());
   for (const float value : f->before) c.bound.push_back(kUnit * (shape.slots + 2) * std::fabs(value));
   for (size_t at = 0; at < f->selection.expert.size(); ++at) {
     if (f->selection.expert[at] < 0) continue;
     const size_t t = at / static_cast<size_t>(shape.slots);
     std::vector<double> y, error;
-    SlotInDouble(*f, static_cast<size_t>(f->selection.expert[at]), f->selection.planes[at], f->x.data() + t * static_cast<size_t>(shape.hidden), &y, &error);
+    SlotInDouble(*f, static_cast<size_t>(f->selection.expert[at]), f->selection.planes[at],
+                 f->x.data() + t * static_cast<size_t>(shape.hidden), &y, &error);
     for (size_t i = 0; i < y.size(); ++i) {
       const size_t o = t * static_cast<size_t>(shape.hidden) + i;
       c.want[o] += f->selection.weight[at] * y[i];
-      c.bound[o] += f->selection.weight[at] * error[i] + kUnit * (shape.slots + 2) * std::fabs(f->selection.weight[at] * y[i]);
+      c.bound[o] +=
+          f->selection.weight[at] * error[i] + kUnit * (shape.slots + 2) * std::fabs(f->selection.weight[at] * y[i]);
     }
   }
   c.run = [f](const Ops& ops) { return RunExperts(ops, *f); };

@@ -14,9 +14,12 @@
 namespace thermoe::kernels {
 namespace {
 
-bool SameBits(const float* a, const float* b, int64_t n) { return std::memcmp(a, b, static_cast<size_t>(n) * sizeof(float)) == 0; }
+bool SameBits(const float* a, const float* b, int64_t n) {
+  return std::memcmp(a, b, static_cast<size_t>(n) * sizeof(float)) == 0;
+}
 
-std::vector<float> RunLinear(const Ops& ops, const WeightMatrix& weight, const float* x, int64_t tokens, std::span<const float> bias) {
+std::vector<float> RunLinear(const Ops& ops, const WeightMatrix& weight, const float* x, int64_t tokens,
+                             std::span<const float> bias) {
   std::vector<float> out(static_cast<size_t>(tokens * weight.rows), kPoison);
   ops.Linear({{x, tokens, weight.cols}, weight, bias, {out.data(), tokens, weight.rows}});
   return out;
@@ -52,7 +55,8 @@ TEST(FixedOrder, LinearDoesNotDependOnTokensOrThreads) {
           for (const int64_t first : {int64_t{0}, kMostTokens - tokens}) {
             const std::vector<float> got = RunLinear(*ops, m->view, x.data() + first * cols, tokens, bias);
             EXPECT_TRUE(SameBits(got.data(), alone.data() + first * kMatrixRows, tokens * kMatrixRows))
-                << isa << " " << TraitsOf(type).name << ": tokens " << first << " + " << tokens << ", " << team << " threads";
+                << isa << " " << TraitsOf(type).name << ": tokens " << first << " + " << tokens << ", " << team
+                << " threads";
           }
         }
       }
@@ -71,10 +75,12 @@ TEST(FixedOrder, LinearDoesNotDependOnThePlaceInATile) {
         const std::vector<float> whole = RunLinear(*implementation.ops, m->view, x.data(), tokens, {});
         for (const int64_t first : {1, 2, 3, 5, 100}) {
           for (const int64_t rows : {1, 2, 7, 97}) {
-            const std::vector<float> part = RunLinear(*implementation.ops, Slice(m->view, first, rows), x.data(), tokens, {});
+            const std::vector<float> part =
+                RunLinear(*implementation.ops, Slice(m->view, first, rows), x.data(), tokens, {});
             for (int64_t t = 0; t < tokens; ++t) {
               ASSERT_TRUE(SameBits(part.data() + t * rows, whole.data() + t * kMatrixRows + first, rows))
-                  << implementation.name << " " << TraitsOf(type).name << ": rows " << first << " + " << rows << ", T=" << tokens;
+                  << implementation.name << " " << TraitsOf(type).name << ": rows " << first << " + " << rows
+                  << ", T=" << tokens;
             }
           }
         }
@@ -93,7 +99,8 @@ TEST(FixedOrder, DecodedWeightsAreThoseOfDecodeRow) {
     const WeightMatrix as_floats{DType::kF32, 37, cols, reinterpret_cast<const std::byte*>(decoded.data()), nullptr};
     for (const Implementation& implementation : CpuImplementations({1})) {
       for (const int64_t tokens : {1, 2, 3, 4, 9}) {
-        EXPECT_EQ(RunLinear(*implementation.ops, m->view, x.data(), tokens, {}), RunLinear(*implementation.ops, as_floats, x.data(), tokens, {}))
+        EXPECT_EQ(RunLinear(*implementation.ops, m->view, x.data(), tokens, {}),
+                  RunLinear(*implementation.ops, as_floats, x.data(), tokens, {}))
             << implementation.name << " " << TraitsOf(type).name << " T=" << tokens;
       }
     }
@@ -149,7 +156,8 @@ std::shared_ptr<ExpertFixture> OnlyToken(const ExpertFixture& f, size_t t) {
   one->experts = f.experts;
   const auto hidden = static_cast<size_t>(f.shape.hidden), slots = static_cast<size_t>(f.shape.slots);
   one->x.assign(f.x.begin() + static_cast<int64_t>(t * hidden), f.x.begin() + static_cast<int64_t>((t + 1) * hidden));
-  one->before.assign(f.before.begin() + static_cast<int64_t>(t * hidden), f.before.begin() + static_cast<int64_t>((t + 1) * hidden));
+  one->before.assign(f.before.begin() + static_cast<int64_t>(t * hidden),
+                     f.before.begin() + static_cast<int64_t>((t + 1) * hidden));
   for (size_t at = t * slots; at < (t + 1) * slots; ++at) {
     one->selection.expert.push_back(f.selection.expert[at]);
     one->selection.weight.push_back(f.selection.weight[at]);
@@ -165,12 +173,14 @@ TEST(FixedOrder, ExpertsDoNotDependOnOtherTokens) {
     const std::shared_ptr<ExpertFixture> f = MakeExperts(random, {type, 23, 96, 160, 5, 4});
     for (const std::string& isa : SupportedIsas()) {
       ThreadPool one_thread(1), three_threads(3);
-      const std::unique_ptr<Ops> one = MakeCpuOps(&one_thread, isa).value(), three = MakeCpuOps(&three_threads, isa).value();
+      const std::unique_ptr<Ops> one = MakeCpuOps(&one_thread, isa).value(),
+                                 three = MakeCpuOps(&three_threads, isa).value();
       const std::vector<float> together = RunExperts(*three, *f);
       EXPECT_EQ(together, RunExperts(*one, *f)) << isa << " " << TraitsOf(type).name;
       for (size_t t = 0; t < 23; ++t) {
         const std::vector<float> alone = RunExperts(*three, *OnlyToken(*f, t));
-        EXPECT_TRUE(SameBits(alone.data(), together.data() + t * 96, 96)) << isa << " " << TraitsOf(type).name << " token " << t;
+        EXPECT_TRUE(SameBits(alone.data(), together.data() + t * 96, 96))
+            << isa << " " << TraitsOf(type).name << " token " << t;
       }
     }
   }
@@ -201,10 +211,12 @@ TEST(FixedOrder, ExpertsOfBothPlanesAreQ8) {
 TEST(FixedOrder, AttentionDoesNotDependOnChunkingOrNeighbours) {
   for (const auto& [heads, kv_heads, dim] : {std::array{4, 4, 64}, std::array{8, 2, 40}, std::array{8, 1, 128}}) {
     Random random(17);
-    const std::shared_ptr<AttentionFixture> f = MakeAttention(random, {heads, kv_heads, dim, {{5, 70}, {33, 1}, {0, 18}, {160, 2}}});
+    const std::shared_ptr<AttentionFixture> f =
+        MakeAttention(random, {heads, kv_heads, dim, {{5, 70}, {33, 1}, {0, 18}, {160, 2}}});
     for (const std::string& isa : SupportedIsas()) {
       ThreadPool one_thread(1), three_threads(3);
-      const std::unique_ptr<Ops> one = MakeCpuOps(&one_thread, isa).value(), three = MakeCpuOps(&three_threads, isa).value();
+      const std::unique_ptr<Ops> one = MakeCpuOps(&one_thread, isa).value(),
+                                 three = MakeCpuOps(&three_threads, isa).value();
       const std::vector<float> together = RunAttention(*three, *f);
       EXPECT_EQ(together, RunAttention(*one, *f)) << isa;
       AttentionFixture part = *f;
@@ -213,9 +225,11 @@ TEST(FixedOrder, AttentionDoesNotDependOnChunkingOrNeighbours) {
           const size_t last = std::min(first + step, f->rows.size());
           const auto cols = static_cast<size_t>(f->q_cols());
           part.rows.assign(f->rows.begin() + static_cast<int64_t>(first), f->rows.begin() + static_cast<int64_t>(last));
-          part.q.assign(f->q.begin() + static_cast<int64_t>(first * cols), f->q.begin() + static_cast<int64_t>(last * cols));
+          part.q.assign(f->q.begin() + static_cast<int64_t>(first * cols),
+                        f->q.begin() + static_cast<int64_t>(last * cols));
           const std::vector<float> got = RunAttention(*three, part);
-          ASSERT_TRUE(SameBits(got.data(), together.data() + first * cols, static_cast<int64_t>(got.size()))) << isa << " rows from " << first << " by " << step;
+          ASSERT_TRUE(SameBits(got.data(), together.data() + first * cols, static_cast<int64_t>(got.size())))
+              << isa << " rows from " << first << " by " << step;
         }
       }
     }
@@ -225,7 +239,8 @@ TEST(FixedOrder, AttentionDoesNotDependOnChunkingOrNeighbours) {
 TEST(FixedOrder, RowOperationsDoNotDependOnOtherRows) {
   Random random(18);
   constexpr int64_t kWide = 517;
-  const std::vector<float> x = RandomFloats(random, 70 * kWide), gain = RandomFloats(random, kWide), up = RandomFloats(random, 70 * kWide);
+  const std::vector<float> x = RandomFloats(random, 70 * kWide), gain = RandomFloats(random, kWide),
+                           up = RandomFloats(random, 70 * kWide);
   for (const Implementation& implementation : CpuImplementations({1, 3})) {
     std::vector<float> norm(x.size(), kPoison), swiglu(x.size(), kPoison);
     implementation.ops->RmsNorm({{x.data(), 70, kWide}, gain, 1e-6f, {norm.data(), 70, kWide}});
@@ -234,12 +249,14 @@ TEST(FixedOrder, RowOperationsDoNotDependOnOtherRows) {
       std::vector<float> one(kWide, kPoison);
       implementation.ops->RmsNorm({{x.data() + t * kWide, 1, kWide}, gain, 1e-6f, {one.data(), 1, kWide}});
       EXPECT_TRUE(SameBits(one.data(), norm.data() + t * kWide, kWide)) << implementation.name;
-      implementation.ops->SwiGlu({{x.data() + t * kWide, 1, kWide}, {up.data() + t * kWide, 1, kWide}, {one.data(), 1, kWide}});
+      implementation.ops->SwiGlu(
+          {{x.data() + t * kWide, 1, kWide}, {up.data() + t * kWide, 1, kWide}, {one.data(), 1, kWide}});
       EXPECT_TRUE(SameBits(one.data(), swiglu.data() + t * kWide, kWide)) << implementation.name;
     }
     // A lane's place in a vector does not matter either.
     std::vector<float> shifted(kWide - 3, kPoison);
-    implementation.ops->SwiGlu({{x.data() + 3, 1, kWide - 3}, {up.data() + 3, 1, kWide - 3}, {shifted.data(), 1, kWide - 3}});
+    implementation.ops->SwiGlu(
+        {{x.data() + 3, 1, kWide - 3}, {up.data() + 3, 1, kWide - 3}, {shifted.data(), 1, kWide - 3}});
     EXPECT_TRUE(SameBits(shifted.data(), swiglu.data() + 3, kWide - 3)) << implementation.name;
   }
 }

@@ -39,7 +39,8 @@ struct Narrow {
   float (*widen)(uint16_t);
   uint16_t (*narrow)(float);
 };
-constexpr Narrow kNarrow[] = {{"binary16", 5, 10, HalfToFloat, FloatToHalf}, {"bfloat16", 8, 7, Bf16ToFloat, FloatToBf16}};
+constexpr Narrow kNarrow[] = {{"binary16", 5, 10, HalfToFloat, FloatToHalf},
+                              {"bfloat16", 8, 7, Bf16ToFloat, FloatToBf16}};
 
 TEST(Formats, NarrowFloatsWidenExactlyAndBack) {
   for (const Narrow& type : kNarrow) {
@@ -77,7 +78,8 @@ TEST(Formats, NarrowingRoundsToNearestEven) {
   }
 }
 
-std::vector<float> Decode(DType type, const void* block, const void* lo = nullptr, Planes planes = Planes::kBoth, int64_t cols = kQuantBlock) {
+std::vector<float> Decode(DType type, const void* block, const void* lo = nullptr, Planes planes = Planes::kBoth,
+                          int64_t cols = kQuantBlock) {
   std::vector<float> out(static_cast<size_t>(cols), std::nanf(""));
   const WeightMatrix m{type, 1, cols, static_cast<const std::byte*>(block), static_cast<const std::byte*>(lo)};
   DecodeRow(m, 0, planes, out.data());
@@ -100,7 +102,7 @@ TEST(Formats, Sizes) {
 TEST(Formats, Q8ByHand) {
   uint8_t bytes[34] = {0x00, 0x38};  // 0x3800 little-endian: 0.5
   bytes[2] = 1;
-  bytes[3] = 0xff;   // -1
+  bytes[3] = 0xff;  // -1
   bytes[4] = 127;
   bytes[5] = 0x81;   // -127
   bytes[33] = 0x80;  // -128
@@ -114,10 +116,10 @@ TEST(Formats, Q8ByHand) {
 }
 
 TEST(Formats, Q4ByHand) {
-  uint8_t bytes[18] = {0x00, 0xc0};                    // 0xc000: -2
-  for (int i = 2; i < 18; ++i) bytes[i] = 0x88;        // zeros
-  bytes[2] = 0xf0;                                     // weight 0: 0, weight 16: 15
-  bytes[17] = 0x19;                                    // weight 15: 9, weight 31: 1
+  uint8_t bytes[18] = {0x00, 0xc0};              // 0xc000: -2
+  for (int i = 2; i < 18; ++i) bytes[i] = 0x88;  // zeros
+  bytes[2] = 0xf0;                               // weight 0: 0, weight 16: 15
+  bytes[17] = 0x19;                              // weight 15: 9, weight 31: 1
   std::vector<float> want(32, -0.0f);
   want[0] = 16.0f;
   want[16] = -14.0f;
@@ -157,7 +159,8 @@ TEST(Formats, PlanesHoldEveryCode) {
     }
     EXPECT_EQ(Decode(DType::kNested8, &hi, &lo), Decode(DType::kQ8_0, &block));
     const std::vector<float> high = Decode(DType::kNested8, &hi, nullptr, Planes::kHi);
-    for (int j = 0; j < kQuantBlock; ++j) EXPECT_LE(std::fabs(high[static_cast<size_t>(j)] - static_cast<float>(first + j)), 7.5f);
+    for (int j = 0; j < kQuantBlock; ++j)
+      EXPECT_LE(std::fabs(high[static_cast<size_t>(j)] - static_cast<float>(first + j)), 7.5f);
   }
 }
 

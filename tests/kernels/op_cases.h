@@ -9,7 +9,8 @@
 
 namespace thermoe::kernels {
 
-inline constexpr DType kAllTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kNested8};
+inline constexpr DType kAllTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16,
+                                      DType::kQ8_0, DType::kQ4_0, DType::kNested8};
 
 inline std::string Shape(std::initializer_list<int64_t> sizes) {
   std::string text;
@@ -45,7 +46,8 @@ inline OpCase RmsNormCase(Random& random, int64_t rows, int64_t n, bool in_place
 
 inline OpCase LinearCase(Random& random, DType type, int64_t tokens, int64_t out_cols, int64_t in, bool with_bias) {
   OpCase c;
-  c.name = "Linear " + std::string(TraitsOf(type).name) + " " + Shape({tokens, out_cols, in}) + (with_bias ? " bias" : "");
+  c.name =
+      "Linear " + std::string(TraitsOf(type).name) + " " + Shape({tokens, out_cols, in}) + (with_bias ? " bias" : "");
   const std::shared_ptr<Matrix> m = RandomMatrix(random, type, out_cols, in);
   const std::vector<float> x = RandomFloats(random, tokens * in), bias = RandomFloats(random, with_bias ? out_cols : 0);
   c.inputs = {{"x", x}, {"weight", ToFloats(m->both)}, {"bias", bias}};
@@ -65,7 +67,8 @@ inline OpCase LinearCase(Random& random, DType type, int64_t tokens, int64_t out
   return c;
 }
 
-inline OpCase RopeCase(Random& random, RopeKind kind, int64_t tokens, int32_t heads, int32_t head_dim, int32_t rope_dim) {
+inline OpCase RopeCase(Random& random, RopeKind kind, int64_t tokens, int32_t heads, int32_t head_dim,
+                       int32_t rope_dim) {
   OpCase c;
   const bool halves = kind == RopeKind::kHalves;
   const int64_t cols = int64_t{heads} * head_dim, half = rope_dim / 2;
@@ -95,7 +98,12 @@ inline OpCase RopeCase(Random& random, RopeKind kind, int64_t tokens, int32_t he
   }
   c.run = [=](const Ops& ops) {
     std::vector<float> out = x;
-    ops.Rope({{out.data(), tokens, cols}, head_dim, rope_dim, kind, {cosines.data(), tokens, half}, {sines.data(), tokens, half}});
+    ops.Rope({{out.data(), tokens, cols},
+              head_dim,
+              rope_dim,
+              kind,
+              {cosines.data(), tokens, half},
+              {sines.data(), tokens, half}});
     return out;
   };
   return c;

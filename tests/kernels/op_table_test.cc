@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every operation on every backend, instruction set and two thread teams, against the formula in double. The reference
 // is held to the same bounds: it is the specification, and this is its test.
+#include "kernels/op_table.h"
+
 #include <cstdio>
 
 #include "kernels/attention_cases.h"
 #include "kernels/expert_cases.h"
 #include "kernels/op_cases.h"
-#include "kernels/op_table.h"
 
 namespace thermoe::kernels {
 namespace {
@@ -24,7 +25,9 @@ int64_t Pick(Random& random, const int64_t (&from)[kCount]) {
 
 bool HasBlocks(DType type) { return TraitsOf(type).block_elements > 1; }
 
-int64_t PickCols(Random& random, DType type) { return HasBlocks(type) ? Pick(random, kBlockCols) : Pick(random, kFloatCols); }
+int64_t PickCols(Random& random, DType type) {
+  return HasBlocks(type) ? Pick(random, kBlockCols) : Pick(random, kFloatCols);
+}
 
 void RunTable(const std::vector<OpCase>& cases) {
   for (const OpCase& c : cases) ExpectVaries(c);
@@ -53,7 +56,8 @@ TEST(OpTable, Linear) {
   for (const DType type : kAllTypes) {
     for (const int64_t tokens : kTokens) {
       for (int i = 0; i < 3; ++i) {
-        cases.push_back(LinearCase(random, type, tokens, Pick(random, kRows), PickCols(random, type), random.Below(2) == 1));
+        cases.push_back(
+            LinearCase(random, type, tokens, Pick(random, kRows), PickCols(random, type), random.Below(2) == 1));
       }
     }
     // Large enough that the work is shared between threads and cut into several tiles.
@@ -70,7 +74,8 @@ TEST(OpTable, Rope) {
   for (const RopeKind kind : {RopeKind::kHalves, RopeKind::kInterleaved}) {
     for (const int32_t head_dim : {16, 24, 64, 80, 128}) {
       for (const int32_t rope_dim : {head_dim, head_dim / 2, 2}) {
-        cases.push_back(RopeCase(random, kind, 1 + static_cast<int64_t>(random.Below(9)), 1 + static_cast<int32_t>(random.Below(5)), head_dim, rope_dim));
+        cases.push_back(RopeCase(random, kind, 1 + static_cast<int64_t>(random.Below(9)),
+                                 1 + static_cast<int32_t>(random.Below(5)), head_dim, rope_dim));
       }
     }
   }
@@ -81,7 +86,8 @@ TEST(OpTable, SwiGlu) {
   Random random(4);
   std::vector<OpCase> cases;
   for (const double scale : {0.1, 1.0, 20.0, 100.0}) {
-    for (const int64_t n : {1, 7, 16, 17, 100, 1023}) cases.push_back(SwiGluCase(random, 1 + static_cast<int64_t>(random.Below(9)), n, scale));
+    for (const int64_t n : {1, 7, 16, 17, 100, 1023})
+      cases.push_back(SwiGluCase(random, 1 + static_cast<int64_t>(random.Below(9)), n, scale));
   }
   RunTable(cases);
 }
@@ -90,7 +96,8 @@ TEST(OpTable, Add) {
   Random random(5);
   std::vector<OpCase> cases;
   for (const int64_t n : {1, 7, 16, 33, 1000}) {
-    for (const bool gated : {false, true}) cases.push_back(AddCase(random, 1 + static_cast<int64_t>(random.Below(70)), n, gated));
+    for (const bool gated : {false, true})
+      cases.push_back(AddCase(random, 1 + static_cast<int64_t>(random.Below(70)), n, gated));
   }
   RunTable(cases);
 }
@@ -99,7 +106,8 @@ TEST(OpTable, Embed) {
   Random random(6);
   std::vector<OpCase> cases;
   for (const DType type : kAllTypes) {
-    for (const int64_t tokens : {1, 5, 70}) cases.push_back(EmbedCase(random, type, 50, tokens == 70 ? 512 : PickCols(random, type), tokens));
+    for (const int64_t tokens : {1, 5, 70})
+      cases.push_back(EmbedCase(random, type, 50, tokens == 70 ? 512 : PickCols(random, type), tokens));
   }
   RunTable(cases);
 }

@@ -11,9 +11,8 @@
 #include <vector>
 
 #include "base/random.h"
-#include "runtime/threads.h"
-
 #include "kernels/dispatch.h"
+#include "runtime/threads.h"
 
 namespace thermoe::kernels {
 namespace {
@@ -43,7 +42,8 @@ struct Chosen {
     scores.assign(static_cast<size_t>(s.tokens * s.experts), std::nanf(""));
     planes.assign(slots, Planes::kHi);
     jobs.assign(static_cast<size_t>(2 * s.experts), {-7, Planes::kHi, -7, -7});
-    record.slots_full = record.slots_hi = record.slots_dropped = record.distinct_experts = record.distinct_full_experts = 99;
+    record.slots_full = record.slots_hi = record.slots_dropped = record.distinct_experts =
+        record.distinct_full_experts = 99;
     record.gate_mass_lost = 99;
     record.expert_slots.assign(3, 99);
     view.slots = s.slots;
@@ -220,8 +220,10 @@ struct Restated {
 std::vector<int32_t> SortedBy(const std::vector<double>& key, Restated* r) {
   std::vector<int32_t> ids(key.size());
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
-  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return key[static_cast<size_t>(a)] > key[static_cast<size_t>(b)]; });
-  for (size_t i = 1; i < ids.size(); ++i) r->Note(key[static_cast<size_t>(ids[i - 1])], key[static_cast<size_t>(ids[i])]);
+  std::stable_sort(ids.begin(), ids.end(),
+                   [&](int32_t a, int32_t b) { return key[static_cast<size_t>(a)] > key[static_cast<size_t>(b)]; });
+  for (size_t i = 1; i < ids.size(); ++i)
+    r->Note(key[static_cast<size_t>(ids[i - 1])], key[static_cast<size_t>(ids[i])]);
   return ids;
 }
 
@@ -238,7 +240,8 @@ std::vector<int32_t> ChoiceOrder(const std::vector<double>& score, const LayerSt
 
 int Or(int value, int all) { return value == kAllSlots ? all : std::min(value, all); }
 
-void RestateToken(const Step& s, const LayerSteering& steering, const std::vector<double>& score, std::vector<int32_t> chosen, Restated* r) {
+void RestateToken(const Step& s, const LayerSteering& steering, const std::vector<double>& score,
+                  std::vector<int32_t> chosen, Restated* r) {
   const auto at = [&](int32_t e) { return score[static_cast<size_t>(e)]; };
   chosen.resize(std::min(chosen.size(), static_cast<size_t>(Or(steering.max_slots, s.slots))));
   std::sort(chosen.begin(), chosen.end());
@@ -275,12 +278,14 @@ Restated Restate(const Step& s, const LayerSteering& steering) {
   for (int64_t t = 0; t < s.tokens; ++t) {
     std::vector<double> score;
     double sum = 0;
-    for (int64_t e = 0; e < s.experts; ++e) score.push_back(std::exp(static_cast<double>(s.logits[static_cast<size_t>(t * s.experts + e)])));
+    for (int64_t e = 0; e < s.experts; ++e)
+      score.push_back(std::exp(static_cast<double>(s.logits[static_cast<size_t>(t * s.experts + e)])));
     for (const double value : score) sum += value;
     for (double& value : score) value /= sum;
     orders.push_back(ChoiceOrder(score, steering, &r));
     scores.push_back(score);
-    if (s.kinds[static_cast<size_t>(t)] == RowKind::kDecode) in_batch.insert(orders.back().begin(), orders.back().begin() + static_cast<int64_t>(k0));
+    if (s.kinds[static_cast<size_t>(t)] == RowKind::kDecode)
+      in_batch.insert(orders.back().begin(), orders.back().begin() + static_cast<int64_t>(k0));
   }
   for (size_t t = 0; t < orders.size(); ++t) {
     std::vector<int32_t> chosen;
@@ -307,8 +312,10 @@ Step RandomStep(Random& random) {
   s.normalise = random.Below(2) == 1;
   s.nested = random.Below(2) == 1;
   // Steps of 1/4: many exact ties, and nothing that only looks like one.
-  for (int64_t i = 0; i < s.tokens * s.experts; ++i) s.logits.push_back(static_cast<float>(std::round(random.Normal() * 6) / 4));
-  for (int64_t t = 0; t < s.tokens; ++t) s.kinds.push_back(static_cast<RowKind>(random.Below(4) == 0 ? random.Below(3) : 1));
+  for (int64_t i = 0; i < s.tokens * s.experts; ++i)
+    s.logits.push_back(static_cast<float>(std::round(random.Normal() * 6) / 4));
+  for (int64_t t = 0; t < s.tokens; ++t)
+    s.kinds.push_back(static_cast<RowKind>(random.Below(4) == 0 ? random.Below(3) : 1));
   return s;
 }
 
@@ -359,7 +366,8 @@ void ExpectJobs(const Step& s, const Chosen& got) {
     ASSERT_GT(job.count, 0);
     if (j > 0) {
       const Selection::Job& last = got.jobs[static_cast<size_t>(j - 1)];
-      ASSERT_TRUE(last.expert < job.expert || (last.expert == job.expert && last.planes == Planes::kBoth && job.planes == Planes::kHi));
+      ASSERT_TRUE(last.expert < job.expert ||
+                  (last.expert == job.expert && last.planes == Planes::kBoth && job.planes == Planes::kHi));
     }
     for (int32_t i = job.first; i < job.first + job.count; ++i) {
       const auto at = static_cast<size_t>(got.order[static_cast<size_t>(i)]);
@@ -373,7 +381,8 @@ void ExpectJobs(const Step& s, const Chosen& got) {
   const auto kept = std::count_if(got.expert.begin(), got.expert.end(), [](int32_t e) { return e >= 0; });
   EXPECT_EQ(next, kept);
   EXPECT_EQ(got.record.expert_slots, expert_slots);
-  EXPECT_EQ(got.record.distinct_experts, std::count_if(expert_slots.begin(), expert_slots.end(), [](int32_t n) { return n > 0; }));
+  EXPECT_EQ(got.record.distinct_experts,
+            std::count_if(expert_slots.begin(), expert_slots.end(), [](int32_t n) { return n > 0; }));
   const auto padding = std::count(s.kinds.begin(), s.kinds.end(), RowKind::kPadding);
   EXPECT_EQ(got.record.slots_dropped, (s.tokens - padding) * s.slots - kept);
 }
@@ -436,7 +445,8 @@ TEST(Select, EveryBackendCallsIt) {
     args.options.normalise = s.normalise;
     ops->Select(args);
     EXPECT_EQ(got.expert, want->expert) << ops->name();
-    EXPECT_EQ(std::memcmp(got.weight.data(), want->weight.data(), want->weight.size() * sizeof(float)), 0) << ops->name();
+    EXPECT_EQ(std::memcmp(got.weight.data(), want->weight.data(), want->weight.size() * sizeof(float)), 0)
+        << ops->name();
   }
 }
 

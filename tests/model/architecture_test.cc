@@ -14,7 +14,9 @@ Json Fixture(const std::string& arch) {
 }
 
 // Through text, as a file's numbers come: a literal 2 would be a signed number otherwise.
-Result<ArchitectureConfig> ReadAsFile(const Json& json) { return ReadHfConfig("config.json", Json::parse(json.dump())); }
+Result<ArchitectureConfig> ReadAsFile(const Json& json) {
+  return ReadHfConfig("config.json", Json::parse(json.dump()));
+}
 
 ModelConfig Read(const Json& json) {
   auto read = ReadAsFile(json);
@@ -74,8 +76,9 @@ TEST(Architecture, RopeBaseInEitherPlace) {
   json.erase("rope_parameters");
   EXPECT_EQ(Read(json).attention.rope_theta, 10000.0f);
   EXPECT_EQ(Read(With(json, "rope_theta", 5e5)).attention.rope_theta, 5e5f);
-  EXPECT_EQ(Read(With(json, "rope_parameters", {{"rope_theta", 1000000}, {"rope_type", "default"}})).attention.rope_theta,
-            1e6f);
+  EXPECT_EQ(
+      Read(With(json, "rope_parameters", {{"rope_theta", 1000000}, {"rope_type", "default"}})).attention.rope_theta,
+      1e6f);
   Json mixtral = Fixture("mixtral");
   mixtral.erase("rope_parameters");
   EXPECT_EQ(Read(mixtral).attention.rope_theta, 1e6f);

@@ -85,9 +85,10 @@ TEST(ChatTemplateTest, Olmo) {
 
 TEST(ChatTemplateTest, Llama3) {
   const TokenizerPtr tokenizer = EmberWith({"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"});
-  EXPECT_EQ(Written(*tokenizer, "llama-3", {{"system", "S"}, {"user", " Hello \n"}}),
-            "<|endoftext|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
-            "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n");
+  EXPECT_EQ(
+      Written(*tokenizer, "llama-3", {{"system", "S"}, {"user", " Hello \n"}}),
+      "<|endoftext|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
+      "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n");
   EXPECT_THAT(Written(*tokenizer, "llama-3", {{"user", "x"}}, false), StartsWith("<|start_header_id|>user"));
   EXPECT_THAT(Template("llama-3")->StopIds(*tokenizer), ElementsAre(8194));
 }
@@ -102,8 +103,7 @@ TEST(ChatTemplateTest, Llama2) {
 
 TEST(ChatTemplateTest, MistralAsText) {
   const TokenizerPtr tokenizer = MustMake(MakeGgufTokenizer(SmallSpmSpec()));
-  EXPECT_EQ(Written(*tokenizer, "mistral", kTalk),
-            "<s> [INST] Be brief.\n\nHello [/INST] Hi</s> [INST] Why? [/INST]");
+  EXPECT_EQ(Written(*tokenizer, "mistral", kTalk), "<s> [INST] Be brief.\n\nHello [/INST] Hi</s> [INST] Why? [/INST]");
   EXPECT_TRUE(Template("mistral")->StopIds(*EmberTokenizer()).empty());
 }
 
@@ -145,11 +145,13 @@ TEST(ChatTemplateTest, Recognition) {
     const char* jinja;
     const char* name;
   } rows[] = {
-      {"{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>'}}{% endfor %}", "chatml"},
+      {"{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>'}}{% endfor %}",
+       "chatml"},
       {"{{ bos_token }}{{ '[INST] ' + message['content'] + ' [/INST]' }}", "mistral"},
       {"{{ bos_token + '[INST] <<SYS>>\n' + system + '\n<</SYS>>\n\n' }}", "llama-2"},
       {"'<|start_header_id|>' + role + '<|end_header_id|>\n\n' + content + '<|eot_id|>'", "llama-3"},
-      {"{{ bos_token }}{{ '<|user|>\n' + message['content'] }}{{ '<|assistant|>\n' + message['content'] + eos_token }}", "olmo"},
+      {"{{ bos_token }}{{ '<|user|>\n' + message['content'] }}{{ '<|assistant|>\n' + message['content'] + eos_token }}",
+       "olmo"},
   };
   for (const auto& row : rows) {
     const auto found = RecogniseChatTemplate(row.jinja);

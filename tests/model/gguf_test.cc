@@ -135,10 +135,10 @@ TEST(Gguf, HostileNumbersAreRefused) {
   };
   constexpr uint64_t kHuge[] = {UINT64_MAX, UINT64_MAX / 2, uint64_t{1} << 62, uint64_t{1} << 40};
   for (uint64_t huge : kHuge) {
-    EXPECT_FALSE(with(8, huge).ok());                 // tensor count
-    EXPECT_FALSE(with(16, huge).ok());                // metadata count
-    EXPECT_FALSE(with(24, huge).ok());                // length of the first key
-    EXPECT_FALSE(with(entry + 4, huge).ok());         // a dimension
+    EXPECT_FALSE(with(8, huge).ok());                   // tensor count
+    EXPECT_FALSE(with(16, huge).ok());                  // metadata count
+    EXPECT_FALSE(with(24, huge).ok());                  // length of the first key
+    EXPECT_FALSE(with(entry + 4, huge).ok());           // a dimension
     EXPECT_FALSE(with(entry + 4 + 24 + 4, huge).ok());  // an offset
   }
   ExpectSentence(with(entry, uint32_t{0}), StatusCode::kCorrupt, "m.gguf", {"first", "0 dimensions"});

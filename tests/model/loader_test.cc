@@ -65,7 +65,7 @@ TEST(Loader, MixtralsRowsOfQAndKArePermutedInGguf) {
   EXPECT_EQ(hf->config.attention.rope, RopeKind::kHalves);
   ExpectSameWeights(gguf->weights, hf->weights, {"q", "k"});
   const int64_t half = hf->config.head_dim / 2;
-  for (const WeightMatrix LayerWeights::* member : {&LayerWeights::q, &LayerWeights::k}) {
+  for (const WeightMatrix LayerWeights::*member : {&LayerWeights::q, &LayerWeights::k}) {
     const WeightMatrix& halves = hf->weights.layers[1].*member;
     const WeightMatrix& pairs = gguf->weights.layers[1].*member;
     ASSERT_EQ(halves.rows, pairs.rows);
@@ -243,6 +243,32 @@ TEST(Loader, TruncatedGgufNamesTheFile) {
   }
 }
 
+// Changes bytes of a file in place: much faster than writing it anew for each round.
+class Flipper {
+ public:
+  Flipper(const std::string& path, std::string good) : good_(std::move(good)) {
+    WriteBytes(path, good_);
+    file_.open(path, std::ios::in | std::ios::out | std::ios::binary);
+  }
+  void Flip(size_t at, char value) {
+    Put(at, value);
+    changed_.push_back(at);
+  }
+  void Restore() {
+    for (size_t at : changed_) Put(at, good_[at]);
+    changed_.clear();
+  }
+
+ private:
+  void Put(size_t at, char value) {
+    file_.seekp(static_cast<std::streamoff>(at));
+    file_.put(value).flush();
+  }
+  std::string good_;
+  std::fstream file_;
+  std::vector<size_t> changed_;
+};
+
 TEST(Loader, FlippedBytesOfAGgufHeaderNeverCrash) {
   const TempFolder folder;
   const std::string path = folder / "flipped.gguf";
@@ -251,14 +277,12 @@ TEST(Loader, FlippedBytesOfAGgufHeaderNeverCrash) {
   for (const char* arch : {"qwen3moe", "olmoe", "mixtral", "qwen2moe"}) {
     const std::string good = TinyGguf(arch);
     const size_t header_bytes = good.find("ffn_gate_inp") + 2000;
-    for (int round = 0; round < 1000; ++round) {
-      std::string bytes = good;
+    Flipper flipper(path, good);
+    for (int round = 0; round < 1000; ++round, flipper.Restore()) {
       for (uint64_t i = 0, flips = 1 + random.Below(3); i < flips; ++i) {
         // Half of the flips hit the 800 bytes of numbers before the tokenizer's long lists.
-        const size_t at = random.Below(random.Below(2) == 0 ? 800 : std::min(header_bytes, bytes.size()));
-        bytes[at] = static_cast<char>(random.Next());
+        flipper.Flip(random.Below(random.Below(2) == 0 ? 800 : header_bytes), static_cast<char>(random.Next()));
       }
-      WriteBytes(path, bytes);
       auto loaded = LoadModelFiles(path);
       refused += !loaded.ok();
       if (!loaded.ok()) {

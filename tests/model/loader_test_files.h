@@ -2,6 +2,9 @@
 // Small model files made by the tests of readers and loader.
 #pragma once
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -10,14 +13,11 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <nlohmann/json.hpp>
 
 #include "model/config.h"
 #include "model/loaded_model.h"
@@ -54,8 +54,10 @@ inline std::span<const std::byte> AsBytes(std::string_view text) { return std::a
 // A few kilobytes of model of one of the architectures.
 inline ModelConfig TinyConfig(const std::string& arch) {
   ModelConfig c = *SynthConfig(arch);
-  c.layers = 2, c.hidden = 32, c.heads = 4, c.kv_heads = arch == "olmoe" ? 4 : 2, c.head_dim = 16, c.vocab = 288;
+  c.layers = 2, c.hidden = 32, c.heads = 4, c.kv_heads = arch == "olmoe" ? 4 : 2, c.vocab = 288;
   c.context = 64, c.experts = 4, c.slots = 2, c.expert_width = 32;
+  // Only Qwen3 has heads that are wider together than the hidden size.
+  c.head_dim = arch == "qwen3moe" ? 16 : 8;
   if (c.shared_width > 0) c.shared_width = 64;
   return c;
 }
@@ -120,14 +122,25 @@ inline std::vector<float> Decoded(const WeightMatrix& matrix) {
 
 // Every matrix of a layer apart from the experts, by name.
 inline std::map<std::string, const WeightMatrix*> LayerMatrices(const LayerWeights& layer) {
-  return {{"q", &layer.q}, {"k", &layer.k}, {"v", &layer.v}, {"o", &layer.o}, {"gate", &layer.gate},
-          {"shared.gate", &layer.shared.gate}, {"shared.up", &layer.shared.up}, {"shared.down", &layer.shared.down},
+  return {{"q", &layer.q},
+          {"k", &layer.k},
+          {"v", &layer.v},
+          {"o", &layer.o},
+          {"gate", &layer.gate},
+          {"shared.gate", &layer.shared.gate},
+          {"shared.up", &layer.shared.up},
+          {"shared.down", &layer.shared.down},
           {"shared_gate", &layer.shared_gate}};
 }
 
 inline std::map<std::string, const std::vector<float>*> LayerVectors(const LayerWeights& layer) {
-  return {{"attention_norm", &layer.attention_norm}, {"expert_norm", &layer.expert_norm}, {"q_norm", &layer.q_norm},
-          {"k_norm", &layer.k_norm}, {"q_bias", &layer.q_bias}, {"k_bias", &layer.k_bias}, {"v_bias", &layer.v_bias}};
+  return {{"attention_norm", &layer.attention_norm},
+          {"expert_norm", &layer.expert_norm},
+          {"q_norm", &layer.q_norm},
+          {"k_norm", &layer.k_norm},
+          {"q_bias", &layer.q_bias},
+          {"k_bias", &layer.k_bias},
+          {"v_bias", &layer.v_bias}};
 }
 
 // Equal to the bit after decoding. `skip`: names of LayerMatrices to leave out.

@@ -62,8 +62,9 @@ TEST(Safetensors, ContradictionsAreRefused) {
   refuse(R"({"t":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}})", "tensor t of shape");
   refuse(R"({"t":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0]}})", "tensor t of shape");
   refuse(R"({"t":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]}})", "tensor t lacks");
-  refuse(R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"u":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}})",
-         "overlap");
+  refuse(
+      R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"u":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}})",
+      "overlap");
   std::string long_header = WithHeader("{}", 64);
   long_header[6] = 1;
   ExpectSentence(Parse(long_header).status(), StatusCode::kCorrupt, "m.safetensors", {"header of", "more than"});

@@ -70,7 +70,8 @@ TEST(Synth, IsDeterministicFromTheSeed) {
 
 TEST(Synth, RealShapes) {
   const ModelConfig qwen3 = *SynthConfig("qwen3moe");
-  EXPECT_EQ(qwen3.layers * int64_t{qwen3.experts} * 3 * qwen3.hidden * qwen3.expert_width, 28'991'029'248);  // of 30.5e9
+  EXPECT_EQ(qwen3.layers * int64_t{qwen3.experts} * 3 * qwen3.hidden * qwen3.expert_width,
+            28'991'029'248);  // of 30.5e9
   const ModelConfig olmoe = *SynthConfig("olmoe");
   EXPECT_EQ(olmoe.layers * int64_t{olmoe.experts} * 3 * olmoe.hidden * olmoe.expert_width, 6'442'450'944);  // of 6.9e9
 }

@@ -8,10 +8,9 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 #include "base/random.h"
 #include "model/tokenizer_factory.h"
@@ -77,10 +76,12 @@ inline GgufTokenizerSpec SmallSpmSpec() {
     constexpr char kHex[] = "0123456789ABCDEF";
     add(std::string("<0x") + kHex[b >> 4] + kHex[b & 15] + ">", 6);
   }
-  for (const char* text : {"▁t", "he", "▁the", "▁▁", "▁▁▁▁", "in", "ing", "▁a", "er", "</", "s>", "llo", "▁he", "▁hello"}) {
+  for (const char* text :
+       {"▁t", "he", "▁the", "▁▁", "▁▁▁▁", "in", "ing", "▁a", "er", "</", "s>", "llo", "▁he", "▁hello"}) {
     add(text, 1);
   }
-  for (const char* text : {"▁", "t", "h", "e", "i", "n", "g", "a", "r", "l", "o", "s", "<", "/", ">", "é", "."}) add(text, 1);
+  for (const char* text : {"▁", "t", "h", "e", "i", "n", "g", "a", "r", "l", "o", "s", "<", "/", ">", "é", "."})
+    add(text, 1);
   return spec;
 }
 

@@ -8,9 +8,9 @@
 namespace thermoe {
 namespace {
 
+using nlohmann::json;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using nlohmann::json;
 
 constexpr EncodeOptions kPlain{.add_special = false, .parse_special = true};
 constexpr EncodeOptions kUserText{.add_special = false, .parse_special = false};
@@ -57,7 +57,7 @@ void ExpectRefusal(const json& text, StatusCode code, const char* part) {
 
 TEST(TokenizerJsonTest, SmallVocabulary) {
   const TokenizerPtr tokenizer = MustMake(Make(SmallByteLevel()));
-  EXPECT_THAT(MustEncode(*tokenizer, "abc abx a"), ElementsAre(257, 258, 'b', 'x', 258));
+  EXPECT_THAT(MustEncode(*tokenizer, "abc abx a"), ElementsAre(257, ' ', 256, 'x', 258));
   EXPECT_EQ(tokenizer->vocab_size(), 260);
   EXPECT_FALSE(tokenizer->adds_bos());
   EXPECT_EQ(tokenizer->bos(), kNoToken);
@@ -69,7 +69,7 @@ TEST(TokenizerJsonTest, IgnoreMergesTakesWholeWords) {
   text["model"]["vocab"]["xyz"] = 260;  // no merge leads there
   EXPECT_THAT(MustEncode(*MustMake(Make(text)), "xyz"), ElementsAre('x', 'y', 'z'));
   text["model"]["ignore_merges"] = true;
-  EXPECT_THAT(MustEncode(*MustMake(Make(text)), "xyz xyzw"), ElementsAre(260, ' ' , 'x', 'y', 'z', 'w'));
+  EXPECT_THAT(MustEncode(*MustMake(Make(text)), "xyz xyzw"), ElementsAre(260, ' ', 'x', 'y', 'z', 'w'));
 }
 
 TEST(TokenizerJsonTest, BosAndEosFromTheConfigs) {
@@ -87,11 +87,12 @@ TEST(TokenizerJsonTest, BosAndEosFromTheConfigs) {
   EXPECT_THAT(tokenizer->end_ids(), ElementsAre(5, 259));
 
   // The template puts it, unless the config says not to.
-  text["post_processor"] = {{"type", "Sequence"},
-                            {"processors",
-                             {{{"type", "ByteLevel"}},
-                              {{"type", "TemplateProcessing"},
-                               {"single", {{{"SpecialToken", {{"id", "<|endoftext|>"}}}}, {{"Sequence", {{"id", "A"}}}}}}}}}};
+  text["post_processor"] = {
+      {"type", "Sequence"},
+      {"processors",
+       {{{"type", "ByteLevel"}},
+        {{"type", "TemplateProcessing"},
+         {"single", {{{"SpecialToken", {{"id", "<|endoftext|>"}}}}, {{"Sequence", {{"id", "A"}}}}}}}}}};
   EXPECT_TRUE(MustMake(Make(text))->adds_bos());
   EXPECT_FALSE(MustMake(Make(text, R"({"add_bos_token": false})"))->adds_bos());
 }
@@ -157,10 +158,11 @@ TEST(TokenizerJsonTest, SplitBehaviours) {
       if (word.size() > 1) text["model"]["vocab"][word] = id++;
     }
     text["model"]["ignore_merges"] = true;
-    text["pre_tokenizer"] = {{"type", "Sequence"},
-                             {"pretokenizers",
-                              {{{"type", "Split"}, {"pattern", {{"String", "-"}}}, {"behavior", row.behavior}, {"invert", row.invert}},
-                               {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
+    text["pre_tokenizer"] = {
+        {"type", "Sequence"},
+        {"pretokenizers",
+         {{{"type", "Split"}, {"pattern", {{"String", "-"}}}, {"behavior", row.behavior}, {"invert", row.invert}},
+          {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
     EXPECT_EQ(Pieces(*MustMake(Make(text)), "a--b-c", kPlain), row.words) << row.behavior << row.invert;
   }
 }
@@ -222,16 +224,16 @@ TEST(TokenizerJsonTest, DamagedFilesAreRefusedWithTheField) {
       {"/model/vocab/ab", 4'000'000, "far beyond"},
       {"/model/vocab/ab", 97, "share id 97"},
       {"/model/merges", nullptr, "model.merges is not an array"},
-      {"/model/merges", {"a"}, "model.merges[0]"},
-      {"/model/merges", {{"a", "b", "c"}}, "model.merges[0]"},
-      {"/model/merges", {{"a", 1}}, "model.merges[0]"},
-      {"/model/merges", {"q u"}, "merge 0 of 'q' and 'u' names a token that the vocabulary lacks"},
-      {"/model/merges", {"a \xc3\xa9\xc3\xa9"}, "lacks"},
+      {"/model/merges", json::array({"a"}), "model.merges[0]"},
+      {"/model/merges", json::array({json::array({"a", "b", "c"})}), "model.merges[0]"},
+      {"/model/merges", json::array({json::array({"a", 1})}), "model.merges[0]"},
+      {"/model/merges", json::array({"q u"}), "merge 0 of 'q' and 'u' names a token that the vocabulary lacks"},
+      {"/model/merges", json::array({"a \xc3\xa9\xc3\xa9"}), "lacks"},
       {"/model/unk_token", "none such", "unk_token 'none such'"},
       {"/model/unk_token", 1, "model.unk_token is of JSON type number"},
       {"/model/ignore_merges", "yes", "model.ignore_merges is of JSON type string"},
-      {"/added_tokens", {{"id", 3}}, "added_tokens is not an array"},
-      {"/added_tokens", {3}, "added_tokens[0] is number"},
+      {"/added_tokens", json::object({{"id", 3}}), "added_tokens is not an array"},
+      {"/added_tokens", json::array({3}), "added_tokens[0] is number"},
       {"/added_tokens", {{{"id", 3}}}, "added_tokens[0].content"},
       {"/added_tokens", {{{"content", "x"}}}, "added_tokens[0].id is null"},
       {"/added_tokens", {{{"content", "new"}, {"id", 97}}}, "share id 97"},
@@ -239,7 +241,7 @@ TEST(TokenizerJsonTest, DamagedFilesAreRefusedWithTheField) {
       {"/added_tokens", {{{"content", "n"}, {"id", 110}}, {{"content", "n"}, {"id", 110}}}, "twice"},
       {"/normalizer", {{"type", 5}}, "normalizer.type is of JSON type number"},
       {"/normalizer", {{"type", "Replace"}, {"content", "x"}}, "normalizer.pattern is missing"},
-      {"/normalizer", {{"type", "Replace"}, {"pattern", {{"String", ""}}}}, "exactly one"},
+      {"/normalizer", {{"type", "Replace"}, {"pattern", {{"String", ""}}}}, "must hold one of"},
       {"/normalizer", {{"type", "Prepend"}, {"prepend", std::string(1000, 'x')}}, "has 1000 bytes"},
       {"/pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", 3}}, "pre_tokenizer.pretokenizers is not an array"},
       {"/pre_tokenizer", {{"type", "Metaspace"}, {"replacement", ""}}, "one character"},
@@ -248,24 +250,26 @@ TEST(TokenizerJsonTest, DamagedFilesAreRefusedWithTheField) {
   for (const auto& row : rows) {
     json text = SmallByteLevel();
     text[json::json_pointer(row.pointer)] = row.value;
-    const char* part = std::string_view(row.part) == "exactly one" ? "must hold one of" : row.part;
-    ExpectRefusal(text, StatusCode::kCorrupt, part);
+    ExpectRefusal(text, StatusCode::kCorrupt, row.part);
   }
 }
 
 TEST(TokenizerJsonTest, DamagedConfigsAreNamed) {
-  EXPECT_THAT(Refusal(SmallByteLevel(), "{").message(), HasSubstr("folder/tokenizer_config.json: not valid JSON at byte"));
+  EXPECT_THAT(Refusal(SmallByteLevel(), "{").message(),
+              HasSubstr("folder/tokenizer_config.json: not valid JSON at byte"));
   EXPECT_THAT(Refusal(SmallByteLevel(), "[]").message(), HasSubstr("the JSON text is array, not an object"));
   EXPECT_THAT(Refusal(SmallByteLevel(), R"({"bos_token": 3})").message(), HasSubstr("bos_token is number"));
-  EXPECT_THAT(Refusal(SmallByteLevel(), R"({"add_bos_token": 3})").message(), HasSubstr("add_bos_token is of JSON type"));
+  EXPECT_THAT(Refusal(SmallByteLevel(), R"({"add_bos_token": 3})").message(),
+              HasSubstr("add_bos_token is of JSON type"));
   EXPECT_THAT(Refusal(SmallByteLevel(), "", R"({"eos_token_id": 260})").message(),
               HasSubstr("folder/generation_config.json: eos_token_id is 260, outside the vocabulary of 260"));
   EXPECT_THAT(Refusal(SmallByteLevel(), "", R"({"eos_token_id": "x"})").message(), HasSubstr("eos_token_id is string"));
 }
 
 TEST(TokenizerJsonTest, NotJsonAtAll) {
-  for (const std::string& text : {std::string(), std::string("{"), std::string("\xff\xfe"), std::string("{\"a\": \"\\ud800\"}"),
-                                  std::string(3'000'000, '['), std::string("{\"model\":") + std::string(1'000'000, '[')}) {
+  for (const std::string& text :
+       {std::string(), std::string("{"), std::string("\xff\xfe"), std::string("{\"a\": \"\\ud800\"}"),
+        std::string(3'000'000, '['), std::string("{\"model\":") + std::string(1'000'000, '[')}) {
     const auto made = MakeHuggingFaceTokenizer("folder", text, "", "");
     ASSERT_FALSE(made.ok());
     EXPECT_THAT(made.status().message(), HasSubstr("not valid JSON at byte"));
@@ -428,7 +432,8 @@ TEST(TokenizerGgufTest, Refusals) {
   };
   GgufTokenizerSpec spec = SmallGguf();
   spec.pre = "klingon";
-  EXPECT_THAT(refusal(spec, StatusCode::kUnsupported), HasSubstr("'klingon' (tokenizer.ggml.pre) is not known; known are default"));
+  EXPECT_THAT(refusal(spec, StatusCode::kUnsupported),
+              HasSubstr("'klingon' (tokenizer.ggml.pre) is not known; known are default"));
   spec = SmallGguf();
   spec.model = "bert";
   EXPECT_THAT(refusal(spec, StatusCode::kUnsupported), HasSubstr("'bert'"));
@@ -447,7 +452,8 @@ TEST(TokenizerGgufTest, Refusals) {
   spec = SmallGguf();
   spec.scores.assign(3, 0.0f);
   EXPECT_THAT(refusal(spec, StatusCode::kCorrupt), HasSubstr("scores has 3 entries"));
-  for (int64_t GgufTokenizerSpec::*field : {&GgufTokenizerSpec::bos, &GgufTokenizerSpec::eos, &GgufTokenizerSpec::eot}) {
+  for (int64_t GgufTokenizerSpec::*field :
+       {&GgufTokenizerSpec::bos, &GgufTokenizerSpec::eos, &GgufTokenizerSpec::eot}) {
     spec = SmallGguf();
     spec.*field = 260;
     EXPECT_THAT(refusal(spec, StatusCode::kCorrupt), HasSubstr("is 260, outside the vocabulary of 260"));

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where each named pre-tokeniser cuts, on texts chosen to tell them apart; and that the two merge loops are one.
-#include "model/pretokenizer.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "base/random.h"
 #include "model/bpe.h"
 #include "model/byte_level.h"
+#include "model/pretokenizer.h"
 #include "model/tokenizer_fixtures.h"
 
 namespace thermoe {

@@ -10,9 +10,9 @@
 namespace thermoe {
 namespace {
 
+using nlohmann::json;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using nlohmann::json;
 
 constexpr EncodeOptions kPlain{.add_special = false, .parse_special = true};
 constexpr EncodeOptions kUserText{.add_special = false, .parse_special = false};
@@ -44,8 +44,8 @@ TEST(SpmTest, BytesWhereNoTokenFits) {
   const TokenizerPtr tokenizer = SmallSpm();
   const TokenId byte0 = tokenizer->Find("<0x00>");
   // "\n" and "你" have no token, "é" has one.
-  EXPECT_THAT(MustEncode(*tokenizer, "\n你é", kPlain),
-              ElementsAre(tokenizer->Find("▁"), byte0 + 0x0a, byte0 + 0xe4, byte0 + 0xbd, byte0 + 0xa0, tokenizer->Find("é")));
+  EXPECT_THAT(MustEncode(*tokenizer, "\n你é", kPlain), ElementsAre(tokenizer->Find("▁"), byte0 + 0x0a, byte0 + 0xe4,
+                                                                   byte0 + 0xbd, byte0 + 0xa0, tokenizer->Find("é")));
   EXPECT_EQ(tokenizer->Decode({byte0 + 0xe4, byte0 + 0xbd}), "\xef\xbf\xbd");
   EXPECT_EQ(tokenizer->TokenBytes(byte0 + 0x41), "A");
   // The name of a byte token in a text is text.
@@ -159,21 +159,24 @@ json SmallCharacterBpe() {
   const json strip = {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}};
   const json bos = {{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}};
   const json text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
-  return {{"added_tokens", added},
-          {"normalizer", {{"type", "Sequence"}, {"normalizers", {prepend, replace}}}},
-          {"pre_tokenizer", nullptr},
-          {"post_processor", {{"type", "TemplateProcessing"}, {"single", {bos, text}}}},
-          {"decoder", {{"type", "Sequence"}, {"decoders", {back, {{"type", "ByteFallback"}}, {{"type", "Fuse"}}, strip}}}},
-          {"model",
-           {{"type", "BPE"},
-            {"unk_token", "<unk>"},
-            {"fuse_unk", true},
-            {"byte_fallback", true},
-            {"vocab", vocab},
-            {"merges", {"h e", "▁ t", "▁t he", "< /", "s >", "</ s>"}}}}};
+  return {
+      {"added_tokens", added},
+      {"normalizer", {{"type", "Sequence"}, {"normalizers", {prepend, replace}}}},
+      {"pre_tokenizer", nullptr},
+      {"post_processor", {{"type", "TemplateProcessing"}, {"single", {bos, text}}}},
+      {"decoder", {{"type", "Sequence"}, {"decoders", {back, {{"type", "ByteFallback"}}, {{"type", "Fuse"}}, strip}}}},
+      {"model",
+       {{"type", "BPE"},
+        {"unk_token", "<unk>"},
+        {"fuse_unk", true},
+        {"byte_fallback", true},
+        {"vocab", vocab},
+        {"merges", {"h e", "▁ t", "▁t he", "< /", "s >", "</ s>"}}}}};
 }
 
-TokenizerPtr MustMakeJson(const json& text) { return MustMake(MakeHuggingFaceTokenizer("folder", text.dump(), "", "")); }
+TokenizerPtr MustMakeJson(const json& text) {
+  return MustMake(MakeHuggingFaceTokenizer("folder", text.dump(), "", ""));
+}
 
 TEST(CharacterBpeTest, LikeMixtral) {
   const TokenizerPtr tokenizer = MustMakeJson(SmallCharacterBpe());

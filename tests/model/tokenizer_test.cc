@@ -111,8 +111,12 @@ TEST(TokenizerTest, RefusesInvalidUtf8WithOffset) {
   const struct {
     const char* text;
     const char* at;
-  } rows[] = {{"\xff", "byte 0"}, {"ab\xc3(", "byte 2"}, {"\xed\xa0\x80", "byte 0"}, {"\xc0\xaf", "byte 0"},
-              {"\xe4\xbd\xa0\xe4\xbd", "byte 3"}, {"\xf4\x90\x80\x80", "byte 0"}};
+  } rows[] = {{"\xff", "byte 0"},
+              {"ab\xc3(", "byte 2"},
+              {"\xed\xa0\x80", "byte 0"},
+              {"\xc0\xaf", "byte 0"},
+              {"\xe4\xbd\xa0\xe4\xbd", "byte 3"},
+              {"\xf4\x90\x80\x80", "byte 0"}};
   for (const auto& row : rows) {
     const auto ids = EmberTokenizer()->Encode(row.text);
     ASSERT_FALSE(ids.ok());
@@ -124,25 +128,24 @@ TEST(TokenizerTest, RefusesInvalidUtf8WithOffset) {
 TEST(TokenizerTest, LongInputsOfOneKind) {
   const Tokenizer& tokenizer = *EmberTokenizer();
   constexpr size_t kBytes = 1 << 20;
-  for (const std::string_view part : {" ", "a", "A", "\n", "\n ", "\xf0\x9f\x99\x82", "7", "'", "\xcc\x81", "!?", "<|im_end|"}) {
-    const std::string text = Repeat(part, kBytes);
+  for (const std::string_view part :
+       {" ", "a", "A", "\n", "\n ", "\xf0\x9f\x99\x82", "7", "'", "\xcc\x81", "!?", "<|im_end|"}) {
+    const std::string text = Repeat(part, kBytes) + "x";
     EXPECT_EQ(tokenizer.Decode(MustEncode(tokenizer, text)), text) << part;
-    const std::string tail = text + "x";
-    EXPECT_EQ(tokenizer.Decode(MustEncode(tokenizer, tail)), tail) << part;
   }
   EXPECT_EQ(MustEncode(tokenizer, Repeat("<|im_end|>", kBytes)).size(), kBytes / 10 + 1);
 }
 
 TEST(TokenizerTest, EveryNamedPreTokenizerTakesLongInputs) {
   GgufTokenizerSpec spec = EmberGgufSpec();
-  for (const char* pre : {"default", "gpt-2", "llama-bpe", "qwen2", "qwen35", "seed-coder", "bailingmoe", "jais-2", "gpt-4o",
-                          "tekken", "deepseek-llm", "deepseek-coder", "deepseek-v3", "starcoder", "falcon", "bloom",
-                          "viking"}) {
+  for (const char* pre :
+       {"default", "gpt-2", "llama-bpe", "qwen2", "qwen35", "seed-coder", "bailingmoe", "jais-2", "gpt-4o", "tekken",
+        "deepseek-llm", "deepseek-coder", "deepseek-v3", "starcoder", "falcon", "bloom", "viking"}) {
     spec.pre = pre;
     const TokenizerPtr tokenizer = MustMake(MakeGgufTokenizer(spec));
     for (const std::string_view part : {" ", "a", "A", "\xe4\xbd\xa0", "7", "\xcc\x81", "!"}) {
       // The last character belongs to no class of deepseek-llm's, so that the spaces before it end no piece.
-      const std::string text = Repeat(part, 200'000) + "\x01";
+      const std::string text = Repeat(part, 50'000) + "\x01";
       EXPECT_EQ(tokenizer->Decode(MustEncode(*tokenizer, text)), text) << pre << " " << part;
     }
   }

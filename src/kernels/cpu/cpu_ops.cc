@@ -29,9 +29,8 @@ void CpuOps::Embed(const WeightMatrix& table, std::span<const int32_t> ids, MutR
 void CpuOps::RmsNorm(const RmsNormArgs& args) const {
   const int64_t n = args.x.cols;
   THERMOE_CHECK(static_cast<int64_t>(args.gain.size()) == n && args.out.rows == args.x.rows && args.out.cols == n);
-  ForEachRow(args.x.rows, n, [&](int64_t t) {
-    kernels_->rms_norm(args.x.row(t), args.gain.data(), n, args.epsilon, args.out.row(t));
-  });
+  ForEachRow(args.x.rows, n,
+             [&](int64_t t) { kernels_->rms_norm(args.x.row(t), args.gain.data(), n, args.epsilon, args.out.row(t)); });
 }
 
 void CpuOps::Rope(const RopeArgs& args) const {
@@ -41,8 +40,8 @@ void CpuOps::Rope(const RopeArgs& args) const {
   THERMOE_CHECK(args.cosines.cols == half && args.cosines.rows == args.x.rows && args.sines.cols == half &&
                 args.sines.rows == args.x.rows);
   ForEachRow(args.x.rows, args.x.cols, [&](int64_t t) {
-    kernels_->rope(args.x.row(t), heads, args.head_dim, args.rope_dim, args.kind == RopeKind::kHalves, args.cosines.row(t),
-                   args.sines.row(t));
+    kernels_->rope(args.x.row(t), heads, args.head_dim, args.rope_dim, args.kind == RopeKind::kHalves,
+                   args.cosines.row(t), args.sines.row(t));
   });
 }
 
@@ -67,7 +66,8 @@ void CpuOps::Select(const SelectArgs& args) const { SelectExperts(args); }
 
 void CpuOps::SwiGlu(const SwiGluArgs& args) const {
   const int64_t n = args.out.cols;
-  THERMOE_CHECK(args.gate.rows == args.out.rows && args.gate.cols == n && args.up.rows == args.out.rows && args.up.cols == n);
+  THERMOE_CHECK(args.gate.rows == args.out.rows && args.gate.cols == n && args.up.rows == args.out.rows &&
+                args.up.cols == n);
   // An exp and a division cost about eight multiply-adds.
   ForEachRow(args.out.rows, n * 8,
              [&](int64_t t) { kernels_->swiglu(args.gate.row(t), args.up.row(t), n, args.out.row(t)); });

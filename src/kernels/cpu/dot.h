@@ -41,7 +41,7 @@ static constexpr int BlockBytes(Packing packing) {
 template <class Isa, Packing kPacking>
 struct Decoder {
   // Bytes of a weight whose rows may end inside a block of 32; 0: the type has whole blocks only.
-  static constexpr int64_t kElementBytes = kPacking == Packing::kF32                                ? 4
+  static constexpr int64_t kElementBytes = kPacking == Packing::kF32                                 ? 4
                                            : kPacking == Packing::kF16 || kPacking == Packing::kBF16 ? 2
                                                                                                      : 0;
   static int64_t LeftOver(int64_t cols) { return kElementBytes > 0 ? cols % kQuantBlock : 0; }
@@ -88,7 +88,8 @@ inline __attribute__((always_inline)) void PrefetchNextRows(const std::byte* wei
 // acc[r][t] += w[r] . x[t] for one block of 32 columns, `at` being its first.
 template <class Isa, int kRows, int kTokens>
 inline __attribute__((always_inline)) void AddBlock(const typename Isa::F (*w)[Isa::kBlockVectors],
-                                                    const float* const (&x)[kTokens], int64_t at, typename Isa::F* acc) {
+                                                    const float* const (&x)[kTokens], int64_t at,
+                                                    typename Isa::F* acc) {
 #pragma GCC unroll 4
   for (int i = 0; i < Isa::kBlockVectors; ++i) {
 #pragma GCC unroll 8
@@ -158,11 +159,11 @@ struct PanelArgs {
   int64_t rows = 0, cols = 0;
   const float* const* x = nullptr;  // [tokens], read from column x_at on
   int64_t x_at = 0, tokens = 0;
-  float* acc = nullptr;             // [tokens, kPanelRows] vectors; unused when first and last
-  bool first = true, last = true;   // chunk of the row
-  float* const* y = nullptr;        // [tokens], written at y_at on
+  float* acc = nullptr;            // [tokens, kPanelRows] vectors; unused when first and last
+  bool first = true, last = true;  // chunk of the row
+  float* const* y = nullptr;       // [tokens], written at y_at on
   int64_t y_at = 0;
-  const float* bias = nullptr;      // [rows] or null
+  const float* bias = nullptr;  // [rows] or null
 };
 
 template <class Isa, int kRows, int kTokens>
@@ -172,7 +173,8 @@ inline __attribute__((always_inline)) void PanelTile(const PanelArgs& args, int6
   const int64_t stride_bytes = args.stride_bytes;
   const float* x[kTokens];
   for (int t = 0; t < kTokens; ++t) x[t] = args.x[token + t] + args.x_at;
-  float* saved = args.acc + (token * kPanelRows + row * kTokens) * Isa::kWidth;
+  const bool whole_row = args.first && args.last;
+  float* saved = whole_row ? nullptr : args.acc + (token * kPanelRows + row * kTokens) * Isa::kWidth;
   F acc[kRows * kTokens];
 #pragma GCC unroll 32
   for (int i = 0; i < kRows * kTokens; ++i) acc[i] = args.first ? Isa::Zero() : Isa::Load(saved + i * Isa::kWidth);
@@ -228,13 +230,34 @@ void PanelProduct(const PanelArgs& args) {
     step = (left + tiles - 1) / tiles;
     switch (step) {
       case 1: PanelTokens<Isa, 1>(args, token); break;
-      case 2: if constexpr (kStep >= 2) PanelTokens<Isa, 2>(args, token); break;
-      case 3: if constexpr (kStep >= 3) PanelTokens<Isa, 3>(args, token); break;
-      case 4: if constexpr (kStep >= 4) PanelTokens<Isa, 4>(args, token); break;
-      case 5: if constexpr (kStep >= 5) PanelTokens<Isa, 5>(args, token); break;
-      case 6: if constexpr (kStep >= 6) PanelTokens<Isa, 6>(args, token); break;
+      case 2:
+        if constexpr (kStep >= 2) PanelTokens<Isa, 2>(args, token);
+        break;
+      case 3:
+        if constexpr (kStep >= 3) PanelTokens<Isa, 3>(args, token);
+        break;
+      case 4:
+        if constexpr (kStep >= 4) PanelTokens<Isa, 4>(args, token);
+        break;
+      case 5:
+        if constexpr (kStep >= 5) PanelTokens<Isa, 5>(args, token);
+        break;
+      case 6:
+        if constexpr (kStep >= 6) PanelTokens<Isa, 6>(args, token);
+        break;
     }
   }
+}
+
+// Asks for the same block of the panel's next rows, into L2: it is needed only when all tokens have met this panel.
+template <Packing kPacking>
+inline __attribute__((always_inline)) void PrefetchNextPanel(const std::byte* row, const std::byte* lo_row,
+                                                             const MatrixTile& m, int64_t b) {
+  const std::byte* next = row + kPanelRows * m.row_bytes + b * BlockBytes(kPacking);
+  __builtin_prefetch(next, 0, 2);
+  if constexpr (BlockBytes(kPacking) > 64) __builtin_prefetch(next + 64, 0, 2);
+  if constexpr (kPacking == Packing::kNestedBoth)
+    __builtin_prefetch(lo_row + kPanelRows * m.lo_row_bytes + b * 16, 0, 2);
 }
 
 // Columns [first, first + cols) of kPanelRows rows as floats, kPanelCols apart.
@@ -247,6 +270,7 @@ void DecodePanel(const MatrixTile& m, int64_t row, int64_t rows, int64_t first, 
     const std::byte* lo = kPacking == Packing::kNestedBoth ? m.lo + (row + r) * m.lo_row_bytes : nullptr;
     float* out = panel + r * kPanelCols;
     for (int64_t b = 0; b < blocks; ++b, out += kQuantBlock) {
+      PrefetchNextPanel<kPacking>(weights, lo, m, first / kQuantBlock + b);
       Isa::template Block<kPacking>(weights, lo, first / kQuantBlock + b, w);
       for (int i = 0; i < Isa::kBlockVectors; ++i) Isa::Store(out + i * Isa::kWidth, w[i]);
     }

@@ -64,7 +64,8 @@ void CpuOps::GateAndUp(const ExpertFfnArgs& args) const {
     rows_.x[at] = args.x.row(selection.order[at] / selection.slots);
     rows_.y[at] = args.inner.row(i);
   }
-  ForEach(selection.job_count * plan.tiles, 2 * kept * any.rows * any.cols, [&](int64_t task, int thread) {
+  const bool fork = 2 * kept * any.rows * any.cols >= kForkMultiplyAdds;
+  ForEach(selection.job_count * plan.tiles, fork, [&](int64_t task, int thread) {
     const Selection::Job& job = selection.jobs[static_cast<size_t>(task / plan.tiles)];
     const FfnWeights& expert = args.experts[static_cast<size_t>(job.expert)];
     ThreadScratch& own = scratch(thread);
@@ -100,7 +101,8 @@ void CpuOps::Down(const ExpertFfnArgs& args) const {
     rows_.x[at] = args.inner.row(i);
     rows_.y[at] = args.slot_out.row(selection.order[at]);
   }
-  ForEach(selection.job_count * plan.tiles, kept * any.rows * any.cols, [&](int64_t task, int thread) {
+  const bool fork = kept * any.rows * any.cols >= kForkMultiplyAdds;
+  ForEach(selection.job_count * plan.tiles, fork, [&](int64_t task, int thread) {
     const Selection::Job& job = selection.jobs[static_cast<size_t>(task / plan.tiles)];
     DotArgs dot;
     dot.y_at = task % plan.tiles * plan.rows;

@@ -22,7 +22,7 @@ struct MatrixTile {
   int64_t cols = 0;
   const std::byte* data = nullptr;  // the first row; rows lie row_bytes apart
   int64_t row_bytes = 0;
-  const std::byte* lo = nullptr;    // kNestedBoth: the lo plane's first row
+  const std::byte* lo = nullptr;  // kNestedBoth: the lo plane's first row
   int64_t lo_row_bytes = 0;
 };
 
@@ -36,13 +36,13 @@ struct DotArgs {
   float* const* y = nullptr;        // [tokens]
   int64_t y_at = 0;
   int64_t tokens = 0;
-  const float* bias = nullptr;      // [weight.rows] or null
-  float* scratch = nullptr;         // [kDotScratchFloats], 64-byte aligned
+  const float* bias = nullptr;  // [weight.rows] or null
+  float* scratch = nullptr;     // [kDotScratchFloats], 64-byte aligned
 };
 
-// The panel product's blocking (many tokens). A panel of 8 x 512 floats (16 KiB) and the 512 columns of a register tile's
-// 6 tokens (12 KiB) share an L1 of 32 KiB or more. 96 tokens of up to 2,048 columns (768 KiB) are read from L2 once a
-// panel; each token tile decodes the weights again, which costs some 4 % of its product.
+// The panel product's blocking (many tokens). A panel of 8 x 512 floats (16 KiB) and the 512 columns of a register
+// tile's 6 tokens (12 KiB) share an L1 of 32 KiB or more. 96 tokens of up to 2,048 columns (768 KiB) are read from L2
+// once a panel; each token tile decodes the weights again, which costs some 4 % of its product.
 static constexpr int64_t kPanelRows = 8;
 static constexpr int64_t kPanelCols = 512;
 static constexpr int64_t kTokenTile = 96;  // a multiple of every Isa::kGemmTokens
@@ -60,10 +60,10 @@ struct AttentionTileArgs {
   const int32_t* blocks = nullptr;     // the sequence's block table
   const float* keys = nullptr;         // the kv head's first block
   const float* values = nullptr;
-  int64_t block_stride = 0;            // floats from one block to the next
+  int64_t block_stride = 0;  // floats from one block to the next
   int32_t head_dim = 0;
   float scale = 0;
-  float* state = nullptr;              // scratch [AttentionStateFloats(rows * group, head_dim)], 64-byte aligned
+  float* state = nullptr;  // scratch [AttentionStateFloats(rows * group, head_dim)], 64-byte aligned
 };
 
 // Most queries of one attention tile: 16 rows of a model without grouping, or 4 rows of groups of 8.

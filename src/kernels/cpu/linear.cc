@@ -67,7 +67,7 @@ void CpuOps::Linear(const LinearArgs& args) const {
     rows_.x[static_cast<size_t>(t)] = args.x.row(t);
     rows_.y[static_cast<size_t>(t)] = args.out.row(t);
   }
-  ForEach(plan.tiles, weight.rows * weight.cols * tokens, [&](int64_t tile, int thread) {
+  ForEach(plan.tiles, weight.rows * weight.cols * tokens >= kForkMultiplyAdds, [&](int64_t tile, int thread) {
     const int64_t first = tile * plan.rows;
     DotArgs dot;
     dot.weight = TileOf(weight, Planes::kBoth, first, plan.rows);

@@ -106,8 +106,8 @@ struct Isa {
       Lookup(Bytes16(block + 2), Mul(Scale(block), steps), out);
     } else if constexpr (kPacking == Packing::kNestedHi) {
       const std::byte* block = row + b * static_cast<int64_t>(sizeof(NestedHi));
-      const F steps = _mm512_setr_ps(-120.5f, -104.5f, -88.5f, -72.5f, -56.5f, -40.5f, -24.5f, -8.5f, 7.5f, 23.5f, 39.5f,
-                                     55.5f, 71.5f, 87.5f, 103.5f, 119.5f);
+      const F steps = _mm512_setr_ps(-120.5f, -104.5f, -88.5f, -72.5f, -56.5f, -40.5f, -24.5f, -8.5f, 7.5f, 23.5f,
+                                     39.5f, 55.5f, 71.5f, 87.5f, 103.5f, 119.5f);
       Lookup(Bytes16(block + 2), Mul(Scale(block), steps), out);
     } else {
       const std::byte* block = row + b * static_cast<int64_t>(sizeof(NestedHi));

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// 8 rows of byte products in plain C++.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "base/float16.h"
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/vec_portable.h"
+
+namespace thermoe::kernels::cpu::portable {
+namespace {
+
+struct Int {
+  // 8 lanes: a sum each, or four bytes each.
+  struct I {
+    uint32_t lanes[8];
+  };
+  static constexpr int kTokens = 2;
+
+  static I Load(const std::byte* from) {
+    I a;
+    std::memcpy(&a, from, sizeof(a));
+    return a;
+  }
+  static I Fill(uint32_t value) { return {{value, value, value, value, value, value, value, value}}; }
+  static I Four(const std::byte* from) {
+    uint32_t four;
+    std::memcpy(&four, from, 4);
+    return Fill(four);
+  }
+  static I Start(const std::byte* side, bool small) { return small ? Four(side + 8) : Fill(0); }
+  static int32_t Byte(uint32_t four, int i) { return static_cast<int32_t>((four >> (8 * i)) & 255u); }
+  static int32_t SignedByte(uint32_t four, int i) { return static_cast<int8_t>((four >> (8 * i)) & 255u); }
+  static I Dot(I sum, I w, I x, int32_t zero) {
+    for (int l = 0; l < 8; ++l) {
+      int32_t total = 0;
+      for (int i = 0; i < 4; ++i) total += (Byte(w.lanes[l], i) - zero) * SignedByte(x.lanes[l], i);
+      sum.lanes[l] += static_cast<uint32_t>(total);
+    }
+    return sum;
+  }
+  static I DotFull(I sum, I w, I x) { return Dot(sum, w, x, 128); }
+  static I DotSmall(I sum, I w, I x) { return Dot(sum, w, x, 0); }
+  template <typename Function>
+  static I Map(I a, I b, const Function& function) {
+    for (int l = 0; l < 8; ++l) a.lanes[l] = function(a.lanes[l], b.lanes[l]);
+    return a;
+  }
+  static constexpr uint32_t kLow = 0x0f0f0f0fu;
+  static I LowNibbles(I a) {
+    return Map(a, a, [](uint32_t v, uint32_t) { return v & kLow; });
+  }
+  static I HighNibbles(I a) {
+    return Map(a, a, [](uint32_t v, uint32_t) { return (v >> 4) & kLow; });
+  }
+  static I JoinLow(I hi, I lo) {
+    return Map(hi, lo, [](uint32_t h, uint32_t l) { return ((h & kLow) << 4) | (l & kLow); });
+  }
+  static I JoinHigh(I hi, I lo) {
+    return Map(hi, lo, [](uint32_t h, uint32_t l) { return (h & ~kLow) | ((l >> 4) & kLow); });
+  }
+  static I Eights() { return Fill(0x08080808u); }
+  static I HighEights() { return Fill(0x80808080u); }
+  static Isa::F ToFloat(I a) {
+    float lanes[8];
+    for (int l = 0; l < 8; ++l) lanes[l] = static_cast<float>(static_cast<int32_t>(a.lanes[l]));
+    return Isa::Load(lanes);
+  }
+  static Isa::F Scales(const std::byte* from) {
+    float lanes[8];
+    for (int l = 0; l < 8; ++l) {
+      uint16_t h;
+      std::memcpy(&h, from + 2 * l, 2);
+      lanes[l] = HalfToFloat(h);
+    }
+    return Isa::Load(lanes);
+  }
+  static Isa::F BroadcastFloat(const std::byte* from) {
+    float f;
+    std::memcpy(&f, from, 4);
+    return Isa::Set(f);
+  }
+};
+
+}  // namespace
+}  // namespace thermoe::kernels::cpu::portable

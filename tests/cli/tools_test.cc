@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// bench, inspect and synth.
+#include <gmock/gmock.h>
+
+#include <cmath>
+
+#include "cli_test_util.h"
+
+namespace thermoe {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::UnorderedElementsAre;
+
+class ToolsTest : public CliTest {};
+
+TEST_F(ToolsTest, BenchKeys) {
+  const Json json = ThermoeJson({"bench", TinyModel(), "--prefill", "16,32", "--decode", "4", "--batch", "3", "--repeat", "2"});
+  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "device", "steering", "repeat", "seed", "results"));
+  EXPECT_GT(json["device"]["memory_read_gbps"], 0.1);
+  std::vector<std::string> names;
+  for (const Json& result : json["results"]) {
+    EXPECT_THAT(Keys(result), UnorderedElementsAre("name", "tokens", "batch", "tokens_per_s", "bytes_per_token", "bandwidth_frac"));
+    EXPECT_LE(result["tokens_per_s"]["min"], result["tokens_per_s"]["median"]);
+    EXPECT_LE(result["tokens_per_s"]["median"], result["tokens_per_s"]["max"]);
+    EXPECT_GT(result["bytes_per_token"], 0);
+    names.push_back(result["name"]);
+  }
+  EXPECT_THAT(names, ::testing::ElementsAre("prefill 16", "prefill 32", "decode", "decode x3"));
+}
+
+TEST_F(ToolsTest, FewerSlotsMoveFewerBytes) {
+  const auto bytes = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all = {"bench", "--prefill", "0", "--decode", "4", "--batch", "0", "--repeat", "1"};
+    all.insert(all.end(), more.begin(), more.end());
+    return ThermoeJson(all)["results"][0]["bytes_per_token"].get<double>();
+  };
+  EXPECT_LT(bytes({"--k-max", "4"}), bytes({}));
+  EXPECT_LT(bytes({"--experts", "nested", "--full-slots", "0"}), bytes({"--experts", "nested"}));
+}
+
+TEST_F(ToolsTest, InspectDescribesTheBundledModel) {
+  const Json json = ThermoeJson({"inspect"});
+  EXPECT_EQ(json["model"]["architecture"], "qwen3moe");
+  EXPECT_EQ(json["experts"], 64);
+  EXPECT_EQ(json["expert_slots"], 8);
+  EXPECT_EQ(json["expert_bytes"], 3 * 256 * 64 / 32 * 34);
+  ASSERT_EQ(json["batches"].size(), 4u);
+  EXPECT_NEAR(json["batches"][1]["distinct_experts"].get<double>(), 64 * (1 - std::pow(1 - 8 / 64.0, 8)), 1e-9);
+  int64_t bytes = 0;
+  for (const Json& tensor : json["tensors"]) bytes += tensor["bytes"].get<int64_t>();
+  EXPECT_LT(bytes, json["file_bytes"].get<int64_t>());
+  EXPECT_GT(bytes, json["file_bytes"].get<int64_t>() * 9 / 10);
+  const Json nested = ThermoeJson({"inspect", "--experts", "nested"});
+  EXPECT_EQ(nested["expert_bytes"], json["expert_bytes"]);
+  EXPECT_EQ(nested["expert_hi_bytes"], 3 * 256 * 64 / 32 * 18);
+}
+
+TEST_F(ToolsTest, InspectGroupsTensors) {
+  const std::string grouped = Thermoe({"inspect", TinyModel()}).out;
+  EXPECT_THAT(grouped, HasSubstr("blk.*.attn_q.weight"));
+  EXPECT_THAT(Thermoe({"inspect", TinyModel(), "--tensors"}).out, HasSubstr("blk.1.attn_q.weight"));
+  EXPECT_THAT(Thermoe({"inspect", Fixture("olmoe")}).out, HasSubstr("model.layers.*.mlp.experts.*.up_proj.weight"));
+}
+
+TEST_F(ToolsTest, InspectEscapesWhatAFileSays) {
+  // A model may not steer the reader's terminal: on a pipe the name is plain data, in JSON it is escaped.
+  std::string bytes = ReadAll(TinyModel());
+  const std::string key = "general.name";
+  const size_t value = bytes.find(key) + key.size() + 4 + 8;
+  ASSERT_LT(value, bytes.size());
+  bytes[value] = '\x1b';
+  WriteAll(Path("escape.gguf"), bytes);
+  const ProcessResult result = Thermoe({"inspect", Path("escape.gguf"), "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, ::testing::Not(HasSubstr("\x1b")));
+}
+
+TEST_F(ToolsTest, SynthWritesAModelThatRuns) {
+  const Json json = ThermoeJson({"synth", "--arch", "olmoe", "--layers", "1", "--type", "q4_0", Path("o.gguf")});
+  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "file", "arch", "layers", "type", "seed", "bytes", "seconds"));
+  EXPECT_EQ(json["bytes"], std::filesystem::file_size(Path("o.gguf")));
+  EXPECT_FALSE(std::filesystem::exists(Path("o.gguf.partial")));
+  const Json model = ThermoeJson({"inspect", Path("o.gguf")});
+  EXPECT_EQ(model["model"]["architecture"], "olmoe");
+  EXPECT_EQ(model["layers"], 1);
+  EXPECT_EQ(model["hidden"], 2048);
+}
+
+}  // namespace
+}  // namespace thermoe
