@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "interrupt.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -20,13 +21,26 @@ void InstallSignalHandlers() {
   struct sigaction action {};
   action.sa_handler = OnInterrupt;
   sigemptyset(&action.sa_mask);
-  action.sa_flags = 0;  // no SA_RESTART: a read of the keyboard returns, so that the interactive mode can leave
+  action.sa_flags = SA_RESTART;
   sigaction(SIGINT, &action, nullptr);
   signal(SIGPIPE, SIG_DFL);
 }
 
 bool Interrupted() { return g_interrupts > 0; }
 void ClearInterrupt() { g_interrupts = 0; }
+bool WaitForInput(int fd) {
+  // With the signal blocked up to ppoll, none can slip in between the question and the wait.
+  sigset_t interrupt, before;
+  sigemptyset(&interrupt);
+  sigaddset(&interrupt, SIGINT);
+  sigprocmask(SIG_BLOCK, &interrupt, &before);
+  pollfd input{fd, POLLIN, 0};
+  while (!Interrupted() && ppoll(&input, 1, nullptr, &before) <= 0) {
+  }
+  sigprocmask(SIG_SETMASK, &before, nullptr);
+  return !Interrupted();
+}
+
 Status InterruptedStatus() { return {StatusCode::kCancelled, "interrupted"}; }
 
 }  // namespace thermoe

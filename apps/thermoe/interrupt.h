@@ -14,6 +14,9 @@ bool Interrupted();
 // The interactive mode handled it and goes on.
 void ClearInterrupt();
 
+// Waits until `fd` can be read (or is at its end); false when Ctrl-C came first, however close.
+bool WaitForInput(int fd);
+
 Status InterruptedStatus();
 
 }  // namespace thermoe

@@ -71,7 +71,10 @@ Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts) {
   if (!path.ok()) return path.status();
   ProgressBar bar("loading " + fs::path(*path).filename().string());
   const auto start = std::chrono::steady_clock::now();
-  Result<std::shared_ptr<const Model>> model = Model::Load(*path, {experts, BarProgress(&bar)});
+  LoadOptions options;
+  options.experts = experts;
+  options.progress = BarProgress(&bar);
+  Result<std::shared_ptr<const Model>> model = Model::Load(*path, options);
   if (!model.ok()) return model.status().code() == StatusCode::kCancelled ? InterruptedStatus() : model.status();
   const std::chrono::duration<double, std::milli> load_ms = std::chrono::steady_clock::now() - start;
   return OpenedModel{std::move(*model), load_ms.count()};

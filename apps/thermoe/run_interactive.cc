@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <optional>
 #include <utility>
@@ -26,20 +25,33 @@ constexpr const char* kHelp =
 
 void Note(const std::string& text) { fmt::print(stderr, "{}\n", Dim(text, STDERR_FILENO)); }
 
-// A line from the keyboard without its newline; nullopt at the end of input or on Ctrl-C.
-std::optional<std::string> ReadLine() {
-  std::string line;
-  for (int c; (c = std::getc(stdin)) != EOF;) {
-    if (c != '\n') {
-      line += static_cast<char>(c);
-      continue;
+// Lines from the keyboard. Not stdio: its buffer would hide from WaitForInput what was typed ahead.
+class Keyboard {
+ public:
+  // A line without its newline; nullopt at the end of input or on Ctrl-C.
+  std::optional<std::string> ReadLine() {
+    std::string line;
+    while (true) {
+      const size_t end = typed_.find('\n');
+      if (end == std::string::npos) {
+        if (!WaitForInput(STDIN_FILENO)) return std::nullopt;
+        char buffer[4096];
+        const ssize_t got = read(STDIN_FILENO, buffer, sizeof(buffer));
+        if (got <= 0) return std::nullopt;
+        typed_.append(buffer, static_cast<size_t>(got));
+        continue;
+      }
+      line += typed_.substr(0, end);
+      typed_.erase(0, end + 1);
+      if (line.empty() || line.back() != '\\') return line;
+      line.back() = '\n';
+      fmt::print(stderr, "... ");
     }
-    if (line.empty() || line.back() != '\\') return line;
-    line.back() = '\n';
-    fmt::print(stderr, "... ");
   }
-  return std::nullopt;
-}
+
+ private:
+  std::string typed_;
+};
 
 class Conversation {
  public:
@@ -131,10 +143,11 @@ Status RunInteractive(RunContext* context) {
                                             : fmt::format("chat in {}", context->chat->name())));
   Conversation conversation(context);
   THERMOE_RETURN_IF_ERROR(conversation.Open());
+  Keyboard keyboard;
   while (true) {
     fmt::print(stderr, "{}", Bold("> ", STDERR_FILENO));
     std::fflush(stderr);
-    const std::optional<std::string> line = ReadLine();
+    const std::optional<std::string> line = keyboard.ReadLine();
     if (!line || Interrupted()) {
       fmt::print(stderr, "\n");
       return Interrupted() ? InterruptedStatus() : Status::Ok();

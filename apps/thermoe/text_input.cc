@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "text_input.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <memory>
 #include <system_error>
 
 #include "base/errors.h"
@@ -21,19 +22,24 @@ Result<std::string> ReadFile(const std::string& path) {
   if (!standard_input && std::filesystem::is_directory(path, error)) {
     return InvalidArgument("{}: is a folder; a text file is needed", path);
   }
-  std::unique_ptr<std::FILE, int (*)(std::FILE*)> owned(nullptr, std::fclose);
-  if (!standard_input) owned.reset(std::fopen(path.c_str(), "rb"));
-  std::FILE* file = standard_input ? stdin : owned.get();
-  if (file == nullptr) {
+  const int file = standard_input ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) {
     if (errno == ENOENT) return NotFound("{}: no such file", path);
     return InvalidArgument("{}: cannot be read: {}", path, std::strerror(errno));
   }
   std::string text;
-  char buffer[1 << 16];
-  while (const size_t got = std::fread(buffer, 1, sizeof(buffer), file)) text.append(buffer, got);
+  std::string buffer(1 << 16, '\0');
+  ssize_t got = 0;
+  // A pipe whose writer is slow must not hold up Ctrl-C.
+  while (WaitForInput(file) && (got = read(file, buffer.data(), buffer.size())) > 0) {
+    text.append(buffer, 0, static_cast<size_t>(got));
+  }
+  const int read_error = got < 0 ? errno : 0;
+  if (!standard_input) close(file);
   if (Interrupted()) return InterruptedStatus();
-  if (std::ferror(file) != 0) {
-    return InvalidArgument("{}: cannot be read: {}", standard_input ? "standard input" : path, std::strerror(errno));
+  if (read_error != 0) {
+    return InvalidArgument("{}: cannot be read: {}", standard_input ? "standard input" : path,
+                           std::strerror(read_error));
   }
   return text;
 }

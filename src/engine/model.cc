@@ -65,25 +65,27 @@ Status CheckBounds(const LoadedModel& loaded) {
 
 }  // namespace
 
-ModelImpl::ModelImpl(std::unique_ptr<LoadedModel> loaded, ExpertStore experts)
-    : loaded_(std::move(loaded)), experts_(std::move(experts)), info_(MakeInfo(*loaded_, experts_)) {}
+ModelImpl::ModelImpl(std::unique_ptr<LoadedModel> loaded, std::vector<WeightBuffer> dense, ExpertStore experts)
+    : loaded_(std::move(loaded)), dense_(std::move(dense)), experts_(std::move(experts)), info_(MakeInfo(*loaded_, experts_)) {}
 
 Model::Model(std::unique_ptr<ModelImpl> impl) : impl_(std::move(impl)) {}
 Model::~Model() = default;
 
 Result<std::shared_ptr<const Model>> Model::Load(const std::string& path, const LoadOptions& options) try {
-  // Making planes reads everything once more, so a nested load reports its two passes as halves.
-  const bool nested = options.experts == ExpertStorage::kNested;
+  // Rewriting the experts reads everything once more, so the two passes count as halves.
   const auto part = [&](double from, double to) -> LoadProgress {
     if (!options.progress) return {};
     return [&options, from, to](double done) { return options.progress(from + (to - from) * done); };
   };
-  Result<std::unique_ptr<LoadedModel>> loaded = LoadModelFiles(path, part(0, nested ? 0.5 : 1));
+  Result<std::unique_ptr<LoadedModel>> loaded = LoadModelFiles(path, part(0, 0.5));
   if (!loaded.ok()) return loaded.status();
   THERMOE_RETURN_IF_ERROR(CheckBounds(**loaded));
-  Result<ExpertStore> experts = ExpertStore::Create(**loaded, options.experts, part(0.5, 1));
+  ThreadPool threads;
+  Result<ExpertStore> experts = ExpertStore::Create(**loaded, options.experts, options.interleave, &threads, part(0.5, 1));
   if (!experts.ok()) return experts.status();
-  auto impl = std::make_unique<ModelImpl>(std::move(loaded).value(), std::move(experts).value());
+  std::vector<WeightBuffer> dense;
+  if (options.interleave) RepackDense(loaded->get(), &threads, &dense);
+  auto impl = std::make_unique<ModelImpl>(std::move(loaded).value(), std::move(dense), std::move(experts).value());
   return std::shared_ptr<const Model>(new Model(std::move(impl)));
 } catch (const std::bad_alloc&) {
   return ResourceExhausted("{}: memory ran out while loading; free some, or take a smaller model", path);

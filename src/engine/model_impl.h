@@ -12,7 +12,7 @@ namespace thermoe {
 
 class ModelImpl {
  public:
-  ModelImpl(std::unique_ptr<LoadedModel> loaded, ExpertStore experts);
+  ModelImpl(std::unique_ptr<LoadedModel> loaded, std::vector<WeightBuffer> dense, ExpertStore experts);
 
   const LoadedModel& loaded() const { return *loaded_; }
   const ModelConfig& config() const { return loaded_->config; }
@@ -21,6 +21,7 @@ class ModelImpl {
 
  private:
   std::unique_ptr<LoadedModel> loaded_;
+  std::vector<WeightBuffer> dense_;  // repacked matrices that loaded_->weights point into
   ExpertStore experts_;
   ModelInfo info_;
 };

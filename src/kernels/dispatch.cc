@@ -25,7 +25,8 @@ bool MachineHasAvx2() {
 }
 bool MachineHasAvx512() {
   return MachineHasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
 }
 #else
 bool MachineHasAvx2() { return false; }

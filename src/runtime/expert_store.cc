@@ -1,49 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/expert_store.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cstring>
 
 #include "base/errors.h"
+#include "model/interleave.h"
 
 namespace thermoe {
 namespace {
 
 constexpr WeightMatrix FfnWeights::* kRoles[] = {&FfnWeights::gate, &FfnWeights::up, &FfnWeights::down};
 
-// Row by row: Q8_0 codes as they are, wider types quantised first.
-void MakePlanes(const WeightMatrix& from, std::byte* hi, std::byte* lo) {
-  const int64_t blocks = from.cols / kQuantBlock;
+// Rows [first, first + rows) as Q8_0 blocks: codes as they are, wider types quantised.
+void CodesOf(const WeightMatrix& from, int64_t first, int64_t rows, std::vector<std::byte>* codes) {
+  const int64_t row_bytes = RowBytes(DType::kQ8_0, from.cols);
+  codes->resize(static_cast<size_t>(rows * row_bytes));
+  if (from.type == DType::kQ8_0) {
+    std::memcpy(codes->data(), from.row(first), codes->size());
+    return;
+  }
   std::vector<float> values(static_cast<size_t>(from.cols));
-  std::vector<BlockQ8_0> codes(static_cast<size_t>(blocks));
-  for (int64_t r = 0; r < from.rows; ++r) {
-    if (from.type == DType::kQ8_0) {
-      std::memcpy(codes.data(), from.row(r), codes.size() * sizeof(BlockQ8_0));
+  for (int64_t r = 0; r < rows; ++r) {
+    DecodeRow(from, first + r, Planes::kBoth, values.data());
+    EncodeRow(DType::kQ8_0, values.data(), from.cols, codes->data() + r * row_bytes);
+  }
+}
+
+// Both planes of a matrix, interleaved where its rows come in 16s.
+WeightMatrix MakePlanes(const WeightMatrix& from, std::byte* hi, std::byte* lo, ThreadPool* threads) {
+  const bool interleave = CanInterleave(from.rows, from.cols);
+  const WeightMatrix nested{interleave ? DType::kNested8x16 : DType::kNested8, from.rows, from.cols, hi, lo};
+  const int64_t step = interleave ? kInterleave : 1;
+  const int64_t hi_bytes = step * RowBytes(nested.type, from.cols), lo_bytes = step * NestedLoRowBytes(from.cols);
+  threads->ParallelFor(from.rows / step, [&](int64_t group, int) {
+    std::vector<std::byte> codes;
+    CodesOf(from, group * step, step, &codes);
+    std::byte* hi_at = hi + group * hi_bytes;
+    std::byte* lo_at = lo + group * lo_bytes;
+    if (interleave) {
+      InterleavePlanes(codes.data(), RowBytes(DType::kQ8_0, from.cols), from.cols, hi_at, lo_at);
     } else {
-      DecodeRow(from, r, Planes::kBoth, values.data());
-      EncodeRow(DType::kQ8_0, values.data(), from.cols, reinterpret_cast<std::byte*>(codes.data()));
+      SplitPlanes(reinterpret_cast<const BlockQ8_0*>(codes.data()), from.cols / kQuantBlock, reinterpret_cast<NestedHi*>(hi_at),
+                  reinterpret_cast<NestedLo*>(lo_at));
     }
-    SplitPlanes(codes.data(), blocks, reinterpret_cast<NestedHi*>(hi + r * RowBytes(DType::kNested8, from.cols)),
-                reinterpret_cast<NestedLo*>(lo + r * NestedLoRowBytes(from.cols)));
-  }
-}
-
-// The mapped pages wholly inside a replaced matrix; they come back from the file should anyone read them.
-void Forget(const WeightMatrix& matrix) {
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(matrix.data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(matrix.data) + static_cast<uintptr_t>(matrix.bytes())) / page * page;
-  if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-}
-
-bool InFile(const LoadedModel& model, const WeightMatrix& matrix) {
-  for (const MappedFile& file : model.files) {
-    const std::span<const std::byte> bytes = file.bytes();
-    if (matrix.data >= bytes.data() && matrix.data < bytes.data() + bytes.size()) return true;
-  }
-  return false;
+  });
+  return nested;
 }
 
 Status CheckNestable(const LoadedModel& model, const WeightMatrix& matrix) {
@@ -58,46 +59,60 @@ Status CheckNestable(const LoadedModel& model, const WeightMatrix& matrix) {
   return Status::Ok();
 }
 
+// What a matrix takes in its new storage; 0: it stays where it is. Regions of 64 bytes keep matrices on cache lines.
+struct Regions {
+  int64_t hi = 0, lo = 0;
+};
+int64_t Align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+Regions RegionsOf(const WeightMatrix& matrix, ExpertStorage storage) {
+  if (storage == ExpertStorage::kNative) {
+    return {Interleavable(matrix) ? Align(matrix.rows * RowBytes(InterleavedType(matrix.type), matrix.cols)) : 0, 0};
+  }
+  const DType type = CanInterleave(matrix.rows, matrix.cols) ? DType::kNested8x16 : DType::kNested8;
+  return {Align(matrix.rows * RowBytes(type, matrix.cols)), Align(matrix.rows * NestedLoRowBytes(matrix.cols))};
+}
+
 }  // namespace
 
-Result<ExpertStore> ExpertStore::Create(const LoadedModel& model, ExpertStorage storage, const LoadProgress& progress) {
+Result<ExpertStore> ExpertStore::Create(const LoadedModel& model, ExpertStorage storage, bool interleave, ThreadPool* threads,
+                                        const LoadProgress& progress) {
   ExpertStore store;
   store.storage_ = storage;
   const DType type = model.weights.layers.front().experts.front().gate.type;
   store.type_name_ = TraitsOf(type).name;
   for (const LayerWeights& layer : model.weights.layers) store.layers_.push_back(layer.experts);
-  if (storage == ExpertStorage::kNative) return store;
-
-  if (type != DType::kQ8_0) {
-    store.requantised_ = true;
-    store.type_name_ = fmt::format("nested8 (from {})", store.type_name_);
-  } else {
-    store.type_name_ = "nested8";
+  if (storage == ExpertStorage::kNative && !interleave) return store;
+  if (storage == ExpertStorage::kNested) {
+    store.requantised_ = type != DType::kQ8_0;
+    store.type_name_ = store.requantised_ ? fmt::format("nested8 (from {})", store.type_name_) : "nested8";
   }
+  double done = 0;
   for (std::vector<FfnWeights>& experts : store.layers_) {
-    int64_t hi_bytes = 0, lo_bytes = 0;
-    for (const FfnWeights& expert : experts) {
-      for (const auto role : kRoles) {
-        const WeightMatrix& matrix = expert.*role;
-        THERMOE_RETURN_IF_ERROR(CheckNestable(model, matrix));
-        hi_bytes += matrix.rows * RowBytes(DType::kNested8, matrix.cols);
-        lo_bytes += matrix.rows * NestedLoRowBytes(matrix.cols);
-      }
-    }
-    store.planes_.push_back(std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(hi_bytes + lo_bytes)));
-    std::byte* hi = store.planes_.back().get();
-    std::byte* lo = hi + hi_bytes;
     for (FfnWeights& expert : experts) {
+      Regions sum;
+      for (const auto role : kRoles) {
+        if (storage == ExpertStorage::kNested) THERMOE_RETURN_IF_ERROR(CheckNestable(model, expert.*role));
+        const Regions regions = RegionsOf(expert.*role, storage);
+        sum.hi += regions.hi;
+        sum.lo += regions.lo;
+      }
+      if (sum.hi == 0) continue;
+      // One allocation an expert: hi planes (or whole matrices) first, so that reading only them is one stream.
+      store.buffers_.emplace_back(sum.hi + sum.lo);
+      std::byte* hi = store.buffers_.back().data();
+      std::byte* lo = hi + sum.hi;
       for (const auto role : kRoles) {
         const WeightMatrix from = expert.*role;
-        MakePlanes(from, hi, lo);
-        if (InFile(model, from)) Forget(from);
-        expert.*role = {DType::kNested8, from.rows, from.cols, hi, lo};
-        hi += from.rows * RowBytes(DType::kNested8, from.cols);
-        lo += from.rows * NestedLoRowBytes(from.cols);
+        const Regions regions = RegionsOf(from, storage);
+        if (regions.hi == 0) continue;
+        expert.*role = storage == ExpertStorage::kNested ? MakePlanes(from, hi, lo, threads) : Interleave(from, hi, threads);
+        ForgetPages(model, from);
+        hi += regions.hi;
+        lo += regions.lo;
       }
     }
-    const double done = static_cast<double>(store.planes_.size()) / static_cast<double>(store.layers_.size());
+    done += 1.0 / static_cast<double>(store.layers_.size());
     if (progress && !progress(done)) return Status(StatusCode::kCancelled, "loading was stopped");
   }
   return store;

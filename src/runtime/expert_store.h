@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "model/loaded_model.h"
+#include "runtime/repack.h"
+#include "runtime/threads.h"
 #include "thermoe/model.h"
 #include "thermoe/status.h"
 
@@ -17,9 +19,11 @@ namespace thermoe {
 
 class ExpertStore {
  public:
-  // Takes views (kNative) or makes planes (kNested), layer by layer, letting go of the mapped pages it replaces.
-  // kUnsupported when a type has fewer than 8 bits or a width is not a multiple of 32.
-  static Result<ExpertStore> Create(const LoadedModel& model, ExpertStorage storage, const LoadProgress& progress);
+  // kNative: views of the file, or with `interleave` the layout of the integer kernels where a type has one. kNested: planes.
+  // Works expert by expert, letting go of the mapped pages it replaces.
+  // kUnsupported when planes are asked of a type with fewer than 8 bits or of a width that is not a multiple of 32.
+  static Result<ExpertStore> Create(const LoadedModel& model, ExpertStorage storage, bool interleave, ThreadPool* threads,
+                                    const LoadProgress& progress);
 
   std::span<const FfnWeights> layer(int32_t index) const { return layers_[static_cast<size_t>(index)]; }  // [E]
   ExpertStorage storage() const { return storage_; }
@@ -31,7 +35,7 @@ class ExpertStore {
   bool requantised_ = false;
   std::string type_name_;
   std::vector<std::vector<FfnWeights>> layers_;           // [L][E]
-  std::vector<std::unique_ptr<std::byte[]>> planes_;      // one allocation a layer: all hi planes, then all lo planes
+  std::vector<WeightBuffer> buffers_;                     // what does not lie in the model's files
 };
 
 }  // namespace thermoe

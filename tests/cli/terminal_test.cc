@@ -54,6 +54,7 @@ class Terminal {
   int Finish() {
     while (ReadSome()) {
     }
+    if (timed_out_) kill(child_, SIGKILL);
     int status = 0;
     waitpid(child_, &status, 0);
     child_ = 0;
@@ -65,7 +66,8 @@ class Terminal {
  private:
   bool ReadSome() {
     pollfd waiting{master_, POLLIN, 0};
-    if (poll(&waiting, 1, 60000) <= 0) return false;
+    timed_out_ = poll(&waiting, 1, 60000) <= 0;
+    if (timed_out_) return false;
     char buffer[4096];
     const ssize_t got = read(master_, buffer, sizeof(buffer));
     if (got <= 0) return false;
@@ -77,6 +79,7 @@ class Terminal {
   pid_t child_ = 0;
   std::string seen_;
   size_t mark_ = 0;
+  bool timed_out_ = false;
 };
 
 TEST(TerminalTest, ColoursOnlyWithoutNoColor) {

@@ -108,8 +108,8 @@ TEST_P(Fixture, MatchesTransformersInFloat32) {
   EXPECT_EQ(undecided, GetParam().arch == "qwen2moe" ? 1 : 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Fixture, ::testing::ValuesIn(Cases()), [](const auto& info) {
-  std::string name = info.param.model + "_" + info.param.backend;
+INSTANTIATE_TEST_SUITE_P(Golden, Fixture, ::testing::ValuesIn(Cases()), [](const auto& test) {
+  std::string name = test.param.model + "_" + test.param.backend;
   for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
   return name;
 });

@@ -30,6 +30,9 @@ TilePlan PlanTiles(const KernelTable& kernels, int threads, const WeightMatrix& 
 // Rows [first, first + rows) of a matrix, cut off at its end.
 MatrixTile TileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int64_t rows);
 
+// Groups of 16 rows from row `first` on (a multiple of 16), without activations and outputs.
+IntDotArgs IntTileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int64_t rows);
+
 class CpuOps final : public Ops {
  public:
   CpuOps(const KernelTable* kernels, ThreadPool* threads);
@@ -73,6 +76,12 @@ class CpuOps final : public Ops {
   }
 
   ThreadScratch& scratch(int thread) const { return scratch_[static_cast<size_t>(thread)]; }
+  void FloatLinear(const LinearArgs& args) const;
+  void IntLinear(const LinearArgs& args) const;
+  // The rows of x as codes.
+  void Quantise(ConstRows x, QuantRows* quant) const;
+  void IntGateAndUp(const ExpertFfnArgs& args) const;
+  void IntDown(const ExpertFfnArgs& args) const;
   void PlanRowTiles(const AttentionArgs& args, int32_t most_rows) const;
   void AttendTile(const AttentionArgs& args, const RowTile& tile, int32_t kv_head, ThreadScratch& scratch) const;
   void GateAndUp(const ExpertFfnArgs& args) const;
@@ -85,6 +94,7 @@ class CpuOps final : public Ops {
   // Scratch: written by const operations, which run one at a time.
   mutable std::vector<ThreadScratch> scratch_;  // [threads]
   mutable RowPointers rows_;
+  mutable QuantRows quant_;
   mutable std::vector<RowTile> row_tiles_;
 };
 

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "model/interleave.h"
 
 namespace thermoe::kernels::cpu {
 namespace {
@@ -44,8 +45,16 @@ void CpuOps::ExpertFfn(const ExpertFfnArgs& args) const {
     CheckShapes(args, args.experts[static_cast<size_t>(selection.jobs[static_cast<size_t>(j)].expert)]);
   }
   rows_.Reserve(slots);
-  GateAndUp(args);
-  Down(args);
+  if (IsInterleaved(AnyMatrix(args, &FfnWeights::gate).type)) {
+    IntGateAndUp(args);
+  } else {
+    GateAndUp(args);
+  }
+  if (IsInterleaved(AnyMatrix(args, &FfnWeights::down).type)) {
+    IntDown(args);
+  } else {
+    Down(args);
+  }
   Combine(args);
 }
 
@@ -112,6 +121,71 @@ void CpuOps::Down(const ExpertFfnArgs& args) const {
     dot.tokens = job.count;
     dot.scratch = scratch(thread).dot.data();
     kernels_->dot(dot);
+  });
+}
+
+// As GateAndUp, from the tokens' codes: each token's row is quantised once, whatever the number of its slots.
+void CpuOps::IntGateAndUp(const ExpertFfnArgs& args) const {
+  const Selection& selection = *args.selection;
+  const int64_t kept = KeptSlots(selection), most = LargestJob(selection);
+  const WeightMatrix& any = AnyMatrix(args, &FfnWeights::gate);
+  const TilePlan plan = PlanTiles(*kernels_, threads_->size(), any, 2 * int64_t{selection.job_count});
+  for (ThreadScratch& scratch : scratch_) {
+    scratch.up.Reserve(most * plan.rows);
+    if (static_cast<int64_t>(scratch.up_rows.size()) < most) scratch.up_rows.resize(static_cast<size_t>(most));
+  }
+  Quantise(args.x, &quant_);
+  quant_.rows.resize(std::max(quant_.rows.size(), static_cast<size_t>(kept)));
+  for (int64_t i = 0; i < kept; ++i) {
+    const auto at = static_cast<size_t>(i);
+    quant_.rows[at] = quant_.row(selection.order[at] / selection.slots);
+    rows_.y[at] = args.inner.row(i);
+  }
+  ForEach(selection.job_count * plan.tiles, 2 * kept * any.rows * any.cols, [&](int64_t task, int thread) {
+    const Selection::Job& job = selection.jobs[static_cast<size_t>(task / plan.tiles)];
+    const FfnWeights& expert = args.experts[static_cast<size_t>(job.expert)];
+    ThreadScratch& own = scratch(thread);
+    const int64_t first = task % plan.tiles * plan.rows;
+    for (int32_t i = 0; i < job.count; ++i) own.up_rows[static_cast<size_t>(i)] = own.up.data() + i * plan.rows;
+    IntDotArgs dot = IntTileOf(expert.gate, job.planes, first, plan.rows);
+    dot.x = quant_.rows.data() + job.first;
+    dot.y = rows_.y.data() + job.first;
+    dot.y_at = first;
+    dot.tokens = job.count;
+    kernels_->int_dot(dot);
+    dot = IntTileOf(expert.up, job.planes, first, plan.rows);
+    dot.x = quant_.rows.data() + job.first;
+    dot.y = own.up_rows.data();
+    dot.tokens = job.count;
+    kernels_->int_dot(dot);
+    for (int32_t i = 0; i < job.count; ++i) {
+      float* gate = args.inner.row(job.first + i) + first;
+      kernels_->swiglu(gate, own.up_rows[static_cast<size_t>(i)], dot.groups * kInterleave, gate);
+    }
+  });
+}
+
+void CpuOps::IntDown(const ExpertFfnArgs& args) const {
+  const Selection& selection = *args.selection;
+  const int64_t kept = KeptSlots(selection);
+  const WeightMatrix& any = AnyMatrix(args, &FfnWeights::down);
+  const TilePlan plan = PlanTiles(*kernels_, threads_->size(), any, selection.job_count);
+  Quantise({args.inner.data, kept, args.inner.cols}, &quant_);
+  quant_.rows.resize(std::max(quant_.rows.size(), static_cast<size_t>(kept)));
+  for (int64_t i = 0; i < kept; ++i) {
+    const auto at = static_cast<size_t>(i);
+    quant_.rows[at] = quant_.row(i);
+    rows_.y[at] = args.slot_out.row(selection.order[at]);
+  }
+  ForEach(selection.job_count * plan.tiles, kept * any.rows * any.cols, [&](int64_t task, int) {
+    const Selection::Job& job = selection.jobs[static_cast<size_t>(task / plan.tiles)];
+    const int64_t first = task % plan.tiles * plan.rows;
+    IntDotArgs dot = IntTileOf(args.experts[static_cast<size_t>(job.expert)].down, job.planes, first, plan.rows);
+    dot.x = quant_.rows.data() + job.first;
+    dot.y = rows_.y.data() + job.first;
+    dot.y_at = first;
+    dot.tokens = job.count;
+    kernels_->int_dot(dot);
   });
 }
 

@@ -40,6 +40,38 @@ struct DotArgs {
   float* scratch = nullptr;     // [kDotScratchFloats], 64-byte aligned
 };
 
+// How an interleaved matrix (model/interleave.h) is read.
+enum class IntPacking : uint8_t { kQ8, kQ4, kBoth, kHi };
+
+// A row of activations for the integer kernels: [cols] codes, then one of these for each block of 32.
+struct QuantSide {
+  float scale;      // x is about scale * code
+  int32_t sum_128;  // -128 times the sum of the codes
+  int32_t sum_8;    // -8 times
+  float half;       // -0.5 times
+};
+static constexpr int64_t QuantRowBytes(int64_t cols) { return cols + cols / 32 * static_cast<int64_t>(sizeof(QuantSide)); }
+
+// y[t][y_at + r] = dot(weight row r, x[t]) + bias[r] for groups of 16 rows. An output is the sum over blocks of 32 columns, in
+// rising order, of (an exact integer dot product) * (weight scale * activation scale), one multiply-add each; then the bias.
+struct IntDotArgs {
+  IntPacking packing = IntPacking::kQ8;
+  int64_t groups = 0;
+  int64_t blocks = 0;               // of 32 columns
+  const std::byte* data = nullptr;  // the first group: scales, then codes
+  int64_t group_bytes = 0;
+  int64_t scale_bytes = 0;          // from a group's begin to its codes
+  const std::byte* lo = nullptr;    // kBoth: the first group's lo plane
+  int64_t lo_group_bytes = 0;
+  const std::byte* const* x = nullptr;  // [tokens] rows of QuantRowBytes
+  float* const* y = nullptr;            // [tokens]
+  int64_t y_at = 0;
+  int64_t tokens = 0;
+  const float* bias = nullptr;      // [groups * 16] or null
+};
+// How far ahead of use a single token's product asks for weights: some 70 ns at 30 GB/s, about a memory access.
+static constexpr int64_t kPrefetchAhead = 2048;
+
 // The panel product's blocking (many tokens). A panel of 8 x 512 floats (16 KiB) and the 512 columns of a register
 // tile's 6 tokens (12 KiB) share an L1 of 32 KiB or more. 96 tokens of up to 2,048 columns (768 KiB) are read from L2
 // once a panel; each token tile decodes the weights again, which costs some 4 % of its product.
@@ -80,6 +112,9 @@ struct KernelTable {
   int row_step = 0;            // weight.rows of a tile is best a multiple of this
 
   void (*dot)(const DotArgs& args) = nullptr;
+  void (*int_dot)(const IntDotArgs& args) = nullptr;
+  // out: QuantRowBytes(cols)
+  void (*quantise_row)(const float* x, int64_t cols, std::byte* out) = nullptr;
   // out[i] = x[i] / sqrt(mean(x^2) + epsilon) * gain[i]; out may be x.
   void (*rms_norm)(const float* x, const float* gain, int64_t n, float epsilon, float* out) = nullptr;
   // out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]; out may be gate. exp within 2 ulp (vec_math.h).

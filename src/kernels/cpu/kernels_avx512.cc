@@ -7,13 +7,14 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
+#include "kernels/cpu/int_avx512.h"
 #include "kernels/cpu/make_table.h"
 #include "kernels/cpu/vec_avx512.h"
 
 namespace thermoe::kernels::cpu {
 
 const KernelTable* Avx512Kernels() {
-  static constexpr KernelTable kTable = MakeTable<avx512::Isa>();
+  static constexpr KernelTable kTable = MakeTable<avx512::Isa, avx512::Int>();
   return &kTable;
 }
 

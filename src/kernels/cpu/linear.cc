@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "model/interleave.h"
 
 namespace thermoe::kernels::cpu {
 namespace {
@@ -24,6 +25,9 @@ Packing PackingOf(DType type, Planes planes) {
     case DType::kQ8_0: return Packing::kQ8_0;
     case DType::kQ4_0: return Packing::kQ4_0;
     case DType::kNested8: return planes == Planes::kBoth ? Packing::kNestedBoth : Packing::kNestedHi;
+    case DType::kQ8_0x16:
+    case DType::kQ4_0x16:
+    case DType::kNested8x16: break;  // IntTileOf
   }
   THERMOE_CHECK(false);
   return Packing::kF32;
@@ -36,7 +40,8 @@ TilePlan PlanTiles(const KernelTable& kernels, int threads, const WeightMatrix& 
   const int64_t balanced = (matrix.rows + tasks - 1) / tasks;
   const int64_t least = kTaskBytes / std::max<int64_t>(1, RowBytes(matrix.type, matrix.cols));
   TilePlan plan;
-  plan.rows = std::min(RoundUp(std::max(balanced, least), kernels.row_step), kMostTaskRows);
+  const int64_t step = IsInterleaved(matrix.type) ? kInterleave : kernels.row_step;
+  plan.rows = std::min(RoundUp(std::max(balanced, least), step), kMostTaskRows);
   plan.tiles = (matrix.rows + plan.rows - 1) / plan.rows;
   return plan;
 }
@@ -55,13 +60,68 @@ MatrixTile TileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int6
   return tile;
 }
 
+IntDotArgs IntTileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int64_t rows) {
+  IntDotArgs tile;
+  switch (matrix.type) {
+    case DType::kQ8_0x16: tile.packing = IntPacking::kQ8; break;
+    case DType::kQ4_0x16: tile.packing = IntPacking::kQ4; break;
+    default: tile.packing = planes == Planes::kBoth ? IntPacking::kBoth : IntPacking::kHi; break;
+  }
+  tile.groups = std::min(rows, matrix.rows - first) / kInterleave;
+  tile.blocks = matrix.cols / kQuantBlock;
+  tile.group_bytes = InterleavedGroupBytes(matrix.type, matrix.cols);
+  tile.scale_bytes = InterleavedScaleBytes(matrix.cols);
+  tile.data = matrix.data + first / kInterleave * tile.group_bytes;
+  if (tile.packing == IntPacking::kBoth) {
+    tile.lo_group_bytes = kInterleave * NestedLoRowBytes(matrix.cols);
+    tile.lo = matrix.lo + first / kInterleave * tile.lo_group_bytes;
+  }
+  return tile;
+}
+
+void CpuOps::Quantise(ConstRows x, QuantRows* quant) const {
+  quant->Reserve(x.rows, QuantRowBytes(x.cols));
+  ForEachRow(x.rows, x.cols, [&](int64_t t) { kernels_->quantise_row(x.row(t), x.cols, quant->row(t)); });
+}
+
 void CpuOps::Linear(const LinearArgs& args) const {
   const WeightMatrix& weight = args.weight;
-  const int64_t tokens = args.x.rows;
-  THERMOE_CHECK(args.x.cols == weight.cols && args.out.cols == weight.rows && args.out.rows == tokens);
+  THERMOE_CHECK(args.x.cols == weight.cols && args.out.cols == weight.rows && args.out.rows == args.x.rows);
   THERMOE_CHECK(args.bias.empty() || static_cast<int64_t>(args.bias.size()) == weight.rows);
+  if (IsInterleaved(weight.type)) {
+    IntLinear(args);
+  } else {
+    FloatLinear(args);
+  }
+}
+
+void CpuOps::IntLinear(const LinearArgs& args) const {
+  const WeightMatrix& weight = args.weight;
+  const int64_t tokens = args.x.rows;
   const TilePlan plan = PlanTiles(*kernels_, threads_->size(), weight, 1);
-  // Activations are used as they are; rows in another type (8-bit codes) would be prepared here.
+  Quantise(args.x, &quant_);
+  rows_.Reserve(tokens);
+  quant_.rows.resize(std::max(quant_.rows.size(), static_cast<size_t>(tokens)));
+  for (int64_t t = 0; t < tokens; ++t) {
+    quant_.rows[static_cast<size_t>(t)] = quant_.row(t);
+    rows_.y[static_cast<size_t>(t)] = args.out.row(t);
+  }
+  ForEach(plan.tiles, tokens * weight.rows * weight.cols, [&](int64_t tile, int) {
+    const int64_t first = tile * plan.rows;
+    IntDotArgs dot = IntTileOf(weight, Planes::kBoth, first, plan.rows);
+    dot.x = quant_.rows.data();
+    dot.y = rows_.y.data();
+    dot.y_at = first;
+    dot.tokens = tokens;
+    dot.bias = args.bias.empty() ? nullptr : args.bias.data() + first;
+    kernels_->int_dot(dot);
+  });
+}
+
+void CpuOps::FloatLinear(const LinearArgs& args) const {
+  const WeightMatrix& weight = args.weight;
+  const int64_t tokens = args.x.rows;
+  const TilePlan plan = PlanTiles(*kernels_, threads_->size(), weight, 1);
   rows_.Reserve(tokens);
   for (int64_t t = 0; t < tokens; ++t) {
     rows_.x[static_cast<size_t>(t)] = args.x.row(t);

@@ -3,17 +3,20 @@
 
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/dot.h"
+#include "kernels/cpu/int_dot.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/rows.h"
 
 namespace thermoe::kernels::cpu {
 
-template <class Isa>
+template <class Isa, class Int>
 constexpr KernelTable MakeTable() {
   KernelTable table;
   table.name = Isa::kName;
   table.row_step = kPanelRows;  // also of every FusedRows
   table.dot = Dot<Isa>;
+  table.int_dot = IntDot<Isa, Int>;
+  table.quantise_row = QuantiseRow<Isa>;
   table.rms_norm = RmsNormRow<Isa>;
   table.swiglu = SwiGluRow<Isa>;
   table.add_scaled = AddScaledRow<Isa>;
