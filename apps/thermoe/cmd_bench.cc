@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // thermoe bench: prefill, decode and batched decode in tokens per second, beside the machine's memory bandwidth.
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -149,7 +148,8 @@ Result<CaseResult> MeasureCase(const BenchFlags& flags, Engine* engine, const Ca
   return result;
 }
 
-void PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps, const std::vector<CaseResult>& results) {
+void PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps,
+               const std::vector<CaseResult>& results) {
   Json json = NewDocument();
   json["model"] = ModelJson(engine.model().info());
   Json device;
@@ -174,7 +174,8 @@ void PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps, 
   PrintJsonLine(json);
 }
 
-void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps, const std::vector<CaseResult>& results) {
+void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps,
+                 const std::vector<CaseResult>& results) {
   const ModelInfo& info = engine.model().info();
   PrintFields({{"model", fmt::format("{}, {}, experts {}", info.path, info.architecture, info.expert_type)},
                {"machine", CpuName()},

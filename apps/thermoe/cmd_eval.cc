@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // thermoe eval: how well a model predicts texts, plainly or steered.
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <cstdio>
@@ -16,7 +15,6 @@
 #include "eval_windows.h"
 #include "flags.h"
 #include "help.h"
-#include "interrupt.h"
 #include "json_out.h"
 #include "model_options.h"
 #include "steering_options.h"
@@ -99,11 +97,12 @@ Result<WindowOptions> WindowOptionsFrom(const EvalFlags& flags, int model_contex
   const bool split = options.documents == Documents::kSplit;
   options.window = flags.window.value_or(std::min(kDefaultWindow, model_context));
   if (options.window > model_context) {
-    return InvalidArgument("--window {} is longer than the model's context of {}; choose a smaller one",
-                           options.window, model_context);
+    return InvalidArgument("--window {} is longer than the model's context of {}; choose a smaller one", options.window,
+                           model_context);
   }
   options.stride = flags.stride.value_or(options.window);
-  if (split && flags.stride) return InvalidArgument("--stride goes with --documents join; split windows do not overlap");
+  if (split && flags.stride)
+    return InvalidArgument("--stride goes with --documents join; split windows do not overlap");
   if (split && flags.max_tokens) return InvalidArgument("--max-tokens goes with --documents join; use --sample");
   if (options.stride > options.window) {
     return InvalidArgument("--stride {} is longer than --window {}; predictions in between would not count",
@@ -120,7 +119,9 @@ Result<Scores> ScoreWindows(const EvalFlags& flags, Engine* engine, const std::v
   int64_t total = 0;
   for (const EvalWindow& window : windows) total += static_cast<int64_t>(window.ids.size()) - 1;
   ProgressBar bar(label);
-  const ScoreProgress progress = [&](int64_t done) { bar.Update(static_cast<double>(done) / static_cast<double>(total)); };
+  const ScoreProgress progress = [&](int64_t done) {
+    bar.Update(static_cast<double>(done) / static_cast<double>(total));
+  };
   return flags.batch ? ScoreByDecode(engine, windows, *flags.batch, progress)
                      : ScoreByPrefill(engine, windows, progress);
 }

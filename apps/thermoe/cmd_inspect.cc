@@ -90,7 +90,8 @@ std::string Pattern(const std::string& name) {
   for (size_t i = 0; i < name.size();) {
     size_t end = std::min(name.find('.', i), name.size());
     const std::string part = name.substr(i, end - i);
-    const bool digits = !part.empty() && std::all_of(part.begin(), part.end(), [](unsigned char c) { return std::isdigit(c); });
+    const bool digits =
+        !part.empty() && std::all_of(part.begin(), part.end(), [](unsigned char c) { return std::isdigit(c); });
     out += digits ? "*" : part;
     if (end < name.size()) out += '.';
     i = end + 1;
@@ -188,11 +189,13 @@ void PrintSummary(const Model& model) {
     return count >= 1000000000 ? fmt::format("{:.2f} G", count / 1e9) : fmt::format("{:.2f} M", count / 1e6);
   };
   std::string expert = BytesText(static_cast<double>(info.expert_bytes));
-  if (info.expert_hi_bytes > 0) expert += fmt::format(", hi plane alone {}", BytesText(static_cast<double>(info.expert_hi_bytes)));
+  if (info.expert_hi_bytes > 0)
+    expert += fmt::format(", hi plane alone {}", BytesText(static_cast<double>(info.expert_hi_bytes)));
   std::vector<std::pair<std::string, std::string>> fields = {
       {"model", info.name.empty() ? info.path : fmt::format("{} ({})", info.name, info.path)},
       {"architecture", fmt::format("{}, {}", info.architecture, info.format)},
-      {"parameters", fmt::format("{}, {} active per token", millions(info.parameters), millions(info.active_parameters))},
+      {"parameters",
+       fmt::format("{}, {} active per token", millions(info.parameters), millions(info.active_parameters))},
       {"size", BytesText(static_cast<double>(info.file_bytes))},
       {"identity", info.identity},
       {"layers", fmt::format("{} of hidden size {}, {} with experts", info.layers, info.hidden, info.moe_layers)},
@@ -235,7 +238,7 @@ void PrintReport(const Model& model, bool all_tensors) {
 
 Status Inspect(const InspectFlags& flags) {
   const ExpertStorage storage = flags.experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative;
-  const Result<OpenedModel> opened = OpenModel(flags.model, storage);
+  const Result<OpenedModel> opened = OpenModel(flags.model, storage, /*to_run=*/false);
   if (!opened.ok()) return opened.status();
   if (flags.json) {
     PrintJson(*opened->model);

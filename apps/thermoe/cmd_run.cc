@@ -61,8 +61,7 @@ Result<std::shared_ptr<const ChatTemplate>> ChooseTemplate(const RunFlags& flags
   }
   Result<std::shared_ptr<const ChatTemplate>> own = model.chat_template();
   if (!own.ok()) {
-    return Status(own.status().code(), fmt::format("--chat: {}; choose one with --chat-template ({})",
-                                                   own.status().message(), ChatTemplateNames()));
+    return Status(own.status().code(), "--chat: " + own.status().message());
   }
   return own;
 }
@@ -79,7 +78,8 @@ Result<RunContext> Prepare(const RunFlags& flags) {
   if (!chat.ok()) return chat.status();
   context.chat = std::move(*chat);
   if (const int most = context.model->info().context; flags.context > most) {
-    return InvalidArgument("--ctx {} is longer than the model's context of {}; choose a smaller one", flags.context, most);
+    return InvalidArgument("--ctx {} is longer than the model's context of {}; choose a smaller one", flags.context,
+                           most);
   }
   EngineOptions options = EngineOptionsFrom(flags.model);
   options.context = flags.context;

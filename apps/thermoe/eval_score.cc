@@ -29,8 +29,8 @@ Status StepAll(Engine* engine, const std::function<bool(const StepRecord&)>& wan
 Result<WindowScore> SumCounted(const EvalWindow& window, std::vector<float> logprobs, const std::vector<float>& more) {
   logprobs.insert(logprobs.end(), more.begin(), more.end());
   if (logprobs.size() + 1 != window.ids.size()) {
-    return Status(StatusCode::kInternal, fmt::format("{} of {} predictions of a window came back", logprobs.size(),
-                                                     window.ids.size() - 1));
+    return Status(StatusCode::kInternal,
+                  fmt::format("{} of {} predictions of a window came back", logprobs.size(), window.ids.size() - 1));
   }
   WindowScore score;
   score.counted = window.counted;

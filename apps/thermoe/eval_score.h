@@ -15,8 +15,8 @@ namespace thermoe {
 
 // Sums over steps; means are per MoE layer.
 struct ExpertUse {
-  int64_t layer_steps = 0;  // MoE layers times steps
-  int64_t layer_tokens = 0; // MoE layers times rows
+  int64_t layer_steps = 0;   // MoE layers times steps
+  int64_t layer_tokens = 0;  // MoE layers times rows
   double distinct = 0, distinct_full = 0;
   double slots_full = 0, slots_hi = 0, slots_dropped = 0;
   double gate_mass_lost = 0;
@@ -27,9 +27,13 @@ struct ExpertUse {
   double MeanGateMassLost() const { return gate_mass_lost / std::max<double>(1, layer_tokens); }
   // Expert bytes read per layer and step, in whole 8-bit experts: the hi plane is 18 of a block's 34 bytes. A step
   // reads an expert once for all its tokens.
-  double ExpertsReadPerStep() const { return (distinct * 18 + distinct_full * 16) / 34 / std::max<double>(1, layer_steps); }
+  double ExpertsReadPerStep() const {
+    return (distinct * 18 + distinct_full * 16) / 34 / std::max<double>(1, layer_steps);
+  }
   // The same per layer and token, as if each token ran alone.
-  double ExpertsReadPerToken() const { return (slots_full * 34 + slots_hi * 18) / 34 / std::max<double>(1, layer_tokens); }
+  double ExpertsReadPerToken() const {
+    return (slots_full * 34 + slots_hi * 18) / 34 / std::max<double>(1, layer_tokens);
+  }
 };
 
 struct WindowScore {

@@ -19,11 +19,11 @@ enum class Documents {
 struct WindowOptions {
   Documents documents = Documents::kJoin;
   bool unix_newlines = true;  // CR LF and lone CR become LF first, as text files are read elsewhere
-  int window = 512;        // W
-  int stride = 512;        // S <= W; join only
-  int64_t max_chars = 0;   // Unicode characters of a file that are used; 0: all
-  int64_t max_tokens = 0;  // ids of a file that are used; 0: all; join only
-  int sample = 0;          // at most so many windows, evenly spread; 0: all
+  int window = 512;           // W
+  int stride = 512;           // S <= W; join only
+  int64_t max_chars = 0;      // Unicode characters of a file that are used; 0: all
+  int64_t max_tokens = 0;     // ids of a file that are used; 0: all; join only
+  int sample = 0;             // at most so many windows, evenly spread; 0: all
 };
 
 // A context of its own. Each id but the first is predicted from those before it; the last `counted` predictions

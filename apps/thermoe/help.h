@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Help in the shape of a manual page: NAME, SYNOPSIS, DESCRIPTION, options by group, EXAMPLES, EXIT STATUS, ENVIRONMENT.
+// Help in the shape of a manual page: NAME, SYNOPSIS, DESCRIPTION, options by group, EXAMPLES, EXIT STATUS,
+// ENVIRONMENT.
 #pragma once
 
 #include <CLI/CLI.hpp>

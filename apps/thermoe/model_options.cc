@@ -33,8 +33,8 @@ std::vector<fs::path> BundledModelPlaces() {
 
 CLI::Option* AddModelArgument(CLI::App* app, ModelFlags* flags, bool required) {
   const char* help = "A .gguf file, or a Hugging Face folder with config.json, *.safetensors and tokenizer.json.";
-  CLI::Option* option = app->add_option("MODEL", flags->model,
-                                        required ? help : std::string(help) + " Default: the bundled model.");
+  CLI::Option* option =
+      app->add_option("MODEL", flags->model, required ? help : std::string(help) + " Default: the bundled model.");
   return required ? option->required() : option;
 }
 
@@ -66,13 +66,14 @@ Result<std::string> ResolveModel(const std::string& given) {
   return NotFound("the bundled model was not found at {}; give a MODEL or set THERMOE_MODEL", looked);
 }
 
-Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts) {
+Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run) {
   Result<std::string> path = ResolveModel(flags.model);
   if (!path.ok()) return path.status();
   ProgressBar bar("loading " + fs::path(*path).filename().string());
   const auto start = std::chrono::steady_clock::now();
   LoadOptions options;
   options.experts = experts;
+  options.interleave = to_run;
   options.progress = BarProgress(&bar);
   Result<std::shared_ptr<const Model>> model = Model::Load(*path, options);
   if (!model.ok()) return model.status().code() == StatusCode::kCancelled ? InterruptedStatus() : model.status();

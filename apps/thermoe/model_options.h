@@ -29,8 +29,9 @@ struct OpenedModel {
   std::shared_ptr<const Model> model;
   double load_ms = 0;
 };
-// ResolveModel and Model::Load with a progress bar.
-Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts);
+// ResolveModel and Model::Load with a progress bar. `to_run`: false when nothing will be computed with it, which
+// leaves the weights as the file has them and so loads faster.
+Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run = true);
 
 // Options that `flags` decide; the caller adds context and sequences.
 EngineOptions EngineOptionsFrom(const ModelFlags& flags);

@@ -15,8 +15,8 @@
 
 namespace thermoe {
 
-Result<std::vector<TokenId>> EncodePrompt(const RunContext& context, const std::string& text,
-                                          const std::string& source, const std::optional<std::string>& system) {
+Result<std::vector<TokenId>> EncodePrompt(const RunContext& context, const std::string& text, const std::string& source,
+                                          const std::optional<std::string>& system) {
   if (text.empty()) return InvalidArgument("{}: the prompt is empty; give it some text", source);
   THERMOE_RETURN_IF_ERROR(CheckUtf8(text, source));
   if (system) THERMOE_RETURN_IF_ERROR(CheckUtf8(*system, "--system"));
@@ -41,15 +41,14 @@ Status CheckFits(const RunContext& context, int64_t held, int64_t added, const s
   if (held + added <= room) return Status::Ok();
   const int64_t model_context = context.model->info().context;
   const std::string after = held > 0 ? fmt::format(" after the {} it holds", WithCommas(held)) : "";
-  const std::string remedy =
-      room < model_context ? fmt::format("raise --ctx (this model: up to {})", WithCommas(model_context))
-                           : std::string("use a model with a longer context");
+  const std::string remedy = room < model_context
+                                 ? fmt::format("raise --ctx (this model: up to {})", WithCommas(model_context))
+                                 : std::string("use a model with a longer context");
   return InvalidArgument("{}: the prompt has {} tokens but the context has room for {}{}; shorten the text or {}",
                          source, WithCommas(added), WithCommas(room - held), after, remedy);
 }
 
-Request MakeRequest(const RunContext& context, const SamplingFlags& flags, uint64_t seed,
-                    std::vector<TokenId> prompt) {
+Request MakeRequest(const RunContext& context, const SamplingFlags& flags, uint64_t seed, std::vector<TokenId> prompt) {
   Request request;
   request.prompt = std::move(prompt);
   ApplySampling(flags, seed, &request);
@@ -122,11 +121,10 @@ void AddResult(const RunContext& context, const std::vector<TokenId>& prompt, co
 
 void PrintTimings(const RequestResult& result, uint64_t seed) {
   const Json timings = TimingsJson(result.timings);
-  const std::string line =
-      fmt::format("[prompt {} tokens, {:.1f}/s; generated {} tokens, {:.1f}/s; {}; seed {}]",
-                  result.timings.prompt_tokens, timings["prefill_tokens_per_s"].get<double>(),
-                  result.timings.generated_tokens, timings["decode_tokens_per_s"].get<double>(),
-                  FinishReasonName(result.finish), seed);
+  const std::string line = fmt::format("[prompt {} tokens, {:.1f}/s; generated {} tokens, {:.1f}/s; {}; seed {}]",
+                                       result.timings.prompt_tokens, timings["prefill_tokens_per_s"].get<double>(),
+                                       result.timings.generated_tokens, timings["decode_tokens_per_s"].get<double>(),
+                                       FinishReasonName(result.finish), seed);
   fmt::print(stderr, "{}\n", Dim(line, STDERR_FILENO));
 }
 

@@ -54,13 +54,12 @@ Status RunInteractive(RunContext* context);
 Status RunPrompts(RunContext* context, const std::string& lines);
 
 // Ids of a first prompt. Errors, with `source` in front: empty, invalid UTF-8, longer than the context.
-Result<std::vector<TokenId>> EncodePrompt(const RunContext& context, const std::string& text,
-                                          const std::string& source, const std::optional<std::string>& system);
+Result<std::vector<TokenId>> EncodePrompt(const RunContext& context, const std::string& text, const std::string& source,
+                                          const std::optional<std::string>& system);
 // kInvalidArgument unless `held` + `added` ids fit the context.
 Status CheckFits(const RunContext& context, int64_t held, int64_t added, const std::string& source);
 // A request for `prompt` with the sampling of `flags` and the stop ids of the chat template.
-Request MakeRequest(const RunContext& context, const SamplingFlags& flags, uint64_t seed,
-                    std::vector<TokenId> prompt);
+Request MakeRequest(const RunContext& context, const SamplingFlags& flags, uint64_t seed, std::vector<TokenId> prompt);
 
 // Text of generated ids. A raw continuation is read after its prompt, so that a vocabulary which drops the space at
 // the start of a text keeps it here.

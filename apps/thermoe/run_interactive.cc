@@ -20,10 +20,15 @@ namespace {
 constexpr const char* kHelp =
     "Type text and press Enter. A line that ends in \\ goes on in the next; an empty line lets the model go on.\n"
     "/reset  forget everything said so far\n"
-    "/help   this text\n"
-    "/exit   leave, as Ctrl-D does; Ctrl-C stops the text being written, a second one leaves\n";
+    "/help   print this\n"
+    "/exit   leave, as Ctrl-D does\n"
+    "Ctrl-C stops the text being written, a second one leaves.\n";
 
-void Note(const std::string& text) { fmt::print(stderr, "{}\n", Dim(text, STDERR_FILENO)); }
+void Note(const std::string& text) {
+  std::string lines = Wrap(text, 0, TerminalWidth());
+  if (!lines.empty()) lines.pop_back();
+  fmt::print(stderr, "{}\n", Dim(lines, STDERR_FILENO));
+}
 
 // Lines from the keyboard. Not stdio: its buffer would hide from WaitForInput what was typed ahead.
 class Keyboard {
@@ -137,8 +142,8 @@ class Conversation {
 
 Status RunInteractive(RunContext* context) {
   const ModelInfo& info = context->model->info();
-  Note(fmt::format("{}, {}; {}. /help explains, /exit leaves.", EscapeControls(info.name.empty() ? info.path : info.name),
-                   context->engine->Describe(),
+  Note(fmt::format("{}, {}; {}. /help explains, /exit leaves.",
+                   EscapeControls(info.name.empty() ? info.path : info.name), context->engine->Describe(),
                    context->chat == nullptr ? std::string("your text is continued")
                                             : fmt::format("chat in {}", context->chat->name())));
   Conversation conversation(context);
@@ -155,7 +160,7 @@ Status RunInteractive(RunContext* context) {
     Status status;
     if (*line == "/exit" || *line == "/quit") return Status::Ok();
     if (*line == "/help") {
-      fmt::print(stderr, "{}", kHelp);
+      fmt::print(stderr, "{}", Wrap(kHelp, 0, TerminalWidth()));
     } else if (*line == "/reset") {
       status = conversation.Reset();
     } else if (line->size() > 1 && line->front() == '/' && line->find(' ') == std::string::npos) {

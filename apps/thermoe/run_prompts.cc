@@ -105,8 +105,7 @@ class Batch {
  private:
   Status SubmitNext() {
     const Job& job = jobs_[submitted_];
-    const Result<RequestId> id =
-        context_.engine->Submit(MakeRequest(context_, job.sampling, job.seed, job.prompt));
+    const Result<RequestId> id = context_.engine->Submit(MakeRequest(context_, job.sampling, job.seed, job.prompt));
     if (!id.ok()) return id.status();
     running_[*id] = submitted_++;
     return Status::Ok();
@@ -155,10 +154,9 @@ Status RunPrompts(RunContext* context, const std::string& lines) {
   THERMOE_RETURN_IF_ERROR(batch.Run());
   const std::chrono::duration<double, std::milli> wall_ms = std::chrono::steady_clock::now() - start;
   if (!context->flags.quiet && !context->flags.json) {
-    const std::string line = fmt::format("[{} prompts; generated {} tokens, {:.1f}/s together; seed {}]", batch.size(),
-                                         WithCommas(batch.generated()),
-                                         TokensPerSecond(static_cast<double>(batch.generated()), wall_ms.count()),
-                                         context->seed);
+    const std::string line = fmt::format(
+        "[{} prompts; generated {} tokens, {:.1f}/s together; seed {}]", batch.size(), WithCommas(batch.generated()),
+        TokensPerSecond(static_cast<double>(batch.generated()), wall_ms.count()), context->seed);
     fmt::print(stderr, "{}\n", Dim(line, STDERR_FILENO));
   }
   return Status::Ok();

@@ -106,8 +106,8 @@ void AddSteeringFlags(CLI::App* app, SteeringFlags* flags) {
 
 Status CheckSteering(const SteeringFlags& flags) {
   if (flags.storage() == ExpertStorage::kNested) return Status::Ok();
-  for (const auto& [flag, given] : {std::pair("--full-slots", flags.full_slots.has_value()),
-                                    std::pair("--plane-cap", !flags.plane_cap.empty())}) {
+  for (const auto& [flag, given] :
+       {std::pair("--full-slots", flags.full_slots.has_value()), std::pair("--plane-cap", !flags.plane_cap.empty())}) {
     if (given) return InvalidArgument("{} chooses between the planes of nested experts; add --experts nested", flag);
   }
   return Status::Ok();

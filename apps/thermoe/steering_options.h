@@ -25,9 +25,7 @@ struct SteeringFlags {
   std::string plane_cap;    // path
 
   // --experts alone does not steer: nested storage read by both planes is the plain model.
-  bool steers() const {
-    return full_slots || k0 || k_max || drop_below || !expert_bias.empty() || !plane_cap.empty();
-  }
+  bool steers() const { return full_slots || k0 || k_max || drop_below || !expert_bias.empty() || !plane_cap.empty(); }
   ExpertStorage storage() const { return experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative; }
 };
 

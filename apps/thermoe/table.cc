@@ -42,7 +42,8 @@ void Table::Print() const {
     for (const auto& row : rows_) {
       fmt::print("{}\n", Bold(Printable(row.front(), STDOUT_FILENO), STDOUT_FILENO));
       std::vector<std::pair<std::string, std::string>> fields;
-      for (size_t column = 1; column < titles_.size(); ++column) fields.emplace_back("  " + titles_[column], row[column]);
+      for (size_t column = 1; column < titles_.size(); ++column)
+        fields.emplace_back("  " + titles_[column], row[column]);
       PrintFields(fields);
     }
     return;

@@ -17,7 +17,7 @@ namespace {
 // Short work shows no bar: it would only flicker.
 constexpr auto kBarDelay = std::chrono::milliseconds(400);
 constexpr auto kBarInterval = std::chrono::milliseconds(100);
-constexpr int kLeastBar = 8;   // columns below which a bar says nothing
+constexpr int kLeastBar = 8;  // columns below which a bar says nothing
 constexpr int kMostBar = 40;
 
 std::string Styled(std::string_view text, const char* code, int fd) {
@@ -97,7 +97,9 @@ std::string EscapeControls(std::string_view text) {
   return out;
 }
 
-std::string Printable(std::string_view text, int fd) { return IsTerminal(fd) ? EscapeControls(text) : std::string(text); }
+std::string Printable(std::string_view text, int fd) {
+  return IsTerminal(fd) ? EscapeControls(text) : std::string(text);
+}
 
 std::string Join(const std::vector<std::string>& parts, std::string_view separator) {
   std::string out;

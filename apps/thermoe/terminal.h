@@ -27,9 +27,9 @@ std::string EscapeControls(std::string_view text);
 std::string Printable(std::string_view text, int fd);
 
 std::string Join(const std::vector<std::string>& parts, std::string_view separator);
-std::string WithCommas(int64_t number);     // 40,000
-std::string BytesText(double bytes);        // "24.2 MB", decimal units
-std::string DurationText(double seconds);   // "0:07", "12:30", "1:02:03"
+std::string WithCommas(int64_t number);    // 40,000
+std::string BytesText(double bytes);       // "24.2 MB", decimal units
+std::string DurationText(double seconds);  // "0:07", "12:30", "1:02:03"
 
 // Lines of at most `width` columns, each after `indent` spaces; a blank line in `text` stays one, a line
 // that starts with a space is kept as it is.

@@ -35,9 +35,10 @@ TEST_F(BadInputTest, Usage) {
 
 TEST_F(BadInputTest, NumbersOutOfRangeNameTheFlag) {
   const std::vector<std::pair<const char*, const char*>> wrong = {
-      {"--top-p", "0"}, {"--top-p", "1.5"}, {"--top-p", "nan"}, {"--min-p", "2"},  {"--temp", "-1"},
-      {"--temp", "x"},  {"--top-k", "1.5"}, {"-n", "-1"},       {"--seed", "1e30"}, {"--threads", "0"},
-      {"--ctx", "0"},   {"--k0", "0"},      {"--drop-below", "1.1"}, {"--repeat-penalty", "0"}};
+      {"--top-p", "0"},        {"--top-p", "1.5"},       {"--top-p", "nan"}, {"--min-p", "2"},
+      {"--temp", "-1"},        {"--temp", "x"},          {"--top-k", "1.5"}, {"-n", "-1"},
+      {"--seed", "1e30"},      {"--threads", "0"},       {"--ctx", "0"},     {"--k0", "0"},
+      {"--drop-below", "1.1"}, {"--repeat-penalty", "0"}};
   for (const auto& [flag, value] : wrong) {
     const std::string name = std::string(flag) == "-n" ? "--tokens" : flag;
     ExpectRefused({"run", "-p", "x", flag, value}, {name, std::string("'") + value + "'"});
@@ -94,7 +95,8 @@ TEST_F(BadInputTest, Prompts) {
   ExpectRefused({"run", TinyModel(), "-p", text}, {"the context has room for 512", "shorten"});
   ExpectRefused({"run", TinyModel(), "-p", text, "--ctx", "64"}, {"the context has room for 64", "--ctx", "512"});
   ExpectRefused({"run", TinyModel(), "-p", "x", "--ctx", "4096"}, {"--ctx 4096", "512"});
-  ExpectRefused({"run", TinyModel(), "-p", "x", "--chat-template", "nonsense"}, {"--chat-template", "nonsense", "chatml"});
+  ExpectRefused({"run", TinyModel(), "-p", "x", "--chat-template", "nonsense"},
+                {"--chat-template", "nonsense", "chatml"});
   ExpectRefused({"run", TinyModel(), "-p", "x", "--system", "be brief"}, {"--system", "--chat"});
 }
 
@@ -126,8 +128,10 @@ TEST_F(BadInputTest, Steering) {
   refused("--expert-bias", "{\"layers\": [null, null]}", {"schema_version"});
   refused("--expert-bias", "{\"schema_version\": 1, \"layers\": [null]}", {"1 entries", "2 MoE layers"});
   refused("--expert-bias", "{\"schema_version\": 1, \"layers\": [null, [1, 2]]}", {"layers[1]", "8 values"});
-  refused("--expert-bias", "{\"schema_version\": 1, \"layers\": [" + row + ", [0,0,0,\"x\",0,0,0,0]]}", {"layers[1][3]", "\"x\""});
-  refused("--plane-cap", "{\"schema_version\": 1, \"layers\": [null, [1,1,1,1,1,1,1,3]]}", {"layers[1][7]", "1 (hi", "is 3"});
+  refused("--expert-bias", "{\"schema_version\": 1, \"layers\": [" + row + ", [0,0,0,\"x\",0,0,0,0]]}",
+          {"layers[1][3]", "\"x\""});
+  refused("--plane-cap", "{\"schema_version\": 1, \"layers\": [null, [1,1,1,1,1,1,1,3]]}",
+          {"layers[1][7]", "1 (hi", "is 3"});
   ExpectRefused({"run", TinyModel(), "-p", "x", "--expert-bias", Path("none.json")}, {"none.json", "no such file"});
 }
 

@@ -112,7 +112,8 @@ class CliTest : public ::testing::Test {
     EXPECT_EQ(result.out, "");
     EXPECT_TRUE(result.err.starts_with("thermoe: ")) << result.err;
     EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
-    for (const std::string& part : parts) EXPECT_NE(result.err.find(part), std::string::npos) << part << " in " << result.err;
+    for (const std::string& part : parts)
+      EXPECT_NE(result.err.find(part), std::string::npos) << part << " in " << result.err;
   }
 
   static std::vector<std::string> Keys(const Json& json) {

@@ -29,9 +29,9 @@ TEST_F(EvalTest, JsonKeys) {
   const Json json = ThermoeJson({"eval", TinyModel(), harbour_, documents_, "--window", "64", "--baseline"});
   EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "engine", "protocol", "steering", "files"));
   ASSERT_EQ(json["files"].size(), 2u);
-  EXPECT_THAT(Keys(json["files"][0]),
-              UnorderedElementsAre("file", "tokens", "mean_nll", "perplexity", "windows", "window_nll", "distinct_experts",
-                                   "experts_read", "slots_per_token", "gate_mass_lost_frac", "baseline"));
+  EXPECT_THAT(Keys(json["files"][0]), UnorderedElementsAre("file", "tokens", "mean_nll", "perplexity", "windows",
+                                                           "window_nll", "distinct_experts", "experts_read",
+                                                           "slots_per_token", "gate_mass_lost_frac", "baseline"));
   const Json& baseline = json["files"][0]["baseline"];
   EXPECT_EQ(baseline["change_nats"], 0.0);
   EXPECT_EQ(baseline["change_error_nats"], 0.0);
@@ -113,7 +113,8 @@ TEST_F(EvalTest, MaxCharsCountsCharacters) {
 }
 
 TEST_F(EvalTest, SteeringMeasures) {
-  const std::vector<std::string> base = {harbour_, "--window", "64", "--max-tokens", "129", "--experts", "nested", "--baseline"};
+  const std::vector<std::string> base = {harbour_, "--window",  "64",     "--max-tokens",
+                                         "129",    "--experts", "nested", "--baseline"};
   const auto with = [&](const std::vector<std::string>& more) {
     std::vector<std::string> all = base;
     all.insert(all.end(), more.begin(), more.end());

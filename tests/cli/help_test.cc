@@ -31,7 +31,8 @@ TEST_F(HelpTest, EveryCommandHasAManualPage) {
 TEST_F(HelpTest, HelpNamesTheSteeringFlags) {
   for (const char* command : {"run", "eval", "bench"}) {
     const std::string help = Thermoe({command, "--help"}).out;
-    for (const char* flag : {"--experts", "--full-slots", "--k0", "--k-max", "--drop-below", "--expert-bias", "--plane-cap"}) {
+    for (const char* flag :
+         {"--experts", "--full-slots", "--k0", "--k-max", "--drop-below", "--expert-bias", "--plane-cap"}) {
       EXPECT_THAT(help, HasSubstr(flag)) << command;
     }
   }

@@ -15,11 +15,11 @@ class RunTest : public CliTest {};
 
 TEST_F(RunTest, JsonKeys) {
   const Json json = ThermoeJson({"run", TinyModel(), "-p", "The sea was", "-n", "6", "--seed", "5"});
-  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "prompt_ids", "generated_ids", "text", "finish",
-                                               "seed", "timings"));
+  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "prompt_ids", "generated_ids", "text",
+                                               "finish", "seed", "timings"));
   EXPECT_THAT(Keys(json["timings"]),
-              UnorderedElementsAre("load_ms", "prompt_tokens", "generated_tokens", "queue_ms", "prefill_ms", "decode_ms",
-                                   "prefill_tokens_per_s", "decode_tokens_per_s"));
+              UnorderedElementsAre("load_ms", "prompt_tokens", "generated_tokens", "queue_ms", "prefill_ms",
+                                   "decode_ms", "prefill_tokens_per_s", "decode_tokens_per_s"));
   EXPECT_EQ(json["seed"], 5);
   EXPECT_EQ(json["generated_ids"].size(), json["timings"]["generated_tokens"].get<size_t>());
 }
@@ -64,15 +64,17 @@ TEST_F(RunTest, SameSeedSameText) {
 
 TEST_F(RunTest, GreedyIsTemperatureZero) {
   const Json greedy = ThermoeJson({"run", "-p", "The old man", "-n", "12", "--greedy"});
-  EXPECT_EQ(greedy["generated_ids"], ThermoeJson({"run", "-p", "The old man", "-n", "12", "--temp", "0"})["generated_ids"]);
   EXPECT_EQ(greedy["generated_ids"],
-            ThermoeJson({"run", "-p", "The old man", "-n", "12", "--greedy", "--threads", "1", "--prefill-chunk", "2"})["generated_ids"]);
+            ThermoeJson({"run", "-p", "The old man", "-n", "12", "--temp", "0"})["generated_ids"]);
+  EXPECT_EQ(greedy["generated_ids"], ThermoeJson({"run", "-p", "The old man", "-n", "12", "--greedy", "--threads", "1",
+                                                  "--prefill-chunk", "2"})["generated_ids"]);
 }
 
 TEST_F(RunTest, NeutralSteeringChangesNothing) {
   const std::vector<std::string> plain = {"run", "-p", "The old man", "-n", "12", "--greedy"};
   std::vector<std::string> neutral = plain;
-  for (const char* word : {"--experts", "nested", "--full-slots", "8", "--k0", "8", "--k-max", "8", "--drop-below", "0"}) {
+  for (const char* word :
+       {"--experts", "nested", "--full-slots", "8", "--k0", "8", "--k-max", "8", "--drop-below", "0"}) {
     neutral.push_back(word);
   }
   EXPECT_EQ(ThermoeJson(plain)["generated_ids"], ThermoeJson(neutral)["generated_ids"]);
@@ -83,7 +85,8 @@ TEST_F(RunTest, SteeringFilesSteer) {
   WriteAll(Path("bias.json"), "{\"schema_version\": 1, \"layers\": [[-9,-9,-9,-9,0,0,0,0], null]}");
   WriteAll(Path("cap.json"), "{\"schema_version\": 1, \"layers\": [null, [1,1,1,1,1,1,1,1]]}");
   const std::string text = Fixture("texts/harbour.txt");
-  const std::vector<std::string> base = {"eval", TinyModel(), text, "--window", "64", "--max-tokens", "65", "--experts", "nested"};
+  const std::vector<std::string> base = {"eval",         TinyModel(), text,        "--window", "64",
+                                         "--max-tokens", "65",        "--experts", "nested"};
   const auto nll = [&](const std::vector<std::string>& more) {
     std::vector<std::string> all = base;
     all.insert(all.end(), more.begin(), more.end());
@@ -113,7 +116,8 @@ TEST_F(RunTest, PromptFileKeepsOrderAndSettings) {
   // Alone or in a batch: the same text.
   EXPECT_EQ(lines[0]["generated_ids"],
             ThermoeJson({"run", "-p", "The sea was", "-n", "20", "--greedy"})["generated_ids"]);
-  EXPECT_EQ(lines[2]["generated_ids"], ThermoeJson({"run", "-p", "A letter", "-n", "5", "--seed", "11"})["generated_ids"]);
+  EXPECT_EQ(lines[2]["generated_ids"],
+            ThermoeJson({"run", "-p", "A letter", "-n", "5", "--seed", "11"})["generated_ids"]);
 }
 
 TEST_F(RunTest, ContextEndsTheText) {

@@ -38,7 +38,9 @@ class Terminal {
     close(master_);
   }
 
-  void Type(const std::string& text) { EXPECT_EQ(write(master_, text.data(), text.size()), static_cast<ssize_t>(text.size())); }
+  void Type(const std::string& text) {
+    EXPECT_EQ(write(master_, text.data(), text.size()), static_cast<ssize_t>(text.size()));
+  }
 
   // Reads until `text` was seen (in what came since the last call) or a minute has passed.
   bool WaitFor(const std::string& text) {

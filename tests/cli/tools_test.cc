@@ -15,12 +15,15 @@ using ::testing::UnorderedElementsAre;
 class ToolsTest : public CliTest {};
 
 TEST_F(ToolsTest, BenchKeys) {
-  const Json json = ThermoeJson({"bench", TinyModel(), "--prefill", "16,32", "--decode", "4", "--batch", "3", "--repeat", "2"});
-  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "device", "steering", "repeat", "seed", "results"));
+  const Json json =
+      ThermoeJson({"bench", TinyModel(), "--prefill", "16,32", "--decode", "4", "--batch", "3", "--repeat", "2"});
+  EXPECT_THAT(Keys(json),
+              UnorderedElementsAre("schema_version", "model", "device", "steering", "repeat", "seed", "results"));
   EXPECT_GT(json["device"]["memory_read_gbps"], 0.1);
   std::vector<std::string> names;
   for (const Json& result : json["results"]) {
-    EXPECT_THAT(Keys(result), UnorderedElementsAre("name", "tokens", "batch", "tokens_per_s", "bytes_per_token", "bandwidth_frac"));
+    EXPECT_THAT(Keys(result),
+                UnorderedElementsAre("name", "tokens", "batch", "tokens_per_s", "bytes_per_token", "bandwidth_frac"));
     EXPECT_LE(result["tokens_per_s"]["min"], result["tokens_per_s"]["median"]);
     EXPECT_LE(result["tokens_per_s"]["median"], result["tokens_per_s"]["max"]);
     EXPECT_GT(result["bytes_per_token"], 0);
@@ -78,7 +81,8 @@ TEST_F(ToolsTest, InspectEscapesWhatAFileSays) {
 
 TEST_F(ToolsTest, SynthWritesAModelThatRuns) {
   const Json json = ThermoeJson({"synth", "--arch", "olmoe", "--layers", "1", "--type", "q4_0", Path("o.gguf")});
-  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "file", "arch", "layers", "type", "seed", "bytes", "seconds"));
+  EXPECT_THAT(Keys(json),
+              UnorderedElementsAre("schema_version", "file", "arch", "layers", "type", "seed", "bytes", "seconds"));
   EXPECT_EQ(json["bytes"], std::filesystem::file_size(Path("o.gguf")));
   EXPECT_FALSE(std::filesystem::exists(Path("o.gguf.partial")));
   const Json model = ThermoeJson({"inspect", Path("o.gguf")});

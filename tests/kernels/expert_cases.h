@@ -70,7 +70,7 @@ inline void ChooseExperts(Random& random, ExpertFixture* f) {
     for (int32_t k = 0; k < s.slots; ++k) {
       f->selection.expert.push_back(k < kept ? some[static_cast<size_t>(k)] : -1);
       f->selection.weight.push_back(k < kept ? static_cast<float>((1 - 0.1 * k) * (0.2 + random.Uniform())) : 0.0f);
-      f->selection.planes.push_back(s.type == DType::kNested8 && k >= full ? Planes::kHi : Planes::kBoth);
+      f->selection.planes.push_back(IsNested(s.type) && k >= full ? Planes::kHi : Planes::kBoth);
     }
   }
   f->selection.Group(s.tokens, s.slots);

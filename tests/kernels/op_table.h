@@ -18,6 +18,7 @@
 #include "base/random.h"
 #include "kernels/dispatch.h"
 #include "kernels/ops.h"
+#include "model/interleave.h"
 #include "runtime/threads.h"
 
 namespace thermoe::kernels {
@@ -99,8 +100,8 @@ inline std::vector<double> DecodeAll(const WeightMatrix& m, Planes planes) {
 
 inline std::shared_ptr<Matrix> RandomMatrix(Random& random, DType type, int64_t rows, int64_t cols) {
   auto m = std::make_shared<Matrix>();
-  const bool nested = type == DType::kNested8;
-  const DType stored = nested ? DType::kQ8_0 : type;
+  const bool nested = IsNested(type);
+  const DType stored = nested || type == DType::kQ8_0x16 ? DType::kQ8_0 : type == DType::kQ4_0x16 ? DType::kQ4_0 : type;
   const int64_t stored_bytes = RowBytes(stored, cols);
   std::vector<std::byte> bytes(static_cast<size_t>(rows * stored_bytes));
   for (int64_t r = 0; r < rows; ++r) {
@@ -108,7 +109,19 @@ inline std::shared_ptr<Matrix> RandomMatrix(Random& random, DType type, int64_t 
     EncodeRow(stored, row.data(), cols, bytes.data() + r * stored_bytes);
   }
   m->data.resize(static_cast<size_t>(rows * RowBytes(type, cols)) + 1);
-  if (nested) {
+  if (IsInterleaved(type)) {
+    const int64_t group_bytes = InterleavedGroupBytes(type, cols), lo_bytes = kInterleave * NestedLoRowBytes(cols);
+    m->lo.resize(nested ? static_cast<size_t>(rows / kInterleave * lo_bytes) + 1 : 0);
+    for (int64_t g = 0; g < rows / kInterleave; ++g) {
+      const std::byte* from = bytes.data() + g * kInterleave * stored_bytes;
+      std::byte* to = m->data.data() + 1 + g * group_bytes;
+      if (nested) {
+        InterleavePlanes(from, stored_bytes, cols, to, m->lo.data() + 1 + g * lo_bytes);
+      } else {
+        InterleaveGroup(stored, from, stored_bytes, cols, to);
+      }
+    }
+  } else if (nested) {
     m->lo.resize(static_cast<size_t>(rows * NestedLoRowBytes(cols)) + 1);
     const auto blocks = static_cast<size_t>(rows * cols / kQuantBlock);
     std::vector<NestedHi> hi(blocks);

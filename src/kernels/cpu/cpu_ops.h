@@ -18,6 +18,8 @@ namespace thermoe::kernels::cpu {
 // multiply-adds a nanosecond from L2, so a product of this size takes 4 us; row operations take 0.1 ns an element.
 inline constexpr int64_t kForkMultiplyAdds = 131072;
 inline constexpr int64_t kForkElements = 32768;
+// The integer kernels do some 300 a nanosecond from L2, and 30 from memory.
+inline constexpr int64_t kForkIntMultiplyAdds = 262144;
 
 // How the rows of a matrix are cut into tasks.
 struct TilePlan {
@@ -25,7 +27,7 @@ struct TilePlan {
   int64_t tiles = 0;  // of a matrix
 };
 // For `matrices` like this one, which are multiplied at the same time.
-TilePlan PlanTiles(const KernelTable& kernels, int threads, const WeightMatrix& matrix, int64_t matrices);
+TilePlan PlanTiles(int threads, const WeightMatrix& matrix, int64_t matrices);
 
 // Rows [first, first + rows) of a matrix, cut off at its end.
 MatrixTile TileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int64_t rows);
@@ -76,12 +78,23 @@ class CpuOps final : public Ops {
   }
 
   ThreadScratch& scratch(int thread) const { return scratch_[static_cast<size_t>(thread)]; }
-  void FloatLinear(const LinearArgs& args) const;
-  void IntLinear(const LinearArgs& args) const;
-  // The rows of x as codes.
-  void Quantise(ConstRows x, QuantRows* quant) const;
-  void IntGateAndUp(const ExpertFfnArgs& args) const;
-  void IntDown(const ExpertFfnArgs& args) const;
+  // Some rows of a weight matrix times some of the rows that SetRow has set.
+  struct ProductTile {
+    const WeightMatrix& weight;
+    Planes planes;
+    int64_t first, rows;    // of the matrix; cut off at its end
+    int64_t row, tokens;    // of rows_
+    float* const* y;        // [tokens]
+    int64_t y_at;
+    const float* bias;      // of row `first`, or null
+  };
+  // Sets what SetRow's x_row counts in: the rows of x, also as codes for the integer kernels.
+  void PrepareRows(ConstRows x, bool as_codes) const;
+  void SetRow(int64_t at, int64_t x_row, float* y) const;
+  void Multiply(const ProductTile& tile, int thread) const;
+  // `products`: how many rows meet a matrix like this.
+  bool WorthForking(const WeightMatrix& weight, int64_t products) const;
+  std::byte* codes_row(int64_t t) const { return reinterpret_cast<std::byte*>(codes_.data()) + t * codes_stride_; }
   void PlanRowTiles(const AttentionArgs& args, int32_t most_rows) const;
   void AttendTile(const AttentionArgs& args, const RowTile& tile, int32_t kv_head, ThreadScratch& scratch) const;
   void GateAndUp(const ExpertFfnArgs& args) const;
@@ -94,7 +107,9 @@ class CpuOps final : public Ops {
   // Scratch: written by const operations, which run one at a time.
   mutable std::vector<ThreadScratch> scratch_;  // [threads]
   mutable RowPointers rows_;
-  mutable QuantRows quant_;
+  mutable ConstRows prepared_;
+  mutable FloatBuffer codes_;           // rows of QuantRowBytes, codes_stride_ apart
+  mutable int64_t codes_stride_ = 0;    // 0: the rows are used as floats only
   mutable std::vector<RowTile> row_tiles_;
 };
 

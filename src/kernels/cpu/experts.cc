@@ -5,7 +5,6 @@
 
 #include "base/check.h"
 #include "kernels/cpu/cpu_ops.h"
-#include "model/interleave.h"
 
 namespace thermoe::kernels::cpu {
 namespace {
@@ -24,6 +23,14 @@ int64_t KeptSlots(const Selection& selection) {
 
 const WeightMatrix& AnyMatrix(const ExpertFfnArgs& args, WeightMatrix FfnWeights::*role) {
   return args.experts[static_cast<size_t>(args.selection->jobs[0].expert)].*role;
+}
+
+// Whether some expert in use has this matrix in the integer kernels' layout.
+bool AnyInterleaved(const ExpertFfnArgs& args, WeightMatrix FfnWeights::*role) {
+  for (const Selection::Job& job : args.selection->jobs.first(static_cast<size_t>(args.selection->job_count))) {
+    if (IsInterleaved((args.experts[static_cast<size_t>(job.expert)].*role).type)) return true;
+  }
+  return false;
 }
 
 // All experts of a layer have the same shapes.
@@ -45,16 +52,8 @@ void CpuOps::ExpertFfn(const ExpertFfnArgs& args) const {
     CheckShapes(args, args.experts[static_cast<size_t>(selection.jobs[static_cast<size_t>(j)].expert)]);
   }
   rows_.Reserve(slots);
-  if (IsInterleaved(AnyMatrix(args, &FfnWeights::gate).type)) {
-    IntGateAndUp(args);
-  } else {
-    GateAndUp(args);
-  }
-  if (IsInterleaved(AnyMatrix(args, &FfnWeights::down).type)) {
-    IntDown(args);
-  } else {
-    Down(args);
-  }
+  GateAndUp(args);
+  Down(args);
   Combine(args);
 }
 
@@ -63,38 +62,26 @@ void CpuOps::GateAndUp(const ExpertFfnArgs& args) const {
   const Selection& selection = *args.selection;
   const int64_t kept = KeptSlots(selection), most = LargestJob(selection);
   const WeightMatrix& any = AnyMatrix(args, &FfnWeights::gate);
-  const TilePlan plan = PlanTiles(*kernels_, threads_->size(), any, 2 * int64_t{selection.job_count});
+  const TilePlan plan = PlanTiles(threads_->size(), any, 2 * int64_t{selection.job_count});
   for (ThreadScratch& scratch : scratch_) {
     scratch.up.Reserve(most * plan.rows);
     if (static_cast<int64_t>(scratch.up_rows.size()) < most) scratch.up_rows.resize(static_cast<size_t>(most));
   }
-  for (int64_t i = 0; i < kept; ++i) {
-    const auto at = static_cast<size_t>(i);
-    rows_.x[at] = args.x.row(selection.order[at] / selection.slots);
-    rows_.y[at] = args.inner.row(i);
-  }
-  const bool fork = 2 * kept * any.rows * any.cols >= kForkMultiplyAdds;
-  ForEach(selection.job_count * plan.tiles, fork, [&](int64_t task, int thread) {
+  // Codes are made once a token, whatever the number of its slots.
+  PrepareRows(args.x, AnyInterleaved(args, &FfnWeights::gate) || AnyInterleaved(args, &FfnWeights::up));
+  for (int64_t i = 0; i < kept; ++i) SetRow(i, selection.order[static_cast<size_t>(i)] / selection.slots, args.inner.row(i));
+  ForEach(selection.job_count * plan.tiles, WorthForking(any, 2 * kept), [&](int64_t task, int thread) {
     const Selection::Job& job = selection.jobs[static_cast<size_t>(task / plan.tiles)];
     const FfnWeights& expert = args.experts[static_cast<size_t>(job.expert)];
     ThreadScratch& own = scratch(thread);
     const int64_t first = task % plan.tiles * plan.rows;
     for (int32_t i = 0; i < job.count; ++i) own.up_rows[static_cast<size_t>(i)] = own.up.data() + i * plan.rows;
-    DotArgs dot;
-    dot.weight = TileOf(expert.gate, job.planes, first, plan.rows);
-    dot.x = rows_.x.data() + job.first;
-    dot.y = rows_.y.data() + job.first;
-    dot.y_at = first;
-    dot.tokens = job.count;
-    dot.scratch = own.dot.data();
-    kernels_->dot(dot);
-    dot.weight = TileOf(expert.up, job.planes, first, plan.rows);
-    dot.y = own.up_rows.data();
-    dot.y_at = 0;
-    kernels_->dot(dot);
+    Multiply({expert.gate, job.planes, first, plan.rows, job.first, job.count, rows_.y.data() + job.first, first, nullptr}, thread);
+    Multiply({expert.up, job.planes, first, plan.rows, job.first, job.count, own.up_rows.data(), 0, nullptr}, thread);
+    const int64_t width = std::min(plan.rows, any.rows - first);
     for (int32_t i = 0; i < job.count; ++i) {
       float* gate = args.inner.row(job.first + i) + first;
-      kernels_->swiglu(gate, own.up_rows[static_cast<size_t>(i)], dot.weight.rows, gate);
+      kernels_->swiglu(gate, own.up_rows[static_cast<size_t>(i)], width, gate);
     }
   });
 }
@@ -104,88 +91,14 @@ void CpuOps::Down(const ExpertFfnArgs& args) const {
   const Selection& selection = *args.selection;
   const int64_t kept = KeptSlots(selection);
   const WeightMatrix& any = AnyMatrix(args, &FfnWeights::down);
-  const TilePlan plan = PlanTiles(*kernels_, threads_->size(), any, selection.job_count);
-  for (int64_t i = 0; i < kept; ++i) {
-    const auto at = static_cast<size_t>(i);
-    rows_.x[at] = args.inner.row(i);
-    rows_.y[at] = args.slot_out.row(selection.order[at]);
-  }
-  const bool fork = kept * any.rows * any.cols >= kForkMultiplyAdds;
-  ForEach(selection.job_count * plan.tiles, fork, [&](int64_t task, int thread) {
+  const TilePlan plan = PlanTiles(threads_->size(), any, selection.job_count);
+  PrepareRows({args.inner.data, kept, args.inner.cols}, AnyInterleaved(args, &FfnWeights::down));
+  for (int64_t i = 0; i < kept; ++i) SetRow(i, i, args.slot_out.row(selection.order[static_cast<size_t>(i)]));
+  ForEach(selection.job_count * plan.tiles, WorthForking(any, kept), [&](int64_t task, int thread) {
     const Selection::Job& job = selection.jobs[static_cast<size_t>(task / plan.tiles)];
-    DotArgs dot;
-    dot.y_at = task % plan.tiles * plan.rows;
-    dot.weight = TileOf(args.experts[static_cast<size_t>(job.expert)].down, job.planes, dot.y_at, plan.rows);
-    dot.x = rows_.x.data() + job.first;
-    dot.y = rows_.y.data() + job.first;
-    dot.tokens = job.count;
-    dot.scratch = scratch(thread).dot.data();
-    kernels_->dot(dot);
-  });
-}
-
-// As GateAndUp, from the tokens' codes: each token's row is quantised once, whatever the number of its slots.
-void CpuOps::IntGateAndUp(const ExpertFfnArgs& args) const {
-  const Selection& selection = *args.selection;
-  const int64_t kept = KeptSlots(selection), most = LargestJob(selection);
-  const WeightMatrix& any = AnyMatrix(args, &FfnWeights::gate);
-  const TilePlan plan = PlanTiles(*kernels_, threads_->size(), any, 2 * int64_t{selection.job_count});
-  for (ThreadScratch& scratch : scratch_) {
-    scratch.up.Reserve(most * plan.rows);
-    if (static_cast<int64_t>(scratch.up_rows.size()) < most) scratch.up_rows.resize(static_cast<size_t>(most));
-  }
-  Quantise(args.x, &quant_);
-  quant_.rows.resize(std::max(quant_.rows.size(), static_cast<size_t>(kept)));
-  for (int64_t i = 0; i < kept; ++i) {
-    const auto at = static_cast<size_t>(i);
-    quant_.rows[at] = quant_.row(selection.order[at] / selection.slots);
-    rows_.y[at] = args.inner.row(i);
-  }
-  ForEach(selection.job_count * plan.tiles, 2 * kept * any.rows * any.cols, [&](int64_t task, int thread) {
-    const Selection::Job& job = selection.jobs[static_cast<size_t>(task / plan.tiles)];
-    const FfnWeights& expert = args.experts[static_cast<size_t>(job.expert)];
-    ThreadScratch& own = scratch(thread);
+    const WeightMatrix& down = args.experts[static_cast<size_t>(job.expert)].down;
     const int64_t first = task % plan.tiles * plan.rows;
-    for (int32_t i = 0; i < job.count; ++i) own.up_rows[static_cast<size_t>(i)] = own.up.data() + i * plan.rows;
-    IntDotArgs dot = IntTileOf(expert.gate, job.planes, first, plan.rows);
-    dot.x = quant_.rows.data() + job.first;
-    dot.y = rows_.y.data() + job.first;
-    dot.y_at = first;
-    dot.tokens = job.count;
-    kernels_->int_dot(dot);
-    dot = IntTileOf(expert.up, job.planes, first, plan.rows);
-    dot.x = quant_.rows.data() + job.first;
-    dot.y = own.up_rows.data();
-    dot.tokens = job.count;
-    kernels_->int_dot(dot);
-    for (int32_t i = 0; i < job.count; ++i) {
-      float* gate = args.inner.row(job.first + i) + first;
-      kernels_->swiglu(gate, own.up_rows[static_cast<size_t>(i)], dot.groups * kInterleave, gate);
-    }
-  });
-}
-
-void CpuOps::IntDown(const ExpertFfnArgs& args) const {
-  const Selection& selection = *args.selection;
-  const int64_t kept = KeptSlots(selection);
-  const WeightMatrix& any = AnyMatrix(args, &FfnWeights::down);
-  const TilePlan plan = PlanTiles(*kernels_, threads_->size(), any, selection.job_count);
-  Quantise({args.inner.data, kept, args.inner.cols}, &quant_);
-  quant_.rows.resize(std::max(quant_.rows.size(), static_cast<size_t>(kept)));
-  for (int64_t i = 0; i < kept; ++i) {
-    const auto at = static_cast<size_t>(i);
-    quant_.rows[at] = quant_.row(i);
-    rows_.y[at] = args.slot_out.row(selection.order[at]);
-  }
-  ForEach(selection.job_count * plan.tiles, kept * any.rows * any.cols, [&](int64_t task, int) {
-    const Selection::Job& job = selection.jobs[static_cast<size_t>(task / plan.tiles)];
-    const int64_t first = task % plan.tiles * plan.rows;
-    IntDotArgs dot = IntTileOf(args.experts[static_cast<size_t>(job.expert)].down, job.planes, first, plan.rows);
-    dot.x = quant_.rows.data() + job.first;
-    dot.y = rows_.y.data() + job.first;
-    dot.y_at = first;
-    dot.tokens = job.count;
-    kernels_->int_dot(dot);
+    Multiply({down, job.planes, first, plan.rows, job.first, job.count, rows_.y.data() + job.first, first, nullptr}, thread);
   });
 }
 

@@ -109,7 +109,6 @@ static constexpr int64_t AttentionStateFloats(int64_t queries, int64_t head_dim)
 
 struct KernelTable {
   const char* name = nullptr;  // "avx512"
-  int row_step = 0;            // weight.rows of a tile is best a multiple of this
 
   void (*dot)(const DotArgs& args) = nullptr;
   void (*int_dot)(const IntDotArgs& args) = nullptr;

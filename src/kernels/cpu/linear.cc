@@ -35,13 +35,14 @@ Packing PackingOf(DType type, Planes planes) {
 
 }  // namespace
 
-TilePlan PlanTiles(const KernelTable& kernels, int threads, const WeightMatrix& matrix, int64_t matrices) {
+TilePlan PlanTiles(int threads, const WeightMatrix& matrix, int64_t matrices) {
   const int64_t tasks = std::max<int64_t>(1, kTasksPerThread * threads / matrices);
   const int64_t balanced = (matrix.rows + tasks - 1) / tasks;
   const int64_t least = kTaskBytes / std::max<int64_t>(1, RowBytes(matrix.type, matrix.cols));
   TilePlan plan;
-  const int64_t step = IsInterleaved(matrix.type) ? kInterleave : kernels.row_step;
-  plan.rows = std::min(RoundUp(std::max(balanced, least), step), kMostTaskRows);
+  // Tiles begin where both kinds of kernels may: the matrices of a layer's experts may differ in type.
+  static_assert(kInterleave % kPanelRows == 0);
+  plan.rows = std::min(RoundUp(std::max(balanced, least), kInterleave), kMostTaskRows);
   plan.tiles = (matrix.rows + plan.rows - 1) / plan.rows;
   return plan;
 }
@@ -79,65 +80,61 @@ IntDotArgs IntTileOf(const WeightMatrix& matrix, Planes planes, int64_t first, i
   return tile;
 }
 
-void CpuOps::Quantise(ConstRows x, QuantRows* quant) const {
-  quant->Reserve(x.rows, QuantRowBytes(x.cols));
-  ForEachRow(x.rows, x.cols, [&](int64_t t) { kernels_->quantise_row(x.row(t), x.cols, quant->row(t)); });
+void CpuOps::PrepareRows(ConstRows x, bool as_codes) const {
+  prepared_ = x;
+  codes_stride_ = 0;
+  if (!as_codes) return;
+  codes_stride_ = (QuantRowBytes(x.cols) + 63) / 64 * 64;
+  codes_.Reserve(x.rows * codes_stride_ / static_cast<int64_t>(sizeof(float)));
+  ForEachRow(x.rows, x.cols, [&](int64_t t) { kernels_->quantise_row(x.row(t), x.cols, codes_row(t)); });
+}
+
+void CpuOps::SetRow(int64_t at, int64_t x_row, float* y) const {
+  const auto i = static_cast<size_t>(at);
+  rows_.x[i] = prepared_.row(x_row);
+  rows_.codes[i] = codes_stride_ > 0 ? codes_row(x_row) : nullptr;
+  rows_.y[i] = y;
+}
+
+void CpuOps::Multiply(const ProductTile& tile, int thread) const {
+  if (IsInterleaved(tile.weight.type)) {
+    IntDotArgs dot = IntTileOf(tile.weight, tile.planes, tile.first, tile.rows);
+    dot.x = rows_.codes.data() + tile.row;
+    dot.y = tile.y;
+    dot.y_at = tile.y_at;
+    dot.tokens = tile.tokens;
+    dot.bias = tile.bias;
+    kernels_->int_dot(dot);
+    return;
+  }
+  DotArgs dot;
+  dot.weight = TileOf(tile.weight, tile.planes, tile.first, tile.rows);
+  dot.x = rows_.x.data() + tile.row;
+  dot.y = tile.y;
+  dot.y_at = tile.y_at;
+  dot.tokens = tile.tokens;
+  dot.bias = tile.bias;
+  dot.scratch = scratch(thread).dot.data();
+  kernels_->dot(dot);
+}
+
+bool CpuOps::WorthForking(const WeightMatrix& weight, int64_t products) const {
+  return products * weight.rows * weight.cols >= (IsInterleaved(weight.type) ? kForkIntMultiplyAdds : kForkMultiplyAdds);
 }
 
 void CpuOps::Linear(const LinearArgs& args) const {
   const WeightMatrix& weight = args.weight;
-  THERMOE_CHECK(args.x.cols == weight.cols && args.out.cols == weight.rows && args.out.rows == args.x.rows);
+  const int64_t tokens = args.x.rows;
+  THERMOE_CHECK(args.x.cols == weight.cols && args.out.cols == weight.rows && args.out.rows == tokens);
   THERMOE_CHECK(args.bias.empty() || static_cast<int64_t>(args.bias.size()) == weight.rows);
-  if (IsInterleaved(weight.type)) {
-    IntLinear(args);
-  } else {
-    FloatLinear(args);
-  }
-}
-
-void CpuOps::IntLinear(const LinearArgs& args) const {
-  const WeightMatrix& weight = args.weight;
-  const int64_t tokens = args.x.rows;
-  const TilePlan plan = PlanTiles(*kernels_, threads_->size(), weight, 1);
-  Quantise(args.x, &quant_);
+  const TilePlan plan = PlanTiles(threads_->size(), weight, 1);
   rows_.Reserve(tokens);
-  quant_.rows.resize(std::max(quant_.rows.size(), static_cast<size_t>(tokens)));
-  for (int64_t t = 0; t < tokens; ++t) {
-    quant_.rows[static_cast<size_t>(t)] = quant_.row(t);
-    rows_.y[static_cast<size_t>(t)] = args.out.row(t);
-  }
-  ForEach(plan.tiles, tokens * weight.rows * weight.cols, [&](int64_t tile, int) {
+  PrepareRows(args.x, IsInterleaved(weight.type));
+  for (int64_t t = 0; t < tokens; ++t) SetRow(t, t, args.out.row(t));
+  ForEach(plan.tiles, WorthForking(weight, tokens), [&](int64_t tile, int thread) {
     const int64_t first = tile * plan.rows;
-    IntDotArgs dot = IntTileOf(weight, Planes::kBoth, first, plan.rows);
-    dot.x = quant_.rows.data();
-    dot.y = rows_.y.data();
-    dot.y_at = first;
-    dot.tokens = tokens;
-    dot.bias = args.bias.empty() ? nullptr : args.bias.data() + first;
-    kernels_->int_dot(dot);
-  });
-}
-
-void CpuOps::FloatLinear(const LinearArgs& args) const {
-  const WeightMatrix& weight = args.weight;
-  const int64_t tokens = args.x.rows;
-  const TilePlan plan = PlanTiles(*kernels_, threads_->size(), weight, 1);
-  rows_.Reserve(tokens);
-  for (int64_t t = 0; t < tokens; ++t) {
-    rows_.x[static_cast<size_t>(t)] = args.x.row(t);
-    rows_.y[static_cast<size_t>(t)] = args.out.row(t);
-  }
-  ForEach(plan.tiles, weight.rows * weight.cols * tokens >= kForkMultiplyAdds, [&](int64_t tile, int thread) {
-    const int64_t first = tile * plan.rows;
-    DotArgs dot;
-    dot.weight = TileOf(weight, Planes::kBoth, first, plan.rows);
-    dot.x = rows_.x.data();
-    dot.y = rows_.y.data();
-    dot.y_at = first;
-    dot.tokens = tokens;
-    dot.bias = args.bias.empty() ? nullptr : args.bias.data() + first;
-    dot.scratch = scratch(thread).dot.data();
-    kernels_->dot(dot);
+    const float* bias = args.bias.empty() ? nullptr : args.bias.data() + first;
+    Multiply({weight, Planes::kBoth, first, plan.rows, 0, tokens, rows_.y.data(), first, bias}, thread);
   });
 }
 

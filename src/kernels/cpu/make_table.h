@@ -13,7 +13,6 @@ template <class Isa, class Int>
 constexpr KernelTable MakeTable() {
   KernelTable table;
   table.name = Isa::kName;
-  table.row_step = kPanelRows;  // also of every FusedRows
   table.dot = Dot<Isa>;
   table.int_dot = IntDot<Isa, Int>;
   table.quantise_row = QuantiseRow<Isa>;

@@ -30,19 +30,6 @@ class FloatBuffer {
   int64_t capacity_ = 0;
 };
 
-// Rows of activations as 8-bit codes (QuantRowBytes each), and pointers to the rows of one product.
-struct QuantRows {
-  FloatBuffer data;
-  int64_t stride = 0;
-  std::vector<const std::byte*> rows;
-
-  void Reserve(int64_t count, int64_t row_bytes) {
-    stride = (row_bytes + 63) / 64 * 64;
-    data.Reserve(count * stride / 4);
-  }
-  std::byte* row(int64_t i) const { return reinterpret_cast<std::byte*>(data.data()) + i * stride; }
-};
-
 // Of one thread of the team; on its own cache lines.
 struct alignas(64) ThreadScratch {
   FloatBuffer dot;              // [kDotScratchFloats]
@@ -54,11 +41,13 @@ struct alignas(64) ThreadScratch {
 // Where the rows of one product lie: the first `count` entries are set by the operation that runs.
 struct RowPointers {
   std::vector<const float*> x;
+  std::vector<const std::byte*> codes;  // the same rows for the integer kernels; null where none needs them
   std::vector<float*> y;
 
   void Reserve(int64_t count) {
     if (static_cast<size_t>(count) <= x.size()) return;
     x.resize(static_cast<size_t>(count));
+    codes.resize(static_cast<size_t>(count));
     y.resize(static_cast<size_t>(count));
   }
 };
