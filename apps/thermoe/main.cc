@@ -72,7 +72,7 @@ Status UsageError(const CLI::ParseError& error, const CLI::App& parser, const st
   }
   if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr) {
     const std::string text = error.what();
-    return InvalidArgument("{} needs a value; {}", text.substr(0, text.find(':')), help);
+    return InvalidArgument("{} needs a value, given once; {}", text.substr(0, text.find(':')), help);
   }
   const bool validation = dynamic_cast<const CLI::ValidationError*>(&error) != nullptr;
   return InvalidArgument("{}; {}", validation ? WithoutColon(error.what()) : std::string(error.what()), help);

@@ -99,7 +99,8 @@ class Engine {
   virtual Result<RequestId> Submit(Request request) = 0;
 
   // Runs one step: at most prefill_chunk prompt tokens and one token of every generating request, together.
-  // Appends what happened to `events`. Returns false when nothing is queued or running.
+  // Appends what happened to `events`. Returns false when nothing is queued or running. kCorrupt when the model gives
+  // logits that are not finite numbers.
   virtual Result<bool> Step(std::vector<Event>* events) = 0;
 
   // Ends a request at once; its result holds what was generated. kNotFound if it is not queued or running.
@@ -108,7 +109,7 @@ class Engine {
   // The finished request's result, once; kNotFound otherwise.
   virtual Result<RequestResult> TakeResult(RequestId request) = 0;
 
-  // Runs steps until `request` is finished and takes its result.
+  // Runs steps until `request` is finished and takes its result. Events of other requests are not reported; their results stay.
   virtual Result<RequestResult> Run(Request request) = 0;
 
   // A session keeps its keys and values from request to request.

@@ -15,7 +15,7 @@
 namespace thermoe {
 
 Result<MappedFile> MappedFile::Open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not block
   if (fd < 0) {
     if (errno == ENOENT) return NotFound("{}: no such file; check the path", path);
     return InvalidArgument("{}: cannot be opened ({}); check its permissions", path, std::strerror(errno));

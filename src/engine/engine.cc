@@ -34,9 +34,10 @@ Status CheckMemory(const ModelConfig& config, int context, int sequences) {
   const int64_t available = AvailableBytes();
   if (available < 0 || bytes <= available) return Status::Ok();
   const int64_t per_token = KvCache::BytesFor(KvShapeOf(config), kKvBlock) / kKvBlock;
-  return ResourceExhausted(
-      "the KV cache of {} sequences of {} tokens needs {} MiB but {} MiB of memory are free; a context (--ctx) of {} tokens fits",
-      sequences, context, bytes >> 20, available >> 20, std::max<int64_t>(0, available / per_token / sequences - 2 * kKvBlock));
+  const int64_t fits = available / per_token / sequences - 2 * kKvBlock;
+  return ResourceExhausted("the KV cache of {} sequences of {} tokens needs {} MiB but {} MiB of memory are free; {}", sequences, context,
+                           bytes >> 20, available >> 20,
+                           fits > 0 ? fmt::format("a context (--ctx) of {} tokens fits", fits) : "free some, or run fewer sequences");
 }
 
 Status CheckOptions(const EngineOptions& options, const ModelConfig& config) {

@@ -80,6 +80,7 @@ class EngineImpl final : public Engine, private LogitSink {
   std::vector<ActiveRequest*> row_owner_;  // [T] whose row each is
   StepRecord record_;
   std::vector<Event>* events_ = nullptr;  // of the running step
+  bool finite_ = true;                    // every logit so far was a finite number
 };
 
 }  // namespace thermoe

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One step on one page: admit, schedule rows, forward (the sink takes logits as they come), commit, retire.
 #include <algorithm>
+#include <cmath>
 
 #include "base/errors.h"
 #include "engine/engine_impl.h"
@@ -45,6 +46,10 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) {
   CommitRows();
   RetireFinished();
   events_ = nullptr;
+  if (!finite_) {
+    return Corrupt("{}: gives logits that are not finite numbers; its weights are damaged: download or convert it again",
+                   model_->info().path);
+  }
   return true;
 }
 
@@ -107,6 +112,7 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count) {
 
 void EngineImpl::OnLogits(size_t row, std::span<float> logits) {
   ActiveRequest* active = row_owner_[row];
+  if (std::any_of(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); })) finite_ = false;
   const auto position = static_cast<size_t>(batch_.rows[row].position);
   const bool last = position + 1 == active->prompt_end;
   const KeepLogits keep = active->request.keep_logits;

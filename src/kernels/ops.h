@@ -32,7 +32,9 @@ struct RmsNormArgs {
 
 struct LinearArgs {
   ConstRows x;                  // [T, in]
-  WeightMatrix weight;          // [out, in]; kNested8 is read by both planes
+  // [out, in]; nested types are read by both planes. For interleaved types a backend may quantise x to 8 bits by blocks of 32
+  // (scale: the largest magnitude / 127); the products of a block are then exact. The same in ExpertFfn.
+  WeightMatrix weight;
   std::span<const float> bias;  // [out] or empty
   MutRows out;                  // [T, out] = x * weight^T + bias
 };

@@ -59,8 +59,8 @@ int Best(const float* scores, const float* bias, int64_t experts, const ExpertSe
   for (int64_t e = 0; e < experts; ++e) {
     if (held[static_cast<size_t>(e)] || (allowed != nullptr && !(*allowed)[static_cast<size_t>(e)])) continue;
     const float rank = bias == nullptr ? scores[e] : scores[e] + bias[e];
-    // NaN ranks lose to everything but an empty choice, so hostile weights cannot leave a token without experts.
-    if (best < 0 || rank > best_rank) {
+    // A rank that is not a number loses to one that is, so hostile weights cannot leave a token without experts.
+    if (best < 0 || rank > best_rank || (std::isnan(best_rank) && !std::isnan(rank))) {
       best = static_cast<int>(e);
       best_rank = rank;
     }

@@ -101,7 +101,7 @@ void ReadCommonHf(HfFields& fields, ModelConfig* config) {
   const float turning_frac = rope.FloatOr({"partial_rotary_factor"}, fields.FloatOr({"partial_rotary_factor"}, 1.0f));
   fields.Refuse(rope.status());
   config->attention.rope_dim =
-      static_cast<int32_t>(static_cast<float>(config->head_dim) * std::min(1.0f, std::max(0.0f, turning_frac)));
+      static_cast<int32_t>(config->head_dim * std::min(1.0, std::max(0.0, static_cast<double>(turning_frac))));
   RefuseHfOptions(fields, *config);
 }
 

@@ -3,6 +3,8 @@
 
 #include <sched.h>
 
+#include <system_error>
+
 #include "base/check.h"
 
 namespace thermoe {
@@ -33,7 +35,11 @@ int UsableCores() {
 ThreadPool::ThreadPool(int threads) {
   const int size = threads > 0 ? threads : UsableCores();
   workers_.reserve(static_cast<size_t>(size - 1));
-  for (int i = 1; i < size; ++i) workers_.emplace_back([this, i] { Work(i); });
+  try {
+    for (int i = 1; i < size; ++i) workers_.emplace_back([this, i] { Work(i); });
+  } catch (const std::system_error&) {
+    // The machine gives no more threads: the team is as large as it got (size() says so).
+  }
 }
 
 ThreadPool::~ThreadPool() {

@@ -13,7 +13,7 @@ namespace thermoe {
 
 class ThreadPool {
  public:
-  // threads <= 0: one per core that this process may use.
+  // threads <= 0: one per core that this process may use. The team is smaller where the machine gives fewer threads.
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -25,6 +25,7 @@ Request Keep(std::vector<TokenId> prompt, int new_tokens = 0) {
 }
 
 // Each model in each storage, on each backend: the promises are the same.
+// "ember" is the bundled model, whose 8-bit matrices run through the integer kernels.
 class Promises : public ::testing::TestWithParam<std::tuple<std::string, ExpertStorage, std::string>> {
  protected:
   std::unique_ptr<Engine> Make(int chunk = 256, int sequences = 4, int threads = 2) const {
@@ -34,7 +35,7 @@ class Promises : public ::testing::TestWithParam<std::tuple<std::string, ExpertS
     options.max_sequences = sequences;
     options.threads = threads;
     options.backend = backend;
-    return MakeEngine(OpenModel(FixturePath(path), storage), options);
+    return MakeEngine(OpenModel(path == "ember" ? EmberPath() : FixturePath(path), storage), options);
   }
 };
 
@@ -122,15 +123,21 @@ TEST_P(Promises, ForcedTokensScoreAsThePromptDoes) {
   EXPECT_EQ(std::vector<float>(prefill.prompt_logprobs.begin() + 1, prefill.prompt_logprobs.end()), decode.logprobs);
 }
 
+std::string PromiseName(const ::testing::TestParamInfo<Promises::ParamType>& test) {
+  const std::string path = std::get<0>(test.param);
+  return path.substr(0, path.find('/')) + (std::get<1>(test.param) == ExpertStorage::kNested ? "_nested_" : "_native_") +
+         std::get<2>(test.param);
+}
+
 INSTANTIATE_TEST_SUITE_P(Engine, Promises,
                          ::testing::Combine(::testing::Values("qwen3moe", "olmoe", "mixtral/model-bf16.gguf", "qwen2moe"),
                                             ::testing::Values(ExpertStorage::kNative, ExpertStorage::kNested),
                                             ::testing::Values("cpu", "reference")),
-                         [](const auto& test) {
-                           const std::string path = std::get<0>(test.param);
-                           return path.substr(0, path.find('/')) +
-                                  (std::get<1>(test.param) == ExpertStorage::kNested ? "_nested_" : "_native_") + std::get<2>(test.param);
-                         });
+                         PromiseName);
+INSTANTIATE_TEST_SUITE_P(EngineEmber, Promises,
+                         ::testing::Combine(::testing::Values("ember"), ::testing::Values(ExpertStorage::kNative, ExpertStorage::kNested),
+                                            ::testing::Values("cpu")),
+                         PromiseName);
 
 TEST(EngineNested, BothPlanesAreTheQuantisedModelBitForBit) {
   const RequestResult native = RunRequest(MakeEngine(OpenModel(EmberPath())).get(), Keep(Prompt(40), 6));

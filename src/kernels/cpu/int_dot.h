@@ -105,7 +105,7 @@ void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
         sums[t] = Int::Start(side, kPacking == IntPacking::kQ4);
       }
       const std::byte* block = codes + b * kBlockBytes;
-      if constexpr (kTokens == 1) {  // streaming from memory: ask two blocks ahead
+      if constexpr (kTokens <= 4) {  // few products per weight: streaming from memory, so ask ahead
 #pragma GCC unroll 8
         for (int64_t i = 0; i < kBlockBytes; i += 64) __builtin_prefetch(block + kPrefetchAhead + i);
         if constexpr (kPacking == IntPacking::kBoth) {
