@@ -44,6 +44,9 @@ void AddEngineFlags(CLI::App* app, ModelFlags* flags) {
   AddNumber(app, "--prefill-chunk", &flags->prefill_chunk, {1, 8192},
             "Prompt tokens computed in one step; default 256. Results do not depend on it.")
       ->group("Engine options");
+  app->add_flag("--in-float", flags->in_float,
+                "Leave 8- and 4-bit weights as the file has them and compute in float: slower, exact activations.")
+      ->group("Engine options");
 }
 
 Result<std::string> ResolveModel(const std::string& given) {
@@ -73,7 +76,7 @@ Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bo
   const auto start = std::chrono::steady_clock::now();
   LoadOptions options;
   options.experts = experts;
-  options.interleave = to_run;
+  options.interleave = to_run && !flags.in_float;
   options.progress = BarProgress(&bar);
   Result<std::shared_ptr<const Model>> model = Model::Load(*path, options);
   if (!model.ok()) return model.status().code() == StatusCode::kCancelled ? InterruptedStatus() : model.status();

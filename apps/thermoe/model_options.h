@@ -16,6 +16,7 @@ struct ModelFlags {
   std::string model;  // empty: THERMOE_MODEL, else the bundled model
   int threads = 0;
   int prefill_chunk = 256;
+  bool in_float = false;
 };
 
 CLI::Option* AddModelArgument(CLI::App* app, ModelFlags* flags, bool required);

@@ -21,7 +21,7 @@ enum class ExpertStorage {
 struct LoadOptions {
   ExpertStorage experts = ExpertStorage::kNative;
   // Rewrite 8- and 4-bit matrices into the layout of the CPU's integer kernels, in memory of the process. Off: they stay mapped,
-  // shared with other processes, and are computed in float, slower (nested experts are always rewritten).
+  // shared with other processes, and are computed in float, slower.
   bool interleave = true;
   // Called now and then with the share done, 0..1, while a long load runs. Return false to stop (kCancelled).
   std::function<bool(double done_frac)> progress;

@@ -27,8 +27,8 @@ void CodesOf(const WeightMatrix& from, int64_t first, int64_t rows, std::vector<
 }
 
 // Both planes of a matrix, interleaved where its rows come in 16s.
-WeightMatrix MakePlanes(const WeightMatrix& from, std::byte* hi, std::byte* lo, ThreadPool* threads) {
-  const bool interleave = CanInterleave(from.rows, from.cols);
+WeightMatrix MakePlanes(const WeightMatrix& from, bool interleave, std::byte* hi, std::byte* lo, ThreadPool* threads) {
+  interleave = interleave && CanInterleave(from.rows, from.cols);
   const WeightMatrix nested{interleave ? DType::kNested8x16 : DType::kNested8, from.rows, from.cols, hi, lo};
   const int64_t step = interleave ? kInterleave : 1;
   const int64_t hi_bytes = step * RowBytes(nested.type, from.cols), lo_bytes = step * NestedLoRowBytes(from.cols);
@@ -65,11 +65,11 @@ struct Regions {
 };
 int64_t Align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-Regions RegionsOf(const WeightMatrix& matrix, ExpertStorage storage) {
+Regions RegionsOf(const WeightMatrix& matrix, ExpertStorage storage, bool interleave) {
   if (storage == ExpertStorage::kNative) {
     return {Interleavable(matrix) ? Align(matrix.rows * RowBytes(InterleavedType(matrix.type), matrix.cols)) : 0, 0};
   }
-  const DType type = CanInterleave(matrix.rows, matrix.cols) ? DType::kNested8x16 : DType::kNested8;
+  const DType type = interleave && CanInterleave(matrix.rows, matrix.cols) ? DType::kNested8x16 : DType::kNested8;
   return {Align(matrix.rows * RowBytes(type, matrix.cols)), Align(matrix.rows * NestedLoRowBytes(matrix.cols))};
 }
 
@@ -93,7 +93,7 @@ Result<ExpertStore> ExpertStore::Create(const LoadedModel& model, ExpertStorage 
       Regions sum;
       for (const auto role : kRoles) {
         if (storage == ExpertStorage::kNested) THERMOE_RETURN_IF_ERROR(CheckNestable(model, expert.*role));
-        const Regions regions = RegionsOf(expert.*role, storage);
+        const Regions regions = RegionsOf(expert.*role, storage, interleave);
         sum.hi += regions.hi;
         sum.lo += regions.lo;
       }
@@ -104,9 +104,9 @@ Result<ExpertStore> ExpertStore::Create(const LoadedModel& model, ExpertStorage 
       std::byte* lo = hi + sum.hi;
       for (const auto role : kRoles) {
         const WeightMatrix from = expert.*role;
-        const Regions regions = RegionsOf(from, storage);
+        const Regions regions = RegionsOf(from, storage, interleave);
         if (regions.hi == 0) continue;
-        expert.*role = storage == ExpertStorage::kNested ? MakePlanes(from, hi, lo, threads) : Interleave(from, hi, threads);
+        expert.*role = storage == ExpertStorage::kNested ? MakePlanes(from, interleave, hi, lo, threads) : Interleave(from, hi, threads);
         ForgetPages(model, from);
         hi += regions.hi;
         lo += regions.lo;

@@ -19,7 +19,7 @@ namespace thermoe {
 
 class ExpertStore {
  public:
-  // kNative: views of the file, or with `interleave` the layout of the integer kernels where a type has one. kNested: planes.
+  // kNative: views of the file; kNested: planes. With `interleave` in the layout of the integer kernels where a type has one.
   // Works expert by expert, letting go of the mapped pages it replaces.
   // kUnsupported when planes are asked of a type with fewer than 8 bits or of a width that is not a multiple of 32.
   static Result<ExpertStore> Create(const LoadedModel& model, ExpertStorage storage, bool interleave, ThreadPool* threads,
