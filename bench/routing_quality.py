@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each steering setting costs in quality, on texts of your own: a table and a JSON file.
 
-  bench/routing_quality.py THERMOE MODEL OUT.json TEXT...
+  bench/routing_quality.py THERMOE MODEL OUT.json TEXT... [-- EVAL_FLAGS...]
 
 Each row runs `thermoe eval` over the same windows (32 per text, 1,024 ids, inside documents) and gives its change of mean NLL
-against the plain model, text by text."""
+against the plain model, text by text. EVAL_FLAGS go to every row (--in-float: no 8-bit activations)."""
 import json
 import subprocess
 import sys
 
-thermoe, model, out, texts = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
+args, _, common = " ".join(sys.argv[1:]).partition(" -- ")
+thermoe, model, out, *texts = args.split()
+common = common.split()
 PROTOCOL = ["--documents", "split", "--window", "1024", "--sample", "32", "--json"]
 ROWS = [("plain", [], None)]
 ROWS += [(f"top {k} of 8", ["--k-max", str(k)], None) for k in (7, 6, 5, 4)]
@@ -26,7 +28,7 @@ for k0, full in ((8, 8), (8, 2), (8, 1), (8, 0), (6, 1), (6, 0), (5, 0)):
 rows, plain = [], None
 print("| setting | change of mean NLL, nats | experts read | distinct |\n|---|---|---|---|")
 for name, flags, batch in ROWS:
-    command = [thermoe, "eval", model, *texts, *PROTOCOL, *flags] + (["--batch", str(batch)] if batch else [])
+    command = [thermoe, "eval", model, *texts, *PROTOCOL, *common, *flags] + (["--batch", str(batch)] if batch else [])
     files = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["files"]
     plain = plain or [f["mean_nll"] for f in files]
     row = {"setting": name, "flags": flags, "batch": batch, "mean_nll": [f["mean_nll"] for f in files],
@@ -37,4 +39,4 @@ for name, flags, batch in ROWS:
     rows.append(row)
     distinct = f"{row['distinct_experts']:.1f}" if batch else ""
     print(f"| {name} | {' / '.join(f'{c:+.4f}' for c in row['change_nats'])} | {row['experts_read']:.2f} | {distinct} |", flush=True)
-json.dump({"schema_version": 1, "protocol": PROTOCOL, "texts": [t.split("/")[-1] for t in texts], "rows": rows}, open(out, "w"), indent=1)
+json.dump({"schema_version": 1, "protocol": PROTOCOL + common, "texts": [t.split("/")[-1] for t in texts], "rows": rows}, open(out, "w"), indent=1)

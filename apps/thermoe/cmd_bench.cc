@@ -17,6 +17,7 @@
 #include "interrupt.h"
 #include "json_out.h"
 #include "model_options.h"
+#include "output.h"
 #include "steering_options.h"
 #include "table.h"
 #include "terminal.h"
@@ -148,7 +149,7 @@ Result<CaseResult> MeasureCase(const BenchFlags& flags, Engine* engine, const Ca
   return result;
 }
 
-void PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps,
+Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps,
                const std::vector<CaseResult>& results) {
   Json json = NewDocument();
   json["model"] = ModelJson(engine.model().info());
@@ -171,7 +172,7 @@ void PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps,
     entry["bandwidth_frac"] = result.median * result.bytes_per_token / (read_gbps * 1e9);
     json["results"].push_back(std::move(entry));
   }
-  PrintJsonLine(json);
+  return PrintJsonLine(json);
 }
 
 void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps,
@@ -182,7 +183,7 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
                {"engine", engine.Describe()},
                {"memory", fmt::format("reads {:.1f} GB/s, measured in this run", read_gbps)},
                {"runs", fmt::format("{} of each after one warm-up", flags.repeat)}});
-  fmt::print("\n");
+  Print("\n");
   Table table({"test", "tokens/s", "least", "most", "bytes/token", "bandwidth"});
   for (const CaseResult& result : results) {
     const auto rate = [](double value) { return fmt::format("{:.1f}", value); };
@@ -225,7 +226,7 @@ Status Bench(const BenchFlags& flags) {
   }
   bar.Clear();
   if (flags.json) {
-    PrintJson(flags, **engine, read_gbps, results);
+    return PrintJson(flags, **engine, read_gbps, results);
   } else {
     PrintReport(flags, **engine, read_gbps, results);
   }

@@ -188,7 +188,7 @@ Json FileJson(const EvalFlags& flags, const FileScores& file) {
   return json;
 }
 
-void PrintJson(const EvalFlags& flags, const WindowOptions& options, const Engine& engine,
+Status PrintJson(const EvalFlags& flags, const WindowOptions& options, const Engine& engine,
                const std::vector<FileScores>& files) {
   const auto limit = [](int64_t value) { return value > 0 ? Json(value) : Json(); };
   Json json = NewDocument();
@@ -207,7 +207,7 @@ void PrintJson(const EvalFlags& flags, const WindowOptions& options, const Engin
   json["steering"] = SteeringJson(flags.steering);
   json["files"] = Json::array();
   for (const FileScores& file : files) json["files"].push_back(FileJson(flags, file));
-  PrintJsonLine(json);
+  return PrintJsonLine(json);
 }
 
 void PrintTable(const EvalFlags& flags, const std::vector<FileScores>& files) {
@@ -271,7 +271,7 @@ Status Run(const EvalFlags& flags) {
     files.push_back(std::move(*scores));
   }
   if (flags.json) {
-    PrintJson(flags, *options, **engine, files);
+    return PrintJson(flags, *options, **engine, files);
   } else {
     PrintTable(flags, files);
   }

@@ -15,6 +15,7 @@
 #include "help.h"
 #include "json_out.h"
 #include "model_options.h"
+#include "output.h"
 #include "table.h"
 #include "terminal.h"
 
@@ -140,7 +141,7 @@ Json TensorsJson(const std::vector<TensorInfo>& tensors) {
   return list;
 }
 
-void PrintJson(const Model& model) {
+Status PrintJson(const Model& model) {
   const ModelInfo& info = model.info();
   const auto [chat, chat_reason] = ChatTemplateOf(model);
   Json json = NewDocument();
@@ -179,7 +180,7 @@ void PrintJson(const Model& model) {
     json["batches"].push_back(std::move(entry));
   }
   json["tensors"] = TensorsJson(model.impl().loaded().tensors);
-  PrintJsonLine(json);
+  return PrintJsonLine(json);
 }
 
 void PrintSummary(const Model& model) {
@@ -215,7 +216,7 @@ void PrintSummary(const Model& model) {
 void PrintReport(const Model& model, bool all_tensors) {
   PrintSummary(model);
   const ModelInfo& info = model.info();
-  fmt::print("\n");
+  Print("\n");
   std::vector<std::string> titles = {"decode batch", "distinct experts", "bytes/token"};
   if (info.expert_hi_bytes > 0) titles.push_back("by hi planes");
   Table costs(std::move(titles));
@@ -227,7 +228,7 @@ void PrintReport(const Model& model, bool all_tensors) {
     costs.Add(std::move(row));
   }
   costs.Print();
-  fmt::print("\n");
+  Print("\n");
   Table tensors({"tensor", "count", "type", "shape", "bytes"});
   for (const TensorGroup& group : GroupTensors(model.impl().loaded().tensors, all_tensors)) {
     tensors.Add({group.pattern, WithCommas(group.count), group.type, ShapeText(group.shape),
@@ -241,7 +242,7 @@ Status Inspect(const InspectFlags& flags) {
   const Result<OpenedModel> opened = OpenModel(flags.model, storage, /*to_run=*/false);
   if (!opened.ok()) return opened.status();
   if (flags.json) {
-    PrintJson(*opened->model);
+    return PrintJson(*opened->model);
   } else {
     PrintReport(*opened->model, flags.tensors);
   }

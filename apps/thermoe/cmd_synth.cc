@@ -19,6 +19,7 @@
 #include "json_out.h"
 #include "model/formats.h"
 #include "model/synth.h"
+#include "output.h"
 #include "terminal.h"
 
 namespace thermoe {
@@ -94,11 +95,10 @@ Status Synth(const SynthFlags& flags) {
     json["seed"] = flags.seed;
     json["bytes"] = bytes;
     json["seconds"] = seconds.count();
-    PrintJsonLine(json);
-  } else {
-    fmt::print("{}: {}, {} s\n", Printable(flags.out, STDOUT_FILENO), BytesText(static_cast<double>(bytes)),
-               fmt::format("{:.1f}", seconds.count()));
+    return PrintJsonLine(json);
   }
+  Print(fmt::format("{}: {}, {:.1f} s\n", Printable(flags.out, STDOUT_FILENO), BytesText(static_cast<double>(bytes)),
+                    seconds.count()));
   return Status::Ok();
 }
 

@@ -14,7 +14,7 @@ namespace thermoe {
 namespace {
 
 std::string NumberText(double value) {
-  if (std::floor(value) == value && std::fabs(value) < 1e15) return WithCommas(static_cast<int64_t>(value));
+  if (std::floor(value) == value && std::fabs(value) < 1e16) return WithCommas(static_cast<int64_t>(value));
   return fmt::format("{:g}", value);
 }
 
@@ -47,10 +47,8 @@ size_t EditDistance(std::string_view a, std::string_view b) {
 }  // namespace
 
 std::string Describe(const Range& range) {
-  const bool unbounded = range.high >= kMostInt;
-  const std::string high = unbounded ? "" : fmt::format(" and at most {}", NumberText(range.high));
-  return fmt::format("{}{} {}{}", range.whole ? "a whole number, " : "", range.low_open ? "above" : "at least",
-                     NumberText(range.low), high);
+  return fmt::format("{}{} {} and at most {}", range.whole ? "a whole number, " : "",
+                     range.low_open ? "above" : "at least", NumberText(range.low), NumberText(range.high));
 }
 
 std::string CheckRange(const Range& range, std::string_view value) {

@@ -20,7 +20,7 @@ struct Range {
   bool low_open = false;  // low itself is not allowed
   bool whole = true;      // whole numbers only
 };
-// "a whole number from 1 to 1,024", "above 0 and at most 1".
+// "a whole number, at least 1 and at most 1,024", "above 0 and at most 1".
 std::string Describe(const Range& range);
 // Empty when `value` is inside, else "must be ... but is 'value'".
 std::string CheckRange(const Range& range, std::string_view value);

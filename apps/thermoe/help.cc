@@ -21,7 +21,8 @@ constexpr const char* kExitStatus =
     "  0    success\n"
     "  2    bad input: a flag, a file, a model or a text that cannot be used; stderr says which and what to do\n"
     "  1    internal failure\n"
-    "  130  interrupted by Ctrl-C";
+    "  130  interrupted by Ctrl-C\n"
+    "  141  the reader of standard output left (SIGPIPE, as after 'thermoe run | head')";
 
 constexpr const char* kEnvironment =
     "  THERMOE_MODEL    the model used when none is given, instead of the bundled one\n"

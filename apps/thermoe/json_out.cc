@@ -1,20 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "json_out.h"
 
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
-
 #include "base/errors.h"
+#include "output.h"
 
 namespace thermoe {
 
 std::string JsonText(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
-void PrintJsonLine(const Json& json) {
-  const std::string text = JsonText(json) + "\n";
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+Status PrintJsonLine(const Json& json) {
+  Print(JsonText(json) + "\n");
+  return FlushOutput();
 }
 
 Json NewDocument() {
@@ -44,11 +40,6 @@ Result<Json> ParseJson(const std::string& text, const std::string& source) {
     }
     return InvalidArgument("{}: not valid JSON at line {}, column {}", source, line, column);
   }
-}
-
-Status FlushOutput() {
-  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return Status::Ok();
-  return {StatusCode::kInternal, fmt::format("cannot write to standard output: {}", std::strerror(errno))};
 }
 
 }  // namespace thermoe

@@ -14,8 +14,8 @@ using Json = nlohmann::ordered_json;
 
 inline constexpr int kJsonSchemaVersion = 1;
 
-// One line on stdout. Malformed UTF-8 in strings becomes U+FFFD.
-void PrintJsonLine(const Json& json);
+// One line on stdout, flushed. Malformed UTF-8 in strings becomes U+FFFD. Errors: as FlushOutput (output.h).
+Status PrintJsonLine(const Json& json);
 std::string JsonText(const Json& json);
 
 // {"schema_version": 1, ...}, the start of every document.
@@ -25,8 +25,5 @@ Json ModelJson(const ModelInfo& info);
 
 // Parses `text`; an error names `source`, line and column.
 Result<Json> ParseJson(const std::string& text, const std::string& source);
-
-// Flushes stdout and reports a full disk or a closed file.
-Status FlushOutput();
 
 }  // namespace thermoe

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <cstring>
 #include <exception>
 #include <new>
@@ -18,6 +17,7 @@
 #include "help.h"
 #include "interrupt.h"
 #include "json_out.h"
+#include "output.h"
 #include "terminal.h"
 
 namespace thermoe {
@@ -34,8 +34,10 @@ int ExitCode(StatusCode code) {
   }
 }
 
-int ReportError(const Status& status, bool json) {
-  std::fflush(stdout);
+// The error line, if there is one, and the exit code.
+int Finish(const Status& status, bool json) {
+  if (status.ok()) return ExitCode(status.code());
+  (void)FlushOutput();  // what came before the error stands before it
   if (json) {
     Json document = NewDocument();
     document["error"] = {{"code", StatusCodeName(status.code())}, {"message", status.message()}};
@@ -83,7 +85,7 @@ const CLI::App& ParsedApp(const CLI::App& root) {
   return parsed.empty() ? root : *parsed.front();
 }
 
-int Main(int argc, char** argv) {
+int Main(int argc, char** argv, bool json) {
   InstallSignalHandlers();
   CLI::App root("run mixture-of-experts language models", "thermoe");
   root.require_subcommand(1);
@@ -98,26 +100,24 @@ int Main(int argc, char** argv) {
                       " thermoe bench model.gguf --json"});
   const std::vector<Command> commands = {MakeRunCommand(&root), MakeEvalCommand(&root), MakeBenchCommand(&root),
                                          MakeInspectCommand(&root), MakeSynthCommand(&root)};
-  bool json = false;
-  for (int i = 1; i < argc; ++i) json = json || std::strcmp(argv[i], "--json") == 0;
   try {
     root.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
     const CLI::App& app = ParsedApp(root);
-    fmt::print("{}", app.get_formatter()->make_help(&app, "", CLI::AppFormatMode::Normal));
-    return FlushOutput().ok() ? 0 : 1;
+    Print(app.get_formatter()->make_help(&app, "", CLI::AppFormatMode::Normal));
+    return Finish(FlushOutput(), json);
   } catch (const CLI::CallForVersion& version) {
-    fmt::print("{}\n", version.what());
-    return FlushOutput().ok() ? 0 : 1;
+    Print(fmt::format("{}\n", version.what()));
+    return Finish(FlushOutput(), json);
   } catch (const CLI::ParseError& error) {
     const CLI::App& app = ParsedApp(root);
-    return ReportError(UsageError(error, app, &app == &root ? "thermoe" : "thermoe " + app.get_name()), json);
+    return Finish(UsageError(error, app, &app == &root ? "thermoe" : "thermoe " + app.get_name()), json);
   }
   for (const Command& command : commands) {
     if (!command.parser->parsed()) continue;
     Status status = command.run();
     if (status.ok()) status = FlushOutput();
-    if (!status.ok()) return ReportError(status, json);
+    return Finish(status, json);
   }
   return 0;
 }
@@ -126,13 +126,14 @@ int Main(int argc, char** argv) {
 }  // namespace thermoe
 
 int main(int argc, char** argv) {
+  using thermoe::Finish, thermoe::StatusCode;
+  bool json = false;
+  for (int i = 1; i < argc; ++i) json = json || std::strcmp(argv[i], "--json") == 0;
   try {
-    return thermoe::Main(argc, argv);
+    return thermoe::Main(argc, argv, json);
   } catch (const std::bad_alloc&) {
-    std::fputs("thermoe: out of memory; try a smaller --ctx, --parallel or model\n", stderr);
-    return 2;
+    return Finish({StatusCode::kResourceExhausted, "memory ran out; try a smaller --ctx, --parallel or model"}, json);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "thermoe: internal error: {}\n", error.what());
-    return 1;
+    return Finish({StatusCode::kInternal, fmt::format("internal error: {}", error.what())}, json);
   }
 }

@@ -72,7 +72,7 @@ std::string TextAfter(const RunContext& context, const std::vector<TokenId>& pro
   return text + stream.Finish();
 }
 
-Result<RequestResult> Generate(Engine* engine, Request request, const std::function<void(TokenId)>& on_token) {
+Result<RequestResult> Generate(Engine* engine, Request request, const std::function<Status(TokenId)>& on_token) {
   const Result<RequestId> id = engine->Submit(std::move(request));
   if (!id.ok()) return id.status();
   std::vector<Event> events;
@@ -86,8 +86,14 @@ Result<RequestResult> Generate(Engine* engine, Request request, const std::funct
     if (!stepped.ok()) return stepped.status();
     for (const Event& event : events) {
       if (event.request != *id) continue;
-      if (event.token != kNoToken) on_token(event.token);
       finished = finished || event.finish != FinishReason::kNone;
+      if (event.token == kNoToken) continue;
+      if (Status status = on_token(event.token); !status.ok()) {
+        // Nobody sees what would come; the request must not stay behind in a session.
+        if (!finished) THERMOE_RETURN_IF_ERROR(engine->Cancel(*id));
+        (void)engine->TakeResult(*id);
+        return status;
+      }
     }
     if (!*stepped && !finished) return Status(StatusCode::kInternal, "the engine stopped before the request was done");
   }

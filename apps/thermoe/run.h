@@ -67,8 +67,9 @@ TextStream StreamAfter(const RunContext& context, const std::vector<TokenId>& pr
 std::string TextAfter(const RunContext& context, const std::vector<TokenId>& prompt,
                       const std::vector<TokenId>& generated);
 
-// Runs `request` to its end, or until Ctrl-C cancels it, and hands over each token as it comes.
-Result<RequestResult> Generate(Engine* engine, Request request, const std::function<void(TokenId)>& on_token);
+// Runs `request` to its end, or until Ctrl-C or a failing `on_token` cancels it, and hands over each token as it comes.
+// Errors: the engine's and those of `on_token`.
+Result<RequestResult> Generate(Engine* engine, Request request, const std::function<Status(TokenId)>& on_token);
 
 double TokensPerSecond(double tokens, double ms);
 // {"load_ms", "queue_ms", "prefill_ms", "decode_ms", tokens and rates}.

@@ -10,6 +10,7 @@
 
 #include "base/errors.h"
 #include "interrupt.h"
+#include "output.h"
 #include "run.h"
 #include "terminal.h"
 #include "text_input.h"
@@ -99,13 +100,13 @@ class Conversation {
 
     TextStream stream = StreamAfter(context_, prompt);
     const auto print = [](const std::string& text) {
-      fmt::print("{}", Printable(text, STDOUT_FILENO));
-      std::fflush(stdout);
+      Print(Printable(text, STDOUT_FILENO));
+      return FlushOutput();
     };
     Result<RequestResult> result =
-        Generate(context_.engine.get(), std::move(request), [&](TokenId id) { print(stream.Push(id)); });
+        Generate(context_.engine.get(), std::move(request), [&](TokenId id) { return print(stream.Push(id)); });
     if (!result.ok()) return result.status();
-    print(stream.Finish() + "\n");
+    THERMOE_RETURN_IF_ERROR(print(stream.Finish() + "\n"));
     said_.resize(*held);
     said_.insert(said_.end(), prompt.begin(), prompt.end());
     said_.insert(said_.end(), result->generated.begin(), result->generated.end());

@@ -129,7 +129,7 @@ class Batch {
     waiting_[index] = std::move(json);
     while (!waiting_.empty() && waiting_.begin()->first == printed_) {
       if (IsTerminal(STDOUT_FILENO)) bar->Clear();
-      PrintJsonLine(waiting_.begin()->second);
+      THERMOE_RETURN_IF_ERROR(PrintJsonLine(waiting_.begin()->second));
       waiting_.erase(waiting_.begin());
       ++printed_;
     }

@@ -90,7 +90,11 @@ Status SetSamplingField(const std::string& key, const Json& value, SamplingFlags
   for (const Field& candidate : kFields) {
     if (key == candidate.key) field = &candidate;
   }
-  if (field == nullptr && !is_seed) return NotFound("unknown key \"{}\"", key);
+  if (field == nullptr && !is_seed) {
+    std::string known = "prompt, id, system, greedy, seed";
+    for (const Field& candidate : kFields) known += std::string(", ") + candidate.key;
+    return InvalidArgument("unknown key \"{}\"; known are {}", key, known);
+  }
   const std::string text = JsonText(value);
   const std::string wrong = CheckRange(is_seed ? kSeedRange : field->range, value.is_number() ? text : "not a number");
   if (!wrong.empty()) return InvalidArgument("\"{}\" {}", key, wrong);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "output.h"
 #include "terminal.h"
 
 namespace thermoe {
@@ -40,7 +41,7 @@ void Table::Print() const {
   }
   if (total > OutputWidth()) {
     for (const auto& row : rows_) {
-      fmt::print("{}\n", Bold(Printable(row.front(), STDOUT_FILENO), STDOUT_FILENO));
+      thermoe::Print(Bold(Printable(row.front(), STDOUT_FILENO), STDOUT_FILENO) + "\n");
       std::vector<std::pair<std::string, std::string>> fields;
       for (size_t column = 1; column < titles_.size(); ++column)
         fields.emplace_back("  " + titles_[column], row[column]);
@@ -56,7 +57,7 @@ void Table::Print() const {
     }
     line.erase(line.find_last_not_of(' ') + 1);
     line = Printable(line, STDOUT_FILENO);
-    fmt::print("{}\n", title ? Bold(line, STDOUT_FILENO) : line);
+    thermoe::Print((title ? Bold(line, STDOUT_FILENO) : line) + "\n");
   };
   print(titles_, true);
   for (const auto& row : rows_) print(row, false);
@@ -70,7 +71,7 @@ void PrintFields(const std::vector<std::pair<std::string, std::string>>& fields)
     std::string lines = Wrap(Printable(text, STDOUT_FILENO), indent, std::max(indent + 20, OutputWidth()));
     if (lines.empty()) lines = std::string(indent, ' ') + "\n";
     const std::string head = Pad(name, indent, true);
-    fmt::print("{}{}", Dim(head, STDOUT_FILENO), std::string_view(lines).substr(indent));
+    Print(Dim(head, STDOUT_FILENO) + lines.substr(indent));
   }
 }
 

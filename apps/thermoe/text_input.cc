@@ -15,6 +15,12 @@
 #include "terminal.h"
 
 namespace thermoe {
+namespace {
+
+// Far above any text to continue or score, far below what endless files (/dev/zero) would fill.
+constexpr size_t kMostBytes = size_t{1} << 30;
+
+}  // namespace
 
 Result<std::string> ReadFile(const std::string& path) {
   const bool standard_input = path == "-";
@@ -24,29 +30,31 @@ Result<std::string> ReadFile(const std::string& path) {
   }
   const int file = standard_input ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) {
-    if (errno == ENOENT) return NotFound("{}: no such file", path);
-    return InvalidArgument("{}: cannot be read: {}", path, std::strerror(errno));
+    if (errno == ENOENT) return NotFound("{}: no such file; check the path", path);
+    return InvalidArgument("{}: cannot be read: {}; check its permissions", path, std::strerror(errno));
   }
   std::string text;
   std::string buffer(1 << 16, '\0');
   ssize_t got = 0;
   // A pipe whose writer is slow must not hold up Ctrl-C.
-  while (WaitForInput(file) && (got = read(file, buffer.data(), buffer.size())) > 0) {
+  while (WaitForInput(file) && text.size() <= kMostBytes &&
+         (got = read(file, buffer.data(), buffer.size())) > 0) {
     text.append(buffer, 0, static_cast<size_t>(got));
   }
   const int read_error = got < 0 ? errno : 0;
   if (!standard_input) close(file);
   if (Interrupted()) return InterruptedStatus();
-  if (read_error != 0) {
-    return InvalidArgument("{}: cannot be read: {}", standard_input ? "standard input" : path,
-                           std::strerror(read_error));
-  }
+  const std::string source = standard_input ? "standard input" : path;
+  if (read_error != 0) return InvalidArgument("{}: cannot be read: {}", source, std::strerror(read_error));
+  if (text.size() > kMostBytes) return InvalidArgument("{}: is longer than 1 GiB; give a shorter text", source);
   return text;
 }
 
 Result<std::string> ReadTextFile(const std::string& path) {
   Result<std::string> text = ReadFile(path);
-  if (text.ok()) THERMOE_RETURN_IF_ERROR(CheckUtf8(*text, path == "-" ? "standard input" : path));
+  if (!text.ok()) return text;
+  THERMOE_RETURN_IF_ERROR(CheckUtf8(*text, path == "-" ? "standard input" : path));
+  if (text->starts_with("\xef\xbb\xbf")) text->erase(0, 3);
   return text;
 }
 

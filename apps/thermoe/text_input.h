@@ -8,9 +8,10 @@
 
 namespace thermoe {
 
-// The bytes of `path` ("-": standard input). Errors: kNotFound, kInvalidArgument (a folder, unreadable).
+// The bytes of `path` ("-": standard input). Errors: kNotFound, kInvalidArgument (a folder, unreadable, longer than
+// 1 GiB).
 Result<std::string> ReadFile(const std::string& path);
-// ReadFile, then CheckUtf8.
+// ReadFile, then CheckUtf8. A byte-order mark at the start, which some editors write, is left out.
 Result<std::string> ReadTextFile(const std::string& path);
 
 // kInvalidArgument names `source`, the offset and the byte.

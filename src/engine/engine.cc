@@ -29,15 +29,21 @@ KvShape KvShapeOf(const ModelConfig& config) { return {config.layers, config.kv_
 // One block more than the context for each sequence: a fork that writes into a shared block copies it first.
 int64_t KvPositions(int64_t context, int64_t sequences) { return sequences * ((context + kKvBlock - 1) / kKvBlock + 1) * kKvBlock; }
 
-Status CheckMemory(const ModelConfig& config, int context, int sequences) {
-  const int64_t bytes = KvCache::BytesFor(KvShapeOf(config), KvPositions(context, sequences));
+// Rows of the largest step: a chunk of prompts beside one token of every sequence.
+int32_t MaxRows(const EngineOptions& options) { return options.prefill_chunk + options.max_sequences; }
+
+Status CheckMemory(const ModelConfig& config, int context, const EngineOptions& options) {
+  const int sequences = options.max_sequences;
+  const int64_t kv_bytes = KvCache::BytesFor(KvShapeOf(config), KvPositions(context, sequences));
+  const int64_t step_bytes = Workspace::BytesFor(config, MaxRows(options));
   const int64_t available = AvailableBytes();
-  if (available < 0 || bytes <= available) return Status::Ok();
+  if (available < 0 || kv_bytes + step_bytes <= available) return Status::Ok();
   const int64_t per_token = KvCache::BytesFor(KvShapeOf(config), kKvBlock) / kKvBlock;
-  const int64_t fits = available / per_token / sequences - 2 * kKvBlock;
-  return ResourceExhausted("the KV cache of {} sequences of {} tokens needs {} MiB but {} MiB of memory are free; {}", sequences, context,
-                           bytes >> 20, available >> 20,
-                           fits > 0 ? fmt::format("a context (--ctx) of {} tokens fits", fits) : "free some, or run fewer sequences");
+  const int64_t fits = (available - step_bytes) / per_token / sequences - 2 * kKvBlock;
+  return ResourceExhausted(
+      "the KV cache of {} sequences of {} tokens needs {} MiB and a step {} MiB but {} MiB of memory are free; {}",
+      sequences, context, kv_bytes >> 20, step_bytes >> 20, available >> 20,
+      fits > 0 ? fmt::format("a context (--ctx) of {} tokens fits", fits) : "free some, or run fewer sequences");
 }
 
 Status CheckOptions(const EngineOptions& options, const ModelConfig& config) {
@@ -71,7 +77,7 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> mode
   const ModelConfig& config = model->impl().config();
   THERMOE_RETURN_IF_ERROR(CheckOptions(options, config));
   const int context = options.context > 0 ? options.context : config.context;
-  THERMOE_RETURN_IF_ERROR(CheckMemory(config, context, options.max_sequences));
+  THERMOE_RETURN_IF_ERROR(CheckMemory(config, context, options));
   auto threads = std::make_unique<ThreadPool>(options.threads);
   Result<std::unique_ptr<kernels::Ops>> ops = kernels::MakeOps(options.backend, options.isa, threads.get());
   if (!ops.ok()) return ops.status();
@@ -92,10 +98,10 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& 
       threads_(std::move(threads)),
       ops_(std::move(ops)),
       cache_(std::move(cache)),
-      workspace_(config_, options.prefill_chunk + options.max_sequences),
+      workspace_(config_, MaxRows(options)),
       sampler_(config_.vocab) {
   record_.layers.resize(static_cast<size_t>(config_.layers));
-  batch_.rows.reserve(static_cast<size_t>(options.prefill_chunk + options.max_sequences));
+  batch_.rows.reserve(static_cast<size_t>(MaxRows(options)));
   row_owner_.reserve(batch_.rows.capacity());
 }
 
@@ -112,7 +118,7 @@ Status EngineImpl::SetSteering(std::shared_ptr<const Steering> steering) {
   return Status::Ok();
 }
 
-Result<RequestId> EngineImpl::Submit(Request request) {
+Result<RequestId> EngineImpl::Submit(Request request) try {
   Session* session = nullptr;
   if (request.session != kNoSession) {
     session = FindSession(request.session);
@@ -128,9 +134,11 @@ Result<RequestId> EngineImpl::Submit(Request request) {
   active->random = Random(request.sampling.seed);
   active->request = std::move(request);
   active->session = session;
-  if (session != nullptr) session->busy = true;
   queue_.push_back(std::move(active));
+  if (session != nullptr) session->busy = true;
   return queue_.back()->id;
+} catch (const std::bad_alloc&) {
+  return ResourceExhausted("memory ran out while a request was queued; take finished results or free some memory");
 }
 
 Status EngineImpl::CheckRequest(const Request& request, const Session* session) const {

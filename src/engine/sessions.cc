@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <new>
 
 #include "base/errors.h"
 #include "engine/engine_impl.h"
@@ -37,7 +38,7 @@ void EngineImpl::DropSession(Session* session) {
   sessions_.erase(session->id);
 }
 
-Result<SessionId> EngineImpl::OpenSession() {
+Result<SessionId> EngineImpl::OpenSession() try {
   // One place stays free for requests without a session that wait or run, or they could wait for ever.
   const auto is_temporary = [](const auto& active) { return active->session == nullptr || active->session->temporary; };
   const bool needed = std::any_of(queue_.begin(), queue_.end(), is_temporary);
@@ -45,9 +46,11 @@ Result<SessionId> EngineImpl::OpenSession() {
     return ResourceExhausted("all {} sequences are in use; close a session or raise max_sequences", options_.max_sequences);
   }
   return NewSession(false)->id;
+} catch (const std::bad_alloc&) {
+  return ResourceExhausted("memory ran out while a session was opened; close one or free some memory");
 }
 
-Result<SessionId> EngineImpl::ForkSession(SessionId id) {
+Result<SessionId> EngineImpl::ForkSession(SessionId id) try {
   const Result<Session*> parent = IdleSession(id);
   if (!parent.ok()) return parent.status();
   const Result<SessionId> fork = OpenSession();
@@ -56,6 +59,8 @@ Result<SessionId> EngineImpl::ForkSession(SessionId id) {
   child->tokens.assign((*parent)->tokens.begin(), (*parent)->tokens.end());
   child->kv = cache_->Fork((*parent)->kv);
   return fork;
+} catch (const std::bad_alloc&) {
+  return ResourceExhausted("memory ran out while a session was forked; close one or free some memory");
 }
 
 Status EngineImpl::TruncateSession(SessionId id, int tokens) {

@@ -2,6 +2,7 @@
 // One step on one page: admit, schedule rows, forward (the sink takes logits as they come), commit, retire.
 #include <algorithm>
 #include <cmath>
+#include <new>
 
 #include "base/errors.h"
 #include "engine/engine_impl.h"
@@ -33,7 +34,7 @@ bool WantsLogits(const ActiveRequest& active, size_t position) {
 
 }  // namespace
 
-Result<bool> EngineImpl::Step(std::vector<Event>* events) {
+Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   Admit();
   if (running_.empty()) return false;
   events_ = events;
@@ -51,6 +52,9 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) {
                    model_->info().path);
   }
   return true;
+} catch (const std::bad_alloc&) {
+  events_ = nullptr;
+  return ResourceExhausted("memory ran out in a step; make the engine again with fewer sequences or a smaller context");
 }
 
 // Queued requests start while there is room, in order; one that waits for room holds up those behind it, so none starves.

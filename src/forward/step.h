@@ -26,6 +26,7 @@ inline constexpr int kLogitTile = 32;
 class Workspace {
  public:
   Workspace(const ModelConfig& config, int32_t max_rows);
+  static int64_t BytesFor(const ModelConfig& config, int32_t max_rows);
 
   // A view of the first `rows` rows of a buffer.
   static MutRows View(std::vector<float>& buffer, int64_t rows, int64_t cols) { return {buffer.data(), rows, cols}; }
@@ -49,6 +50,12 @@ class Workspace {
   std::vector<float> shared_gate, shared_up, shared_scale;  // [T, shared width] twice, [T, 1]
   std::vector<float> logit_rows, logits;  // [kLogitTile, D], [kLogitTile, V]
   kernels::Selection selection;
+
+ private:
+  Workspace() = default;
+  // Calls visit(buffer, elements) for every buffer above.
+  template <typename Visitor>
+  static void VisitBuffers(Workspace& ws, const ModelConfig& config, int32_t max_rows, const Visitor& visit);
 };
 
 // Receives logits row by row while the step runs.

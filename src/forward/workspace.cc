@@ -4,45 +4,55 @@
 #include "forward/step.h"
 
 namespace thermoe {
-namespace {
 
-size_t Size(int64_t rows, int64_t cols) { return static_cast<size_t>(rows * cols); }
-
-}  // namespace
-
-Workspace::Workspace(const ModelConfig& config, int32_t max_rows) {
+template <typename Visitor>
+void Workspace::VisitBuffers(Workspace& ws, const ModelConfig& config, int32_t max_rows, const Visitor& visit) {
   const int64_t rows = max_rows, slots = rows * config.slots;
   const int64_t half = config.attention.rope_dim / 2;
-  ids.resize(Size(rows, 1));
-  kv_rows.resize(Size(rows, 1));
-  kinds.resize(Size(rows, 1));
-  inverse_frequency.resize(Size(half, 1));
-  for (int64_t i = 0; i < half; ++i) {
-    inverse_frequency[Size(i, 1)] = static_cast<float>(
-        1.0 / std::pow(static_cast<double>(config.attention.rope_theta), 2.0 * static_cast<double>(i) / config.attention.rope_dim));
+  visit(ws.ids, rows);
+  visit(ws.kv_rows, rows);
+  visit(ws.kinds, rows);
+  visit(ws.inverse_frequency, half);
+  visit(ws.cosines, rows * half);
+  visit(ws.sines, rows * half);
+  visit(ws.x, rows * config.hidden);
+  visit(ws.h, rows * config.hidden);
+  visit(ws.q, rows * config.heads * config.head_dim);
+  visit(ws.attended, rows * config.heads * config.head_dim);
+  visit(ws.k, rows * config.kv_heads * config.head_dim);
+  visit(ws.v, rows * config.kv_heads * config.head_dim);
+  visit(ws.gate_logits, rows * config.experts);
+  visit(ws.scores, rows * config.experts);
+  visit(ws.slot_expert, slots);
+  visit(ws.slot_weight, slots);
+  visit(ws.slot_planes, slots);
+  visit(ws.slot_order, slots);
+  visit(ws.jobs, int64_t{2} * config.experts);
+  visit(ws.inner, slots * config.expert_width);
+  visit(ws.slot_out, slots * config.hidden);
+  visit(ws.shared_gate, rows * config.shared_width);
+  visit(ws.shared_up, rows * config.shared_width);
+  visit(ws.shared_scale, config.shared_gate ? rows : 0);
+  visit(ws.logit_rows, int64_t{kLogitTile} * config.hidden);
+  visit(ws.logits, int64_t{kLogitTile} * config.vocab);
+}
+
+Workspace::Workspace(const ModelConfig& config, int32_t max_rows) {
+  VisitBuffers(*this, config, max_rows,
+               [](auto& buffer, int64_t elements) { buffer.resize(static_cast<size_t>(elements)); });
+  for (size_t i = 0; i < inverse_frequency.size(); ++i) {
+    const double turn = 2.0 * static_cast<double>(i) / config.attention.rope_dim;
+    inverse_frequency[i] = static_cast<float>(1.0 / std::pow(static_cast<double>(config.attention.rope_theta), turn));
   }
-  cosines.resize(Size(rows, half));
-  sines.resize(Size(rows, half));
-  x.resize(Size(rows, config.hidden));
-  h.resize(Size(rows, config.hidden));
-  q.resize(Size(rows, int64_t{config.heads} * config.head_dim));
-  attended.resize(q.size());
-  k.resize(Size(rows, int64_t{config.kv_heads} * config.head_dim));
-  v.resize(k.size());
-  gate_logits.resize(Size(rows, config.experts));
-  scores.resize(Size(rows, config.experts));
-  slot_expert.resize(Size(slots, 1));
-  slot_weight.resize(Size(slots, 1));
-  slot_planes.resize(Size(slots, 1));
-  slot_order.resize(Size(slots, 1));
-  jobs.resize(Size(2, config.experts));
-  inner.resize(Size(slots, config.expert_width));
-  slot_out.resize(Size(slots, config.hidden));
-  shared_gate.resize(Size(rows, config.shared_width));
-  shared_up.resize(Size(rows, config.shared_width));
-  shared_scale.resize(config.shared_gate ? Size(rows, 1) : 0);
-  logit_rows.resize(Size(kLogitTile, config.hidden));
-  logits.resize(Size(kLogitTile, config.vocab));
+}
+
+int64_t Workspace::BytesFor(const ModelConfig& config, int32_t max_rows) {
+  Workspace none;
+  int64_t bytes = 0;
+  VisitBuffers(none, config, max_rows, [&](const auto& buffer, int64_t elements) {
+    bytes += elements * static_cast<int64_t>(sizeof(buffer[0]));
+  });
+  return bytes;
 }
 
 }  // namespace thermoe

@@ -50,7 +50,7 @@ void ReadCommonGguf(GgufFields& fields, const TensorSource& tensors, ModelConfig
 // Early files give the scaling's kind as "type".
 void RefuseHfRopeScaling(HfFields& fields) {
   for (const char* field : {"rope_scaling", "rope_parameters"}) {
-    HfFields rope(fields.path(), fields.Value(field));
+    HfFields rope = fields.Object(field);
     const std::string type = rope.TextOr({"rope_type", "type"}, "default");
     fields.Refuse(rope.status());
     if (type != "default") fields.Refuse(UnsupportedRope(fields.path(), type));
@@ -73,7 +73,7 @@ void RefuseHfOptions(HfFields& fields, const ModelConfig& config) {
     fields.Refuse(
         Unsupported("{}: attention_bias is not supported by architecture {}", fields.path(), config.architecture));
   }
-  for (const nlohmann::json& type : fields.Value("layer_types")) {
+  for (const nlohmann::json& type : fields.Array("layer_types")) {
     if (type != "full_attention") {
       fields.Refuse(Unsupported("{}: layers of type {} are not supported by architecture {}", fields.path(),
                                 type.dump(), config.architecture));
@@ -97,7 +97,7 @@ void ReadCommonHf(HfFields& fields, ModelConfig* config) {
   config->tied_embeddings = fields.BoolOr({"tie_word_embeddings"}, false);
   config->attention.rope = RopeKind::kHalves;
   config->attention.rope_theta = HfRopeTheta(fields, 10000.0f);
-  HfFields rope(fields.path(), fields.Value("rope_parameters"));
+  HfFields rope = fields.Object("rope_parameters");
   const float turning_frac = rope.FloatOr({"partial_rotary_factor"}, fields.FloatOr({"partial_rotary_factor"}, 1.0f));
   fields.Refuse(rope.status());
   config->attention.rope_dim =
@@ -168,9 +168,9 @@ Result<ArchitectureConfig> ReadGgufConfig(const GgufFile& file, const TensorSour
 Result<ArchitectureConfig> ReadHfConfig(const std::string& path, const nlohmann::json& config_json) {
   HfFields fields(path, config_json);
   const std::string model_type = fields.TextOr({"model_type"}, "");
-  const nlohmann::json& classes = fields.Value("architectures");
+  const nlohmann::json& classes = fields.Array("architectures");
   const std::string hf_class =
-      classes.is_array() && !classes.empty() && classes[0].is_string() ? classes[0].get<std::string>() : "";
+      !classes.empty() && classes[0].is_string() ? classes[0].get<std::string>() : "";
   for (const Architecture* architecture : kArchitectures) {
     if (model_type != architecture->hf_model_type && !(model_type.empty() && hf_class == architecture->hf_class)) {
       continue;
@@ -195,14 +195,14 @@ void RefuseSlidingWindow(FieldErrors& errors, const std::string& path, int32_t w
 }
 
 float HfRopeTheta(HfFields& fields, float fallback) {
-  HfFields rope(fields.path(), fields.Value("rope_parameters"));
+  HfFields rope = fields.Object("rope_parameters");
   const float theta = rope.FloatOr({"rope_theta"}, fields.FloatOr({"rope_theta"}, fallback));
   fields.Refuse(rope.status());
   return theta;
 }
 
 void RefuseHfDenseLayers(HfFields& fields) {
-  if (fields.IntOr({"decoder_sparse_step"}, 1) != 1 || !fields.Value("mlp_only_layers").empty()) {
+  if (fields.IntOr({"decoder_sparse_step"}, 1) != 1 || !fields.Array("mlp_only_layers").empty()) {
     fields.Refuse(Unsupported(
         "{}: some layers are dense (decoder_sparse_step, mlp_only_layers), which is not supported", fields.path()));
   }

@@ -205,10 +205,20 @@ std::string HfFields::TextOr(Names names, std::string_view fallback) {
   return value->get<std::string>();
 }
 
-const nlohmann::json& HfFields::Value(const char* name) const {
-  static const nlohmann::json kAbsent;
+const nlohmann::json& HfFields::Array(const char* name) {
+  static const nlohmann::json kEmpty = nlohmann::json::array();
   const nlohmann::json* found = Find({name});
-  return found == nullptr ? kAbsent : *found;
+  if (found == nullptr) return kEmpty;
+  if (!found->is_array()) RefuseType({name}, "a list");
+  return found->is_array() ? *found : kEmpty;
+}
+
+HfFields HfFields::Object(const char* name) {
+  static const nlohmann::json kEmpty = nlohmann::json::object();
+  const nlohmann::json* found = Find({name});
+  if (found == nullptr) return {path_, kEmpty};
+  if (!found->is_object()) RefuseType({name}, "an object");
+  return {path_, found->is_object() ? *found : kEmpty};
 }
 
 }  // namespace thermoe

@@ -73,8 +73,10 @@ class HfFields : public FieldErrors {
   float FloatOr(Names names, float fallback);
   bool BoolOr(Names names, bool fallback);
   std::string TextOr(Names names, std::string_view fallback);
-  // The object or array called `name`; a null JSON value when absent.
-  const nlohmann::json& Value(const char* name) const;
+  // The array called `name`; an empty one when absent.
+  const nlohmann::json& Array(const char* name);
+  // The object called `name`; an empty one when absent. Its errors are its own: Refuse(object.status()) takes them over.
+  HfFields Object(const char* name);
 
  private:
   const nlohmann::json* Find(Names names) const;

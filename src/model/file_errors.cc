@@ -16,8 +16,9 @@ std::string Grouped(uint64_t number) {
 std::string ShapeText(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
 Status HeaderTooShort(const std::string& path, uint64_t at, uint64_t file_bytes) {
-  return Corrupt("{}: its header goes on past byte {} but the file has {}; download it again", path, Grouped(at),
-                 Grouped(file_bytes));
+  return Corrupt("{}: is cut off or damaged: its header needs more after byte {} than the file of {} bytes has; download it "
+                 "again",
+                 path, Grouped(at), Grouped(file_bytes));
 }
 
 Status TensorPastEnd(const std::string& path, std::string_view tensor, uint64_t end, uint64_t file_bytes) {

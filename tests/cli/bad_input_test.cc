@@ -43,6 +43,7 @@ TEST_F(BadInputTest, NumbersOutOfRangeNameTheFlag) {
     const std::string name = std::string(flag) == "-n" ? "--tokens" : flag;
     ExpectRefused({"run", "-p", "x", flag, value}, {name, std::string("'") + value + "'"});
   }
+  ExpectRefused({"run", "-p", "x", "-n", "1e30"}, {"at most 2,147,483,647"});
   ExpectRefused({"bench", "--prefill", "16,x"}, {"--prefill", "'x'"});
   ExpectRefused({"run", "-p", "x", "--experts", "tiny"}, {"--experts", "native, nested"});
 }
@@ -173,8 +174,15 @@ TEST_F(BadInputTest, ErrorsAreJsonWithJson) {
 
 TEST_F(BadInputTest, FullDiskIsAnError) {
   if (!std::filesystem::exists("/dev/full")) GTEST_SKIP();
-  const std::string command = std::string(THERMOE_APP) + " --help > /dev/full 2>&1";
-  EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 1);
+  for (const std::string& arguments :
+       {std::string("--help"), "inspect " + TinyModel(), "run " + TinyModel() + " -p x -n 400 --ignore-end",
+        "run " + TinyModel() + " -p x -n 4 --json"}) {
+    const std::string command = std::string(THERMOE_APP) + " " + arguments + " > /dev/full 2> " + Path("err");
+    EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 1) << arguments;
+    const std::string err = ReadAll(Path("err"));
+    EXPECT_THAT(err, HasSubstr("cannot write to standard output: No space left on device")) << arguments;
+    EXPECT_EQ(err.find("generated"), std::string::npos) << "no report after a failed write: " << err;
+  }
 }
 
 }  // namespace

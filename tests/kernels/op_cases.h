@@ -149,6 +149,21 @@ inline OpCase AddCase(Random& random, int64_t rows, int64_t n, bool gated) {
   return c;
 }
 
+inline OpCase ClampCase(Random& random, int64_t rows, int64_t n, float limit) {
+  OpCase c;
+  c.name = "Clamp " + Shape({rows, n}) + " to " + std::to_string(limit);
+  const std::vector<float> x = RandomFloats(random, rows * n, 2);
+  c.inputs = {{"x", x}};
+  for (const float value : x) c.want.push_back(std::min(std::max<double>(value, -limit), static_cast<double>(limit)));
+  c.bound.assign(c.want.size(), 0.0);  // exact
+  c.run = [=](const Ops& ops) {
+    std::vector<float> out = x;
+    ops.Clamp({out.data(), rows, n}, limit);
+    return out;
+  };
+  return c;
+}
+
 inline OpCase EmbedCase(Random& random, DType type, int64_t vocab, int64_t cols, int64_t tokens) {
   OpCase c;
   c.name = "Embed " + std::string(TraitsOf(type).name) + " " + Shape({tokens, vocab, cols});

@@ -102,6 +102,23 @@ TEST(OpTable, Add) {
   RunTable(cases);
 }
 
+TEST(OpTable, Clamp) {
+  Random random(10);
+  std::vector<OpCase> cases;
+  for (const float limit : {0.5f, 2.0f, 100.0f}) {
+    for (const int64_t n : {1, 7, 16, 33, 1000})
+      cases.push_back(ClampCase(random, 1 + static_cast<int64_t>(random.Below(9)), n, limit));
+  }
+  RunTable(cases);
+  // What is not a number must reach the check of the logits, not become a limit.
+  for (const Implementation& implementation : AllImplementations()) {
+    float x[] = {kPoison, 3.0f};
+    implementation.ops->Clamp({x, 1, 2}, 1.0f);
+    EXPECT_TRUE(std::isnan(x[0])) << implementation.name;
+    EXPECT_EQ(x[1], 1.0f) << implementation.name;
+  }
+}
+
 TEST(OpTable, Embed) {
   Random random(6);
   std::vector<OpCase> cases;

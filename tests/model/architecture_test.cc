@@ -47,6 +47,18 @@ TEST(Architecture, ClassNameStandsInForAMissingModelType) {
   EXPECT_EQ(Read(json).architecture, "olmoe");
 }
 
+TEST(Architecture, FieldsOfTheWrongKindAreRefused) {
+  const Json qwen3 = Fixture("qwen3moe");
+  for (const Json& wrong : {Json("yarn"), Json(3), Json::array({1})}) {
+    ExpectRefused(With(qwen3, "rope_scaling", wrong), StatusCode::kCorrupt, {"rope_scaling is not an object"});
+    ExpectRefused(With(qwen3, "rope_parameters", wrong), StatusCode::kCorrupt, {"rope_parameters is not an object"});
+  }
+  for (const Json& wrong : {Json("none"), Json(0), Json::object({{"a", 1}})}) {
+    ExpectRefused(With(qwen3, "mlp_only_layers", wrong), StatusCode::kCorrupt, {"mlp_only_layers is not a list"});
+    ExpectRefused(With(qwen3, "layer_types", wrong), StatusCode::kCorrupt, {"layer_types is not a list"});
+  }
+}
+
 TEST(Architecture, StageOptions) {
   const ModelConfig qwen3 = Read(Fixture("qwen3moe"));
   EXPECT_EQ(qwen3.attention.qk_norm, QkNorm::kPerHead);
