@@ -45,7 +45,8 @@ struct SynthFlags {
   bool json = false;
 };
 
-constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0};
+constexpr DType kTypes[] = {DType::kF32,  DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0,  DType::kQ5_0,
+                            DType::kQ5_1, DType::kQ4K, DType::kQ5K,  DType::kQ6K,  DType::kIQ4NL, DType::kMXFP4};
 
 Status CheckOutput(const SynthFlags& flags) {
   std::error_code error;

@@ -15,15 +15,26 @@ enum class DType : uint8_t {
   kBF16,
   kQ8_0,     // 32 signed bytes and a binary16 scale: d * c
   kQ4_0,     // 32 nibbles and a binary16 scale: d * (n - 8)
+  kQ5_0,     // 32 codes of 5 bits and a binary16 scale: d * (c - 16)
+  kQ5_1,     // 32 codes of 5 bits, a binary16 scale and minimum: d * c + m
+  kQ4K,      // 256 nibbles; each 32 have a scale and a minimum of 6 bits: (d * s) * n - (dmin * m)
+  kQ5K,      // the same with codes of 5 bits
+  kQ6K,      // 256 codes of 6 bits; each 16 have a signed 8-bit scale: (d * s) * (c - 32)
+  kIQ4NL,    // 32 nibbles that index a table of 16 bytes, and a binary16 scale
+  kMXFP4,    // 32 floats of 4 bits (E2M1) and a scale that is a power of two (E8M0)
   kNested8,  // in memory only: Q8_0's codes as a hi plane (NestedHi) and a lo plane (NestedLo)
-  // In memory only: the same values with 16 rows interleaved, for integer kernels (interleave.h). Rows come in 16s.
-  kQ8_0x16,
-  kQ4_0x16,
-  kNested8x16,
+};
+inline constexpr int kDTypes = 13;
+
+// How the rows of a matrix lie in memory.
+enum class Layout : uint8_t {
+  kRows,         // one after the other, as files have them
+  kInterleaved,  // in memory only: 16 rows together, for the integer kernels (interleave.h)
 };
 
-inline constexpr int kQuantBlock = 32;  // weights per block of every quantised type here
+inline constexpr int kQuantBlock = 32;  // weights per scale, or per pair of scales, of every quantised type here
 
+// Kernels and tests look into Q8_0 and Q4_0; the other blocks are in quant_blocks.h.
 struct BlockQ8_0 {
   uint16_t d;       // binary16 scale
   int8_t codes[32];
@@ -52,15 +63,13 @@ struct DTypeTraits {
   std::string_view name;  // "q8_0"
   int block_elements;     // 1 for plain floats
   int block_bytes;        // kNested8: of the hi plane
+  int bits;               // of one weight, its share of the scales left out
 };
 const DTypeTraits& TraitsOf(DType type);
 
-inline bool IsNested(DType type) { return type == DType::kNested8 || type == DType::kNested8x16; }
-inline bool IsInterleaved(DType type) { return type >= DType::kQ8_0x16; }
-
-// Bytes of a row of `cols` weights; cols must be a multiple of block_elements. Nested types: the hi plane's.
-// Interleaved types: a 16th of 16 rows.
-int64_t RowBytes(DType type, int64_t cols);
+// Bytes of a row of `cols` weights; cols must be a multiple of block_elements. kNested8: the hi plane's.
+// kInterleaved: a 16th of 16 rows.
+int64_t RowBytes(DType type, int64_t cols, Layout layout = Layout::kRows);
 inline int64_t NestedLoRowBytes(int64_t cols) { return cols / kQuantBlock * static_cast<int64_t>(sizeof(NestedLo)); }
 
 // Which planes of a nested matrix are read. Other types are always read whole.
@@ -71,24 +80,26 @@ struct WeightMatrix {
   DType type = DType::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
-  const std::byte* data = nullptr;  // rows * RowBytes(type, cols) bytes; nested types: the hi plane
-  const std::byte* lo = nullptr;    // nested types: rows * NestedLoRowBytes(cols) bytes; else null
+  const std::byte* data = nullptr;  // rows * RowBytes(type, cols, layout) bytes; kNested8: the hi plane
+  const std::byte* lo = nullptr;    // kNested8: rows * NestedLoRowBytes(cols) bytes; else null
+  Layout layout = Layout::kRows;
 
   bool empty() const { return data == nullptr; }
-  // Of interleaved types only rows that begin a group of 16 have an address of their own.
-  const std::byte* row(int64_t r) const { return data + r * RowBytes(type, cols); }
+  bool interleaved() const { return layout == Layout::kInterleaved; }
+  int64_t row_bytes() const { return RowBytes(type, cols, layout); }
+  // Interleaved: only rows that begin a group of 16 have an address of their own.
+  const std::byte* row(int64_t r) const { return data + r * row_bytes(); }
   const std::byte* lo_row(int64_t r) const { return lo + r * NestedLoRowBytes(cols); }
   // Bytes a full pass reads with these planes.
   int64_t bytes(Planes planes = Planes::kBoth) const {
-    return rows * (RowBytes(type, cols) + (IsNested(type) && planes == Planes::kBoth ? NestedLoRowBytes(cols) : 0));
+    return rows * (row_bytes() + (type == DType::kNested8 && planes == Planes::kBoth ? NestedLoRowBytes(cols) : 0));
   }
 };
 
 // The definition of each format: weights of one row as floats. out: [matrix.cols].
 void DecodeRow(const WeightMatrix& matrix, int64_t row, Planes planes, float* out);
 
-// Encodes `cols` floats into a row of `type` (kF32, kF16, kBF16, kQ8_0, kQ4_0), rounding as ggml's reference
-// quantisers do: Q8_0 d = absmax / 127; Q4_0 d = (the value of largest magnitude) / -8.
+// Encodes `cols` floats into a row of any type but kNested8: quant_blocks.h says how.
 void EncodeRow(DType type, const float* values, int64_t cols, std::byte* out);
 
 // Splits Q8_0 blocks into planes. hi, lo: [blocks].

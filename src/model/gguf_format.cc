@@ -20,7 +20,8 @@ constexpr std::pair<uint32_t, std::string_view> kGgmlTypes[] = {
 };
 
 constexpr std::pair<uint32_t, DType> kReadable[] = {
-    {0, DType::kF32}, {1, DType::kF16}, {2, DType::kQ4_0}, {8, DType::kQ8_0}, {30, DType::kBF16},
+    {0, DType::kF32},   {1, DType::kF16},   {2, DType::kQ4_0},  {6, DType::kQ5_0},    {7, DType::kQ5_1},  {8, DType::kQ8_0},
+    {12, DType::kQ4K}, {13, DType::kQ5K}, {14, DType::kQ6K}, {20, DType::kIQ4NL}, {30, DType::kBF16}, {39, DType::kMXFP4},
 };
 
 }  // namespace

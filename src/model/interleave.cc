@@ -5,90 +5,192 @@
 
 #include "base/check.h"
 #include "base/float16.h"
+#include "model/quant_blocks.h"
 
 namespace thermoe {
 namespace {
 
-// The place of column j of a block in a nibble-packed group block [4][16][4], and whether it is the high half.
-inline int64_t NibbleAt(int lane, int j) { return (j % 16 / 4) * 64 + lane * 4 + j % 4; }
+constexpr int64_t kSuper = 256;  // columns of a K block
 
-void CopyScale(const std::byte* block, int64_t b, int lane, std::byte* group) { std::memcpy(group + (b * kInterleave + lane) * 2, block, 2); }
+bool IsK(DType type) { return TraitsOf(type).block_elements == kSuper; }
+
+uint32_t Load4(const std::byte* from) {
+  uint32_t four;
+  std::memcpy(&four, from, 4);
+  return four;
+}
+void Store4(uint32_t four, std::byte* to) { std::memcpy(to, &four, 4); }
+float LoadHalf(const std::byte* from) {
+  uint16_t h;
+  std::memcpy(&h, from, 2);
+  return HalfToFloat(h);
+}
+
+// The place of the byte with column j of a block's 32 in [4][16][4].
+int64_t NibbleAt(int lane, int j) { return (j % 16 / 4) * 64 + lane * 4 + j % 4; }
+// The place of its bit in [4][2][16][4] bits.
+int64_t BitAt(int lane, int j) { return (j % 16 / 4) * 128 + j / 16 * 64 + lane * 4 + j % 4; }
+
+// The scales of the b-th 32 columns, from the block that holds them.
+void StoreScales(DType type, const std::byte* block, int64_t b, int lane, std::byte* to) {
+  switch (type) {
+    case DType::kQ5_1: std::memcpy(to + 32 + 2 * lane, block + offsetof(BlockQ5_1, m), 2); break;
+    case DType::kMXFP4: to[lane] = block[0]; return;
+    case DType::kQ4K:
+    case DType::kQ5K: {
+      uint8_t packed[12];
+      std::memcpy(packed, block + offsetof(BlockQ4K, scales), sizeof(packed));
+      const KScale k = UnpackKScale(packed, static_cast<int>(b % 8));
+      to[lane] = static_cast<std::byte>(k.scale);
+      to[16 + lane] = static_cast<std::byte>(k.min);
+      return;
+    }
+    case DType::kQ6K:
+      to[lane] = block[static_cast<int64_t>(offsetof(BlockQ6K, scales)) + b % 8 * 2];
+      to[16 + lane] = block[static_cast<int64_t>(offsetof(BlockQ6K, scales)) + b % 8 * 2 + 1];
+      return;
+    default: break;
+  }
+  std::memcpy(to + 2 * lane, block, 2);
+}
+
+void StoreCodes(DType type, const std::byte* block, int64_t b, int lane, std::byte* to) {
+  uint8_t codes[32];
+  UnpackCodes(type, block, static_cast<int>(b % (TraitsOf(type).block_elements / 32)), codes);
+  for (int j = 0; j < 16; ++j) {
+    to[NibbleAt(lane, j)] = static_cast<std::byte>((codes[j] & 15) | (codes[j + 16] & 15) << 4);
+  }
+  for (int plane = 0; plane < TraitsOf(type).bits - 4; ++plane) {
+    std::byte* bits = to + 256 + plane * 64;
+    for (int j = 0; j < 32; ++j) {
+      const int64_t at = BitAt(lane, j);
+      bits[at / 8] |= static_cast<std::byte>((codes[j] >> (4 + plane) & 1) << (at % 8));
+    }
+  }
+}
 
 }  // namespace
 
-void InterleaveGroup(DType from, const std::byte* rows, int64_t row_bytes, int64_t cols, std::byte* group) {
-  THERMOE_CHECK(from == DType::kQ8_0 || from == DType::kQ4_0);
-  std::byte* codes = group + InterleavedScaleBytes(cols);
-  std::memset(group, 0, static_cast<size_t>(InterleavedScaleBytes(cols)));
-  const int64_t block_bytes = TraitsOf(from).block_bytes;
+GroupShape GroupShapeOf(DType type, int64_t cols) {
+  GroupShape shape;
+  shape.super_bytes = type == DType::kQ6K ? 32 : IsK(type) ? 64 : 0;
+  shape.scale_bytes = type == DType::kMXFP4 ? 16 : type == DType::kQ5_1 ? 64 : 32;
+  const int bits = TraitsOf(type).bits;
+  shape.code_bytes = type == DType::kQ8_0 ? 512 : type == DType::kNested8 ? 256 : 256 + (bits - 4) * 64;
+  const int64_t blocks = cols / kQuantBlock;
+  shape.scales_at = cols / kSuper * shape.super_bytes;
+  shape.codes_at = (shape.scales_at + blocks * shape.scale_bytes + 63) / 64 * 64;
+  shape.bytes = shape.codes_at + blocks * shape.code_bytes;
+  return shape;
+}
+
+int64_t InterleavedGroupBytes(DType type, int64_t cols) { return GroupShapeOf(type, cols).bytes; }
+
+bool CanInterleave(DType type, int64_t rows, int64_t cols) {
+  const int block = TraitsOf(type).block_elements;
+  return block > 1 && rows % kInterleave == 0 && cols % block == 0;
+}
+
+void InterleaveGroup(DType type, const std::byte* rows, int64_t row_bytes, int64_t cols, std::byte* group) {
+  THERMOE_CHECK(CanInterleave(type, kInterleave, cols) && type != DType::kNested8);
+  const GroupShape shape = GroupShapeOf(type, cols);
+  const DTypeTraits& traits = TraitsOf(type);
+  // Padding, and the bits that StoreCodes only sets.
+  std::memset(group, 0, static_cast<size_t>(traits.bits == 5 || traits.bits == 6 ? shape.bytes : shape.codes_at));
   for (int lane = 0; lane < kInterleave; ++lane) {
-    const std::byte* block = rows + lane * row_bytes;
-    for (int64_t b = 0; b < cols / kQuantBlock; ++b, block += block_bytes) {
-      CopyScale(block, b, lane, group);
-      if (from == DType::kQ8_0) {
-        std::byte* to = codes + b * 512 + lane * 4;
-        for (int q = 0; q < 8; ++q) {
-          uint32_t four;
-          std::memcpy(&four, block + 2 + 4 * q, 4);
-          four ^= 0x80808080u;  // two's complement + 128
-          std::memcpy(to + q * 64, &four, 4);
-        }
+    const std::byte* row = rows + lane * row_bytes;
+    for (int64_t s = 0; IsK(type) && s < cols / kSuper; ++s) {
+      const std::byte* block = row + s * traits.block_bytes;
+      std::byte* super = group + s * shape.super_bytes;
+      if (type == DType::kQ6K) {
+        std::memcpy(super + 2 * lane, block + offsetof(BlockQ6K, d), 2);
       } else {
-        std::byte* to = codes + b * 256 + lane * 4;  // file and group pair columns j and j + 16 alike
-        for (int q = 0; q < 4; ++q) std::memcpy(to + q * 64, block + 2 + 4 * q, 4);
+        std::memcpy(super + 2 * lane, block, 2);
+        std::memcpy(super + 32 + 2 * lane, block + offsetof(BlockQ4K, dmin), 2);
+      }
+    }
+    for (int64_t b = 0; b < cols / kQuantBlock; ++b) {
+      const std::byte* block = row + b * kQuantBlock / traits.block_elements * traits.block_bytes;
+      StoreScales(type, block, b, lane, group + shape.scales_at + b * shape.scale_bytes);
+      std::byte* codes = group + shape.codes_at + b * shape.code_bytes;
+      if (type == DType::kQ8_0) {
+        for (int q = 0; q < 8; ++q) Store4(Load4(block + 2 + 4 * q) ^ 0x80808080u, codes + q * 64 + lane * 4);
+      } else if (type == DType::kQ4_0 || type == DType::kIQ4NL) {  // file and group pair columns j and j + 16 alike
+        for (int q = 0; q < 4; ++q) Store4(Load4(block + 2 + 4 * q), codes + q * 64 + lane * 4);
+      } else {
+        StoreCodes(type, block, b, lane, codes);
       }
     }
   }
 }
 
 void InterleavePlanes(const std::byte* rows, int64_t row_bytes, int64_t cols, std::byte* hi, std::byte* lo) {
-  std::byte* codes = hi + InterleavedScaleBytes(cols);
-  std::memset(hi, 0, static_cast<size_t>(InterleavedScaleBytes(cols)));
+  const GroupShape shape = GroupShapeOf(DType::kNested8, cols);
+  std::byte* codes = hi + shape.codes_at;
+  std::memset(hi, 0, static_cast<size_t>(shape.codes_at));
   for (int lane = 0; lane < kInterleave; ++lane) {
     const std::byte* block = rows + lane * row_bytes;
     for (int64_t b = 0; b < cols / kQuantBlock; ++b, block += sizeof(BlockQ8_0)) {
-      CopyScale(block, b, lane, hi);
+      std::memcpy(hi + b * 32 + 2 * lane, block, 2);
       for (int q = 0; q < 4; ++q) {
-        uint32_t low, high;  // columns 4 q.. and 16 further on, as code + 128 = 16 * (hi + 8) + lo
-        std::memcpy(&low, block + 2 + 4 * q, 4);
-        std::memcpy(&high, block + 18 + 4 * q, 4);
-        low ^= 0x80808080u;
-        high ^= 0x80808080u;
-        const uint32_t hi_nibbles = ((low >> 4) & 0x0f0f0f0fu) | (high & 0xf0f0f0f0u);
-        const uint32_t lo_nibbles = (low & 0x0f0f0f0fu) | ((high << 4) & 0xf0f0f0f0u);
-        std::memcpy(codes + b * 256 + q * 64 + lane * 4, &hi_nibbles, 4);
-        std::memcpy(lo + b * 256 + q * 64 + lane * 4, &lo_nibbles, 4);
+        // Columns 4 q.. and 16 further on, as code + 128 = 16 * (hi + 8) + lo.
+        const uint32_t low = Load4(block + 2 + 4 * q) ^ 0x80808080u, high = Load4(block + 18 + 4 * q) ^ 0x80808080u;
+        Store4(((low >> 4) & 0x0f0f0f0fu) | (high & 0xf0f0f0f0u), codes + b * 256 + q * 64 + lane * 4);
+        Store4((low & 0x0f0f0f0fu) | ((high << 4) & 0xf0f0f0f0u), lo + b * 256 + q * 64 + lane * 4);
       }
     }
   }
 }
 
 void DecodeInterleavedRow(const WeightMatrix& matrix, int64_t row, Planes planes, float* out) {
+  const DType type = matrix.type;
   const int lane = static_cast<int>(row % kInterleave);
-  const std::byte* group = matrix.data + row / kInterleave * InterleavedGroupBytes(matrix.type, matrix.cols);
-  const std::byte* codes = group + InterleavedScaleBytes(matrix.cols);
-  const std::byte* lo = IsNested(matrix.type) && planes == Planes::kBoth
+  const GroupShape shape = GroupShapeOf(type, matrix.cols);
+  const std::byte* group = matrix.data + row / kInterleave * shape.bytes;
+  const std::byte* lo = type == DType::kNested8 && planes == Planes::kBoth
                             ? matrix.lo + row / kInterleave * kInterleave * NestedLoRowBytes(matrix.cols)
                             : nullptr;
-  const auto nibble = [&](const std::byte* from, int64_t b, int j) {
-    const int byte = static_cast<int>(from[b * 256 + NibbleAt(lane, j)]);
+  const auto nibble = [&](const std::byte* from, int j) {
+    const int byte = static_cast<int>(from[NibbleAt(lane, j)]);
     return j < 16 ? byte & 15 : byte >> 4;
   };
   for (int64_t b = 0; b < matrix.cols / kQuantBlock; ++b) {
-    uint16_t scale;
-    std::memcpy(&scale, group + (b * kInterleave + lane) * 2, 2);
-    const float d = HalfToFloat(scale);
+    const std::byte* codes = group + shape.codes_at + b * shape.code_bytes;
+    const std::byte* scales = group + shape.scales_at + b * shape.scale_bytes;
+    const std::byte* super = group + b / 8 * shape.super_bytes;
+    const auto byte = [&](int at) { return static_cast<uint8_t>(scales[at + lane]); };
     for (int j = 0; j < kQuantBlock; ++j) {
-      float code = 0;
-      if (matrix.type == DType::kQ8_0x16) {
-        code = static_cast<float>(static_cast<int>(codes[b * 512 + j / 4 * 64 + lane * 4 + j % 4]) - 128);
-      } else if (matrix.type == DType::kQ4_0x16) {
-        code = static_cast<float>(nibble(codes, b, j) - 8);
-      } else {
-        const int high = 16 * (nibble(codes, b, j) - 8);
-        code = lo != nullptr ? static_cast<float>(high + nibble(lo, b, j)) : static_cast<float>(high) + 7.5f;
+      int code = type == DType::kQ8_0 ? static_cast<int>(codes[j / 4 * 64 + lane * 4 + j % 4]) : nibble(codes, j);
+      for (int plane = 0; type != DType::kQ8_0 && type != DType::kNested8 && plane < TraitsOf(type).bits - 4; ++plane) {
+        const int64_t at = BitAt(lane, j);
+        code |= (static_cast<int>(codes[256 + plane * 64 + at / 8]) >> (at % 8) & 1) << (4 + plane);
       }
-      out[b * kQuantBlock + j] = d * code;
+      const auto f = static_cast<float>(code);
+      const float d = LoadHalf(scales + 2 * lane);
+      float value = 0;
+      switch (type) {
+        case DType::kQ8_0: value = d * (f - 128); break;
+        case DType::kQ4_0: value = d * (f - 8); break;
+        case DType::kQ5_0: value = d * (f - 16); break;
+        case DType::kQ5_1: value = d * f + LoadHalf(scales + 32 + 2 * lane); break;
+        case DType::kIQ4NL: value = d * static_cast<float>(kIQ4NLValues[code]); break;
+        case DType::kMXFP4: value = E8M0Half(byte(0)) * static_cast<float>(kMXFP4Values[code]); break;
+        case DType::kQ4K:
+        case DType::kQ5K:
+          value = LoadHalf(super + 2 * lane) * static_cast<float>(byte(0)) * f -
+                  LoadHalf(super + 32 + 2 * lane) * static_cast<float>(byte(16));
+          break;
+        case DType::kQ6K:
+          value = LoadHalf(super + 2 * lane) * static_cast<float>(static_cast<int8_t>(byte(j < 16 ? 0 : 16))) * (f - 32);
+          break;
+        case DType::kNested8: {
+          const float high = 16 * (f - 8);
+          value = d * (lo != nullptr ? high + static_cast<float>(nibble(lo + b * 256, j)) : high + 7.5f);
+          break;
+        }
+        default: THERMOE_CHECK(false);
+      }
+      out[b * kQuantBlock + j] = value;
     }
   }
 }

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Quantised matrices with 16 rows interleaved, the layout of the integer kernels: one vector load brings four
-// consecutive codes of 16 rows, so 16 dot products advance together, in decode and in prefill alike.
+// consecutive codes of 16 rows, so 16 dot products advance together, in decode and in prefill alike. It holds what the file
+// holds, bit for bit, in nearly as many bytes.
 //
-// A group is 16 rows. With B = cols / 32 blocks it holds, in this order:
-//   scales  [B][16] binary16, padded to 64 bytes
-//   codes   kQ8_0x16: [B][8][16][4] bytes, code + 128 of columns 32 b + 4 q + i
-//           kQ4_0x16, planes of kNested8x16: [B][4][16][4] bytes; low half: column 32 b + 4 q + i, high half: 16 further on
-// The lo plane of kNested8x16 lies elsewhere and has no scales.
+// A group is 16 rows. With B = cols / 32 it holds, in this order (lanes are rows):
+//   supers  K types: for each 256 columns d [16] binary16, then dmin [16] (kQ6K has none)
+//   scales  for each 32 columns: d [16] binary16, then kQ5_1's m [16]; kQ4K, kQ5K: scale [16], min [16] bytes;
+//           kQ6K: scale [16] of the first 16 columns, [16] of the others; kMXFP4: e [16] bytes
+//   (padded to 64 bytes)
+//   codes   kQ8_0: [B][8][16][4] bytes, code + 128 of columns 32 b + 4 q + i
+//           others: for each 32 columns [4][16][4] bytes, low half: the low four bits of column 32 b + 4 q + i, high half: of
+//           the one 16 further on; then for each further bit [4][2][16][4] bits in the order of those nibbles, the first 64
+//           bits of a q for its low halves
+// The lo plane of kNested8 lies elsewhere, [4][16][4] bytes for each 32 columns.
 #pragma once
 
 #include <cstddef>
@@ -18,21 +24,27 @@ namespace thermoe {
 
 inline constexpr int kInterleave = 16;
 
-inline constexpr int64_t InterleavedScaleBytes(int64_t cols) { return (cols / kQuantBlock * 32 + 63) / 64 * 64; }
-// Bytes of 16 rows; nested: of the hi plane.
-inline constexpr int64_t InterleavedGroupBytes(DType type, int64_t cols) {
-  return InterleavedScaleBytes(cols) + cols / kQuantBlock * (type == DType::kQ8_0x16 ? 512 : 256);
-}
+// Where the parts of a group are, in bytes.
+struct GroupShape {
+  int64_t super_bytes = 0;  // for each 256 columns
+  int64_t scale_bytes = 0;  // for each 32 columns
+  int64_t code_bytes = 0;   // for each 32 columns
+  int64_t scales_at = 0, codes_at = 0, bytes = 0;
+};
+GroupShape GroupShapeOf(DType type, int64_t cols);
 
-// Whether a matrix of this shape can be interleaved.
-inline constexpr bool CanInterleave(int64_t rows, int64_t cols) { return rows % kInterleave == 0 && cols % kQuantBlock == 0; }
+// Bytes of 16 rows; kNested8: of the hi plane.
+int64_t InterleavedGroupBytes(DType type, int64_t cols);
 
-// 16 rows of Q8_0 or Q4_0 blocks, `row_bytes` apart, as a group of kQ8_0x16 or kQ4_0x16.
-void InterleaveGroup(DType from, const std::byte* rows, int64_t row_bytes, int64_t cols, std::byte* group);
-// 16 rows of Q8_0 blocks as a group of each plane of kNested8x16.
+// Whether a matrix of this type and shape can be interleaved.
+bool CanInterleave(DType type, int64_t rows, int64_t cols);
+
+// 16 rows of quantised blocks, `row_bytes` apart, as a group of the same type. Not for kNested8.
+void InterleaveGroup(DType type, const std::byte* rows, int64_t row_bytes, int64_t cols, std::byte* group);
+// 16 rows of Q8_0 blocks as a group of each plane of kNested8.
 void InterleavePlanes(const std::byte* rows, int64_t row_bytes, int64_t cols, std::byte* hi, std::byte* lo);
 
-// DecodeRow for the interleaved types.
+// DecodeRow for interleaved matrices.
 void DecodeInterleavedRow(const WeightMatrix& matrix, int64_t row, Planes planes, float* out);
 
 }  // namespace thermoe

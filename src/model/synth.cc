@@ -155,7 +155,13 @@ class RandomRows {
         case DType::kF16:
         case DType::kBF16: FillFromTable(halves_, random, cols_, reinterpret_cast<uint16_t*>(out)); break;
         case DType::kQ4_0: FillQ4(deviation_, random, cols_ / kQuantBlock, out); break;
-        default: FillQ8(deviation_, random, cols_ / kQuantBlock, out); break;
+        case DType::kQ8_0: FillQ8(deviation_, random, cols_ / kQuantBlock, out); break;
+        default: {
+          std::vector<float> values(static_cast<size_t>(cols_));
+          FillFromTable(floats_, random, cols_, values.data());
+          EncodeRow(type_, values.data(), cols_, out);
+          break;
+        }
       }
     }
   }
@@ -208,6 +214,13 @@ uint32_t FileType(DType type) {
     case DType::kF16: return 1;
     case DType::kQ4_0: return 2;
     case DType::kBF16: return 32;
+    case DType::kQ5_0: return 8;
+    case DType::kQ5_1: return 9;
+    case DType::kQ4K: return 15;
+    case DType::kQ5K: return 17;
+    case DType::kQ6K: return 18;
+    case DType::kIQ4NL: return 25;
+    case DType::kMXFP4: return 38;
     default: return 7;  // q8_0
   }
 }
@@ -305,7 +318,7 @@ Status SynthesiseConfig(const ModelConfig& config, const SynthOptions& options, 
     return InvalidArgument("architecture \"{}\" is not known; known are {}", config.architecture, ArchitectureNames());
   }
   if (options.type == DType::kNested8) {
-    return InvalidArgument("nested8 is a layout in memory, no file has it; choose f32, f16, bf16, q8_0 or q4_0");
+    return InvalidArgument("nested8 is a layout in memory, no file has it; choose another type");
   }
   GgufWriter writer;
   WriteMetadata(config, *architecture, options.type, &writer);

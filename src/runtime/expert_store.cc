@@ -28,10 +28,10 @@ void CodesOf(const WeightMatrix& from, int64_t first, int64_t rows, std::vector<
 
 // Both planes of a matrix, interleaved where its rows come in 16s.
 WeightMatrix MakePlanes(const WeightMatrix& from, bool interleave, std::byte* hi, std::byte* lo, ThreadPool* threads) {
-  interleave = interleave && CanInterleave(from.rows, from.cols);
-  const WeightMatrix nested{interleave ? DType::kNested8x16 : DType::kNested8, from.rows, from.cols, hi, lo};
+  interleave = interleave && CanInterleave(DType::kNested8, from.rows, from.cols);
+  const WeightMatrix nested{DType::kNested8, from.rows, from.cols, hi, lo, interleave ? Layout::kInterleaved : Layout::kRows};
   const int64_t step = interleave ? kInterleave : 1;
-  const int64_t hi_bytes = step * RowBytes(nested.type, from.cols), lo_bytes = step * NestedLoRowBytes(from.cols);
+  const int64_t hi_bytes = step * nested.row_bytes(), lo_bytes = step * NestedLoRowBytes(from.cols);
   threads->ParallelFor(from.rows / step, [&](int64_t group, int) {
     std::vector<std::byte> codes;
     CodesOf(from, group * step, step, &codes);
@@ -48,7 +48,7 @@ WeightMatrix MakePlanes(const WeightMatrix& from, bool interleave, std::byte* hi
 }
 
 Status CheckNestable(const LoadedModel& model, const WeightMatrix& matrix) {
-  if (matrix.type == DType::kQ4_0) {
+  if (TraitsOf(matrix.type).bits < 8) {
     return Unsupported("{}: experts are {}; --experts nested needs 8 bits or more (q8_0, bf16, f16, f32): use --experts native",
                        model.path, TraitsOf(matrix.type).name);
   }
@@ -67,10 +67,11 @@ int64_t Align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 Regions RegionsOf(const WeightMatrix& matrix, ExpertStorage storage, bool interleave) {
   if (storage == ExpertStorage::kNative) {
-    return {Interleavable(matrix) ? Align(matrix.rows * RowBytes(InterleavedType(matrix.type), matrix.cols)) : 0, 0};
+    return {Interleavable(matrix) ? Align(InterleavedBytes(matrix)) : 0, 0};
   }
-  const DType type = interleave && CanInterleave(matrix.rows, matrix.cols) ? DType::kNested8x16 : DType::kNested8;
-  return {Align(matrix.rows * RowBytes(type, matrix.cols)), Align(matrix.rows * NestedLoRowBytes(matrix.cols))};
+  interleave = interleave && CanInterleave(DType::kNested8, matrix.rows, matrix.cols);
+  const Layout layout = interleave ? Layout::kInterleaved : Layout::kRows;
+  return {Align(matrix.rows * RowBytes(DType::kNested8, matrix.cols, layout)), Align(matrix.rows * NestedLoRowBytes(matrix.cols))};
 }
 
 }  // namespace

@@ -19,27 +19,21 @@ constexpr std::align_val_t kAlign{64};
 WeightBuffer::WeightBuffer(int64_t bytes) : data_(static_cast<std::byte*>(::operator new(static_cast<size_t>(bytes), kAlign))) {}
 void WeightBuffer::Free::operator()(std::byte* p) const { ::operator delete(p, kAlign); }
 
-DType InterleavedType(DType type) {
-  switch (type) {
-    case DType::kQ8_0: return DType::kQ8_0x16;
-    case DType::kQ4_0: return DType::kQ4_0x16;
-    case DType::kNested8: return DType::kNested8x16;
-    default: return type;
-  }
+bool Interleavable(const WeightMatrix& matrix) {
+  return !matrix.interleaved() && matrix.type != DType::kNested8 && CanInterleave(matrix.type, matrix.rows, matrix.cols);
 }
 
-bool Interleavable(const WeightMatrix& matrix) {
-  return (matrix.type == DType::kQ8_0 || matrix.type == DType::kQ4_0) && CanInterleave(matrix.rows, matrix.cols);
+int64_t InterleavedBytes(const WeightMatrix& matrix) {
+  return matrix.rows * RowBytes(matrix.type, matrix.cols, Layout::kInterleaved);
 }
 
 WeightMatrix Interleave(const WeightMatrix& matrix, std::byte* to, ThreadPool* threads) {
   THERMOE_CHECK(Interleavable(matrix));
-  const DType type = InterleavedType(matrix.type);
-  const int64_t row_bytes = RowBytes(matrix.type, matrix.cols), group_bytes = InterleavedGroupBytes(type, matrix.cols);
+  const int64_t row_bytes = matrix.row_bytes(), group_bytes = InterleavedGroupBytes(matrix.type, matrix.cols);
   threads->ParallelFor(matrix.rows / kInterleave, [&](int64_t group, int) {
     InterleaveGroup(matrix.type, matrix.data + group * kInterleave * row_bytes, row_bytes, matrix.cols, to + group * group_bytes);
   });
-  return {type, matrix.rows, matrix.cols, to, nullptr};
+  return {matrix.type, matrix.rows, matrix.cols, to, nullptr, Layout::kInterleaved};
 }
 
 void ForgetPages(const LoadedModel& model, const WeightMatrix& matrix) {
@@ -58,7 +52,7 @@ void ForgetPages(const LoadedModel& model, const WeightMatrix& matrix) {
 void RepackDense(LoadedModel* model, ThreadPool* threads, std::vector<WeightBuffer>* buffers) {
   const auto repack = [&](WeightMatrix* matrix) {
     if (matrix->empty() || !Interleavable(*matrix)) return;
-    buffers->emplace_back(matrix->rows * RowBytes(InterleavedType(matrix->type), matrix->cols));
+    buffers->emplace_back(InterleavedBytes(*matrix));
     const WeightMatrix from = *matrix;
     *matrix = Interleave(from, buffers->back().data(), threads);
     ForgetPages(*model, from);

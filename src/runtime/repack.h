@@ -24,12 +24,12 @@ class WeightBuffer {
   std::unique_ptr<std::byte, Free> data_;
 };
 
-// The interleaved type for weights of `type`, or `type` itself where there is none.
-DType InterleavedType(DType type);
-// Whether Interleave can take this matrix: Q8_0 or Q4_0 with rows in 16s.
+// Whether Interleave can take this matrix: a quantised type of files, rows in 16s.
 bool Interleavable(const WeightMatrix& matrix);
+// What its copy takes.
+int64_t InterleavedBytes(const WeightMatrix& matrix);
 
-// An interleaved copy at `to` [matrix.rows * RowBytes(InterleavedType, cols) bytes]. Rows are shared between the threads.
+// An interleaved copy at `to` [InterleavedBytes]. Rows are shared between the threads.
 WeightMatrix Interleave(const WeightMatrix& matrix, std::byte* to, ThreadPool* threads);
 
 // Lets the mapped pages that lie wholly inside a matrix go; they come back from the file should anyone read them. Does

@@ -46,6 +46,7 @@ struct ExpertShape {
   DType type = DType::kF32;
   int64_t tokens = 0, hidden = 0, width = 0;
   int32_t experts = 0, slots = 0;
+  Layout layout = Layout::kRows;
 };
 
 struct ExpertFixture {
@@ -70,7 +71,7 @@ inline void ChooseExperts(Random& random, ExpertFixture* f) {
     for (int32_t k = 0; k < s.slots; ++k) {
       f->selection.expert.push_back(k < kept ? some[static_cast<size_t>(k)] : -1);
       f->selection.weight.push_back(k < kept ? static_cast<float>((1 - 0.1 * k) * (0.2 + random.Uniform())) : 0.0f);
-      f->selection.planes.push_back(IsNested(s.type) && k >= full ? Planes::kHi : Planes::kBoth);
+      f->selection.planes.push_back(s.type == DType::kNested8 && k >= full ? Planes::kHi : Planes::kBoth);
     }
   }
   f->selection.Group(s.tokens, s.slots);
@@ -80,9 +81,9 @@ inline std::shared_ptr<ExpertFixture> MakeExperts(Random& random, const ExpertSh
   auto f = std::make_shared<ExpertFixture>();
   f->shape = shape;
   for (int32_t e = 0; e < shape.experts; ++e) {
-    f->gate.push_back(RandomMatrix(random, shape.type, shape.width, shape.hidden));
-    f->up.push_back(RandomMatrix(random, shape.type, shape.width, shape.hidden));
-    f->down.push_back(RandomMatrix(random, shape.type, shape.hidden, shape.width));
+    f->gate.push_back(RandomMatrix(random, shape.type, shape.width, shape.hidden, shape.layout));
+    f->up.push_back(RandomMatrix(random, shape.type, shape.width, shape.hidden, shape.layout));
+    f->down.push_back(RandomMatrix(random, shape.type, shape.hidden, shape.width, shape.layout));
     f->experts.push_back({f->gate.back()->view, f->up.back()->view, f->down.back()->view});
   }
   // Gate sums of size 2 or so, where silu bends.

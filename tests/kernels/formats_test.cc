@@ -7,7 +7,10 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <limits>
+#include <nlohmann/json.hpp>
+#include <string>
 #include <vector>
 
 #include "base/float16.h"
@@ -143,6 +146,26 @@ TEST(Formats, NestedByHand) {
   EXPECT_EQ(Decode(DType::kNested8, hi, nullptr, Planes::kHi), high);
 }
 
+// fixtures/make_blocks.py says how the values were made.
+TEST(Formats, BlocksMeanWhatTheGgufPackageSays) {
+  std::ifstream file(std::string(THERMOE_FIXTURES) + "/blocks.json");
+  const nlohmann::json types = nlohmann::json::parse(file);
+  for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kQ5_0, DType::kQ5_1, DType::kQ4K, DType::kQ5K, DType::kQ6K,
+                           DType::kIQ4NL, DType::kMXFP4}) {
+    const std::string name(TraitsOf(type).name);
+    const nlohmann::json& blocks = types.at(name);
+    EXPECT_EQ(TraitsOf(type).block_elements, blocks["block_elements"]) << name;
+    const std::string hex = blocks["bytes"];
+    std::vector<uint8_t> bytes;
+    for (size_t i = 0; i < hex.size(); i += 2) bytes.push_back(static_cast<uint8_t>(std::stoi(hex.substr(i, 2), nullptr, 16)));
+    const auto patterns = blocks["values"].get<std::vector<uint32_t>>();
+    const auto cols = static_cast<int64_t>(patterns.size());
+    ASSERT_EQ(RowBytes(type, cols), static_cast<int64_t>(bytes.size())) << name;
+    const std::vector<float> got = Decode(type, bytes.data(), nullptr, Planes::kBoth, cols);
+    for (size_t i = 0; i < patterns.size(); ++i) ASSERT_EQ(got[i], std::bit_cast<float>(patterns[i])) << name << " " << i;
+  }
+}
+
 TEST(Formats, PlanesHoldEveryCode) {
   for (int first = -128; first < 128; first += kQuantBlock) {
     BlockQ8_0 block{};
@@ -193,6 +216,26 @@ TEST(Formats, EncodingIsWithinAHalfStep) {
   }
 }
 
+// The error in norm of random normal values, against what the steps allow: uniform in a step whose size follows from the extremes.
+TEST(Formats, EncodingKeepsNormalValues) {
+  Random random(22);
+  std::vector<float> values(4096);
+  for (float& value : values) value = static_cast<float>(random.Normal());
+  const std::pair<DType, double> kMostError[] = {{DType::kQ8_0, 0.006}, {DType::kQ4_0, 0.10},  {DType::kQ5_0, 0.05},
+                                                 {DType::kQ5_1, 0.045}, {DType::kQ4K, 0.09},   {DType::kQ5K, 0.045},
+                                                 {DType::kQ6K, 0.025},  {DType::kIQ4NL, 0.09}, {DType::kMXFP4, 0.13}};
+  for (const auto& [type, most] : kMostError) {
+    const std::vector<float> back = Decode(type, Encode(type, values).data(), nullptr, Planes::kBoth, 4096);
+    double error = 0, norm = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      error += std::pow(back[i] - values[i], 2);
+      norm += std::pow(values[i], 2);
+    }
+    EXPECT_LT(std::sqrt(error / norm), most) << TraitsOf(type).name;
+    EXPECT_GT(std::sqrt(error / norm), most / 3) << TraitsOf(type).name << ": the bound says nothing";
+  }
+}
+
 TEST(Formats, EncodingByHand) {
   std::vector<float> values(32, 0.0f);
   values[0] = 127.0f;
@@ -219,9 +262,11 @@ TEST(Formats, EncodingByHand) {
 }
 
 TEST(Formats, ZeroBlocksStayZero) {
-  const std::vector<float> zeros(32, 0.0f);
-  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0}) {
-    EXPECT_EQ(Decode(type, Encode(type, zeros).data()), zeros) << TraitsOf(type).name;
+  const std::vector<float> zeros(256, 0.0f);
+  for (int t = 0; t < kDTypes; ++t) {
+    const auto type = static_cast<DType>(t);
+    if (type == DType::kNested8) continue;
+    EXPECT_EQ(Decode(type, Encode(type, zeros).data(), nullptr, Planes::kBoth, 256), zeros) << TraitsOf(type).name;
   }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The integer kernels: interleaved 8- and 4-bit weights times activations quantised by blocks of 32.
+// The integer kernels: interleaved weights of every quantised type times activations quantised by blocks of 32.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -10,9 +10,15 @@
 namespace thermoe::kernels {
 namespace {
 
-constexpr DType kIntTypes[] = {DType::kQ8_0x16, DType::kQ4_0x16, DType::kNested8x16};
+constexpr DType kIntTypes[] = {DType::kQ8_0, DType::kQ4_0, DType::kQ5_0,  DType::kQ5_1,  DType::kQ4K,
+                               DType::kQ5K,  DType::kQ6K,  DType::kIQ4NL, DType::kMXFP4, DType::kNested8};
+static_assert(std::size(kIntTypes) == kDTypes - 3);  // all but floats
 
-std::string Name(DType type) { return std::string(TraitsOf(type).name) + (IsNested(type) ? "" : " interleaved"); }
+std::string Name(DType type) { return std::string(TraitsOf(type).name) + " interleaved"; }
+
+// Where a value is scale * code - minimum, what is rounded is larger than the value: codes up to 15 or 31 on a minimum of some
+// standard deviations.
+double MinimumFactor(DType type) { return type == DType::kQ5_1 || type == DType::kQ4K || type == DType::kQ5K ? 10 : 1; }
 
 std::vector<float> RunLinear(const Ops& ops, const WeightMatrix& m, const float* x, int64_t tokens, const std::vector<float>& bias) {
   std::vector<float> out(static_cast<size_t>(tokens * m.rows), kPoison);
@@ -36,8 +42,9 @@ TEST(IntDot, IsTheProductWithQuantisedActivations) {
   Random random(31);
   for (const DType type : kIntTypes) {
     for (const int64_t rows : {16, 48, 432}) {
-      for (const int64_t cols : {32, 64, 96, 544}) {
-        const std::shared_ptr<Matrix> m = RandomMatrix(random, type, rows, cols);
+      for (const int64_t least_cols : {32, 64, 96, 544}) {
+        const int64_t cols = WholeBlocks(type, least_cols);
+        const std::shared_ptr<Matrix> m = RandomMatrix(random, type, rows, cols, Layout::kInterleaved);
         for (const int64_t tokens : {1, 2, 3, 5, 8, 9, 17, 33}) {
           std::vector<float> x = RandomFloats(random, tokens * cols), bias = RandomFloats(random, rows);
           std::fill_n(x.begin(), 32, 0.0f);  // a block of zeros has scale 0
@@ -49,7 +56,7 @@ TEST(IntDot, IsTheProductWithQuantisedActivations) {
                 const DotSum dot = DotInDouble(m->both, r, q.data() + t * cols, cols);
                 const double b = bias[static_cast<size_t>(r)];
                 // Per block: two scales, their product and two sums are rounded; blocks and the bias are added.
-                const double bound = (static_cast<double>(cols) / 32 + 6) * kUnit * (dot.magnitude + std::fabs(b));
+                const double bound = MinimumFactor(type) * (static_cast<double>(cols) / 32 + 6) * kUnit * (dot.magnitude + std::fabs(b));
                 ASSERT_NEAR(got[static_cast<size_t>(t * rows + r)], dot.sum + b, bound)
                     << implementation.name << " " << Name(type) << " " << Shape({tokens, rows, cols}) << " at " << t << ", " << r;
               }
@@ -64,8 +71,8 @@ TEST(IntDot, IsTheProductWithQuantisedActivations) {
 TEST(IntDot, DoesNotDependOnTokensOrThreads) {
   for (const DType type : kIntTypes) {
     Random random(32);
-    const int64_t rows = 208, cols = 544, most = 40;
-    const std::shared_ptr<Matrix> m = RandomMatrix(random, type, rows, cols);
+    const int64_t rows = 208, cols = WholeBlocks(type, 544), most = 40;
+    const std::shared_ptr<Matrix> m = RandomMatrix(random, type, rows, cols, Layout::kInterleaved);
     const std::vector<float> x = RandomFloats(random, most * cols), bias = RandomFloats(random, rows);
     for (const std::string& isa : SupportedIsas()) {
       ThreadPool one_thread(1), three_threads(3);
@@ -97,7 +104,7 @@ TEST(IntDot, BothPlanesAreQ8) {
     block.d = static_cast<uint16_t>(random.Below(0x3c00));
     for (int8_t& code : block.codes) code = static_cast<int8_t>(random.Next());  // -128 too, as files may have it
   }
-  const int64_t q8_bytes = InterleavedGroupBytes(DType::kQ8_0x16, cols), hi_bytes = InterleavedGroupBytes(DType::kNested8x16, cols);
+  const int64_t q8_bytes = InterleavedGroupBytes(DType::kQ8_0, cols), hi_bytes = InterleavedGroupBytes(DType::kNested8, cols);
   std::vector<std::byte> q8(static_cast<size_t>(rows / 16 * q8_bytes)), hi(static_cast<size_t>(rows / 16 * hi_bytes));
   std::vector<std::byte> lo(static_cast<size_t>(rows * NestedLoRowBytes(cols)));
   for (int64_t g = 0; g < rows / 16; ++g) {
@@ -108,8 +115,8 @@ TEST(IntDot, BothPlanesAreQ8) {
   const std::vector<float> x = RandomFloats(random, 9 * cols);
   for (const Implementation& implementation : CpuImplementations({2})) {
     for (const int64_t tokens : {1, 2, 4, 9}) {
-      EXPECT_EQ(RunLinear(*implementation.ops, {DType::kQ8_0x16, rows, cols, q8.data(), nullptr}, x.data(), tokens, {}),
-                RunLinear(*implementation.ops, {DType::kNested8x16, rows, cols, hi.data(), lo.data()}, x.data(), tokens, {}))
+      EXPECT_EQ(RunLinear(*implementation.ops, {DType::kQ8_0, rows, cols, q8.data(), nullptr, Layout::kInterleaved}, x.data(), tokens, {}),
+                RunLinear(*implementation.ops, {DType::kNested8, rows, cols, hi.data(), lo.data(), Layout::kInterleaved}, x.data(), tokens, {}))
           << implementation.name << " T=" << tokens;
     }
   }
@@ -131,8 +138,11 @@ TEST(IntDot, ExpertsAgreeWithTheReference) {
   Random random(34);
   const std::unique_ptr<Ops> reference = MakeReferenceOps();
   for (const DType type : kIntTypes) {
-    for (const ExpertShape& shape : {ExpertShape{type, 1, 64, 96, 5, 1}, ExpertShape{type, 1, 160, 64, 12, 8}, ExpertShape{type, 7, 96, 64, 20, 3},
-                                     ExpertShape{type, 70, 64, 96, 6, 2}, ExpertShape{type, 23, 256, 160, 5, 4}}) {
+    for (ExpertShape shape : {ExpertShape{type, 1, 64, 96, 5, 1}, {type, 1, 160, 64, 12, 8}, {type, 7, 96, 64, 20, 3},
+                              {type, 70, 64, 96, 6, 2}, {type, 23, 256, 160, 5, 4}}) {
+      shape.hidden = WholeBlocks(type, shape.hidden);
+      shape.width = WholeBlocks(type, shape.width);
+      shape.layout = Layout::kInterleaved;
       const std::shared_ptr<ExpertFixture> f = MakeExperts(random, shape);
       const std::vector<float> want = RunExperts(*reference, *f);
       for (const Implementation& implementation : CpuImplementations({1, 3})) {
@@ -149,7 +159,8 @@ TEST(IntDot, ExpertsAgreeWithTheReference) {
 TEST(IntDot, MixedTypesInOneLayer) {
   Random random(35);
   const std::shared_ptr<ExpertFixture> f = MakeExperts(random, {DType::kF32, 9, 96, 64, 4, 2});
-  const std::shared_ptr<Matrix> up = RandomMatrix(random, DType::kQ8_0x16, 64, 96), down = RandomMatrix(random, DType::kQ4_0x16, 96, 64);
+  const std::shared_ptr<Matrix> up = RandomMatrix(random, DType::kQ8_0, 64, 96, Layout::kInterleaved);
+  const std::shared_ptr<Matrix> down = RandomMatrix(random, DType::kMXFP4, 96, 64, Layout::kInterleaved);
   f->experts[1].up = up->view;
   f->experts[2].down = down->view;
   const std::vector<float> want = RunExperts(*MakeReferenceOps(), *f);

@@ -3,14 +3,16 @@
 #pragma once
 
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "kernels/op_table.h"
 
 namespace thermoe::kernels {
 
-inline constexpr DType kAllTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16,
-                                      DType::kQ8_0, DType::kQ4_0, DType::kNested8};
+inline constexpr DType kAllTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0,  DType::kQ4_0,  DType::kQ5_0,   DType::kQ5_1,
+                                      DType::kQ4K, DType::kQ5K, DType::kQ6K,  DType::kIQ4NL, DType::kMXFP4, DType::kNested8};
+static_assert(std::size(kAllTypes) == kDTypes);
 
 inline std::string Shape(std::initializer_list<int64_t> sizes) {
   std::string text;

@@ -78,6 +78,12 @@ inline std::vector<float> RandomFloats(Random& random, int64_t n, double scale =
   return values;
 }
 
+// The least multiple of a type's block that is at least `cols`.
+inline int64_t WholeBlocks(DType type, int64_t cols) {
+  const int64_t block = TraitsOf(type).block_elements;
+  return (cols + block - 1) / block * block;
+}
+
 // A matrix that owns its bytes. They start at an odd address, as in a mapped safetensors file, and end where the
 // allocation does, so that AddressSanitizer sees a read too far.
 struct Matrix {
@@ -98,18 +104,19 @@ inline std::vector<double> DecodeAll(const WeightMatrix& m, Planes planes) {
   return values;
 }
 
-inline std::shared_ptr<Matrix> RandomMatrix(Random& random, DType type, int64_t rows, int64_t cols) {
+inline std::shared_ptr<Matrix> RandomMatrix(Random& random, DType type, int64_t rows, int64_t cols,
+                                            Layout layout = Layout::kRows) {
   auto m = std::make_shared<Matrix>();
-  const bool nested = IsNested(type);
-  const DType stored = nested || type == DType::kQ8_0x16 ? DType::kQ8_0 : type == DType::kQ4_0x16 ? DType::kQ4_0 : type;
+  const bool nested = type == DType::kNested8;
+  const DType stored = nested ? DType::kQ8_0 : type;
   const int64_t stored_bytes = RowBytes(stored, cols);
   std::vector<std::byte> bytes(static_cast<size_t>(rows * stored_bytes));
   for (int64_t r = 0; r < rows; ++r) {
     const std::vector<float> row = RandomFloats(random, cols);
     EncodeRow(stored, row.data(), cols, bytes.data() + r * stored_bytes);
   }
-  m->data.resize(static_cast<size_t>(rows * RowBytes(type, cols)) + 1);
-  if (IsInterleaved(type)) {
+  m->data.resize(static_cast<size_t>(rows * RowBytes(type, cols, layout)) + 1);
+  if (layout == Layout::kInterleaved) {
     const int64_t group_bytes = InterleavedGroupBytes(type, cols), lo_bytes = kInterleave * NestedLoRowBytes(cols);
     m->lo.resize(nested ? static_cast<size_t>(rows / kInterleave * lo_bytes) + 1 : 0);
     for (int64_t g = 0; g < rows / kInterleave; ++g) {
@@ -134,7 +141,7 @@ inline std::shared_ptr<Matrix> RandomMatrix(Random& random, DType type, int64_t 
   } else {
     std::copy(bytes.begin(), bytes.end(), m->data.begin() + 1);
   }
-  m->view = {type, rows, cols, m->data.data() + 1, nested ? m->lo.data() + 1 : nullptr};
+  m->view = {type, rows, cols, m->data.data() + 1, nested ? m->lo.data() + 1 : nullptr, layout};
   m->both = DecodeAll(m->view, Planes::kBoth);
   m->hi = nested ? DecodeAll(m->view, Planes::kHi) : m->both;
   return m;

@@ -26,7 +26,7 @@ int64_t Pick(Random& random, const int64_t (&from)[kCount]) {
 bool HasBlocks(DType type) { return TraitsOf(type).block_elements > 1; }
 
 int64_t PickCols(Random& random, DType type) {
-  return HasBlocks(type) ? Pick(random, kBlockCols) : Pick(random, kFloatCols);
+  return HasBlocks(type) ? WholeBlocks(type, Pick(random, kBlockCols)) : Pick(random, kFloatCols);
 }
 
 void RunTable(const std::vector<OpCase>& cases) {
@@ -163,12 +163,13 @@ TEST(OpTable, ExpertFfn) {
   std::vector<OpCase> cases;
   for (const DType type : kAllTypes) {
     const int64_t odd = HasBlocks(type) ? 0 : 3;
-    cases.push_back(ExpertCase(random, {type, 1, 64, 96, 5, 1}));
-    cases.push_back(ExpertCase(random, {type, 1, 160 + odd, 64 + odd, 12, 8}));
-    cases.push_back(ExpertCase(random, {type, 2, 64, 32, 4, 4}));  // the second is padding
-    cases.push_back(ExpertCase(random, {type, 7, 96 + odd, 64, 20, 3}));
-    cases.push_back(ExpertCase(random, {type, 70, 64, 96 + odd, 6, 2}));
-    cases.push_back(ExpertCase(random, {type, 19, 128, 160, 2, 2}));
+    const auto blocks = [&](int64_t cols) { return WholeBlocks(type, cols); };
+    cases.push_back(ExpertCase(random, {type, 1, blocks(64), blocks(96), 5, 1}));
+    cases.push_back(ExpertCase(random, {type, 1, blocks(160) + odd, blocks(64) + odd, 12, 8}));
+    cases.push_back(ExpertCase(random, {type, 2, blocks(64), blocks(32), 4, 4}));  // the second is padding
+    cases.push_back(ExpertCase(random, {type, 7, blocks(96) + odd, blocks(64), 20, 3}));
+    cases.push_back(ExpertCase(random, {type, 70, blocks(64), blocks(96) + odd, 6, 2}));
+    cases.push_back(ExpertCase(random, {type, 19, blocks(128), blocks(160), 2, 2}));
   }
   RunTable(cases);
 }

@@ -152,7 +152,7 @@ TEST(Gguf, HostileNumbersAreRefused) {
 TEST(Gguf, TypesItCannotReadAreNamed) {
   std::string bytes = SmallFile();
   const size_t entry = AfterName(bytes, "first");
-  for (const auto& [id, name] : {std::pair{12u, "q4_k"}, {14u, "q6_k"}, {39u, "mxfp4"}, {77u, "type 77"}}) {
+  for (const auto& [id, name] : {std::pair{10u, "q2_k"}, {16u, "iq2_xxs"}, {40u, "nvfp4"}, {77u, "type 77"}}) {
     Put<uint32_t>(bytes, entry + 4 + 24, id);
     auto file = Parse(bytes);
     ASSERT_TRUE(file.ok()) << file.status().message();

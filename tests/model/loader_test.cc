@@ -343,10 +343,10 @@ TEST(Loader, GgufRefusals) {
   refused("blk.1.ffn_up_exps", "blk.1.ffn_uq_exps", StatusCode::kCorrupt, {"no tensor blk.1.ffn_up_exps.weight"});
   std::string bytes = good;
   const std::string name = "blk.1.ffn_up_exps.weight";
-  const uint32_t q4_k = 12;
-  std::memcpy(bytes.data() + bytes.find(name) + name.size() + 4 + 24, &q4_k, 4);
+  const uint32_t q3_k = 11;
+  std::memcpy(bytes.data() + bytes.find(name) + name.size() + 4 + 24, &q3_k, 4);
   WriteBytes(path, bytes);
-  ExpectSentence(LoadModelFiles(path).status(), StatusCode::kUnsupported, path, {name, "q4_k", "q8_0"});
+  ExpectSentence(LoadModelFiles(path).status(), StatusCode::kUnsupported, path, {name, "q3_k", "q8_0"});
 }
 
 // ---- GGUF in parts ----

@@ -7,7 +7,9 @@ namespace thermoe {
 namespace {
 
 constexpr const char* kArchs[] = {"olmoe", "qwen3moe", "mixtral", "qwen2moe"};
-constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0};
+// The tiny shapes are narrower than a K block; tests/engine/types_test.cc has those.
+constexpr DType kTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16,  DType::kQ8_0, DType::kQ4_0,
+                            DType::kQ5_0, DType::kQ5_1, DType::kIQ4NL, DType::kMXFP4};
 
 struct Moments {
   double mean = 0, deviation = 0;

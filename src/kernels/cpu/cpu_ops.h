@@ -92,6 +92,7 @@ class CpuOps final : public Ops {
   void PrepareRows(ConstRows x, bool as_codes) const;
   void SetRow(int64_t at, int64_t x_row, float* y) const;
   void Multiply(const ProductTile& tile, int thread) const;
+  static MatrixTile DecodedTile(const ProductTile& tile, FloatBuffer* decoded);
   // `products`: how many rows meet a matrix like this.
   bool WorthForking(const WeightMatrix& weight, int64_t products) const;
   std::byte* codes_row(int64_t t) const { return reinterpret_cast<std::byte*>(codes_.data()) + t * codes_stride_; }

@@ -28,7 +28,7 @@ const WeightMatrix& AnyMatrix(const ExpertFfnArgs& args, WeightMatrix FfnWeights
 // Whether some expert in use has this matrix in the integer kernels' layout.
 bool AnyInterleaved(const ExpertFfnArgs& args, WeightMatrix FfnWeights::*role) {
   for (const Selection::Job& job : args.selection->jobs.first(static_cast<size_t>(args.selection->job_count))) {
-    if (IsInterleaved((args.experts[static_cast<size_t>(job.expert)].*role).type)) return true;
+    if ((args.experts[static_cast<size_t>(job.expert)].*role).interleaved()) return true;
   }
   return false;
 }

@@ -23,8 +23,15 @@ struct Int {
     std::memcpy(&four, from, 4);
     return _mm256_set1_epi32(four);
   }
-  // Full-range weights are made signed in DotFull; nibbles are unsigned and start at -8 times the sum of the codes.
-  static I Start(const std::byte* side, bool small) { return small ? Four(side + 8) : _mm256_setzero_si256(); }
+  static I Fill(int32_t value) { return _mm256_set1_epi32(value); }
+  static I StartFull(const std::byte*) { return _mm256_setzero_si256(); }  // DotFull makes weights signed
+  template <int kBits>
+  static I ShiftLeft(I a) {
+    return _mm256_slli_epi32(a, kBits);
+  }
+  static I Add(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I Sub(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static I Multiply(I a, I b) { return _mm256_mullo_epi32(a, b); }
   static I AddPairs(I sum, I pairs) { return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))); }
   // maddubs saturates at 16 bits: |w| <= 128 and |x| <= 127 stay below, w as it comes (up to 255) would not.
   static I DotFull(I sum, I w, I x) {
@@ -40,6 +47,28 @@ struct Int {
   }
   static I Eights() { return _mm256_set1_epi8(8); }
   static I HighEights() { return _mm256_set1_epi8(-128); }
+  static I Lookup(const uint8_t* table, I nibbles) {
+    const __m128i values = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), nibbles);
+  }
+  // Adds `value` to the bytes whose bit is set: the byte with a lane's bits goes to its 8 places, each asks for its bit.
+  static I SetBits(I a, const std::byte* bits, int value) {
+    const I spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const I each = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
+    const I found = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(Four(bits), spread), each), each);
+    return _mm256_or_si256(a, _mm256_and_si256(found, _mm256_set1_epi8(static_cast<char>(value))));
+  }
+  static __m128i Bytes8(const std::byte* from) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)); }
+  static I Bytes(const std::byte* from) { return _mm256_cvtepu8_epi32(Bytes8(from)); }
+  static I SignedBytes(const std::byte* from) { return _mm256_cvtepi8_epi32(Bytes8(from)); }
+  // 2^(e - 128) for a byte e in every lane; below 2^-126 floats have no exponent of their own.
+  static __m256 PowerOf2(const std::byte* from) {
+    const I e = Bytes(from);
+    const I small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+    const I normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    const I is_normal = _mm256_cmpgt_epi32(e, _mm256_set1_epi32(1));
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(small, normal, is_normal));
+  }
   static __m256 ToFloat(I a) { return _mm256_cvtepi32_ps(a); }
   static __m256 Scales(const std::byte* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));

@@ -25,11 +25,19 @@ struct Int {
     std::memcpy(&four, from, 4);
     return _mm512_set1_epi32(four);
   }
-  // Weights are unsigned (code + 128, or nibbles), so sums start at -128 or -8 times the sum of the token's codes.
-  static I Start(const std::byte* side, bool small) { return Four(side + (small ? 8 : 4)); }
+  static I Fill(int32_t value) { return _mm512_set1_epi32(value); }
+  // Weights are raised by 128, so sums start at -128 times the sum of the token's codes.
+  static I StartFull(const std::byte* side) { return Four(side + 4); }
+  template <int kBits>
+  static I ShiftLeft(I a) {
+    return _mm512_slli_epi32(a, kBits);
+  }
+  static I Add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I Sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static I Multiply(I a, I b) { return _mm512_mullo_epi32(a, b); }
   // sum + the products of four weights (all of whose 256 values may occur) and four codes.
   static I DotFull(I sum, I w, I x) { return _mm512_dpbusd_epi32(sum, w, x); }
-  // The same for weights of 0..15.
+  // The same for weights of 0..63.
   static I DotSmall(I sum, I w, I x) { return _mm512_dpbusd_epi32(sum, w, x); }
   static I LowNibbles(I a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
   static I HighNibbles(I a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
@@ -42,6 +50,26 @@ struct Int {
   }
   static I Eights() { return _mm512_set1_epi8(8); }         // a lo plane of 8s, low halves
   static I HighEights() { return _mm512_set1_epi8(-128); }  // and high halves
+  static I Lookup(const uint8_t* table, I nibbles) {
+    const __m128i values = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), nibbles);
+  }
+  // Adds `value` to the bytes whose bit is set.
+  static I SetBits(I a, const std::byte* bits, int value) {
+    uint64_t mask;
+    std::memcpy(&mask, bits, 8);
+    return _mm512_mask_add_epi8(a, _cvtu64_mask64(mask), a, _mm512_set1_epi8(static_cast<char>(value)));
+  }
+  static __m128i Bytes16(const std::byte* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
+  static I Bytes(const std::byte* from) { return _mm512_cvtepu8_epi32(Bytes16(from)); }
+  static I SignedBytes(const std::byte* from) { return _mm512_cvtepi8_epi32(Bytes16(from)); }
+  // 2^(e - 128) for a byte e in every lane; below 2^-126 floats have no exponent of their own.
+  static __m512 PowerOf2(const std::byte* from) {
+    const I e = Bytes(from);
+    const I small = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
+    const I normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+    return _mm512_castsi512_ps(_mm512_mask_blend_epi32(_mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2)), normal, small));
+  }
   static __m512 ToFloat(I a) { return _mm512_cvtepi32_ps(a); }
   static __m512 Scales(const std::byte* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));

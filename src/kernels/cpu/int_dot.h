@@ -24,7 +24,7 @@ void QuantiseRow(const float* x, int64_t cols, std::byte* out) {
     }
     const float inverse = most > 0 ? 127.0f / most : 0.0f;
     int8_t codes[32];
-    int32_t sum = 0;
+    int32_t sum = 0, first = 0;
     for (int i = 0; i < 32; ++i) {
       // Adding 1.5 * 2^23 leaves the rounded integer in the low bits, whatever the instruction set.
       const float shifted = from[i] * inverse + 12582912.0f;
@@ -32,51 +32,127 @@ void QuantiseRow(const float* x, int64_t cols, std::byte* out) {
       __builtin_memcpy(&bits, &shifted, 4);
       codes[i] = static_cast<int8_t>(static_cast<uint32_t>(bits) & 0xffu);
       sum += codes[i];
+      if (i < 16) first += codes[i];
     }
     std::memcpy(out + b * 32, codes, 32);
-    const QuantSide values{most / 127.0f, -128 * sum, -8 * sum, -0.5f * static_cast<float>(sum)};
+    const float scale = most / 127.0f, total = static_cast<float>(sum);
+    const QuantSide values{scale, -128 * sum, -8 * sum, -0.5f * total, -scale * total, -8 * first};
     std::memcpy(side + b * static_cast<int64_t>(sizeof(QuantSide)), &values, sizeof(values));
   }
 }
 
-// acc[t] += the dot products of block b for the lanes of one part of a group.
+// Bytes of codes of 16 rows and 32 columns; scales likewise (model/interleave.h).
+constexpr int BitPlanes(IntPacking p) {
+  return p == IntPacking::kQ6K ? 2 : p == IntPacking::kQ5_0 || p == IntPacking::kQ5_1 || p == IntPacking::kQ5K ? 1 : 0;
+}
+constexpr int64_t CodeBytes(IntPacking p) { return p == IntPacking::kQ8_0 ? 512 : 256 + 64 * BitPlanes(p); }
+constexpr int64_t ScaleBytes(IntPacking p) { return p == IntPacking::kQ5_1 ? 64 : p == IntPacking::kMXFP4 ? 16 : 32; }
+constexpr bool IsMinK(IntPacking p) { return p == IntPacking::kQ4K || p == IntPacking::kQ5K; }
+// Whether codes go to the product with all of a byte's values, made signed by -128, or as they are, below 64.
+constexpr bool IsFull(IntPacking p) {
+  return p == IntPacking::kQ8_0 || p == IntPacking::kIQ4NL || p == IntPacking::kBoth || p == IntPacking::kHi;
+}
+constexpr int IntSums(IntPacking p) { return p == IntPacking::kQ6K ? 2 : 1; }  // of columns with a scale of their own
+
+// Signed values behind nibbles, raised by 128 and by 16.
+alignas(16) constexpr uint8_t kIQ4NLRaised[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+alignas(16) constexpr uint8_t kMXFP4Raised[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
+
+// What the sums of a token start from: minus what the codes were raised by, times the sum of the token's codes.
+template <class Int, IntPacking kPacking>
+inline __attribute__((always_inline)) void StartSums(const std::byte* side, typename Int::I (&sums)[IntSums(kPacking)]) {
+  if constexpr (IsFull(kPacking)) {
+    sums[0] = Int::StartFull(side);
+  } else if constexpr (kPacking == IntPacking::kQ4_0) {
+    sums[0] = Int::Four(side + 8);
+  } else if constexpr (kPacking == IntPacking::kQ5_0 || kPacking == IntPacking::kMXFP4) {
+    sums[0] = Int::template ShiftLeft<1>(Int::Four(side + 8));
+  } else if constexpr (kPacking == IntPacking::kQ6K) {
+    const typename Int::I first = Int::Four(side + 20);
+    sums[0] = Int::template ShiftLeft<2>(first);
+    sums[1] = Int::template ShiftLeft<2>(Int::Sub(Int::Four(side + 8), first));
+  } else {
+    sums[0] = Int::Fill(0);
+  }
+}
+
+// The codes of four columns, and of the four 16 further on, for the lanes of a part. `bits`: the part's first bit plane.
+template <class Int, IntPacking kPacking>
+inline __attribute__((always_inline)) void LoadCodes(const std::byte* codes, const std::byte* lo, const std::byte* bits, int q,
+                                                     typename Int::I* low, typename Int::I* high) {
+  const typename Int::I packed = Int::Load(codes + q * 64);
+  if constexpr (kPacking == IntPacking::kHi) {
+    *low = Int::JoinLow(packed, Int::Eights());
+    *high = Int::JoinHigh(packed, Int::HighEights());
+  } else if constexpr (kPacking == IntPacking::kBoth) {
+    const typename Int::I packed_lo = Int::Load(lo + q * 64);
+    *low = Int::JoinLow(packed, packed_lo);
+    *high = Int::JoinHigh(packed, packed_lo);
+  } else {
+    *low = Int::LowNibbles(packed);
+    *high = Int::HighNibbles(packed);
+    if constexpr (kPacking == IntPacking::kIQ4NL || kPacking == IntPacking::kMXFP4) {
+      const uint8_t* table = kPacking == IntPacking::kIQ4NL ? kIQ4NLRaised : kMXFP4Raised;
+      *low = Int::Lookup(table, *low);
+      *high = Int::Lookup(table, *high);
+    }
+    if constexpr (BitPlanes(kPacking) >= 1) {
+      *low = Int::SetBits(*low, bits + q * 16, 16);
+      *high = Int::SetBits(*high, bits + q * 16 + 8, 16);
+    }
+    if constexpr (BitPlanes(kPacking) == 2) {
+      *low = Int::SetBits(*low, bits + 64 + q * 16, 32);
+      *high = Int::SetBits(*high, bits + 64 + q * 16 + 8, 32);
+    }
+  }
+}
+
+// sums[t] += the dot products of a block for the lanes of one part of a group.
 template <class Int, IntPacking kPacking, int kTokens>
-inline __attribute__((always_inline)) void AddIntBlock(const std::byte* codes, const std::byte* lo,
+inline __attribute__((always_inline)) void AddIntBlock(const std::byte* codes, const std::byte* lo, const std::byte* bits,
                                                        const std::byte* const (&x)[kTokens], int64_t at,
-                                                       typename Int::I* sums) {
-  if constexpr (kPacking == IntPacking::kQ8) {
+                                                       typename Int::I (&sums)[kTokens][IntSums(kPacking)]) {
+  using I = typename Int::I;
+  constexpr int kLast = IntSums(kPacking) - 1;
+  const auto dot = [](I sum, I w, I code) __attribute__((always_inline)) {
+    return IsFull(kPacking) ? Int::DotFull(sum, w, code) : Int::DotSmall(sum, w, code);
+  };
+  if constexpr (kPacking == IntPacking::kQ8_0) {
 #pragma GCC unroll 8
     for (int q = 0; q < 8; ++q) {
-      const typename Int::I w = Int::Load(codes + q * 64);
+      const I w = Int::Load(codes + q * 64);
 #pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) sums[t] = Int::DotFull(sums[t], w, Int::Four(x[t] + at + 4 * q));
+      for (int t = 0; t < kTokens; ++t) sums[t][0] = dot(sums[t][0], w, Int::Four(x[t] + at + 4 * q));
     }
   } else {
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
-      const typename Int::I packed = Int::Load(codes + q * 64);
-      typename Int::I low, high;  // columns 4 q.. and 16 further on
-      if constexpr (kPacking == IntPacking::kQ4) {
-        low = Int::LowNibbles(packed);
-        high = Int::HighNibbles(packed);
-      } else if constexpr (kPacking == IntPacking::kHi) {
-        low = Int::JoinLow(packed, Int::Eights());
-        high = Int::JoinHigh(packed, Int::HighEights());
-      } else {
-        const typename Int::I packed_lo = Int::Load(lo + q * 64);
-        low = Int::JoinLow(packed, packed_lo);
-        high = Int::JoinHigh(packed, packed_lo);
-      }
+      I low, high;
+      LoadCodes<Int, kPacking>(codes, lo, bits, q, &low, &high);
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
-        const typename Int::I x_low = Int::Four(x[t] + at + 4 * q), x_high = Int::Four(x[t] + at + 16 + 4 * q);
-        if constexpr (kPacking == IntPacking::kQ4) {
-          sums[t] = Int::DotSmall(Int::DotSmall(sums[t], low, x_low), high, x_high);
-        } else {
-          sums[t] = Int::DotFull(Int::DotFull(sums[t], low, x_low), high, x_high);
-        }
+        sums[t][0] = dot(sums[t][0], low, Int::Four(x[t] + at + 4 * q));
+        sums[t][kLast] = dot(sums[t][kLast], high, Int::Four(x[t] + at + 16 + 4 * q));
       }
     }
+  }
+}
+
+// The scales of a block for the lanes of a part, and its minimums where the type has them.
+template <class Isa, class Int, IntPacking kPacking>
+inline __attribute__((always_inline)) void LoadScales(const std::byte* super, const std::byte* scales, int part,
+                                                      typename Isa::F* scale, typename Isa::F* min) {
+  const int64_t halves_at = part * Isa::kWidth * 2, bytes_at = part * Isa::kWidth;
+  if constexpr (IsMinK(kPacking)) {  // products of 11 and 6 bits are exact
+    *scale = Isa::Mul(Int::Scales(super + halves_at), Int::ToFloat(Int::Bytes(scales + bytes_at)));
+    *min = Isa::Mul(Int::Scales(super + 32 + halves_at), Int::ToFloat(Int::Bytes(scales + 16 + bytes_at)));
+  } else if constexpr (kPacking == IntPacking::kQ6K) {
+    *scale = Int::Scales(super + halves_at);
+  } else if constexpr (kPacking == IntPacking::kMXFP4) {
+    *scale = Int::PowerOf2(scales + bytes_at);
+  } else {
+    *scale = Int::Scales(scales + halves_at);
+    if constexpr (kPacking == IntPacking::kQ5_1) *min = Isa::Sub(Isa::Zero(), Int::Scales(scales + 32 + halves_at));
   }
 }
 
@@ -84,9 +160,11 @@ inline __attribute__((always_inline)) void AddIntBlock(const std::byte* codes, c
 template <class Isa, class Int, IntPacking kPacking, int kTokens>
 void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
   using F = typename Isa::F;
-  constexpr int64_t kBlockBytes = kPacking == IntPacking::kQ8 ? 512 : 256;
-  const std::byte* scales = args.data + group * args.group_bytes;
-  const std::byte* codes = scales + args.scale_bytes;
+  constexpr int64_t kBlockBytes = CodeBytes(kPacking), kSideBytes = static_cast<int64_t>(sizeof(QuantSide));
+  constexpr int64_t kSuperBytes = IsMinK(kPacking) ? 64 : kPacking == IntPacking::kQ6K ? 32 : 0;
+  const std::byte* supers = args.data + group * args.group_bytes;
+  const std::byte* scales = supers + args.scales_at;
+  const std::byte* codes = supers + args.codes_at;
   const std::byte* lo = kPacking == IntPacking::kBoth ? args.lo + group * args.lo_group_bytes : nullptr;
   const std::byte* x[kTokens];
 #pragma GCC unroll 8
@@ -98,12 +176,9 @@ void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) acc[t] = Isa::Zero();
     for (int64_t b = 0; b < args.blocks; ++b) {
-      typename Int::I sums[kTokens];
+      typename Int::I sums[kTokens][IntSums(kPacking)];
 #pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        const std::byte* side = x[t] + side_at + b * static_cast<int64_t>(sizeof(QuantSide));
-        sums[t] = Int::Start(side, kPacking == IntPacking::kQ4);
-      }
+      for (int t = 0; t < kTokens; ++t) StartSums<Int, kPacking>(x[t] + side_at + b * kSideBytes, sums[t]);
       const std::byte* block = codes + b * kBlockBytes;
       if constexpr (kTokens <= 4) {  // few products per weight: streaming from memory, so ask ahead
 #pragma GCC unroll 8
@@ -113,15 +188,27 @@ void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
           for (int64_t i = 0; i < 256; i += 64) __builtin_prefetch(lo + b * 256 + kPrefetchAhead + i);
         }
       }
-      AddIntBlock<Int, kPacking, kTokens>(block + lane_bytes, lo + (lo == nullptr ? 0 : b * 256 + lane_bytes), x,
-                                          b * 32, sums);
-      const F scale = Int::Scales(scales + b * 32 + part * Isa::kWidth * 2);
+      AddIntBlock<Int, kPacking, kTokens>(block + lane_bytes, lo + (lo == nullptr ? 0 : b * 256 + lane_bytes),
+                                          block + 256 + part * Isa::kWidth / 2, x, b * 32, sums);
+      const std::byte* block_scales = scales + b * ScaleBytes(kPacking);
+      F scale, min;
+      LoadScales<Isa, Int, kPacking>(supers + b / 8 * kSuperBytes, block_scales, part, &scale, &min);
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
-        const std::byte* side = x[t] + side_at + b * static_cast<int64_t>(sizeof(QuantSide));
-        F sum = Int::ToFloat(sums[t]);
+        const std::byte* side = x[t] + side_at + b * kSideBytes;
+        F sum;
+        if constexpr (kPacking == IntPacking::kQ6K) {  // below 2^24: exact as floats too
+          const std::byte* own = block_scales + part * Isa::kWidth;
+          sum = Int::ToFloat(Int::Add(Int::Multiply(Int::SignedBytes(own), sums[t][0]),
+                                      Int::Multiply(Int::SignedBytes(own + 16), sums[t][1])));
+        } else {
+          sum = Int::ToFloat(sums[t][0]);
+        }
         if constexpr (kPacking == IntPacking::kHi) sum = Isa::Add(sum, Int::BroadcastFloat(side + 12));
         acc[t] = Isa::Fma(sum, Isa::Mul(scale, Int::BroadcastFloat(side)), acc[t]);
+        if constexpr (IsMinK(kPacking) || kPacking == IntPacking::kQ5_1) {
+          acc[t] = Isa::Fma(min, Int::BroadcastFloat(side + 16), acc[t]);
+        }
       }
     }
     const int64_t row = group * 16 + part * Isa::kWidth;
@@ -167,8 +254,15 @@ void IntDotPacked(const IntDotArgs& args) {
 template <class Isa, class Int>
 void IntDot(const IntDotArgs& args) {
   switch (args.packing) {
-    case IntPacking::kQ8: return IntDotPacked<Isa, Int, IntPacking::kQ8>(args);
-    case IntPacking::kQ4: return IntDotPacked<Isa, Int, IntPacking::kQ4>(args);
+    case IntPacking::kQ8_0: return IntDotPacked<Isa, Int, IntPacking::kQ8_0>(args);
+    case IntPacking::kQ4_0: return IntDotPacked<Isa, Int, IntPacking::kQ4_0>(args);
+    case IntPacking::kQ5_0: return IntDotPacked<Isa, Int, IntPacking::kQ5_0>(args);
+    case IntPacking::kQ5_1: return IntDotPacked<Isa, Int, IntPacking::kQ5_1>(args);
+    case IntPacking::kQ4K: return IntDotPacked<Isa, Int, IntPacking::kQ4K>(args);
+    case IntPacking::kQ5K: return IntDotPacked<Isa, Int, IntPacking::kQ5K>(args);
+    case IntPacking::kQ6K: return IntDotPacked<Isa, Int, IntPacking::kQ6K>(args);
+    case IntPacking::kIQ4NL: return IntDotPacked<Isa, Int, IntPacking::kIQ4NL>(args);
+    case IntPacking::kMXFP4: return IntDotPacked<Isa, Int, IntPacking::kMXFP4>(args);
     case IntPacking::kBoth: return IntDotPacked<Isa, Int, IntPacking::kBoth>(args);
     case IntPacking::kHi: return IntDotPacked<Isa, Int, IntPacking::kHi>(args);
   }

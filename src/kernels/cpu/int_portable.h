@@ -26,12 +26,60 @@ struct Int {
     return a;
   }
   static I Fill(uint32_t value) { return {{value, value, value, value, value, value, value, value}}; }
+  static I StartFull(const std::byte*) { return Fill(0); }  // DotFull takes 128 off
+  template <int kBits>
+  static I ShiftLeft(I a) {
+    return Map(a, a, [](uint32_t v, uint32_t) { return v << kBits; });
+  }
+  static I Add(I a, I b) {
+    return Map(a, b, [](uint32_t v, uint32_t w) { return v + w; });
+  }
+  static I Sub(I a, I b) {
+    return Map(a, b, [](uint32_t v, uint32_t w) { return v - w; });
+  }
+  static I Multiply(I a, I b) {
+    return Map(a, b, [](uint32_t v, uint32_t w) { return v * w; });
+  }
+  static I Lookup(const uint8_t* table, I nibbles) {
+    I out = Fill(0);
+    for (int l = 0; l < 8; ++l) {
+      for (int i = 0; i < 4; ++i) out.lanes[l] |= uint32_t{table[Byte(nibbles.lanes[l], i)]} << (8 * i);
+    }
+    return out;
+  }
+  // Adds `value` to the bytes whose bit is set.
+  static I SetBits(I a, const std::byte* bits, int value) {
+    uint32_t mask;
+    std::memcpy(&mask, bits, 4);
+    for (int l = 0; l < 8; ++l) {
+      for (int i = 0; i < 4; ++i) a.lanes[l] += ((mask >> (4 * l + i)) & 1u) * static_cast<uint32_t>(value) << (8 * i);
+    }
+    return a;
+  }
+  static I Bytes(const std::byte* from) {
+    I out;
+    for (int l = 0; l < 8; ++l) out.lanes[l] = static_cast<uint8_t>(from[l]);
+    return out;
+  }
+  static I SignedBytes(const std::byte* from) {
+    I out;
+    for (int l = 0; l < 8; ++l) out.lanes[l] = static_cast<uint32_t>(static_cast<int8_t>(from[l]));
+    return out;
+  }
+  // 2^(e - 128) for a byte e in every lane; below 2^-126 floats have no exponent of their own.
+  static Isa::F PowerOf2(const std::byte* from) {
+    float lanes[8];
+    for (int l = 0; l < 8; ++l) {
+      const uint32_t e = static_cast<uint8_t>(from[l]), bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;
+      std::memcpy(&lanes[l], &bits, 4);
+    }
+    return Isa::Load(lanes);
+  }
   static I Four(const std::byte* from) {
     uint32_t four;
     std::memcpy(&four, from, 4);
     return Fill(four);
   }
-  static I Start(const std::byte* side, bool small) { return small ? Four(side + 8) : Fill(0); }
   static int32_t Byte(uint32_t four, int i) { return static_cast<int32_t>((four >> (8 * i)) & 255u); }
   static int32_t SignedByte(uint32_t four, int i) { return static_cast<int8_t>((four >> (8 * i)) & 255u); }
   static I Dot(I sum, I w, I x, int32_t zero) {

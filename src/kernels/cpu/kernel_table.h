@@ -40,8 +40,8 @@ struct DotArgs {
   float* scratch = nullptr;     // [kDotScratchFloats], 64-byte aligned
 };
 
-// How an interleaved matrix (model/interleave.h) is read.
-enum class IntPacking : uint8_t { kQ8, kQ4, kBoth, kHi };
+// How an interleaved matrix (model/interleave.h) is read; the last two: kNested8 by both planes and by the hi plane.
+enum class IntPacking : uint8_t { kQ8_0, kQ4_0, kQ5_0, kQ5_1, kQ4K, kQ5K, kQ6K, kIQ4NL, kMXFP4, kBoth, kHi };
 
 // A row of activations for the integer kernels: [cols] codes, then one of these for each block of 32.
 struct QuantSide {
@@ -49,18 +49,21 @@ struct QuantSide {
   int32_t sum_128;  // -128 times the sum of the codes
   int32_t sum_8;    // -8 times
   float half;       // -0.5 times
+  float minus_sum;  // -scale times
+  int32_t first_8;  // -8 times the sum of the first 16 codes
 };
 static constexpr int64_t QuantRowBytes(int64_t cols) { return cols + cols / 32 * static_cast<int64_t>(sizeof(QuantSide)); }
 
 // y[t][y_at + r] = dot(weight row r, x[t]) + bias[r] for groups of 16 rows. An output is the sum over blocks of 32 columns, in
-// rising order, of (an exact integer dot product) * (weight scale * activation scale), one multiply-add each; then the bias.
+// rising order, of (an exact integer dot product) * (weight scale * activation scale), one multiply-add each, and another for
+// the minimums of the types that have them; then the bias.
 struct IntDotArgs {
-  IntPacking packing = IntPacking::kQ8;
+  IntPacking packing = IntPacking::kQ8_0;
   int64_t groups = 0;
   int64_t blocks = 0;               // of 32 columns
-  const std::byte* data = nullptr;  // the first group: scales, then codes
+  const std::byte* data = nullptr;  // the first group
   int64_t group_bytes = 0;
-  int64_t scale_bytes = 0;          // from a group's begin to its codes
+  int64_t scales_at = 0, codes_at = 0;  // from a group's begin (GroupShape)
   const std::byte* lo = nullptr;    // kBoth: the first group's lo plane
   int64_t lo_group_bytes = 0;
   const std::byte* const* x = nullptr;  // [tokens] rows of QuantRowBytes

@@ -25,12 +25,31 @@ Packing PackingOf(DType type, Planes planes) {
     case DType::kQ8_0: return Packing::kQ8_0;
     case DType::kQ4_0: return Packing::kQ4_0;
     case DType::kNested8: return planes == Planes::kBoth ? Packing::kNestedBoth : Packing::kNestedHi;
-    case DType::kQ8_0x16:
-    case DType::kQ4_0x16:
-    case DType::kNested8x16: break;  // IntTileOf
+    default: break;  // HasFloatKernel
   }
   THERMOE_CHECK(false);
   return Packing::kF32;
+}
+
+// The other types are decoded to floats, tile by tile, where they cannot be interleaved.
+bool HasFloatKernel(DType type) { return type <= DType::kQ4_0 || type == DType::kNested8; }
+
+IntPacking IntPackingOf(DType type, Planes planes) {
+  switch (type) {
+    case DType::kQ8_0: return IntPacking::kQ8_0;
+    case DType::kQ4_0: return IntPacking::kQ4_0;
+    case DType::kQ5_0: return IntPacking::kQ5_0;
+    case DType::kQ5_1: return IntPacking::kQ5_1;
+    case DType::kQ4K: return IntPacking::kQ4K;
+    case DType::kQ5K: return IntPacking::kQ5K;
+    case DType::kQ6K: return IntPacking::kQ6K;
+    case DType::kIQ4NL: return IntPacking::kIQ4NL;
+    case DType::kMXFP4: return IntPacking::kMXFP4;
+    case DType::kNested8: return planes == Planes::kBoth ? IntPacking::kBoth : IntPacking::kHi;
+    default: break;
+  }
+  THERMOE_CHECK(false);
+  return IntPacking::kQ8_0;
 }
 
 }  // namespace
@@ -38,7 +57,7 @@ Packing PackingOf(DType type, Planes planes) {
 TilePlan PlanTiles(int threads, const WeightMatrix& matrix, int64_t matrices) {
   const int64_t tasks = std::max<int64_t>(1, kTasksPerThread * threads / matrices);
   const int64_t balanced = (matrix.rows + tasks - 1) / tasks;
-  const int64_t least = kTaskBytes / std::max<int64_t>(1, RowBytes(matrix.type, matrix.cols));
+  const int64_t least = kTaskBytes / std::max<int64_t>(1, matrix.row_bytes());
   TilePlan plan;
   // Tiles begin where both kinds of kernels may: the matrices of a layer's experts may differ in type.
   static_assert(kInterleave % kPanelRows == 0);
@@ -53,7 +72,7 @@ MatrixTile TileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int6
   tile.rows = std::min(rows, matrix.rows - first);
   tile.cols = matrix.cols;
   tile.data = matrix.row(first);
-  tile.row_bytes = RowBytes(matrix.type, matrix.cols);
+  tile.row_bytes = matrix.row_bytes();
   if (tile.packing == Packing::kNestedBoth) {
     tile.lo = matrix.lo_row(first);
     tile.lo_row_bytes = NestedLoRowBytes(matrix.cols);
@@ -63,15 +82,13 @@ MatrixTile TileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int6
 
 IntDotArgs IntTileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int64_t rows) {
   IntDotArgs tile;
-  switch (matrix.type) {
-    case DType::kQ8_0x16: tile.packing = IntPacking::kQ8; break;
-    case DType::kQ4_0x16: tile.packing = IntPacking::kQ4; break;
-    default: tile.packing = planes == Planes::kBoth ? IntPacking::kBoth : IntPacking::kHi; break;
-  }
+  const GroupShape shape = GroupShapeOf(matrix.type, matrix.cols);
+  tile.packing = IntPackingOf(matrix.type, planes);
   tile.groups = std::min(rows, matrix.rows - first) / kInterleave;
   tile.blocks = matrix.cols / kQuantBlock;
-  tile.group_bytes = InterleavedGroupBytes(matrix.type, matrix.cols);
-  tile.scale_bytes = InterleavedScaleBytes(matrix.cols);
+  tile.group_bytes = shape.bytes;
+  tile.scales_at = shape.scales_at;
+  tile.codes_at = shape.codes_at;
   tile.data = matrix.data + first / kInterleave * tile.group_bytes;
   if (tile.packing == IntPacking::kBoth) {
     tile.lo_group_bytes = kInterleave * NestedLoRowBytes(matrix.cols);
@@ -96,8 +113,20 @@ void CpuOps::SetRow(int64_t at, int64_t x_row, float* y) const {
   rows_.y[i] = y;
 }
 
+MatrixTile CpuOps::DecodedTile(const ProductTile& tile, FloatBuffer* decoded) {
+  const WeightMatrix& weight = tile.weight;
+  MatrixTile floats;
+  floats.rows = std::min(tile.rows, weight.rows - tile.first);
+  floats.cols = weight.cols;
+  floats.row_bytes = weight.cols * static_cast<int64_t>(sizeof(float));
+  decoded->Reserve(floats.rows * weight.cols);
+  for (int64_t r = 0; r < floats.rows; ++r) DecodeRow(weight, tile.first + r, tile.planes, decoded->data() + r * weight.cols);
+  floats.data = reinterpret_cast<const std::byte*>(decoded->data());
+  return floats;
+}
+
 void CpuOps::Multiply(const ProductTile& tile, int thread) const {
-  if (IsInterleaved(tile.weight.type)) {
+  if (tile.weight.interleaved()) {
     IntDotArgs dot = IntTileOf(tile.weight, tile.planes, tile.first, tile.rows);
     dot.x = rows_.codes.data() + tile.row;
     dot.y = tile.y;
@@ -108,7 +137,11 @@ void CpuOps::Multiply(const ProductTile& tile, int thread) const {
     return;
   }
   DotArgs dot;
-  dot.weight = TileOf(tile.weight, tile.planes, tile.first, tile.rows);
+  if (HasFloatKernel(tile.weight.type)) {
+    dot.weight = TileOf(tile.weight, tile.planes, tile.first, tile.rows);
+  } else {
+    dot.weight = DecodedTile(tile, &scratch(thread).decoded);
+  }
   dot.x = rows_.x.data() + tile.row;
   dot.y = tile.y;
   dot.y_at = tile.y_at;
@@ -119,7 +152,7 @@ void CpuOps::Multiply(const ProductTile& tile, int thread) const {
 }
 
 bool CpuOps::WorthForking(const WeightMatrix& weight, int64_t products) const {
-  return products * weight.rows * weight.cols >= (IsInterleaved(weight.type) ? kForkIntMultiplyAdds : kForkMultiplyAdds);
+  return products * weight.rows * weight.cols >= (weight.interleaved() ? kForkIntMultiplyAdds : kForkMultiplyAdds);
 }
 
 void CpuOps::Linear(const LinearArgs& args) const {
@@ -129,7 +162,7 @@ void CpuOps::Linear(const LinearArgs& args) const {
   THERMOE_CHECK(args.bias.empty() || static_cast<int64_t>(args.bias.size()) == weight.rows);
   const TilePlan plan = PlanTiles(threads_->size(), weight, 1);
   rows_.Reserve(tokens);
-  PrepareRows(args.x, IsInterleaved(weight.type));
+  PrepareRows(args.x, weight.interleaved());
   for (int64_t t = 0; t < tokens; ++t) SetRow(t, t, args.out.row(t));
   ForEach(plan.tiles, WorthForking(weight, tokens), [&](int64_t tile, int thread) {
     const int64_t first = tile * plan.rows;

@@ -35,6 +35,7 @@ struct alignas(64) ThreadScratch {
   FloatBuffer dot;              // [kDotScratchFloats]
   FloatBuffer up;               // [tokens of a job, tile rows] up projections
   std::vector<float*> up_rows;  // [tokens of a job] into `up`
+  FloatBuffer decoded;          // rows of a matrix whose type has no float kernel
   FloatBuffer attention;        // AttentionStateFloats(kMaxQueries, head_dim)
 };
 
