@@ -6,11 +6,13 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "bandwidth.h"
 #include "base/errors.h"
 #include "base/random.h"
+#include "bench_peer.h"
 #include "command.h"
 #include "flags.h"
 #include "help.h"
@@ -38,10 +40,15 @@ const HelpPage kPage = {
     "\n"
     "'bytes/token' counts the weights and the keys and values that a step touches, each matrix once per step, over "
     "its tokens. 'bandwidth' is that traffic per second as a share of this machine's read bandwidth, which is "
-    "measured in the same run; a model that fits the processor's caches can pass 100 %.",
+    "measured in the same run; a model that fits the processor's caches can pass 100 %.\n"
+    "\n"
+    "With --vs, every round of tests is followed by a command of yours, so that noise meets both sides alike; 'times' is "
+    "the median of the rounds' ratios. The command prints its tokens per second, one line a test in the order of the "
+    "tests, or JSON with \"tokens_per_s\" or \"avg_ts\" (llama-bench -o json).",
     " thermoe bench\n"
     " thermoe bench model.gguf --prefill 512,2048 --batch 8,32 --repeat 5\n"
-    " thermoe bench model.gguf --experts nested --full-slots 0 --json"};
+    " thermoe bench model.gguf --experts nested --full-slots 0 --json\n"
+    " thermoe bench model.gguf --batch 0 --vs 'llama-bench -m model.gguf -p 512 -n 128 -r 1 -o json'"};
 
 struct BenchFlags {
   ModelFlags model;
@@ -51,6 +58,7 @@ struct BenchFlags {
   std::vector<int> batch = {8};
   int repeat = 5;
   uint64_t seed = 1;
+  std::string vs;
   bool json = false;
 };
 
@@ -65,10 +73,16 @@ struct Run {
   double seconds = 0, tokens = 0, bytes = 0;
 };
 
+// Of the rounds.
+struct Spread {
+  double median = 0, least = 0, most = 0;
+};
+
 struct CaseResult {
   Case what;
-  double median = 0, least = 0, most = 0;  // tokens per second
+  Spread rate;  // tokens per second
   double bytes_per_token = 0;
+  std::optional<Spread> peer, ratio;  // --vs: its tokens per second; ours over its, round by round
 };
 
 std::vector<Case> Cases(const BenchFlags& flags) {
@@ -127,27 +141,47 @@ Result<Run> RunCase(Engine* engine, const Case& what, Random* random) {
   return run;
 }
 
-Result<CaseResult> MeasureCase(const BenchFlags& flags, Engine* engine, const Case& what, ProgressBar* bar,
-                               double done_frac, double share) {
-  Random random(flags.seed);  // every case and repetition starts from the same ids
-  CaseResult result{what};
-  std::vector<double> rates;
-  for (int i = 0; i <= flags.repeat; ++i) {
-    random = Random(flags.seed);
-    const Result<Run> run = RunCase(engine, what, &random);
-    if (!run.ok()) return run.status();
-    bar->Update(done_frac + share * (i + 1) / (flags.repeat + 1));
-    if (i == 0) continue;  // warm-up: pages of the file are read, threads awake
-    rates.push_back(run->tokens / run->seconds);
-    result.bytes_per_token = run->bytes / run->tokens;
-  }
-  std::sort(rates.begin(), rates.end());
-  const size_t half = rates.size() / 2;
-  result.median = rates.size() % 2 == 1 ? rates[half] : (rates[half - 1] + rates[half]) / 2;
-  result.least = rates.front();
-  result.most = rates.back();
-  return result;
+Spread SpreadOf(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t half = values.size() / 2;
+  const double median = values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+  return {median, values.front(), values.back()};
 }
+
+// Every test once a round, in turn, then the peer: what disturbs the machine for a while disturbs all of them.
+Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, Engine* engine, const std::vector<Case>& cases, ProgressBar* bar) {
+  std::vector<CaseResult> results(cases.size());
+  for (size_t i = 0; i < cases.size(); ++i) results[i].what = cases[i];
+  std::vector<std::vector<double>> rates(cases.size()), peers(cases.size()), ratios(cases.size());
+  for (int round = 0; round <= flags.repeat; ++round) {  // round 0 warms up: pages of the file are read, threads awake
+    for (size_t i = 0; i < cases.size(); ++i) {
+      Random random(flags.seed);  // every test and round starts from the same ids
+      const Result<Run> run = RunCase(engine, cases[i], &random);
+      if (!run.ok()) return run.status();
+      const double done = round + static_cast<double>(i + 1) / static_cast<double>(cases.size());
+      bar->Update(done / (flags.repeat + 1));
+      if (round == 0) continue;
+      rates[i].push_back(run->tokens / run->seconds);
+      results[i].bytes_per_token = run->bytes / run->tokens;
+    }
+    if (flags.vs.empty()) continue;
+    const Result<std::vector<double>> peer = RunPeer(flags.vs, cases.size());
+    if (!peer.ok()) return peer.status();
+    for (size_t i = 0; round > 0 && i < cases.size(); ++i) {
+      peers[i].push_back((*peer)[i]);
+      ratios[i].push_back(rates[i].back() / (*peer)[i]);
+    }
+  }
+  for (size_t i = 0; i < cases.size(); ++i) {
+    results[i].rate = SpreadOf(rates[i]);
+    if (flags.vs.empty()) continue;
+    results[i].peer = SpreadOf(peers[i]);
+    results[i].ratio = SpreadOf(ratios[i]);
+  }
+  return results;
+}
+
+Json SpreadJson(const Spread& spread) { return {{"median", spread.median}, {"min", spread.least}, {"max", spread.most}}; }
 
 Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps,
                const std::vector<CaseResult>& results) {
@@ -161,15 +195,18 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps
   json["steering"] = SteeringJson(flags.steering);
   json["repeat"] = flags.repeat;
   json["seed"] = flags.seed;
+  json["vs"] = flags.vs.empty() ? Json() : Json(flags.vs);
   json["results"] = Json::array();
   for (const CaseResult& result : results) {
     Json entry;
     entry["name"] = result.what.name;
     entry["tokens"] = result.what.tokens;
     entry["batch"] = result.what.batch;
-    entry["tokens_per_s"] = {{"median", result.median}, {"min", result.least}, {"max", result.most}};
+    entry["tokens_per_s"] = SpreadJson(result.rate);
     entry["bytes_per_token"] = result.bytes_per_token;
-    entry["bandwidth_frac"] = result.median * result.bytes_per_token / (read_gbps * 1e9);
+    entry["bandwidth_frac"] = result.rate.median * result.bytes_per_token / (read_gbps * 1e9);
+    entry["vs_tokens_per_s"] = result.peer ? SpreadJson(*result.peer) : Json();
+    entry["ratio"] = result.ratio ? SpreadJson(*result.ratio) : Json();
     json["results"].push_back(std::move(entry));
   }
   return PrintJsonLine(json);
@@ -182,14 +219,23 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
                {"machine", CpuName()},
                {"engine", engine.Describe()},
                {"memory", fmt::format("reads {:.1f} GB/s, measured in this run", read_gbps)},
-               {"runs", fmt::format("{} of each after one warm-up", flags.repeat)}});
+               {"runs", fmt::format("{} of each{} after one warm-up", flags.repeat,
+                                    flags.vs.empty() ? "" : ", alternating with --vs,")}});
   Print("\n");
-  Table table({"test", "tokens/s", "least", "most", "bytes/token", "bandwidth"});
+  std::vector<std::string> titles = {"test", "tokens/s", "least", "most", "bytes/token", "bandwidth"};
+  if (!flags.vs.empty()) titles.insert(titles.end(), {"--vs tokens/s", "times", "from", "to"});
+  Table table(std::move(titles));
   for (const CaseResult& result : results) {
     const auto rate = [](double value) { return fmt::format("{:.1f}", value); };
-    table.Add({result.what.name, rate(result.median), rate(result.least), rate(result.most),
-               BytesText(result.bytes_per_token),
-               fmt::format("{:.1f} %", 100 * result.median * result.bytes_per_token / (read_gbps * 1e9))});
+    std::vector<std::string> row = {result.what.name, rate(result.rate.median), rate(result.rate.least), rate(result.rate.most),
+                                    BytesText(result.bytes_per_token),
+                                    fmt::format("{:.1f} %", 100 * result.rate.median * result.bytes_per_token / (read_gbps * 1e9))};
+    if (result.ratio) {
+      const auto times = [](double value) { return fmt::format("{:.2f}", value); };
+      row.insert(row.end(), {rate(result.peer->median), times(result.ratio->median), times(result.ratio->least),
+                             times(result.ratio->most)});
+    }
+    table.Add(std::move(row));
   }
   table.Print();
 }
@@ -216,20 +262,11 @@ Status Bench(const BenchFlags& flags) {
   THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, engine->get()));
   const double read_gbps = MeasureReadGbps(flags.model.threads > 0 ? flags.model.threads : UsableThreads());
   ProgressBar bar("bench");
-  std::vector<CaseResult> results;
-  const double share = 1.0 / static_cast<double>(cases.size());
-  for (const Case& what : cases) {
-    Result<CaseResult> result =
-        MeasureCase(flags, engine->get(), what, &bar, share * static_cast<double>(results.size()), share);
-    if (!result.ok()) return result.status();
-    results.push_back(std::move(*result));
-  }
+  const Result<std::vector<CaseResult>> results = Measure(flags, engine->get(), cases, &bar);
   bar.Clear();
-  if (flags.json) {
-    return PrintJson(flags, **engine, read_gbps, results);
-  } else {
-    PrintReport(flags, **engine, read_gbps, results);
-  }
+  if (!results.ok()) return results.status();
+  if (flags.json) return PrintJson(flags, **engine, read_gbps, *results);
+  PrintReport(flags, **engine, read_gbps, *results);
   return Status::Ok();
 }
 
@@ -248,6 +285,7 @@ Command MakeBenchCommand(CLI::App* root) {
       ->group(kGroup);
   AddNumber(app, "--repeat", &flags->repeat, {1, 1000}, "Timed runs of each test; default 5.")->group(kGroup);
   AddNumber(app, "--seed", &flags->seed, {0, kMostSeed}, "Seed of the random ids; default 1.")->group(kGroup);
+  app->add_option("--vs", flags->vs, "Alternate with this shell command and compare.")->type_name("CMD")->group(kGroup);
   AddSteeringFlags(app, &flags->steering);
   AddEngineFlags(app, &flags->model);
   app->add_flag("--json", flags->json, "Print one JSON object; errors become JSON too.")->group("Output options");

@@ -69,6 +69,36 @@ struct Int {
     const I is_normal = _mm256_cmpgt_epi32(e, _mm256_set1_epi32(1));
     return _mm256_castsi256_ps(_mm256_blendv_epi8(small, normal, is_normal));
   }
+  // Of 32 floats. As integers magnitudes have their order, infinity is above them and what is not a number above that.
+  static float LargestMagnitude(const float* x) {
+    const I magnitude = _mm256_set1_epi32(0x7fffffff);
+    I most = _mm256_setzero_si256();
+    for (int i = 0; i < 32; i += 8) {
+      most = _mm256_max_epi32(most, _mm256_and_si256(Load(reinterpret_cast<const std::byte*>(x + i)), magnitude));
+    }
+    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
+    const int32_t bits = _mm_cvtsi128_si32(half);
+    float largest;
+    std::memcpy(&largest, &bits, 4);
+    return largest;
+  }
+  static void QuantiseBlock(const float* x, float inverse, std::byte* codes, int32_t* first, int32_t* last) {
+    const __m256 scale = _mm256_set1_ps(inverse);
+    I whole[4];
+    for (int i = 0; i < 4; ++i) whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), scale));
+    // Packing works on halves: fours of columns 0, 8, 16, 24 | 4, 12, 20, 28 come back in order.
+    const I packed = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
+    const I ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), ordered);
+    const I pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), ordered);
+    const I fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    const __m128i twos = _mm_hadd_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+    const __m128i sums = _mm_hadd_epi32(twos, twos);
+    *first = _mm_extract_epi32(sums, 0);
+    *last = _mm_extract_epi32(sums, 1);
+  }
   static __m256 ToFloat(I a) { return _mm256_cvtepi32_ps(a); }
   static __m256 Scales(const std::byte* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));

@@ -70,6 +70,28 @@ struct Int {
     const I normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
     return _mm512_castsi512_ps(_mm512_mask_blend_epi32(_mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2)), normal, small));
   }
+  // Of 32 floats. As integers magnitudes have their order, infinity is above them and what is not a number above that.
+  static float LargestMagnitude(const float* x) {
+    const I magnitude = _mm512_set1_epi32(0x7fffffff);
+    const I most = _mm512_max_epi32(_mm512_and_si512(_mm512_loadu_si512(x), magnitude),
+                                    _mm512_and_si512(_mm512_loadu_si512(x + 16), magnitude));
+    const int32_t bits = _mm512_reduce_max_epi32(most);
+    float largest;
+    std::memcpy(&largest, &bits, 4);
+    return largest;
+  }
+  static void QuantiseBlock(const float* x, float inverse, std::byte* codes, int32_t* first, int32_t* last) {
+    const __m512 scale = _mm512_set1_ps(inverse);
+    const __m128i a = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), scale)));
+    const __m128i b = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 16), scale)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), a);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16), b);
+    const __m128i one = _mm_set1_epi8(1), zero = _mm_setzero_si128();
+    const __m128i pairs = _mm_hadd_epi32(_mm_dpbusd_epi32(zero, one, a), _mm_dpbusd_epi32(zero, one, b));
+    const __m128i sums = _mm_hadd_epi32(pairs, pairs);
+    *first = _mm_extract_epi32(sums, 0);
+    *last = _mm_extract_epi32(sums, 1);
+  }
   static __m512 ToFloat(I a) { return _mm512_cvtepi32_ps(a); }
   static __m512 Scales(const std::byte* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));

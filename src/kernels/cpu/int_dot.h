@@ -12,29 +12,16 @@ namespace thermoe::kernels::cpu {
 
 // x as codes: x[k] is about scale[k / 32] * code[k], code in [-127, 127], scale = (largest magnitude of the block) /
 // 127.
-template <class Isa>
+// Codes are rounded to nearest, halves to even, from the product with 127 / largest: the same on every instruction set. A
+// block with a value that is not a number has a scale that is not one either.
+template <class Int>
 void QuantiseRow(const float* x, int64_t cols, std::byte* out) {
   std::byte* side = out + cols;
   for (int64_t b = 0; b < cols / 32; ++b) {
-    const float* from = x + b * 32;
-    float most = 0;
-    for (int i = 0; i < 32; ++i) {
-      const float magnitude = from[i] < 0 ? -from[i] : from[i];
-      most = magnitude > most || magnitude != magnitude ? magnitude : most;  // not a number goes on to the scale
-    }
-    const float inverse = most > 0 ? 127.0f / most : 0.0f;
-    int8_t codes[32];
-    int32_t sum = 0, first = 0;
-    for (int i = 0; i < 32; ++i) {
-      // Adding 1.5 * 2^23 leaves the rounded integer in the low bits, whatever the instruction set.
-      const float shifted = from[i] * inverse + 12582912.0f;
-      int32_t bits;
-      __builtin_memcpy(&bits, &shifted, 4);
-      codes[i] = static_cast<int8_t>(static_cast<uint32_t>(bits) & 0xffu);
-      sum += codes[i];
-      if (i < 16) first += codes[i];
-    }
-    std::memcpy(out + b * 32, codes, 32);
+    const float most = Int::LargestMagnitude(x + b * 32);
+    int32_t first, last;  // sums of the codes of the first and last 16 columns
+    Int::QuantiseBlock(x + b * 32, most > 0 ? 127.0f / most : 0.0f, out + b * 32, &first, &last);
+    const int32_t sum = first + last;
     const float scale = most / 127.0f, total = static_cast<float>(sum);
     const QuantSide values{scale, -128 * sum, -8 * sum, -0.5f * total, -scale * total, -8 * first};
     std::memcpy(side + b * static_cast<int64_t>(sizeof(QuantSide)), &values, sizeof(values));
@@ -157,7 +144,8 @@ inline __attribute__((always_inline)) void LoadScales(const std::byte* super, co
 }
 
 // One group of 16 rows for kTokens tokens from `token` on.
-template <class Isa, class Int, IntPacking kPacking, int kTokens>
+// `kAhead`: its weights come from memory, so ask for them ahead of use.
+template <class Isa, class Int, IntPacking kPacking, int kTokens, bool kAhead>
 void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
   using F = typename Isa::F;
   constexpr int64_t kBlockBytes = CodeBytes(kPacking), kSideBytes = static_cast<int64_t>(sizeof(QuantSide));
@@ -180,7 +168,7 @@ void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) StartSums<Int, kPacking>(x[t] + side_at + b * kSideBytes, sums[t]);
       const std::byte* block = codes + b * kBlockBytes;
-      if constexpr (kTokens <= 4) {  // few products per weight: streaming from memory, so ask ahead
+      if constexpr (kAhead) {
 #pragma GCC unroll 8
         for (int64_t i = 0; i < kBlockBytes; i += 64) __builtin_prefetch(block + kPrefetchAhead + i);
         if constexpr (kPacking == IntPacking::kBoth) {
@@ -221,6 +209,18 @@ void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
   }
 }
 
+// The first tile of a group's tokens brings its weights near; later ones find them there.
+template <class Isa, class Int, IntPacking kPacking, int kTokens>
+void IntTileAt(const IntDotArgs& args, int64_t group, int64_t token) {
+  if constexpr (kTokens <= Int::kTokens) {
+    if (token == 0) {
+      IntTile<Isa, Int, kPacking, kTokens, true>(args, group, token);
+    } else {
+      IntTile<Isa, Int, kPacking, kTokens, false>(args, group, token);
+    }
+  }
+}
+
 template <class Isa, class Int, IntPacking kPacking>
 void IntDotPacked(const IntDotArgs& args) {
   for (int64_t group = 0; group < args.groups; ++group) {
@@ -230,22 +230,14 @@ void IntDotPacked(const IntDotArgs& args) {
       const int64_t left = args.tokens - token, tiles = (left + Int::kTokens - 1) / Int::kTokens;
       step = (left + tiles - 1) / tiles;
       switch (step) {
-        case 1: IntTile<Isa, Int, kPacking, 1>(args, group, token); break;
-        case 2: IntTile<Isa, Int, kPacking, 2>(args, group, token); break;
-        case 3: IntTile<Isa, Int, kPacking, 3>(args, group, token); break;
-        case 4: IntTile<Isa, Int, kPacking, 4>(args, group, token); break;
-        case 5:
-          if constexpr (Int::kTokens >= 5) IntTile<Isa, Int, kPacking, 5>(args, group, token);
-          break;
-        case 6:
-          if constexpr (Int::kTokens >= 6) IntTile<Isa, Int, kPacking, 6>(args, group, token);
-          break;
-        case 7:
-          if constexpr (Int::kTokens >= 7) IntTile<Isa, Int, kPacking, 7>(args, group, token);
-          break;
-        case 8:
-          if constexpr (Int::kTokens >= 8) IntTile<Isa, Int, kPacking, 8>(args, group, token);
-          break;
+        case 1: IntTileAt<Isa, Int, kPacking, 1>(args, group, token); break;
+        case 2: IntTileAt<Isa, Int, kPacking, 2>(args, group, token); break;
+        case 3: IntTileAt<Isa, Int, kPacking, 3>(args, group, token); break;
+        case 4: IntTileAt<Isa, Int, kPacking, 4>(args, group, token); break;
+        case 5: IntTileAt<Isa, Int, kPacking, 5>(args, group, token); break;
+        case 6: IntTileAt<Isa, Int, kPacking, 6>(args, group, token); break;
+        case 7: IntTileAt<Isa, Int, kPacking, 7>(args, group, token); break;
+        case 8: IntTileAt<Isa, Int, kPacking, 8>(args, group, token); break;
       }
     }
   }

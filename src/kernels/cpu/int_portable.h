@@ -112,6 +112,26 @@ struct Int {
   }
   static I Eights() { return Fill(0x08080808u); }
   static I HighEights() { return Fill(0x80808080u); }
+  static float LargestMagnitude(const float* x) {
+    float most = 0;
+    for (int i = 0; i < 32; ++i) {
+      const float magnitude = x[i] < 0 ? -x[i] : x[i];
+      most = magnitude > most || magnitude != magnitude ? magnitude : most;
+      if (most != most) return most;
+    }
+    return most;
+  }
+  static void QuantiseBlock(const float* x, float inverse, std::byte* codes, int32_t* first, int32_t* last) {
+    *first = *last = 0;
+    for (int i = 0; i < 32; ++i) {
+      // Adding 1.5 * 2^23 leaves the rounded integer in the low bits.
+      const float shifted = x[i] * inverse + 12582912.0f;
+      int32_t bits;
+      std::memcpy(&bits, &shifted, 4);
+      codes[i] = static_cast<std::byte>(bits & 0xff);
+      (i < 16 ? *first : *last) += static_cast<int8_t>(bits & 0xff);
+    }
+  }
   static Isa::F ToFloat(I a) {
     float lanes[8];
     for (int l = 0; l < 8; ++l) lanes[l] = static_cast<float>(static_cast<int32_t>(a.lanes[l]));

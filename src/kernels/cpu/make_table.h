@@ -15,7 +15,7 @@ constexpr KernelTable MakeTable() {
   table.name = Isa::kName;
   table.dot = Dot<Isa>;
   table.int_dot = IntDot<Isa, Int>;
-  table.quantise_row = QuantiseRow<Isa>;
+  table.quantise_row = QuantiseRow<Int>;
   table.rms_norm = RmsNormRow<Isa>;
   table.swiglu = SwiGluRow<Isa>;
   table.add_scaled = AddScaledRow<Isa>;

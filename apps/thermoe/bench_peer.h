@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// The other side of `thermoe bench --vs`: a command of the user's that prints tokens per second.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "thermoe/status.h"
+
+namespace thermoe {
+
+// Tokens per second in what a command printed, in order: the values of "tokens_per_s" (a number, or an object with "median") and
+// "avg_ts" (llama-bench -o json) if it is JSON, else every line that is a number and nothing else.
+std::vector<double> ParseRates(const std::string& output);
+
+// Runs `command` by the shell; its standard error is passed on. kInvalidArgument unless it succeeds and prints `count` rates.
+Result<std::vector<double>> RunPeer(const std::string& command, size_t count);
+
+}  // namespace thermoe
