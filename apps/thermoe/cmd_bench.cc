@@ -62,6 +62,10 @@ struct BenchFlags {
   bool json = false;
 };
 
+constexpr std::pair<const char*, double StageTimes::*> kStages[] = {
+    {"embed", &StageTimes::embed_us},     {"attention", &StageTimes::attention_us}, {"gate", &StageTimes::gate_us},
+    {"experts", &StageTimes::experts_us}, {"logits", &StageTimes::logits_us},       {"sample", &StageTimes::sample_us}};
+
 struct Case {
   std::string name;
   int prefill = 0;  // ids of a prefill case, else 0
@@ -70,7 +74,8 @@ struct Case {
 };
 
 struct Run {
-  double seconds = 0, tokens = 0, bytes = 0;
+  double seconds = 0, tokens = 0, bytes = 0, expert_bytes = 0;
+  StageTimes stages;  // sums
 };
 
 // Of the rounds.
@@ -81,7 +86,8 @@ struct Spread {
 struct CaseResult {
   Case what;
   Spread rate;  // tokens per second
-  double bytes_per_token = 0;
+  double bytes_per_token = 0, expert_bytes_per_token = 0;
+  StageTimes stages_per_token;  // of the fastest round
   std::optional<Spread> peer, ratio;  // --vs: its tokens per second; ours over its, round by round
 };
 
@@ -134,6 +140,8 @@ Result<Run> RunCase(Engine* engine, const Case& what, Random* random) {
     run.seconds += seconds.count();
     run.tokens += record.tokens;
     run.bytes += record.weight_bytes + record.kv_bytes;
+    run.expert_bytes += record.expert_bytes;
+    for (const auto& [name, stage] : kStages) run.stages.*stage += record.times.*stage;
   }
   for (const RequestId id : ids) {
     if (Result<RequestResult> result = engine->TakeResult(id); !result.ok()) return result.status();
@@ -161,8 +169,13 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, Engine* engine,
       const double done = round + static_cast<double>(i + 1) / static_cast<double>(cases.size());
       bar->Update(done / (flags.repeat + 1));
       if (round == 0) continue;
-      rates[i].push_back(run->tokens / run->seconds);
+      const double rate = run->tokens / run->seconds;
+      if (rates[i].empty() || rate > *std::max_element(rates[i].begin(), rates[i].end())) {
+        for (const auto& [name, stage] : kStages) results[i].stages_per_token.*stage = run->stages.*stage / run->tokens;
+      }
+      rates[i].push_back(rate);
       results[i].bytes_per_token = run->bytes / run->tokens;
+      results[i].expert_bytes_per_token = run->expert_bytes / run->tokens;
     }
     if (flags.vs.empty()) continue;
     const Result<std::vector<double>> peer = RunPeer(flags.vs, cases.size());
@@ -204,6 +217,8 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps
     entry["batch"] = result.what.batch;
     entry["tokens_per_s"] = SpreadJson(result.rate);
     entry["bytes_per_token"] = result.bytes_per_token;
+    entry["expert_bytes_per_token"] = result.expert_bytes_per_token;
+    for (const auto& [name, stage] : kStages) entry["stage_us_per_token"][name] = result.stages_per_token.*stage;
     entry["bandwidth_frac"] = result.rate.median * result.bytes_per_token / (read_gbps * 1e9);
     entry["vs_tokens_per_s"] = result.peer ? SpreadJson(*result.peer) : Json();
     entry["ratio"] = result.ratio ? SpreadJson(*result.ratio) : Json();

@@ -31,7 +31,9 @@ struct ActiveRequest {
   RequestResult result;         // result.finish is set once the request is over
 
   bool prefilled() const { return session->kv.length >= static_cast<int32_t>(prompt_end); }
-  bool generates() const { return request.max_new_tokens > 0 || !request.forced.empty(); }
+  // Tokens to generate, unless something ends it before.
+  size_t target() const { return request.forced.empty() ? static_cast<size_t>(request.max_new_tokens) : request.forced.size(); }
+  bool generates() const { return target() > 0; }
   Clock::time_point submitted, scheduled, first_token;
 };
 

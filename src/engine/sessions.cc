@@ -27,7 +27,9 @@ Session* EngineImpl::NewSession(bool temporary) {
   auto session = std::make_unique<Session>();
   session->id = next_id_++;
   session->temporary = temporary;
+  // All that it can hold, so that steps allocate nothing.
   session->tokens.reserve(static_cast<size_t>(context_) + 1);
+  session->kv.blocks.reserve(static_cast<size_t>(context_ / kKvBlock) + 1);
   Session* raw = session.get();
   sessions_.emplace(raw->id, std::move(session));
   return raw;

@@ -76,6 +76,9 @@ void EngineImpl::Admit() {
       // The first prompt id is scored by the position before it: compute that one again if it is there already.
       if (active->prompt_begin > 0) cache_->Truncate(&session->kv, static_cast<int32_t>(active->prompt_begin) - 1);
     }
+    const size_t room = static_cast<size_t>(context_) + 1 - active->prompt_end;
+    active->result.generated.reserve(std::min(active->target(), room));
+    active->result.logprobs.reserve(std::min(active->target(), room));
     active->scheduled = ActiveRequest::Clock::now();
     active->result.timings.prompt_tokens = static_cast<int32_t>(prompt.size());
     active->result.timings.queue_ms = Milliseconds(active->submitted, active->scheduled);
@@ -138,7 +141,6 @@ void EngineImpl::Generate(ActiveRequest* active, std::span<float> logits) {
   std::vector<TokenId>& tokens = active->session->tokens;
   if (result.generated.empty()) active->first_token = ActiveRequest::Clock::now();
   Event event{active->id, kNoToken, 0, FinishReason::kNone};
-  const size_t target = request.forced.empty() ? static_cast<size_t>(request.max_new_tokens) : request.forced.size();
   if (!request.forced.empty()) {
     event.token = request.forced[result.generated.size()];
     event.logprob = LogProb(logits, event.token);
@@ -157,7 +159,7 @@ void EngineImpl::Generate(ActiveRequest* active, std::span<float> logits) {
   const auto ends = [&](const std::vector<TokenId>& ids) { return std::find(ids.begin(), ids.end(), event.token) != ids.end(); };
   if (request.forced.empty() && !request.ignore_end && (ends(model_->tokenizer().end_ids()) || ends(request.stop_ids))) {
     event.finish = FinishReason::kEnd;
-  } else if (result.generated.size() >= target) {
+  } else if (result.generated.size() >= active->target()) {
     event.finish = FinishReason::kLength;
   } else if (tokens.size() > static_cast<size_t>(context_)) {
     event.finish = FinishReason::kContext;

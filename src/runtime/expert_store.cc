@@ -26,25 +26,24 @@ void CodesOf(const WeightMatrix& from, int64_t first, int64_t rows, std::vector<
   }
 }
 
-// Both planes of a matrix, interleaved where its rows come in 16s.
-WeightMatrix MakePlanes(const WeightMatrix& from, bool interleave, std::byte* hi, std::byte* lo, ThreadPool* threads) {
+// Both planes of a matrix at `hi` and `lo`, interleaved where its rows come in 16s.
+Rewrite NestTo(const WeightMatrix& from, bool interleave, std::byte* hi, std::byte* lo, WeightMatrix* result) {
   interleave = interleave && CanInterleave(DType::kNested8, from.rows, from.cols);
-  const WeightMatrix nested{DType::kNested8, from.rows, from.cols, hi, lo, interleave ? Layout::kInterleaved : Layout::kRows};
+  *result = {DType::kNested8, from.rows, from.cols, hi, lo, interleave ? Layout::kInterleaved : Layout::kRows};
   const int64_t step = interleave ? kInterleave : 1;
-  const int64_t hi_bytes = step * nested.row_bytes(), lo_bytes = step * NestedLoRowBytes(from.cols);
-  threads->ParallelFor(from.rows / step, [&](int64_t group, int) {
-    std::vector<std::byte> codes;
-    CodesOf(from, group * step, step, &codes);
-    std::byte* hi_at = hi + group * hi_bytes;
-    std::byte* lo_at = lo + group * lo_bytes;
-    if (interleave) {
-      InterleavePlanes(codes.data(), RowBytes(DType::kQ8_0, from.cols), from.cols, hi_at, lo_at);
-    } else {
-      SplitPlanes(reinterpret_cast<const BlockQ8_0*>(codes.data()), from.cols / kQuantBlock, reinterpret_cast<NestedHi*>(hi_at),
-                  reinterpret_cast<NestedLo*>(lo_at));
-    }
-  });
-  return nested;
+  const int64_t hi_bytes = result->row_bytes(), lo_bytes = NestedLoRowBytes(from.cols);
+  return {from, step, [=](int64_t first) {
+            std::vector<std::byte> codes;
+            CodesOf(from, first, step, &codes);
+            std::byte* hi_at = hi + first * hi_bytes;
+            std::byte* lo_at = lo + first * lo_bytes;
+            if (interleave) {
+              InterleavePlanes(codes.data(), RowBytes(DType::kQ8_0, from.cols), from.cols, hi_at, lo_at);
+            } else {
+              SplitPlanes(reinterpret_cast<const BlockQ8_0*>(codes.data()), from.cols / kQuantBlock,
+                          reinterpret_cast<NestedHi*>(hi_at), reinterpret_cast<NestedLo*>(lo_at));
+            }
+          }};
 }
 
 Status CheckNestable(const LoadedModel& model, const WeightMatrix& matrix) {
@@ -59,19 +58,21 @@ Status CheckNestable(const LoadedModel& model, const WeightMatrix& matrix) {
   return Status::Ok();
 }
 
-// What a matrix takes in its new storage; 0: it stays where it is. Regions of 64 bytes keep matrices on cache lines.
+// Experts are rewritten in runs of about this much: few calls into the system, and little memory held twice.
+constexpr int64_t kRunBytes = int64_t{16} << 20;
+
+// What a matrix takes in its new storage; 0: it stays where it is.
 struct Regions {
   int64_t hi = 0, lo = 0;
 };
-int64_t Align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 Regions RegionsOf(const WeightMatrix& matrix, ExpertStorage storage, bool interleave) {
   if (storage == ExpertStorage::kNative) {
-    return {Interleavable(matrix) ? Align(InterleavedBytes(matrix)) : 0, 0};
+    return {Interleavable(matrix) ? AlignToLine(InterleavedBytes(matrix)) : 0, 0};
   }
   interleave = interleave && CanInterleave(DType::kNested8, matrix.rows, matrix.cols);
   const Layout layout = interleave ? Layout::kInterleaved : Layout::kRows;
-  return {Align(matrix.rows * RowBytes(DType::kNested8, matrix.cols, layout)), Align(matrix.rows * NestedLoRowBytes(matrix.cols))};
+  return {AlignToLine(matrix.rows * RowBytes(DType::kNested8, matrix.cols, layout)), AlignToLine(matrix.rows * NestedLoRowBytes(matrix.cols))};
 }
 
 }  // namespace
@@ -90,33 +91,52 @@ Result<ExpertStore> ExpertStore::Create(const LoadedModel& model, ExpertStorage 
   }
   double done = 0;
   for (std::vector<FfnWeights>& experts : store.layers_) {
-    for (FfnWeights& expert : experts) {
-      Regions sum;
-      for (const auto role : kRoles) {
-        if (storage == ExpertStorage::kNested) THERMOE_RETURN_IF_ERROR(CheckNestable(model, expert.*role));
-        const Regions regions = RegionsOf(expert.*role, storage, interleave);
-        sum.hi += regions.hi;
-        sum.lo += regions.lo;
-      }
-      if (sum.hi == 0) continue;
-      // One allocation an expert: hi planes (or whole matrices) first, so that reading only them is one stream.
-      store.buffers_.emplace_back(sum.hi + sum.lo);
-      std::byte* hi = store.buffers_.back().data();
-      std::byte* lo = hi + sum.hi;
-      for (const auto role : kRoles) {
-        const WeightMatrix from = expert.*role;
-        const Regions regions = RegionsOf(from, storage, interleave);
-        if (regions.hi == 0) continue;
-        expert.*role = storage == ExpertStorage::kNested ? MakePlanes(from, interleave, hi, lo, threads) : Interleave(from, hi, threads);
-        ForgetPages(model, from);
-        hi += regions.hi;
-        lo += regions.lo;
-      }
-    }
+    THERMOE_RETURN_IF_ERROR(store.RewriteLayer(model, interleave, threads, &experts));
     done += 1.0 / static_cast<double>(store.layers_.size());
     if (progress && !progress(done)) return Status(StatusCode::kCancelled, "loading was stopped");
   }
   return store;
+}
+
+Status ExpertStore::RewriteLayer(const LoadedModel& model, bool interleave, ThreadPool* threads, std::vector<FfnWeights>* experts) {
+  for (size_t begin = 0, end = 0; begin < experts->size(); begin = end) {
+    std::vector<Regions> sizes;  // of the experts of this run
+    int64_t bytes = 0;
+    for (; end < experts->size() && bytes < kRunBytes; ++end) {
+      Regions sum;
+      for (const auto role : kRoles) {
+        const WeightMatrix& matrix = (*experts)[end].*role;
+        if (storage_ == ExpertStorage::kNested) THERMOE_RETURN_IF_ERROR(CheckNestable(model, matrix));
+        const Regions regions = RegionsOf(matrix, storage_, interleave);
+        sum.hi += regions.hi;
+        sum.lo += regions.lo;
+      }
+      sizes.push_back(sum);
+      bytes += sum.hi + sum.lo;
+    }
+    if (bytes == 0) continue;
+    buffers_.emplace_back(bytes);
+    std::byte* at = buffers_.back().data();
+    std::vector<Rewrite> rewrites;
+    for (size_t e = begin; e < end; ++e) {
+      // An expert's hi planes (or whole matrices) come first, so that reading only them is one stream.
+      const Regions& size = sizes[e - begin];
+      std::byte* hi = at;
+      std::byte* lo = at + size.hi;
+      at += size.hi + size.lo;
+      for (const auto role : kRoles) {
+        WeightMatrix& matrix = (*experts)[e].*role;
+        const Regions regions = RegionsOf(matrix, storage_, interleave);
+        if (regions.hi == 0) continue;
+        rewrites.push_back(storage_ == ExpertStorage::kNested ? NestTo(WeightMatrix(matrix), interleave, hi, lo, &matrix)
+                                                              : InterleaveTo(matrix, hi, &matrix));
+        hi += regions.hi;
+        lo += regions.lo;
+      }
+    }
+    RunRewrites(model, rewrites, threads);
+  }
+  return Status::Ok();
 }
 
 }  // namespace thermoe

@@ -20,7 +20,7 @@ namespace thermoe {
 class ExpertStore {
  public:
   // kNative: views of the file; kNested: planes. With `interleave` in the layout of the integer kernels where a type has one.
-  // Works expert by expert, letting go of the mapped pages it replaces.
+  // Works through some experts at a time, letting go of the mapped pages it replaces.
   // kUnsupported when planes are asked of a type with fewer than 8 bits or of a width that is not a multiple of 32.
   static Result<ExpertStore> Create(const LoadedModel& model, ExpertStorage storage, bool interleave, ThreadPool* threads,
                                     const LoadProgress& progress);
@@ -31,6 +31,8 @@ class ExpertStore {
   const std::string& type_name() const { return type_name_; }  // "q8_0", "nested8 (from bf16)"
 
  private:
+  Status RewriteLayer(const LoadedModel& model, bool interleave, ThreadPool* threads, std::vector<FfnWeights>* experts);
+
   ExpertStorage storage_ = ExpertStorage::kNative;
   bool requantised_ = false;
   std::string type_name_;

@@ -4,7 +4,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <new>
+#include <utility>
 
 #include "base/check.h"
 #include "model/interleave.h"
@@ -12,12 +14,53 @@
 namespace thermoe {
 namespace {
 
-constexpr std::align_val_t kAlign{64};
+// Rows of a task: some tens of microseconds of work.
+constexpr int64_t kTaskRows = 64;
+
+bool IsMapped(const LoadedModel& model, const std::byte* data) {
+  return std::any_of(model.files.begin(), model.files.end(), [&](const MappedFile& file) {
+    return data >= file.bytes().data() && data < file.bytes().data() + file.bytes().size();
+  });
+}
+
+// Lets the pages that lie wholly inside [begin, end) go.
+void ForgetPages(const std::byte* begin, const std::byte* end) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
+  const auto last = reinterpret_cast<uintptr_t>(end) / page * page;
+  if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
+void* MapMemory(size_t bytes) {
+  void* map = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (map == MAP_FAILED) throw std::bad_alloc();
+  ::madvise(map, bytes, MADV_HUGEPAGE);  // only asked for
+  return map;
+}
+
+// Into one buffer.
+void RepackTogether(const LoadedModel& model, std::initializer_list<WeightMatrix*> matrices, ThreadPool* threads,
+                    std::vector<WeightBuffer>* buffers) {
+  const auto takes_part = [](const WeightMatrix* m) { return !m->empty() && Interleavable(*m); };
+  int64_t bytes = 0;
+  for (const WeightMatrix* m : matrices) bytes += takes_part(m) ? AlignToLine(InterleavedBytes(*m)) : 0;
+  if (bytes == 0) return;
+  buffers->emplace_back(bytes);
+  std::byte* to = buffers->back().data();
+  std::vector<Rewrite> rewrites;
+  for (WeightMatrix* m : matrices) {
+    if (!takes_part(m)) continue;
+    rewrites.push_back(InterleaveTo(*m, to, m));
+    to += AlignToLine(InterleavedBytes(*m));
+  }
+  RunRewrites(model, rewrites, threads);
+}
 
 }  // namespace
 
-WeightBuffer::WeightBuffer(int64_t bytes) : data_(static_cast<std::byte*>(::operator new(static_cast<size_t>(bytes), kAlign))) {}
-void WeightBuffer::Free::operator()(std::byte* p) const { ::operator delete(p, kAlign); }
+WeightBuffer::WeightBuffer(int64_t bytes)
+    : data_(static_cast<std::byte*>(MapMemory(static_cast<size_t>(bytes))), Free{static_cast<size_t>(bytes)}) {}
+void WeightBuffer::Free::operator()(std::byte* p) const { ::munmap(p, bytes); }
 
 bool Interleavable(const WeightMatrix& matrix) {
   return !matrix.interleaved() && matrix.type != DType::kNested8 && CanInterleave(matrix.type, matrix.rows, matrix.cols);
@@ -27,43 +70,43 @@ int64_t InterleavedBytes(const WeightMatrix& matrix) {
   return matrix.rows * RowBytes(matrix.type, matrix.cols, Layout::kInterleaved);
 }
 
-WeightMatrix Interleave(const WeightMatrix& matrix, std::byte* to, ThreadPool* threads) {
-  THERMOE_CHECK(Interleavable(matrix));
-  const int64_t row_bytes = matrix.row_bytes(), group_bytes = InterleavedGroupBytes(matrix.type, matrix.cols);
-  threads->ParallelFor(matrix.rows / kInterleave, [&](int64_t group, int) {
-    InterleaveGroup(matrix.type, matrix.data + group * kInterleave * row_bytes, row_bytes, matrix.cols, to + group * group_bytes);
-  });
-  return {matrix.type, matrix.rows, matrix.cols, to, nullptr, Layout::kInterleaved};
+Rewrite InterleaveTo(WeightMatrix from, std::byte* to, WeightMatrix* result) {
+  THERMOE_CHECK(Interleavable(from));
+  *result = {from.type, from.rows, from.cols, to, nullptr, Layout::kInterleaved};
+  return {from, kInterleave, [from, to, group_bytes = InterleavedGroupBytes(from.type, from.cols)](int64_t first) {
+            InterleaveGroup(from.type, from.row(first), from.row_bytes(), from.cols, to + first / kInterleave * group_bytes);
+          }};
 }
 
-void ForgetPages(const LoadedModel& model, const WeightMatrix& matrix) {
-  bool mapped = false;
-  for (const MappedFile& file : model.files) {
-    const std::span<const std::byte> bytes = file.bytes();
-    mapped = mapped || (matrix.data >= bytes.data() && matrix.data < bytes.data() + bytes.size());
+void RunRewrites(const LoadedModel& model, std::span<const Rewrite> rewrites, ThreadPool* threads) {
+  std::vector<std::pair<const Rewrite*, int64_t>> tasks;  // and the first row
+  std::vector<std::pair<const std::byte*, const std::byte*>> replaced;
+  for (const Rewrite& rewrite : rewrites) {
+    for (int64_t row = 0; row < rewrite.from.rows; row += kTaskRows) tasks.emplace_back(&rewrite, row);
+    const std::byte* data = rewrite.from.data;
+    if (IsMapped(model, data)) replaced.emplace_back(data, data + rewrite.from.bytes());
   }
-  if (!mapped) return;
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(matrix.data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(matrix.data) + static_cast<uintptr_t>(matrix.bytes())) / page * page;
-  if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  threads->ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t task, int) {
+    const auto& [rewrite, begin] = tasks[static_cast<size_t>(task)];
+    const int64_t end = std::min(begin + kTaskRows, rewrite->from.rows);
+    for (int64_t row = begin; row < end; row += rewrite->step) rewrite->fill(row);
+  });
+  // Neighbours in a file go together: a call costs a message to every core.
+  std::sort(replaced.begin(), replaced.end());
+  for (size_t i = 0; i < replaced.size();) {
+    const auto [begin, first_end] = replaced[i];
+    const std::byte* end = first_end;
+    for (++i; i < replaced.size() && replaced[i].first == end; ++i) end = replaced[i].second;
+    ForgetPages(begin, end);
+  }
 }
 
 void RepackDense(LoadedModel* model, ThreadPool* threads, std::vector<WeightBuffer>* buffers) {
-  const auto repack = [&](WeightMatrix* matrix) {
-    if (matrix->empty() || !Interleavable(*matrix)) return;
-    buffers->emplace_back(InterleavedBytes(*matrix));
-    const WeightMatrix from = *matrix;
-    *matrix = Interleave(from, buffers->back().data(), threads);
-    ForgetPages(*model, from);
-  };
   for (LayerWeights& layer : model->weights.layers) {
-    for (WeightMatrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.shared.gate, &layer.shared.up,
-                                 &layer.shared.down, &layer.shared_gate}) {
-      repack(matrix);
-    }
+    RepackTogether(*model, {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.shared.gate, &layer.shared.up,
+                            &layer.shared.down, &layer.shared_gate}, threads, buffers);
   }
-  repack(&model->weights.output);
+  RepackTogether(*model, {&model->weights.output}, threads, buffers);
 }
 
 }  // namespace thermoe

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,6 +26,7 @@ using Json = nlohmann::json;
 struct ProcessResult {
   int exit_code = -1;  // 128 + signal when one ended it
   std::string out, err;
+  int64_t peak_bytes = 0;  // of resident memory (VmHWM)
 };
 
 inline std::string ReadAll(const std::string& path) {
@@ -86,7 +88,9 @@ class CliTest : public ::testing::Test {
     EXPECT_EQ(posix_spawn(&child, THERMOE_APP, &actions, nullptr, argv.data(), envp.data()), 0);
     posix_spawn_file_actions_destroy(&actions);
     int status = 0;
-    EXPECT_EQ(waitpid(child, &status, 0), child);
+    rusage usage{};
+    EXPECT_EQ(wait4(child, &status, 0, &usage), child);
+    result.peak_bytes = int64_t{usage.ru_maxrss} * 1024;
     result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     result.out = ReadAll(Path("out"));
     result.err = ReadAll(Path("err"));

@@ -18,18 +18,63 @@ TEST_F(ToolsTest, BenchKeys) {
   const Json json =
       ThermoeJson({"bench", TinyModel(), "--prefill", "16,32", "--decode", "4", "--batch", "3", "--repeat", "2"});
   EXPECT_THAT(Keys(json),
-              UnorderedElementsAre("schema_version", "model", "device", "steering", "repeat", "seed", "results"));
+              UnorderedElementsAre("schema_version", "model", "device", "steering", "repeat", "seed", "vs", "results"));
   EXPECT_GT(json["device"]["memory_read_gbps"], 0.1);
   std::vector<std::string> names;
   for (const Json& result : json["results"]) {
     EXPECT_THAT(Keys(result),
-                UnorderedElementsAre("name", "tokens", "batch", "tokens_per_s", "bytes_per_token", "bandwidth_frac"));
+                UnorderedElementsAre("name", "tokens", "batch", "tokens_per_s", "bytes_per_token", "bandwidth_frac",
+                                     "expert_bytes_per_token", "stage_us_per_token", "vs_tokens_per_s", "ratio"));
+    EXPECT_GT(result["stage_us_per_token"]["experts"], 0);
+    EXPECT_LT(result["expert_bytes_per_token"], result["bytes_per_token"]);
+    EXPECT_TRUE(result["ratio"].is_null());
     EXPECT_LE(result["tokens_per_s"]["min"], result["tokens_per_s"]["median"]);
     EXPECT_LE(result["tokens_per_s"]["median"], result["tokens_per_s"]["max"]);
     EXPECT_GT(result["bytes_per_token"], 0);
     names.push_back(result["name"]);
   }
   EXPECT_THAT(names, ::testing::ElementsAre("prefill 16", "prefill 32", "decode", "decode x3"));
+}
+
+TEST_F(ToolsTest, BenchAgainstACommand) {
+  const std::vector<std::string> bench = {"bench",   TinyModel(), "--prefill", "16", "--decode", "4",
+                                          "--batch", "0",         "--repeat",  "3",  "--vs"};
+  const auto with = [&](const std::string& command) {
+    std::vector<std::string> all = bench;
+    all.push_back(command);
+    return all;
+  };
+  for (const std::string command : {"echo loading; echo 100; echo ' 2.5e1 '", "echo '[{\"avg_ts\": 100}, {\"avg_ts\": 25}]'"}) {
+    const Json json = ThermoeJson(with(command));
+    EXPECT_EQ(json["vs"], command);
+    EXPECT_EQ(json["results"][0]["vs_tokens_per_s"]["median"], 100);
+    EXPECT_EQ(json["results"][1]["vs_tokens_per_s"]["median"], 25);
+    const Json& decode = json["results"][1];
+    EXPECT_NEAR(decode["ratio"]["max"].get<double>(), decode["tokens_per_s"]["max"].get<double>() / 25, 1e-9);
+  }
+  // The program itself is a peer too.
+  const Json same = ThermoeJson(with(std::string(THERMOE_APP) + " bench " + TinyModel() +
+                                     " --prefill 16 --decode 4 --batch 0 --repeat 1 --json"));
+  EXPECT_GT(same["results"][0]["ratio"]["median"], 0.01);
+  ExpectRefused(with("echo 5"), {"--vs", "1 rates", "2 tests"});
+  ExpectRefused(with("echo 5; echo 0"), {"--vs", "rate of 0"});
+  ExpectRefused(with("exit 7"), {"--vs", "exit code 7"});
+}
+
+// File, keys and values, and 64 MiB for all the rest.
+TEST_F(ToolsTest, PeakMemoryOfARun) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer needs memory of its own";
+#endif
+  const Json info = ThermoeJson({"inspect"});
+  const auto number = [&](const char* key) { return info[key].get<int64_t>(); };
+  const int64_t kv_bytes = 2 * 4 * number("layers") * number("kv_heads") * number("head_dim") * number("context");
+  for (const char* experts : {"native", "nested"}) {
+    const ProcessResult result = Thermoe({"run", "-p", "It was a dark", "-n", "200", "--experts", experts, "--ignore-end"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_GT(result.peak_bytes, number("file_bytes") / 2) << "not measured";
+    EXPECT_LE(result.peak_bytes, number("file_bytes") + kv_bytes + (int64_t{64} << 20)) << experts;
+  }
 }
 
 TEST_F(ToolsTest, FewerSlotsMoveFewerBytes) {

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where snapshots come from: NVML, Linux, a recording or the plant.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "control/telemetry/snapshot.h"
+#include "thermoe/status.h"
+
+namespace thermoe {
+
+// What `thermoe doctor` prints of one sensor.
+struct SensorReport {
+  std::string name;    // "NVML energy counter", "RAPL package-0"
+  bool found = false;
+  std::string value;   // "71.2 W", "" when not found
+  std::string reason;  // why it is missing and what to do, "" when found
+};
+
+// One device. Calls come from one thread at a time; they may take milliseconds, so a Sampler makes them, never a step.
+class TelemetrySource {
+ public:
+  virtual ~TelemetrySource() = default;
+  // "nvml:0 NVIDIA H100", "linux", "replay:trace.csv", "plant:h100".
+  virtual std::string name() const = 0;
+  // Reads every sensor. Never fails: what cannot be read is unknown, what was lost is tried again at each call.
+  virtual Snapshot Read() = 0;
+  virtual std::vector<SensorReport> Report() = 0;
+};
+
+}  // namespace thermoe

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// A running engine allocates nothing: every operator new of this program is counted while steps run.
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "support/fixtures.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define THERMOE_COUNTS_ALLOCATIONS 0  // the sanitizers have an operator new of their own
+#else
+#define THERMOE_COUNTS_ALLOCATIONS 1
+#endif
+
+namespace {
+std::atomic<int64_t> g_allocations{0};
+}  // namespace
+
+#if THERMOE_COUNTS_ALLOCATIONS
+void* operator new(size_t size) {
+  g_allocations.fetch_add(1, std::memory_order_relaxed);
+  if (void* memory = std::malloc(size > 0 ? size : 1)) return memory;
+  throw std::bad_alloc();
+}
+void* operator new(size_t size, std::align_val_t align) {
+  g_allocations.fetch_add(1, std::memory_order_relaxed);
+  const auto step = static_cast<size_t>(align);
+  if (void* memory = std::aligned_alloc(step, (size + step - 1) / step * step)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+#endif
+
+namespace thermoe::testing {
+namespace {
+
+// Allocations of `steps` decode steps of `batch` sequences, after a first run of the same kind.
+int64_t AllocationsOfDecode(Engine* engine, int batch, int steps) {
+  int64_t counted = -1;
+  for (const bool warm_up : {true, false}) {
+    std::vector<RequestId> ids;
+    for (int i = 0; i < batch; ++i) {
+      Request request;
+      request.prompt = {5, 6, 7, static_cast<TokenId>(8 + i)};
+      request.max_new_tokens = steps + 2;
+      request.ignore_end = true;
+      request.sampling.temperature = 0.9f;
+      request.sampling.top_k = 20;
+      request.sampling.repetition_penalty = 1.1f;
+      const auto id = engine->Submit(request);
+      EXPECT_TRUE(id.ok()) << id.status().message();
+      ids.push_back(*id);
+    }
+    std::vector<Event> events;
+    events.reserve(64);
+    EXPECT_TRUE(engine->Step(&events).ok());  // the prompts
+    const int64_t before = g_allocations.load();
+    for (int step = 0; step < steps; ++step) {
+      events.clear();
+      EXPECT_TRUE(engine->Step(&events).ok());
+      EXPECT_EQ(engine->last_step().decode_tokens, batch);
+    }
+    if (!warm_up) counted = g_allocations.load() - before;
+    for (events.clear(); *engine->Step(&events);) events.clear();
+    for (const RequestId id : ids) EXPECT_TRUE(engine->TakeResult(id).ok());
+  }
+  return counted;
+}
+
+TEST(Allocation, NoneInADecodeStep) {
+  if (!THERMOE_COUNTS_ALLOCATIONS) GTEST_SKIP() << "a sanitizer counts for itself";
+  const int64_t before = g_allocations.load();
+  EXPECT_NE(std::make_unique<int>(7), nullptr);
+  ASSERT_GT(g_allocations.load(), before) << "allocations are not counted";
+  for (const ExpertStorage storage : {ExpertStorage::kNative, ExpertStorage::kNested}) {
+    const auto model = OpenModel(EmberPath(), storage);
+    EngineOptions options;
+    options.max_sequences = 8;
+    const auto engine = MakeEngine(model, options);
+    for (const int batch : {1, 8}) {
+      EXPECT_EQ(AllocationsOfDecode(engine.get(), batch, 60), 0) << batch << " sequences";
+    }
+    auto steering = std::make_shared<Steering>();
+    LayerSteering layer;
+    layer.guaranteed_slots = 5;
+    layer.max_slots = 7;
+    layer.drop_below_frac = 0.05f;
+    if (storage == ExpertStorage::kNested) layer.full_slots = 2;
+    steering->layers.assign(static_cast<size_t>(model->info().moe_layers), layer);
+    ASSERT_TRUE(engine->SetSteering(steering).ok());
+    EXPECT_EQ(AllocationsOfDecode(engine.get(), 8, 60), 0) << "steered";
+  }
+}
+
+}  // namespace
+}  // namespace thermoe::testing
