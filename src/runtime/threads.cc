@@ -32,8 +32,8 @@ int UsableCores() {
   return count > 0 ? static_cast<int>(count) : 1;
 }
 
-ThreadPool::ThreadPool(int threads) {
-  const int size = threads > 0 ? threads : UsableCores();
+ThreadPool::ThreadPool(int threads) : shares_(static_cast<size_t>(threads > 0 ? threads : UsableCores())) {
+  const auto size = static_cast<int>(shares_.size());
   workers_.reserve(static_cast<size_t>(size - 1));
   try {
     for (int i = 1; i < size; ++i) workers_.emplace_back([this, i] { Work(i); });
@@ -50,10 +50,14 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::TakeTasks(int thread) {
-  for (;;) {
-    const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= tasks_) return;
-    function_(context_, task, thread);
+  const int team = size();
+  for (int i = 0; i < team; ++i) {
+    Share& share = shares_[static_cast<size_t>((thread + i) % team)];
+    for (;;) {
+      const int64_t task = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= share.end) break;
+      function_(context_, task, thread);
+    }
   }
 }
 
@@ -65,8 +69,12 @@ void ThreadPool::Run(int64_t tasks, Function function, void* context) {
   THERMOE_CHECK(working_.load(std::memory_order_relaxed) == 0);
   function_ = function;
   context_ = context;
-  tasks_ = tasks;
-  next_.store(0, std::memory_order_relaxed);
+  const int64_t team = size();
+  for (int64_t t = 0; t < team; ++t) {
+    Share& share = shares_[static_cast<size_t>(t)];
+    share.next.store(tasks * t / team, std::memory_order_relaxed);
+    share.end = tasks * (t + 1) / team;
+  }
   working_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();

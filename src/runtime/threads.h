@@ -22,7 +22,7 @@ class ThreadPool {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(task, thread) for every task in [0, tasks), each exactly once, on some thread of the team in
-  // [0, size()); returns when all are done. Not reentrant. Does not allocate.
+  // [0, size()); returns when all are done. A thread takes tasks in rising order from where its share begins. Not reentrant. Does not allocate.
   template <typename Body>
   void ParallelFor(int64_t tasks, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
@@ -37,11 +37,17 @@ class ThreadPool {
   void Work(int thread);
   void TakeTasks(int thread);
 
+  // Neighbouring tasks that one thread works through, so that it streams through neighbouring memory; others help it when they have
+  // done their own.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   std::vector<std::thread> workers_;
+  std::vector<Share> shares_;  // of the threads that were asked for; those that did not start have empty ones
   Function function_ = nullptr;
   void* context_ = nullptr;
-  int64_t tasks_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<uint32_t> epoch_{0};   // rises once per Run; workers wait for it
   alignas(64) std::atomic<int32_t> working_{0};  // workers that have not finished this epoch
   std::atomic<bool> stop_{false};
