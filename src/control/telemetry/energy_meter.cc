@@ -66,6 +66,6 @@ void EnergyMeter::RestartWindow() {
   power_w_.reset();
 }
 
-std::optional<double> EnergyMeter::power_w() const { return rest_s_ < kStaleAfter_s ? power_w_ : std::nullopt; }
+std::optional<double> EnergyMeter::power_w() const { return rest_s_ < kRestLimit_s ? power_w_ : std::nullopt; }
 
 }  // namespace thermoe

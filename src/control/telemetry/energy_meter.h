@@ -24,7 +24,7 @@ class EnergyMeter {
   void set_max_power_w(double max_power_w) { options_.max_power_w = max_power_w; }
 
   double energy_j() const { return energy_j_; }
-  // Mean power between changes of the counter that lie at least 90 ms apart; unknown once it rests for kStaleAfter_s.
+  // Mean power between changes of the counter that lie at least 90 ms apart; unknown once it rests for kRestLimit_s.
   std::optional<double> power_w() const;
   // How long the counter has rested, by readings: a single long wait between two readings counts 200 ms at most.
   double rest_s() const { return rest_s_; }

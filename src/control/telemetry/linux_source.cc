@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr double kFind_s = 1;
-constexpr double kUtilisationWindow_s = 0.1;  // ten ticks of 10 ms
+constexpr double kUtilisationWindow_s = 0.09;  // every fourth poll: ten ticks of 10 ms
 constexpr double kMaxDomain_w = 3000;         // of one RAPL domain: beyond any socket of 2025
 constexpr double kIdle_frac = 0.05;           // below this share of work a resting counter is no surprise
 // Reading a clock may interrupt its core, so a big machine is sampled.
@@ -176,7 +176,7 @@ void LinuxSource::ReadEnergy(Snapshot* snapshot) {
       power_known = false;
     }
     if (domain.package) {
-      rests = rests || (domain.error == 0 && domain.meter.rest_s() >= kStaleAfter_s);
+      rests = rests || (domain.error == 0 && domain.meter.rest_s() >= kRestLimit_s);
       const auto domain_limit_w =
           Scaled(ReadInteger(domain.folder + "/constraint_0_power_limit_uw"), 1e-6, 0.1, kMaxDomain_w);
       limit_known = limit_known && domain_limit_w;
@@ -269,7 +269,8 @@ Snapshot LinuxSource::Read() {
   ReadClocks(&snapshot);
   DropImplausible(&snapshot);
   // The first reading of /proc/stat alone tells nothing yet, but it is there.
-  last_ = AnyKnown(snapshot) || all_ticks_ ? snapshot : LostAt(snapshot.time_s);
+  const bool there = AnyKnown(snapshot) || all_ticks_ || snapshot.state == SourceState::kStale;
+  last_ = there ? snapshot : LostAt(snapshot.time_s);
   return last_;
 }
 

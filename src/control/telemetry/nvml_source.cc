@@ -165,18 +165,18 @@ Snapshot NvmlSource::Compose() {
     instant_changed_s_ = now_s;
   }
   const bool works = working_ || snapshot.utilisation_frac.value_or(0) > 0;
-  if (readings_.energy_mj && works && meter_.rest_s() >= kStaleAfter_s) {
+  if (readings_.energy_mj && works && meter_.rest_s() >= kRestLimit_s) {
     snapshot.state = SourceState::kStale;
     snapshot.energy_j.reset();
     snapshot.power_w.reset();  // the device's average comes from the same sensors
-    if (now_s - instant_changed_s_ >= kStaleAfter_s) snapshot.power_instant_w.reset();
+    if (now_s - instant_changed_s_ >= kRestLimit_s) snapshot.power_instant_w.reset();
   }
   if (snapshot.temp_margin_c == 0.0) {
     const double slowdown_c = std::min(snapshot.temp_slowdown_c.value_or(1e3), snapshot.temp_max_c.value_or(1e3));
     if (!snapshot.temp_c || *snapshot.temp_c < slowdown_c - kNearSlowdown_c) snapshot.temp_margin_c.reset();
   }
   DropImplausible(&snapshot);
-  return AnyKnown(snapshot) ? snapshot : LostAt(now_s);
+  return AnyKnown(snapshot) || snapshot.state == SourceState::kStale ? snapshot : LostAt(now_s);
 }
 
 std::vector<SensorReport> NvmlSource::Report() {

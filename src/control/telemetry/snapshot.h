@@ -23,6 +23,8 @@ enum class SourceState : uint8_t {
 
 // A sensor that should move and rests for this long is stale; a snapshot this old is lost.
 inline constexpr double kStaleAfter_s = 0.3;
+// What a poll every 25 ms must have seen resting for that: the last change came up to a poll before it was seen.
+inline constexpr double kRestLimit_s = 0.27;
 
 struct Snapshot {
   double time_s = 0;  // of the source's clock; never falls
