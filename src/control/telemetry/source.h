@@ -2,18 +2,16 @@
 // Where snapshots come from: NVML, Linux, a recording or the plant.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "control/telemetry/snapshot.h"
-#include "thermoe/status.h"
 
 namespace thermoe {
 
 // What `thermoe doctor` prints of one sensor.
 struct SensorReport {
-  std::string name;    // "NVML energy counter", "RAPL package-0"
+  std::string name;  // "NVML energy counter", "RAPL package-0"
   bool found = false;
   std::string value;   // "71.2 W", "" when not found
   std::string reason;  // why it is missing and what to do, "" when found
@@ -27,7 +25,11 @@ class TelemetrySource {
   virtual std::string name() const = 0;
   // Reads every sensor. Never fails: what cannot be read is unknown, what was lost is tried again at each call.
   virtual Snapshot Read() = 0;
+  // One entry a sensor, after a Read().
   virtual std::vector<SensorReport> Report() = 0;
+  // The caller knows that work runs (or no longer does): counters that rest meanwhile are stale. Without this a source
+  // goes by the device's utilisation.
+  virtual void SetWorking(bool /*working*/) {}
 };
 
 }  // namespace thermoe
