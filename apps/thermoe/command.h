@@ -21,5 +21,7 @@ Command MakeEvalCommand(CLI::App* root);
 Command MakeBenchCommand(CLI::App* root);
 Command MakeInspectCommand(CLI::App* root);
 Command MakeSynthCommand(CLI::App* root);
+Command MakeDoctorCommand(CLI::App* root);
+Command MakeRecordCommand(CLI::App* root);
 
 }  // namespace thermoe

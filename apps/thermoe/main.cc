@@ -99,7 +99,8 @@ int Main(int argc, char** argv, bool json) {
                       " thermoe eval model.gguf text.txt --experts nested --full-slots 1 --baseline\n"
                       " thermoe bench model.gguf --json"});
   const std::vector<Command> commands = {MakeRunCommand(&root), MakeEvalCommand(&root), MakeBenchCommand(&root),
-                                         MakeInspectCommand(&root), MakeSynthCommand(&root)};
+                                         MakeInspectCommand(&root), MakeSynthCommand(&root),
+                                         MakeDoctorCommand(&root), MakeRecordCommand(&root)};
   try {
     root.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
