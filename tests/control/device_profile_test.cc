@@ -6,7 +6,7 @@
 
 #include <sstream>
 
-#include "plant_util.h"
+#include "support/plant_util.h"
 
 namespace thermoe {
 namespace {
@@ -50,13 +50,14 @@ TEST(DeviceProfile, ShippedProfilesLoad) {
 
 TEST(DeviceProfile, ErrorsNameFileLineKeyRangeAndRemedy) {
   EXPECT_THAT(Error(WithLine("idle_w", "idle_w = -3")),
-              AllOf(HasSubstr("line 8: power.idle_w is -3; make it a number from 0 to 10000")));
+              AllOf(HasSubstr("line 9: power.idle_w is -3; make it a number from 0 to 10000")));
   EXPECT_THAT(Error(WithLine("idle_w", "")), HasSubstr("power.idle_w is missing; add it as a number from 0 to 10000"));
-  EXPECT_THAT(Error(WithLine("idle_w", "idle_w = \"70 W\"")), HasSubstr("power.idle_w is a text; make it a number from 0 to 10000"));
+  EXPECT_THAT(Error(WithLine("idle_w", "idle_w = \"70 W\"")),
+              HasSubstr("power.idle_w is a text; make it a number from 0 to 10000"));
   EXPECT_THAT(Error(WithLine("idle_w", "idle_w = true")), HasSubstr("power.idle_w is a boolean"));
   EXPECT_THAT(Error(WithLine("idle_w", "idle_w = nan")), HasSubstr("power.idle_w is nan; make it"));
   EXPECT_THAT(Error(WithLine("idle_w", "idle_w = inf")), HasSubstr("power.idle_w is inf; make it"));
-  EXPECT_THAT(Error(WithLine("idle_w", "idle_w = 1.1\nidel_w = 2")), HasSubstr("line 9: power.idel_w is no key"));
+  EXPECT_THAT(Error(WithLine("idle_w", "idle_w = 1.1\nidel_w = 2")), HasSubstr("line 10: power.idel_w is no key"));
   EXPECT_THAT(Error(WithLine("idle_w", "idle_w = ")), HasSubstr("correct the TOML there"));
   EXPECT_THAT(Error(WithLine("schema", "schema = 2")), HasSubstr("schema is 2; make it a number from 1 to 1"));
   EXPECT_THAT(Error(WithLine("name", "name = \"\"")), HasSubstr("name is empty"));
@@ -65,9 +66,12 @@ TEST(DeviceProfile, ErrorsNameFileLineKeyRangeAndRemedy) {
 }
 
 TEST(DeviceProfile, RefusesWhatCannotBeTogether) {
-  EXPECT_THAT(Error(WithLine("lowest_mhz", "lowest_mhz = 1900")), HasSubstr("above clock.nominal_mhz 1800; make it at most that"));
-  EXPECT_THAT(Error(WithLine("limit_w", "limit_w = 1")), HasSubstr("power.limit_w is 1, at most power.idle_w 1.1; make it higher"));
-  EXPECT_THAT(Error(WithLine("shutdown_c", "shutdown_c = 80")), HasSubstr("at most limits.slowdown_c 80; make it higher"));
+  EXPECT_THAT(Error(WithLine("lowest_mhz", "lowest_mhz = 1900")),
+              HasSubstr("above clock.nominal_mhz 1800; make it at most that"));
+  EXPECT_THAT(Error(WithLine("limit_w", "limit_w = 1")),
+              HasSubstr("power.limit_w is 1, at most power.idle_w 1.1; make it higher"));
+  EXPECT_THAT(Error(WithLine("shutdown_c", "shutdown_c = 80")),
+              HasSubstr("at most limits.slowdown_c 80; make it higher"));
   EXPECT_THAT(Error(WithLine("leakage_w_per_c", "leakage_w_per_c = 0.1")), HasSubstr("run away; make it below 0.072"));
 }
 

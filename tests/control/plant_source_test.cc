@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-#include "plant_util.h"
+#include "support/plant_util.h"
 
 namespace thermoe {
 namespace {
@@ -58,12 +58,14 @@ TEST(PlantSource, AShutDownDeviceIsLostAndEveryFieldUnknown) {
   Plant plant(ShippedProfile("small"), ConstantScenario(100), 1);
   PlantSource source(&plant);
   EXPECT_EQ(source.name(), "plant:small");
-  for (const SensorReport& sensor : source.Report()) EXPECT_TRUE(sensor.found && !sensor.value.empty() && sensor.reason.empty());
+  for (const SensorReport& sensor : source.Report())
+    EXPECT_TRUE(sensor.found && !sensor.value.empty() && sensor.reason.empty());
   plant.Idle(1);
   ASSERT_TRUE(plant.shut_down());
   const Snapshot snapshot = source.Read();
   EXPECT_EQ(snapshot.state, SourceState::kLost);
-  EXPECT_FALSE(snapshot.power_w || snapshot.temp_c || snapshot.energy_j || snapshot.clock_mhz || snapshot.power_limit_w);
+  EXPECT_FALSE(snapshot.power_w || snapshot.temp_c || snapshot.energy_j || snapshot.clock_mhz ||
+               snapshot.power_limit_w);
   for (const SensorReport& sensor : source.Report()) {
     EXPECT_FALSE(sensor.found);
     EXPECT_THAT(sensor.reason, ::testing::HasSubstr("shut down"));

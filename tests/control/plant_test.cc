@@ -9,13 +9,13 @@
 
 #include "base/random.h"
 #include "control/telemetry/snapshot.h"
-#include "plant_util.h"
+#include "support/plant_util.h"
 
 namespace thermoe {
 namespace {
 
-constexpr Work kDecode{6.4e6, 13e6};  // the bundled model's decode step
-constexpr Work kPrefill{6.4e6, 6e9};  // 0.1 s of compute on the small device
+constexpr Work kDecode{6.4e6, 13e6};   // the bundled model's decode step
+constexpr Work kPrefill{6.4e6, 10e9};  // 0.1 s of compute on the small device
 
 constexpr uint32_t Bit(Throttle reason) { return static_cast<uint32_t>(reason); }
 
@@ -35,7 +35,7 @@ TEST(Plant, AStepTakesTheRooflinesTimeAndItsEnergy) {
   const WorkOutcome predicted = plant.Predict(kDecode);
   const WorkOutcome decode = plant.Run(kDecode);
   EXPECT_NEAR(decode.duration_s, 1e-3, 1e-12);  // 6.4e6 bytes at 6.4e9 bytes/s
-  EXPECT_NEAR(decode.energy_j, 1e-3 * 1.1 + 6.4e6 * 200e-12 + 13e6 * 100e-12, 1e-12);
+  EXPECT_NEAR(decode.energy_j, 1e-3 * 1.1 + 6.4e6 * 150e-12 + 13e6 * 60e-12, 1e-12);
   EXPECT_NEAR(predicted.duration_s, decode.duration_s, 1e-12);
   EXPECT_NEAR(predicted.energy_j, decode.energy_j, 1e-12);
   EXPECT_TRUE(decode.completed);
@@ -72,7 +72,7 @@ TEST(Plant, EnergyIsTheIntegralOfPower) {
 
   // Rectangles of instant power, in updates of 1 ms under one long work, while the limit moves the clock.
   Plant burst(p, ConstantScenario(25), 3);
-  const Work slice{6.4e3, 6e6};  // 0.1 ms at the nominal clock
+  const Work slice{6.4e3, 10e6};  // 0.1 ms at the nominal clock
   const double start_j = burst.energy_j();
   while (burst.now_s() < 1) {
     const double t = burst.now_s();
@@ -86,7 +86,7 @@ TEST(Plant, EnergyIsTheIntegralOfPower) {
 TEST(Plant, CounterAndMeanPowerOfTheSensorsAgree) {
   Plant plant = MakePlant(ShippedProfile("small"));
   double counted_j = plant.sensors().energy_j, last_j = counted_j;
-  const Work burst{6.4e6, 1.5e9};  // 25 ms or more: shorter than an update, so that none is missed
+  const Work burst{6.4e6, 2.5e9};  // 25 ms or more: shorter than an update, so that none is missed
   int updates = 0;
   for (int i = 0; i < 500; ++i) {
     plant.Advance(0.02, i % 7 == 0 ? burst : kDecode);
@@ -143,6 +143,24 @@ TEST(Plant, TheSlowdownHoldsTheDieBelowItsTemperature) {
   }
 }
 
+// What small.toml promises: loads of the bundled model reach each of its limits.
+TEST(Plant, TheSmallDeviceIsLoadedByTheBundledModel) {
+  const DeviceProfile p = ShippedProfile("small");
+  const auto after = [&p](double ambient_c, const Work& work, double seconds) {
+    Plant plant = MakePlant(p, ambient_c);
+    while (plant.now_s() < seconds) plant.Run(work);
+    return plant;
+  };
+  const Plant decode = after(25, kDecode, 60);
+  EXPECT_NEAR(decode.sensors().power_w, 2.85, 0.1);
+  EXPECT_EQ(decode.throttle(), 0u);
+  const Plant prefill = after(25, kPrefill, 2);
+  EXPECT_NEAR(prefill.sensors().power_w, p.limit_w, 0.05 * p.limit_w);
+  EXPECT_EQ(prefill.throttle(), Bit(Throttle::kPowerLimit));
+  EXPECT_TRUE(after(25, kPrefill, 400).throttle() & Bit(Throttle::kThermal));
+  EXPECT_EQ(after(50, kDecode, 900).throttle(), Bit(Throttle::kThermal));
+}
+
 TEST(Plant, HotMemoryThrottlesToo) {
   const DeviceProfile p = Noiseless(ShippedProfile("h100"));
   Plant plant = MakePlant(p, 62);
@@ -180,8 +198,9 @@ std::vector<uint64_t> History(uint64_t seed) {
   for (int i = 0; i < 2000; ++i) {
     const WorkOutcome outcome = plant.Advance(0.004, i % 40 == 0 ? kPrefill : kDecode);
     const PlantSensors& sensors = plant.sensors();
-    for (const double value : {plant.now_s(), plant.energy_j(), plant.clock_mhz(), plant.temps_c()[kDie], plant.temps_c()[kMemory],
-                               outcome.duration_s, outcome.energy_j, sensors.temp_c, sensors.power_w, sensors.power_instant_w}) {
+    for (const double value :
+         {plant.now_s(), plant.energy_j(), plant.clock_mhz(), plant.temps_c()[kDie], plant.temps_c()[kMemory],
+          outcome.duration_s, outcome.energy_j, sensors.temp_c, sensors.power_w, sensors.power_instant_w}) {
       bits.push_back(std::bit_cast<uint64_t>(value));
     }
   }
@@ -306,7 +325,7 @@ TEST(Plant, BackgroundLoadSlowsAndHeats) {
   plant.Idle(500);
   EXPECT_NEAR(plant.Predict(kDecode).duration_s, 2e-3, 1e-12);
   EXPECT_NEAR(plant.Run(kDecode).duration_s, 2e-3, 1e-12);
-  EXPECT_NEAR(plant.idle_power_w() - quiet_w, 0.5 * 6.4e9 * 200e-12, 0.1);  // half its bandwidth, and some leakage
+  EXPECT_NEAR(plant.idle_power_w() - quiet_w, 0.5 * 6.4e9 * 150e-12, 0.1);  // half its bandwidth, and some leakage
   EXPECT_GT(plant.temps_c()[kDie], quiet_c + 3);
   EXPECT_NEAR(plant.sensors().utilisation_frac, 0.5, 1e-6);
   // A step that meets the change gets each part at its own speed.

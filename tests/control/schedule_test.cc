@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-#include "plant_util.h"
+#include "support/plant_util.h"
 
 namespace thermoe {
 namespace {
@@ -40,7 +40,8 @@ TEST(Schedule, StepsHoldAndLinesInterpolate) {
 
 TEST(Schedule, RefusesWhatHasNoMeaning) {
   EXPECT_THAT(Schedule::Create(Schedule::Shape::kSteps, {}).status().message(), HasSubstr("at least one pair"));
-  EXPECT_THAT(Schedule::Create(Schedule::Shape::kSteps, {{1, 0}, {1, 2}}).status().message(), HasSubstr("make times rise"));
+  EXPECT_THAT(Schedule::Create(Schedule::Shape::kSteps, {{1, 0}, {1, 2}}).status().message(),
+              HasSubstr("make times rise"));
   EXPECT_THAT(Schedule::Create(Schedule::Shape::kSteps, {{0, NAN}}).status().message(), HasSubstr("not finite"));
 }
 
@@ -48,8 +49,8 @@ TEST(Scenario, ComesFromToml) {
   const TempFile file("schema = 1\nambient_c = [[0, 25], [60, 35.5]]\nbackground_frac = [[0, 0], [30, 0.4]]\n");
   const Result<Scenario> scenario = LoadScenario(file.path(), 20);
   ASSERT_TRUE(scenario.ok()) << scenario.status().message();
-  EXPECT_EQ(scenario->ambient_c.At(30), 30.25);        // linear unless the file says otherwise
-  EXPECT_EQ(scenario->background_frac.At(29.9), 0);    // steps
+  EXPECT_EQ(scenario->ambient_c.At(30), 30.25);      // linear unless the file says otherwise
+  EXPECT_EQ(scenario->background_frac.At(29.9), 0);  // steps
   EXPECT_EQ(scenario->background_frac.At(30), 0.4);
 }
 
@@ -71,10 +72,12 @@ TEST(Scenario, ErrorsNameFileKeyRangeAndRemedy) {
     EXPECT_THAT(scenario.status().message(), HasSubstr(file.path()));
     return scenario.status().message();
   };
-  EXPECT_THAT(error("schema = 1\nambient_c = 25\n"), HasSubstr("ambient_c is a number; make it an array of pairs [time in seconds, value from -50 to 100]"));
+  EXPECT_THAT(error("schema = 1\nambient_c = 25\n"),
+              HasSubstr("ambient_c is a number; make it an array of pairs [time in seconds, value from -50 to 100]"));
   EXPECT_THAT(error("schema = 1\nambient_c = [[0, 25, 1]]\n"), HasSubstr("ambient_c is an array of something else"));
   EXPECT_THAT(error("schema = 1\nambient_c = []\n"), HasSubstr("ambient_c is an array of something else"));
-  EXPECT_THAT(error("schema = 1\nbackground_frac = [[0, 1]]\n"), HasSubstr("has the pair [0, 1]; make it an array of pairs [time in seconds, value from 0 to 0.95]"));
+  EXPECT_THAT(error("schema = 1\nbackground_frac = [[0, 1]]\n"),
+              HasSubstr("has the pair [0, 1]; make it an array of pairs [time in seconds, value from 0 to 0.95]"));
   EXPECT_THAT(error("schema = 1\nambient_c = [[5, 25], [4, 26]]\n"), HasSubstr("make times rise"));
   EXPECT_THAT(error("schema = 1\nambient_shape = \"round\"\n"), HasSubstr("make it \"steps\" or \"linear\""));
   EXPECT_THAT(error("schema = 1\nambient = [[0, 25]]\n"), HasSubstr("ambient is no key"));

@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include "plant_util.h"
+#include "support/plant_util.h"
 
 namespace thermoe {
 namespace {
@@ -65,7 +65,8 @@ TEST(ThermalNetwork, OneStepEqualsManyAndAgreesWithEulersMethod) {
   for (int i = 0; i < kStages; ++i) {
     EXPECT_NEAR(one.temps_c()[i], many.temps_c()[i], 1e-9) << i;
     EXPECT_NEAR(mean[i], mean_of_many[i], 1e-9) << i;
-    EXPECT_NEAR(one.temps_c()[i], euler[i], 2e-3) << i;  // first order in dt: about 1e-4 s times the first degrees per second
+    EXPECT_NEAR(one.temps_c()[i], euler[i], 2e-3)
+        << i;  // first order in dt: about 1e-4 s times the first degrees per second
   }
 }
 
@@ -78,8 +79,9 @@ TEST(ThermalNetwork, KeepsHeat) {
     network.set_temps_c({30, 30, 30, 30});
     const StageArray mean = network.Advance(dt, {2, 0, 0, 1}, 25);
     const StageArray& temps = network.temps_c();
-    const double stored = (temps[kDie] - 30) * p.die_capacity_j_per_c + (temps[kSpreader] - 30) * p.spreader_capacity_j_per_c +
-                          (temps[kSink] - 30) * p.sink_capacity_j_per_c + (temps[kMemory] - 30) * p.memory_capacity_j_per_c;
+    const double stored =
+        (temps[kDie] - 30) * p.die_capacity_j_per_c + (temps[kSpreader] - 30) * p.spreader_capacity_j_per_c +
+        (temps[kSink] - 30) * p.sink_capacity_j_per_c + (temps[kMemory] - 30) * p.memory_capacity_j_per_c;
     const double gone = (mean[kSink] - 25) / p.sink_resistance_c_per_w * dt;
     EXPECT_NEAR(stored + gone, 3 * dt, 1e-9 * dt + 1e-12) << dt;
   }

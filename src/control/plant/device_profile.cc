@@ -58,16 +58,16 @@ constexpr double kSchema = 1;
 // What no key can say alone.
 Status CheckTogether(const TomlFile& file, const DeviceProfile& p) {
   if (p.lowest_mhz > p.nominal_mhz) {
-    return InvalidArgument("{} is {}, above clock.nominal_mhz {}; make it at most that", file.Where("clock.lowest_mhz"), p.lowest_mhz,
-                           p.nominal_mhz);
+    return InvalidArgument("{} is {}, above clock.nominal_mhz {}; make it at most that", file.Where("clock.lowest_mhz"),
+                           p.lowest_mhz, p.nominal_mhz);
   }
   if (p.limit_w <= p.idle_w) {
-    return InvalidArgument("{} is {}, at most power.idle_w {}; make it higher, or the device can never run", file.Where("power.limit_w"),
-                           p.limit_w, p.idle_w);
+    return InvalidArgument("{} is {}, at most power.idle_w {}; make it higher, or the device can never run",
+                           file.Where("power.limit_w"), p.limit_w, p.idle_w);
   }
   if (p.shutdown_c <= p.slowdown_c) {
-    return InvalidArgument("{} is {}, at most limits.slowdown_c {}; make it higher", file.Where("limits.shutdown_c"), p.shutdown_c,
-                           p.slowdown_c);
+    return InvalidArgument("{} is {}, at most limits.slowdown_c {}; make it higher", file.Where("limits.shutdown_c"),
+                           p.shutdown_c, p.slowdown_c);
   }
   const double resistance = p.die_resistance_c_per_w + p.spreader_resistance_c_per_w + p.sink_resistance_c_per_w;
   if (p.leakage_w_per_c * resistance >= 0.9) {
@@ -86,7 +86,8 @@ Result<DeviceProfile> LoadDeviceProfile(const std::string& path) {
   DeviceProfile profile;
   Result<std::string> name = file->Text("name");
   if (!name.ok()) return name.status();
-  if (name->empty()) return InvalidArgument("{} is empty; give the device a name such as \"h100\"", file->Where("name"));
+  if (name->empty())
+    return InvalidArgument("{} is empty; give the device a name such as \"h100\"", file->Where("name"));
   profile.name = std::move(name).value();
   for (const Field& field : kFields) {
     const Result<double> number = file->Number(field.key, field.low, field.high);

@@ -11,6 +11,7 @@
 namespace thermoe {
 namespace {
 
+constexpr double kShortestSubstepSeconds = 1e-4;
 constexpr double kLongestSeconds = 1e9;  // of one call: beyond, an update's length is lost in the clock's rounding
 
 // Share of the way from nominal to lowest clock that a stage at temp_c asks for.
@@ -23,13 +24,16 @@ double Rounded(double value, double quantum) { return quantum > 0 ? quantum * st
 // A factor around 1; never so far that time would run backwards.
 double Jitter(Random* random, double deviation_frac) { return std::max(0.1, 1 + deviation_frac * random->Normal()); }
 
-// Substeps while clocks move. The power regulator averages over limit_window_s: a quarter of it follows the average. The thermal
-// ramp is a proportional regulator whose gain is the most power over the band: half of capacity / gain keeps it from overshooting.
+// Substeps while clocks move. The power regulator averages over limit_window_s: a quarter of it follows the average.
+// The thermal ramp is a proportional regulator whose gain is the most power over the band: half of capacity / gain
+// keeps it from overshooting. No shorter than kShortestSubstepSeconds, so that no profile can make a second of its time
+// an hour of ours.
 double SubstepSeconds(const DeviceProfile& p) {
-  const double compute_w = p.energy_per_flop_pj * p.compute_tflops;        // pJ * 1e12 / s
+  const double compute_w = p.energy_per_flop_pj * p.compute_tflops;         // pJ * 1e12 / s
   const double traffic_w = p.energy_per_byte_pj * p.bandwidth_gbps * 1e-3;  // pJ * 1e9 / s
   const double gain_w_per_c = std::max((compute_w + traffic_w) / p.slowdown_band_c, 1e-12);
-  return std::min(p.limit_window_s / 4, 0.5 * std::min(p.die_capacity_j_per_c, p.memory_capacity_j_per_c) / gain_w_per_c);
+  const double ramp_s = 0.5 * std::min(p.die_capacity_j_per_c, p.memory_capacity_j_per_c) / gain_w_per_c;
+  return std::max(kShortestSubstepSeconds, std::min(p.limit_window_s / 4, ramp_s));
 }
 
 }  // namespace
@@ -74,17 +78,21 @@ uint32_t Plant::throttle() const {
 
 double Plant::WorkSeconds(const Work& work, double clock_mhz) const {
   const double bandwidth = profile_.bandwidth_gbps * 1e9 * std::min(1.0, clock_mhz / profile_.bandwidth_knee_mhz);
-  const double compute = profile_.compute_tflops * 1e12 * std::pow(clock_mhz / profile_.nominal_mhz, profile_.compute_exponent);
+  const double compute =
+      profile_.compute_tflops * 1e12 * std::pow(clock_mhz / profile_.nominal_mhz, profile_.compute_exponent);
   return std::max(work.bytes / bandwidth, work.flops / compute);
 }
 
 // `work` takes `seconds` of the whole device; others have background_frac of its time.
-Plant::Load Plant::LoadOf(const Work& work, double energy_factor, double seconds, double clock_mhz, double background_frac) const {
+Plant::Load Plant::LoadOf(const Work& work, double energy_factor, double seconds, double clock_mhz,
+                          double background_frac) const {
   Load load;
   const double ours = seconds > 0 ? (1 - background_frac) / seconds : 0;  // works per second
-  const double others = background_frac * profile_.bandwidth_gbps * 1e9 * std::min(1.0, clock_mhz / profile_.bandwidth_knee_mhz);
+  const double others =
+      background_frac * profile_.bandwidth_gbps * 1e9 * std::min(1.0, clock_mhz / profile_.bandwidth_knee_mhz);
   const double byte_j = profile_.energy_per_byte_pj * 1e-12;
-  const double flop_j = profile_.energy_per_flop_pj * 1e-12 * std::pow(clock_mhz / profile_.nominal_mhz, profile_.energy_exponent);
+  const double flop_j =
+      profile_.energy_per_flop_pj * 1e-12 * std::pow(clock_mhz / profile_.nominal_mhz, profile_.energy_exponent);
   load.bytes_per_s = work.bytes * ours + others;
   load.busy_frac = seconds > 0 ? 1 : background_frac;
   const double traffic_w = (work.bytes * ours * energy_factor + others) * byte_j;
@@ -105,7 +113,8 @@ StageArray Plant::HeatOf(const Load& load) const {
 
 double Plant::PowerOf(const Load& load, double die_c) const {
   if (shut_down_) return 0;
-  return profile_.idle_w + profile_.leakage_w_per_c * (die_c - profile_.leakage_reference_c) + load.die_w + load.memory_w;
+  return profile_.idle_w + profile_.leakage_w_per_c * (die_c - profile_.leakage_reference_c) + load.die_w +
+         load.memory_w;
 }
 
 double Plant::idle_power_w() const {
@@ -119,13 +128,14 @@ WorkOutcome Plant::Predict(const Work& work) const {
   if (shut_down_ || !(seconds > 0)) return {0, 0, !shut_down_};
   const double background = scenario_.background_frac.At(now_s_);
   outcome.duration_s = seconds / (1 - background);
-  outcome.energy_j = outcome.duration_s * PowerOf(LoadOf(work, 1, seconds, clock_mhz(), background), network_.temps_c()[kDie]);
+  outcome.energy_j =
+      outcome.duration_s * PowerOf(LoadOf(work, 1, seconds, clock_mhz(), background), network_.temps_c()[kDie]);
   return outcome;
 }
 
-
-// Where the next stretch ends: at `wanted_s`, the scenario's next change or the next sensor update, and after a substep where
-// clocks may move. Where they rest, updates that nobody can see any more are left out: the last two before the end tell all.
+// Where the next stretch ends: at `wanted_s`, the scenario's next change or the next sensor update, and after a substep
+// where clocks may move. Where they rest, updates that nobody can see any more are left out: the last two before the
+// end tell all.
 double Plant::StretchEnd(double wanted_s, bool rests) {
   double end_s = std::min({wanted_s, scenario_.ambient_c.NextEdge(now_s_), scenario_.background_frac.NextEdge(now_s_)});
   const bool scenario_rests = scenario_.ambient_c.Rests(now_s_) && scenario_.background_frac.Rests(now_s_);
@@ -196,13 +206,15 @@ void Plant::UpdateSensors(const Load& load) {
 
 // Whether a whole substep moved nothing: then no further one will, until the scenario changes.
 bool Plant::Settled(const StageArray& temps_before_c, double clock_before_mhz, double passed_s) const {
-  if (passed_s < 0.5 * substep_s_ || !scenario_.ambient_c.Rests(now_s_) || !scenario_.background_frac.Rests(now_s_)) return false;
+  if (passed_s < 0.5 * substep_s_ || !scenario_.ambient_c.Rests(now_s_) || !scenario_.background_frac.Rests(now_s_))
+    return false;
   double moved = std::abs(clock_mhz() - clock_before_mhz) / profile_.nominal_mhz;
   for (int i = 0; i < kStages; ++i) moved = std::max(moved, std::abs(network_.temps_c()[i] - temps_before_c[i]));
   return moved <= 1e-9;
 }
 
-// Runs `work`, or where it is null idles until idle_to_s. Stretch by stretch: clocks, rates and heat are constant in each.
+// Runs `work`, or where it is null idles until idle_to_s. Stretch by stretch: clocks, rates and heat are constant in
+// each.
 WorkOutcome Plant::Progress(const Work* work, double idle_to_s) {
   const double start_s = now_s_, start_j = energy_j_;
   const double time_factor = work != nullptr ? Jitter(&random_, profile_.step_time_frac) : 1;

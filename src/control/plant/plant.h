@@ -43,7 +43,8 @@ class Plant {
   WorkOutcome Run(const Work& work);
   // Lets time pass without work of ours.
   void Idle(double dt_s);
-  // Runs `work`, then idles until dt_s have passed since the call; where the work takes longer, time goes on to its end.
+  // Runs `work`, then idles until dt_s have passed since the call; where the work takes longer, time goes on to its
+  // end.
   WorkOutcome Advance(double dt_s, const Work& work);
 
   // What `work` would take at the present clock, temperature and background load, without noise.
@@ -60,8 +61,8 @@ class Plant {
   const PlantSensors& sensors() const { return sensors_; }
   const DeviceProfile& profile() const { return profile_; }
 
-  // Puts the stages where the device would be with the die at die_c after a long idle at some other ambient, as one that was used
-  // before. The sensors show it at once.
+  // Puts the stages where the device would be with the die at die_c after a long idle at some other ambient, as one
+  // that was used before. The sensors show it at once.
   void StartFrom(double die_c);
 
  private:
@@ -92,12 +93,12 @@ class Plant {
   double substep_s_;  // while power or clocks move
 
   double now_s_ = 0, energy_j_ = 0;
-  double limit_clock_mhz_;   // where the power limit holds the clock
-  double limited_power_w_;   // the average that the limit sees
+  double limit_clock_mhz_;  // where the power limit holds the clock
+  double limited_power_w_;  // the average that the limit sees
   bool shut_down_ = false;
-  int64_t updates_ = 0;      // sensor updates passed
-  double update_energy_j_ = 0, update_s_ = 0;            // at the last update
-  double busy_s_ = 0, bytes_ = 0;                        // since the last update
+  int64_t updates_ = 0;                        // sensor updates passed
+  double update_energy_j_ = 0, update_s_ = 0;  // at the last update
+  double busy_s_ = 0, bytes_ = 0;              // since the last update
   PlantSensors sensors_;
 };
 

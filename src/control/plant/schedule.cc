@@ -14,8 +14,8 @@ constexpr double kSchema = 1;
 constexpr double kMostBackground = 0.95;  // with less than a twentieth of the device left, steps would hardly end
 
 // Reads `key` with its shape; leaves *schedule alone when the file does not have it.
-Status ReadSchedule(TomlFile* file, const char* key, const char* shape_key, double low, double high, Schedule::Shape shape,
-                    Schedule* schedule) {
+Status ReadSchedule(TomlFile* file, const char* key, const char* shape_key, double low, double high,
+                    Schedule::Shape shape, Schedule* schedule) {
   if (file->Has(shape_key)) {
     const Result<std::string> text = file->Text(shape_key);
     if (!text.ok()) return text.status();
@@ -36,21 +36,24 @@ Status ReadSchedule(TomlFile* file, const char* key, const char* shape_key, doub
 }  // namespace
 
 Result<Schedule> Schedule::Create(Shape shape, std::vector<std::pair<double, double>> points) {
-  if (points.empty()) return InvalidArgument("a schedule without points has no value; give at least one pair [time_s, value]");
+  if (points.empty())
+    return InvalidArgument("a schedule without points has no value; give at least one pair [time_s, value]");
   for (size_t i = 0; i < points.size(); ++i) {
     if (!std::isfinite(points[i].first) || !std::isfinite(points[i].second)) {
       return InvalidArgument("point {} of the schedule is not finite; give finite times and values", i + 1);
     }
     if (i > 0 && points[i].first <= points[i - 1].first) {
-      return InvalidArgument("time {} of the schedule comes after {}; make times rise", points[i].first, points[i - 1].first);
+      return InvalidArgument("time {} of the schedule comes after {}; make times rise", points[i].first,
+                             points[i - 1].first);
     }
   }
   return Schedule(shape, std::move(points));
 }
 
 size_t Schedule::Passed(double time_s) const {
-  const auto after = std::upper_bound(points_.begin(), points_.end(), time_s,
-                                      [](double time, const std::pair<double, double>& point) { return time < point.first; });
+  const auto after =
+      std::upper_bound(points_.begin(), points_.end(), time_s,
+                       [](double time, const std::pair<double, double>& point) { return time < point.first; });
   return static_cast<size_t>(after - points_.begin());
 }
 
@@ -83,8 +86,8 @@ Result<Scenario> LoadScenario(const std::string& path, double ambient_c) {
   Scenario scenario = ConstantScenario(ambient_c);
   THERMOE_RETURN_IF_ERROR(
       ReadSchedule(&*file, "ambient_c", "ambient_shape", -50, 100, Schedule::Shape::kLinear, &scenario.ambient_c));
-  THERMOE_RETURN_IF_ERROR(ReadSchedule(&*file, "background_frac", "background_shape", 0, kMostBackground, Schedule::Shape::kSteps,
-                                       &scenario.background_frac));
+  THERMOE_RETURN_IF_ERROR(ReadSchedule(&*file, "background_frac", "background_shape", 0, kMostBackground,
+                                       Schedule::Shape::kSteps, &scenario.background_frac));
   THERMOE_RETURN_IF_ERROR(file->CheckAllRead());
   return scenario;
 }

@@ -43,8 +43,9 @@ struct Scenario {
 
 Scenario ConstantScenario(double ambient_c);
 
-// TOML: schema = 1, ambient_c = [[0, 25], [600, 40]], optional ambient_shape = "steps" | "linear" (default), and the same for
-// background_frac and background_shape (default "steps"). A missing schedule is constant: `ambient_c` and no background.
+// TOML: schema = 1, ambient_c = [[0, 25], [600, 40]], optional ambient_shape = "steps" | "linear" (default), and the
+// same for background_frac and background_shape (default "steps"). A missing schedule is constant: `ambient_c` and no
+// background.
 Result<Scenario> LoadScenario(const std::string& path, double ambient_c);
 
 }  // namespace thermoe

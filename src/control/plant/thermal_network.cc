@@ -8,8 +8,8 @@ namespace {
 
 using Matrix = std::array<StageArray, kStages>;
 
-// Cyclic Jacobi rotations (Golub, Van Loan, Matrix Computations, section 8.5): *a becomes diagonal, rows of the result are its
-// eigenvectors. Four by four converges in a few sweeps; the bound only ends the loop.
+// Cyclic Jacobi rotations (Golub, Van Loan, Matrix Computations, section 8.5): *a becomes diagonal, rows of the result
+// are its eigenvectors. Four by four converges in a few sweeps; the bound only ends the loop.
 Matrix Diagonalise(Matrix* a_in) {
   Matrix& a = *a_in;
   Matrix v{};
@@ -52,8 +52,8 @@ ThermalNetwork::ThermalNetwork(const DeviceProfile& p)
     : leakage_w_per_c_(p.leakage_w_per_c),
       leakage_reference_c_(p.leakage_reference_c),
       sink_conductance_w_per_c_(1 / p.sink_resistance_c_per_w) {
-  root_capacity_ = {std::sqrt(p.die_capacity_j_per_c), std::sqrt(p.spreader_capacity_j_per_c), std::sqrt(p.sink_capacity_j_per_c),
-                    std::sqrt(p.memory_capacity_j_per_c)};
+  root_capacity_ = {std::sqrt(p.die_capacity_j_per_c), std::sqrt(p.spreader_capacity_j_per_c),
+                    std::sqrt(p.sink_capacity_j_per_c), std::sqrt(p.memory_capacity_j_per_c)};
   Matrix g{};
   const auto connect = [&g](Stage i, Stage j, double resistance_c_per_w) {
     const double conductance = 1 / resistance_c_per_w;

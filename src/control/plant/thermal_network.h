@@ -11,8 +11,9 @@ namespace thermoe {
 enum Stage { kDie, kSpreader, kSink, kMemory, kStages };
 using StageArray = std::array<double, kStages>;  // indexed by Stage
 
-// C dT/dt = heat + leakage * (T_die - reference) e_die - G T + G_ambient T_ambient. The matrix C^-1/2 (G - leakage) C^-1/2 is
-// symmetric, so the network is four independent modes, and under constant heat any time passes in one exact step.
+// C dT/dt = heat + leakage * (T_die - reference) e_die - G T + G_ambient T_ambient. The matrix C^-1/2 (G - leakage)
+// C^-1/2 is symmetric, so the network is four independent modes, and under constant heat any time passes in one exact
+// step.
 class ThermalNetwork {
  public:
   explicit ThermalNetwork(const DeviceProfile& profile);

@@ -82,7 +82,8 @@ Result<const TomlFile::Value*> TomlFile::Find(std::string_view key, Kind kind, c
   read_.insert(std::string(key));
   const auto found = values_.find(std::string(key));
   if (found == values_.end()) return InvalidArgument("{} is missing; add it as {}", Where(key), wanted);
-  if (found->second.kind != kind) return InvalidArgument("{} is {}; make it {}", Where(key), found->second.kind_name, wanted);
+  if (found->second.kind != kind)
+    return InvalidArgument("{} is {}; make it {}", Where(key), found->second.kind_name, wanted);
   return &found->second;
 }
 
@@ -114,7 +115,8 @@ Result<std::vector<std::pair<double, double>>> TomlFile::Pairs(std::string_view 
 
 Status TomlFile::CheckAllRead() const {
   for (const auto& [key, value] : values_) {
-    if (!read_.contains(key)) return InvalidArgument("{} is no key of this kind of file; correct its spelling or delete it", Where(key));
+    if (!read_.contains(key))
+      return InvalidArgument("{} is no key of this kind of file; correct its spelling or delete it", Where(key));
   }
   return Status::Ok();
 }
