@@ -42,12 +42,15 @@ const HelpPage kPage = {
     "its tokens. 'bandwidth' is that traffic per second as a share of this machine's read bandwidth, which is "
     "measured in the same run; a model that fits the processor's caches can pass 100 %.\n"
     "\n"
+    "With --baseline, every test runs without steering first; 'gain' is how many times faster the steered one is, 'of "
+    "experts' the same of the expert stage alone.\n"
+    "\n"
     "With --vs, every round of tests is followed by a command of yours, so that noise meets both sides alike; 'times' is "
     "the median of the rounds' ratios. The command prints its tokens per second, one line a test in the order of the "
     "tests, or JSON with \"tokens_per_s\" or \"avg_ts\" (llama-bench -o json).",
     " thermoe bench\n"
     " thermoe bench model.gguf --prefill 512,2048 --batch 8,32 --repeat 5\n"
-    " thermoe bench model.gguf --experts nested --full-slots 0 --json\n"
+    " thermoe bench model.gguf --experts nested --full-slots 0 --baseline\n"
     " thermoe bench model.gguf --batch 0 --vs 'llama-bench -m model.gguf -p 512 -n 128 -r 1 -o json'"};
 
 struct BenchFlags {
@@ -59,6 +62,7 @@ struct BenchFlags {
   int repeat = 5;
   uint64_t seed = 1;
   std::string vs;
+  bool baseline = false;
   bool json = false;
 };
 
@@ -89,6 +93,8 @@ struct CaseResult {
   double bytes_per_token = 0, expert_bytes_per_token = 0;
   StageTimes stages_per_token;  // of the fastest round
   std::optional<Spread> peer, ratio;  // --vs: its tokens per second; ours over its, round by round
+  // --baseline: tokens per second without steering; how many times faster the step and its expert stage are with it.
+  std::optional<Spread> plain, gain, experts_gain;
 };
 
 std::vector<Case> Cases(const BenchFlags& flags) {
@@ -111,15 +117,16 @@ std::vector<TokenId> RandomIds(Random* random, int count, int vocab) {
 }
 
 // Submits the case's sequences and runs them; counts steps of the kind that the case measures.
-Result<Run> RunCase(Engine* engine, const Case& what, Random* random) {
+Result<Run> RunCase(Engine* engine, const Case& what, uint64_t seed) {
+  Random random(seed);  // every test and round starts from the same ids
   const int vocab = engine->model().info().vocab;
   const bool prefill = what.prefill > 0;
   std::vector<RequestId> ids;
   for (int sequence = 0; sequence < what.batch; ++sequence) {
     Request request;
-    request.prompt = RandomIds(random, prefill ? what.prefill : kDecodePrompt, vocab);
+    request.prompt = RandomIds(&random, prefill ? what.prefill : kDecodePrompt, vocab);
     // One more than is timed: the first comes from the prompt's last row.
-    if (!prefill) request.forced = RandomIds(random, what.tokens + 1, vocab);
+    if (!prefill) request.forced = RandomIds(&random, what.tokens + 1, vocab);
     request.max_new_tokens = static_cast<int>(request.forced.size());
     const Result<RequestId> id = engine->Submit(std::move(request));
     if (!id.ok()) return id.status();
@@ -160,20 +167,36 @@ Spread SpreadOf(std::vector<double> values) {
 Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, Engine* engine, const std::vector<Case>& cases, ProgressBar* bar) {
   std::vector<CaseResult> results(cases.size());
   for (size_t i = 0; i < cases.size(); ++i) results[i].what = cases[i];
-  std::vector<std::vector<double>> rates(cases.size()), peers(cases.size()), ratios(cases.size());
+  struct Rounds {
+    std::vector<double> rates, peers, ratios, plain, gains, experts_gains;
+  };
+  std::vector<Rounds> rounds(cases.size());
   for (int round = 0; round <= flags.repeat; ++round) {  // round 0 warms up: pages of the file are read, threads awake
     for (size_t i = 0; i < cases.size(); ++i) {
-      Random random(flags.seed);  // every test and round starts from the same ids
-      const Result<Run> run = RunCase(engine, cases[i], &random);
+      std::optional<Run> plain;
+      if (flags.baseline) {
+        THERMOE_RETURN_IF_ERROR(engine->SetSteering(nullptr));
+        Result<Run> run = RunCase(engine, cases[i], flags.seed);
+        if (!run.ok()) return run.status();
+        plain = *run;
+        THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, engine));
+      }
+      const Result<Run> run = RunCase(engine, cases[i], flags.seed);
       if (!run.ok()) return run.status();
       const double done = round + static_cast<double>(i + 1) / static_cast<double>(cases.size());
       bar->Update(done / (flags.repeat + 1));
       if (round == 0) continue;
       const double rate = run->tokens / run->seconds;
-      if (rates[i].empty() || rate > *std::max_element(rates[i].begin(), rates[i].end())) {
+      std::vector<double>& rates = rounds[i].rates;
+      if (rates.empty() || rate > *std::max_element(rates.begin(), rates.end())) {
         for (const auto& [name, stage] : kStages) results[i].stages_per_token.*stage = run->stages.*stage / run->tokens;
       }
-      rates[i].push_back(rate);
+      rates.push_back(rate);
+      if (plain) {
+        rounds[i].plain.push_back(plain->tokens / plain->seconds);
+        rounds[i].gains.push_back(rate / rounds[i].plain.back());
+        rounds[i].experts_gains.push_back(plain->stages.experts_us / plain->tokens / (run->stages.experts_us / run->tokens));
+      }
       results[i].bytes_per_token = run->bytes / run->tokens;
       results[i].expert_bytes_per_token = run->expert_bytes / run->tokens;
     }
@@ -181,15 +204,20 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, Engine* engine,
     const Result<std::vector<double>> peer = RunPeer(flags.vs, cases.size());
     if (!peer.ok()) return peer.status();
     for (size_t i = 0; round > 0 && i < cases.size(); ++i) {
-      peers[i].push_back((*peer)[i]);
-      ratios[i].push_back(rates[i].back() / (*peer)[i]);
+      rounds[i].peers.push_back((*peer)[i]);
+      rounds[i].ratios.push_back(rounds[i].rates.back() / (*peer)[i]);
     }
   }
   for (size_t i = 0; i < cases.size(); ++i) {
-    results[i].rate = SpreadOf(rates[i]);
+    results[i].rate = SpreadOf(rounds[i].rates);
+    if (flags.baseline) {
+      results[i].plain = SpreadOf(rounds[i].plain);
+      results[i].gain = SpreadOf(rounds[i].gains);
+      results[i].experts_gain = SpreadOf(rounds[i].experts_gains);
+    }
     if (flags.vs.empty()) continue;
-    results[i].peer = SpreadOf(peers[i]);
-    results[i].ratio = SpreadOf(ratios[i]);
+    results[i].peer = SpreadOf(rounds[i].peers);
+    results[i].ratio = SpreadOf(rounds[i].ratios);
   }
   return results;
 }
@@ -222,6 +250,9 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps
     entry["bandwidth_frac"] = result.rate.median * result.bytes_per_token / (read_gbps * 1e9);
     entry["vs_tokens_per_s"] = result.peer ? SpreadJson(*result.peer) : Json();
     entry["ratio"] = result.ratio ? SpreadJson(*result.ratio) : Json();
+    entry["plain_tokens_per_s"] = result.plain ? SpreadJson(*result.plain) : Json();
+    entry["gain"] = result.gain ? SpreadJson(*result.gain) : Json();
+    entry["experts_gain"] = result.experts_gain ? SpreadJson(*result.experts_gain) : Json();
     json["results"].push_back(std::move(entry));
   }
   return PrintJsonLine(json);
@@ -238,6 +269,7 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
                                     flags.vs.empty() ? "" : ", alternating with --vs,")}});
   Print("\n");
   std::vector<std::string> titles = {"test", "tokens/s", "least", "most", "bytes/token", "bandwidth"};
+  if (flags.baseline) titles.insert(titles.end(), {"plain tokens/s", "gain", "of experts"});
   if (!flags.vs.empty()) titles.insert(titles.end(), {"--vs tokens/s", "times", "from", "to"});
   Table table(std::move(titles));
   for (const CaseResult& result : results) {
@@ -245,8 +277,9 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
     std::vector<std::string> row = {result.what.name, rate(result.rate.median), rate(result.rate.least), rate(result.rate.most),
                                     BytesText(result.bytes_per_token),
                                     fmt::format("{:.1f} %", 100 * result.rate.median * result.bytes_per_token / (read_gbps * 1e9))};
+    const auto times = [](double value) { return fmt::format("{:.2f}", value); };
+    if (result.gain) row.insert(row.end(), {rate(result.plain->median), times(result.gain->median), times(result.experts_gain->median)});
     if (result.ratio) {
-      const auto times = [](double value) { return fmt::format("{:.2f}", value); };
       row.insert(row.end(), {rate(result.peer->median), times(result.ratio->median), times(result.ratio->least),
                              times(result.ratio->most)});
     }
@@ -257,6 +290,9 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
 
 Status Bench(const BenchFlags& flags) {
   THERMOE_RETURN_IF_ERROR(CheckSteering(flags.steering));
+  if (flags.baseline && !flags.steering.steers()) {
+    return InvalidArgument("--baseline compares with no steering; give a steering flag, for example --k-max 6");
+  }
   const std::vector<Case> cases = Cases(flags);
   if (cases.empty()) return InvalidArgument("nothing to measure; give --prefill or --decode above 0");
   Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage());
@@ -300,6 +336,7 @@ Command MakeBenchCommand(CLI::App* root) {
       ->group(kGroup);
   AddNumber(app, "--repeat", &flags->repeat, {1, 1000}, "Timed runs of each test; default 5.")->group(kGroup);
   AddNumber(app, "--seed", &flags->seed, {0, kMostSeed}, "Seed of the random ids; default 1.")->group(kGroup);
+  app->add_flag("--baseline", flags->baseline, "Run each test without steering too, right before, and compare.")->group(kGroup);
   app->add_option("--vs", flags->vs, "Alternate with this shell command and compare.")->type_name("CMD")->group(kGroup);
   AddSteeringFlags(app, &flags->steering);
   AddEngineFlags(app, &flags->model);

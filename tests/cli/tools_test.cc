@@ -24,7 +24,8 @@ TEST_F(ToolsTest, BenchKeys) {
   for (const Json& result : json["results"]) {
     EXPECT_THAT(Keys(result),
                 UnorderedElementsAre("name", "tokens", "batch", "tokens_per_s", "bytes_per_token", "bandwidth_frac",
-                                     "expert_bytes_per_token", "stage_us_per_token", "vs_tokens_per_s", "ratio"));
+                                     "expert_bytes_per_token", "stage_us_per_token", "vs_tokens_per_s", "ratio",
+                                     "plain_tokens_per_s", "gain", "experts_gain"));
     EXPECT_GT(result["stage_us_per_token"]["experts"], 0);
     EXPECT_LT(result["expert_bytes_per_token"], result["bytes_per_token"]);
     EXPECT_TRUE(result["ratio"].is_null());
@@ -34,6 +35,15 @@ TEST_F(ToolsTest, BenchKeys) {
     names.push_back(result["name"]);
   }
   EXPECT_THAT(names, ::testing::ElementsAre("prefill 16", "prefill 32", "decode", "decode x3"));
+}
+
+TEST_F(ToolsTest, BenchAgainstNoSteering) {
+  const Json json = ThermoeJson({"bench", TinyModel(), "--prefill", "0", "--decode", "8", "--batch", "0", "--repeat", "3", "--k-max", "1", "--baseline"});
+  const Json& decode = json["results"][0];
+  EXPECT_GT(decode["plain_tokens_per_s"]["median"], 0);
+  EXPECT_GT(decode["gain"]["median"], 0.2);
+  EXPECT_GT(decode["experts_gain"]["median"], 0.2);
+  ExpectRefused({"bench", TinyModel(), "--baseline"}, {"--baseline", "steering flag"});
 }
 
 TEST_F(ToolsTest, BenchAgainstACommand) {

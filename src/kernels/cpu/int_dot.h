@@ -170,10 +170,10 @@ void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
       const std::byte* block = codes + b * kBlockBytes;
       if constexpr (kAhead) {
 #pragma GCC unroll 8
-        for (int64_t i = 0; i < kBlockBytes; i += 64) __builtin_prefetch(block + kPrefetchAhead + i);
+        for (int64_t i = 0; i < kBlockBytes; i += 64) __builtin_prefetch(block + kPrefetchAhead + i, 0, 2);
         if constexpr (kPacking == IntPacking::kBoth) {
 #pragma GCC unroll 4
-          for (int64_t i = 0; i < 256; i += 64) __builtin_prefetch(lo + b * 256 + kPrefetchAhead + i);
+          for (int64_t i = 0; i < 256; i += 64) __builtin_prefetch(lo + b * 256 + kPrefetchAhead + i, 0, 2);
         }
       }
       AddIntBlock<Int, kPacking, kTokens>(block + lane_bytes, lo + (lo == nullptr ? 0 : b * 256 + lane_bytes),
