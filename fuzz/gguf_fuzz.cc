@@ -2,7 +2,7 @@
 // libFuzzer on the GGUF reader, the config readers and the binder. Not part of the normal build:
 //   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -Iinclude -Isrc fuzz/gguf_fuzz.cc src/model/*.cc
 //     src/model/architectures/*.cc src/base/*.cc -lfmt -lpcre2-8 -lutf8proc -o gguf_fuzz
-//   mkdir corpus && thermoe synth olmoe ... corpus/seed.gguf   (or any small .gguf)
+//   mkdir corpus && thermoe synth --arch olmoe --layers 1 corpus/seed.gguf   (or any small .gguf)
 //   ./gguf_fuzz corpus
 #include <cstddef>
 #include <cstdint>

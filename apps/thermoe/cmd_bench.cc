@@ -337,7 +337,10 @@ Command MakeBenchCommand(CLI::App* root) {
   AddNumber(app, "--repeat", &flags->repeat, {1, 1000}, "Timed runs of each test; default 5.")->group(kGroup);
   AddNumber(app, "--seed", &flags->seed, {0, kMostSeed}, "Seed of the random ids; default 1.")->group(kGroup);
   app->add_flag("--baseline", flags->baseline, "Run each test without steering too, right before, and compare.")->group(kGroup);
-  app->add_option("--vs", flags->vs, "Alternate with this shell command and compare.")->type_name("CMD")->group(kGroup);
+  app->add_option("--vs", flags->vs, "Alternate with this shell command and compare.")
+      ->check([](const std::string& text) { return text.empty() ? "must be a command but is empty" : std::string(); })
+      ->type_name("CMD")
+      ->group(kGroup);
   AddSteeringFlags(app, &flags->steering);
   AddEngineFlags(app, &flags->model);
   app->add_flag("--json", flags->json, "Print one JSON object; errors become JSON too.")->group("Output options");

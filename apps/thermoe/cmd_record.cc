@@ -118,10 +118,10 @@ Status Record(const RecordFlags& flags) {
     if (snapshot.state == SourceState::kLost) ++lost;
     status = file.Write(TraceLine(snapshot));
     ++rows;
-    if (live) fmt::print(stderr, "\r{:<60}", LiveLine(snapshot, elapsed_s));
+    if (live) PrintNote(fmt::format("\r{:<60}", LiveLine(snapshot, elapsed_s)));
     if (last) break;
   }
-  if (live) fmt::print(stderr, "\r{:<60}\r", "");
+  if (live) PrintNote(fmt::format("\r{:<60}\r", ""));
   ClearInterrupt();  // Ctrl-C is how a recording ends
   THERMOE_RETURN_IF_ERROR(status);
   if (flags.json) {

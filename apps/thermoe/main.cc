@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command line: reads the arguments, runs one command, turns what it returns into an error line and an exit code.
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -41,9 +42,9 @@ int Finish(const Status& status, bool json) {
   if (json) {
     Json document = NewDocument();
     document["error"] = {{"code", StatusCodeName(status.code())}, {"message", status.message()}};
-    fmt::print(stderr, "{}\n", JsonText(document));
+    PrintNote(JsonText(document) + "\n");
   } else {
-    fmt::print(stderr, "thermoe: {}\n", Printable(status.message(), STDERR_FILENO));
+    PrintNote(fmt::format("thermoe: {}\n", Printable(status.message(), STDERR_FILENO)));
   }
   return ExitCode(status.code());
 }
@@ -85,7 +86,15 @@ const CLI::App& ParsedApp(const CLI::App& root) {
   return parsed.empty() ? root : *parsed.front();
 }
 
+// A program started with a standard stream closed would open its files there, and write its text into them.
+void OpenStandardStreams() {
+  int file = 0;
+  while (file >= 0 && file <= STDERR_FILENO) file = open("/dev/null", O_RDWR | O_CLOEXEC);
+  if (file > STDERR_FILENO) close(file);
+}
+
 int Main(int argc, char** argv, bool json) {
+  OpenStandardStreams();
   InstallSignalHandlers();
   CLI::App root("run mixture-of-experts language models", "thermoe");
   root.require_subcommand(1);

@@ -77,6 +77,7 @@ Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bo
   LoadOptions options;
   options.experts = experts;
   options.interleave = to_run && !flags.in_float;
+  options.threads = flags.threads;
   options.progress = BarProgress(&bar);
   Result<std::shared_ptr<const Model>> model = Model::Load(*path, options);
   if (!model.ok()) return model.status().code() == StatusCode::kCancelled ? InterruptedStatus() : model.status();

@@ -26,4 +26,9 @@ Status FlushOutput() {
   return {StatusCode::kInternal, fmt::format("cannot write to standard output: {}", std::strerror(g_write_error))};
 }
 
+void PrintNote(std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  std::fflush(stderr);
+}
+
 }  // namespace thermoe

@@ -10,6 +10,7 @@
 
 #include "base/errors.h"
 #include "interrupt.h"
+#include "output.h"
 #include "terminal.h"
 #include "text_input.h"
 
@@ -131,7 +132,7 @@ void PrintTimings(const RequestResult& result, uint64_t seed) {
                                        result.timings.prompt_tokens, timings["prefill_tokens_per_s"].get<double>(),
                                        result.timings.generated_tokens, timings["decode_tokens_per_s"].get<double>(),
                                        FinishReasonName(result.finish), seed);
-  fmt::print(stderr, "{}\n", Dim(line, STDERR_FILENO));
+  PrintNote(Dim(line, STDERR_FILENO) + "\n");
 }
 
 }  // namespace thermoe

@@ -28,7 +28,7 @@ constexpr const char* kHelp =
 void Note(const std::string& text) {
   std::string lines = Wrap(text, 0, TerminalWidth());
   if (!lines.empty()) lines.pop_back();
-  fmt::print(stderr, "{}\n", Dim(lines, STDERR_FILENO));
+  PrintNote(Dim(lines, STDERR_FILENO) + "\n");
 }
 
 // Lines from the keyboard. Not stdio: its buffer would hide from WaitForInput what was typed ahead.
@@ -51,7 +51,7 @@ class Keyboard {
       typed_.erase(0, end + 1);
       if (line.empty() || line.back() != '\\') return line;
       line.back() = '\n';
-      fmt::print(stderr, "... ");
+      PrintNote("... ");
     }
   }
 
@@ -151,17 +151,16 @@ Status RunInteractive(RunContext* context) {
   THERMOE_RETURN_IF_ERROR(conversation.Open());
   Keyboard keyboard;
   while (true) {
-    fmt::print(stderr, "{}", Bold("> ", STDERR_FILENO));
-    std::fflush(stderr);
+    PrintNote(Bold("> ", STDERR_FILENO));
     const std::optional<std::string> line = keyboard.ReadLine();
     if (!line || Interrupted()) {
-      fmt::print(stderr, "\n");
+      PrintNote("\n");
       return Interrupted() ? InterruptedStatus() : Status::Ok();
     }
     Status status;
     if (*line == "/exit" || *line == "/quit") return Status::Ok();
     if (*line == "/help") {
-      fmt::print(stderr, "{}", Wrap(kHelp, 0, TerminalWidth()));
+      PrintNote(Wrap(kHelp, 0, TerminalWidth()));
     } else if (*line == "/reset") {
       status = conversation.Reset();
     } else if (line->size() > 1 && line->front() == '/' && line->find(' ') == std::string::npos) {

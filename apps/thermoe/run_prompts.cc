@@ -12,6 +12,7 @@
 
 #include "base/errors.h"
 #include "interrupt.h"
+#include "output.h"
 #include "run.h"
 #include "terminal.h"
 
@@ -157,7 +158,7 @@ Status RunPrompts(RunContext* context, const std::string& lines) {
     const std::string line = fmt::format(
         "[{} prompts; generated {} tokens, {:.1f}/s together; seed {}]", batch.size(), WithCommas(batch.generated()),
         TokensPerSecond(static_cast<double>(batch.generated()), wall_ms.count()), context->seed);
-    fmt::print(stderr, "{}\n", Dim(line, STDERR_FILENO));
+    PrintNote(Dim(line, STDERR_FILENO) + "\n");
   }
   return Status::Ok();
 }

@@ -10,6 +10,7 @@
 #include <cstdlib>
 
 #include "interrupt.h"
+#include "output.h"
 
 namespace thermoe {
 namespace {
@@ -184,15 +185,13 @@ void ProgressBar::Update(double done_frac) {
   const std::string line = BarLine(label_, std::clamp(done_frac, 0.0, 1.0), elapsed_s, TerminalWidth() - 1);
   const int columns = Columns(line);
   // Padding instead of an erase sequence works on every terminal, dumb ones too.
-  fmt::print(stderr, "\r{}{}", line, std::string(std::max(0, drawn_columns_ - columns), ' '));
-  std::fflush(stderr);
+  PrintNote(fmt::format("\r{}{}", line, std::string(std::max(0, drawn_columns_ - columns), ' ')));
   drawn_columns_ = columns;
 }
 
 void ProgressBar::Clear() {
   if (drawn_columns_ == 0) return;
-  fmt::print(stderr, "\r{}\r", std::string(drawn_columns_, ' '));
-  std::fflush(stderr);
+  PrintNote(fmt::format("\r{}\r", std::string(drawn_columns_, ' ')));
   drawn_columns_ = 0;
 }
 

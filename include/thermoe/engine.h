@@ -112,13 +112,16 @@ class Engine {
   // Runs steps until `request` is finished and takes its result. Events of other requests are not reported; their results stay.
   virtual Result<RequestResult> Run(Request request) = 0;
 
-  // A session keeps its keys and values from request to request.
+  // A session keeps its keys and values from request to request. kResourceExhausted when all max_sequences are in use.
   virtual Result<SessionId> OpenSession() = 0;
-  // A second session with the same contents; blocks are shared until either writes.
+  // A second session with the same contents; blocks are shared until either writes. Errors: as OpenSession, and kInvalidArgument
+  // for a session that is unknown or runs a request.
   virtual Result<SessionId> ForkSession(SessionId session) = 0;
-  // Forgets all but the first `tokens` ids.
+  // Forgets all but the first `tokens` ids. kInvalidArgument for a session that is unknown or runs a request, or more than it holds.
   virtual Status TruncateSession(SessionId session, int tokens) = 0;
+  // Ids that it holds. kInvalidArgument for an unknown session.
   virtual Result<int> SessionLength(SessionId session) const = 0;
+  // Frees its blocks. kInvalidArgument for a session that is unknown or runs a request.
   virtual Status CloseSession(SessionId session) = 0;
 
   // Takes effect from the next step on. kInvalidArgument where it does not fit the model (sizes, ranges, full

@@ -20,9 +20,10 @@ enum class ExpertStorage {
 
 struct LoadOptions {
   ExpertStorage experts = ExpertStorage::kNative;
-  // Rewrite 8- and 4-bit matrices into the layout of the CPU's integer kernels, in memory of the process. Off: they stay mapped,
+  // Rewrite quantised matrices into the layout of the CPU's integer kernels, in memory of the process. Off: they stay mapped,
   // shared with other processes, and are computed in float, slower.
   bool interleave = true;
+  int threads = 0;  // for rewriting; 0: one per core that this process may use
   // Called now and then with the share done, 0..1, while a long load runs. Return false to stop (kCancelled).
   std::function<bool(double done_frac)> progress;
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "thermoe/model.h"
 
+#include <cmath>
 #include <new>
 #include <numeric>
 
@@ -22,7 +23,6 @@ int64_t CountParameters(const std::vector<TensorInfo>& tensors) {
 
 ModelInfo MakeInfo(const LoadedModel& loaded, const ExpertStore& experts) {
   const ModelConfig& config = loaded.config;
-  const FfnWeights& expert = experts.layer(0).front();
   ModelInfo info;
   info.path = loaded.path;
   info.format = loaded.format;
@@ -46,10 +46,14 @@ ModelInfo MakeInfo(const LoadedModel& loaded, const ExpertStore& experts) {
   const int64_t per_expert = int64_t{3} * config.hidden * config.expert_width;
   info.active_parameters = info.parameters - per_expert * config.layers * (config.experts - config.slots);
   info.file_bytes = loaded.file_bytes;
-  info.expert_bytes = static_cast<int64_t>(kernels::ExpertBytes(expert, Planes::kBoth));
-  if (experts.storage() == ExpertStorage::kNested) {
-    info.expert_hi_bytes = static_cast<int64_t>(kernels::ExpertBytes(expert, Planes::kHi));
+  // Layers may differ in type.
+  double both_bytes = 0, hi_bytes = 0;
+  for (int32_t layer = 0; layer < config.layers; ++layer) {
+    both_bytes += kernels::ExpertBytes(experts.layer(layer).front(), Planes::kBoth) / config.layers;
+    hi_bytes += kernels::ExpertBytes(experts.layer(layer).front(), Planes::kHi) / config.layers;
   }
+  info.expert_bytes = std::llround(both_bytes);
+  if (experts.storage() == ExpertStorage::kNested) info.expert_hi_bytes = std::llround(hi_bytes);
   return info;
 }
 
@@ -80,7 +84,7 @@ Result<std::shared_ptr<const Model>> Model::Load(const std::string& path, const 
   Result<std::unique_ptr<LoadedModel>> loaded = LoadModelFiles(path, part(0, 0.5));
   if (!loaded.ok()) return loaded.status();
   THERMOE_RETURN_IF_ERROR(CheckBounds(**loaded));
-  ThreadPool threads;
+  ThreadPool threads(options.threads);
   Result<ExpertStore> experts = ExpertStore::Create(**loaded, options.experts, options.interleave, &threads, part(0.5, 1));
   if (!experts.ok()) return experts.status();
   std::vector<WeightBuffer> dense;

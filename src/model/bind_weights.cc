@@ -14,6 +14,18 @@
 namespace thermoe {
 namespace {
 
+// "f32, f16, ... or mxfp4": every type that files may have.
+std::string ReadableTypes() {
+  std::string names;
+  for (int t = 0; t < kDTypes; ++t) {
+    if (static_cast<DType>(t) == DType::kNested8) continue;
+    const bool last = t == static_cast<int>(DType::kNested8) - 1;
+    names += (names.empty() ? "" : last ? " or " : ", ") + std::string(TraitsOf(static_cast<DType>(t)).name);
+  }
+  return names;
+}
+static_assert(static_cast<int>(DType::kNested8) == kDTypes - 1);
+
 // What kernels may assume of a row's address: floats are loaded whole, blocks begin with a 16-bit scale.
 size_t AlignmentOf(DType type) { return type == DType::kF32 ? alignof(float) : alignof(uint16_t); }
 
@@ -107,8 +119,8 @@ class Binder {
     }
     if (!tensor.type) {
       return Unsupported(
-          "{}: tensor {} has type {}, which this build cannot read; use a file with f32, f16, bf16, q8_0 or q4_0",
-          source_.PathOf(tensor), tensor.name, tensor.type_name);
+          "{}: tensor {} has type {}, which this build cannot read; use a file with {}", source_.PathOf(tensor), tensor.name,
+          tensor.type_name, ReadableTypes());
     }
     return Status::Ok();
   }

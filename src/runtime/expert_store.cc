@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/expert_store.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/errors.h"
@@ -58,8 +59,8 @@ Status CheckNestable(const LoadedModel& model, const WeightMatrix& matrix) {
   return Status::Ok();
 }
 
-// Experts are rewritten in runs of about this much: few calls into the system, and little memory held twice.
-constexpr int64_t kRunBytes = int64_t{16} << 20;
+// Experts share a buffer of about this much.
+constexpr int64_t kBufferBytes = int64_t{16} << 20;
 
 // What a matrix takes in its new storage; 0: it stays where it is.
 struct Regions {
@@ -75,18 +76,30 @@ Regions RegionsOf(const WeightMatrix& matrix, ExpertStorage storage, bool interl
   return {AlignToLine(matrix.rows * RowBytes(DType::kNested8, matrix.cols, layout)), AlignToLine(matrix.rows * NestedLoRowBytes(matrix.cols))};
 }
 
+// The types of the experts' matrices, each once, in order of appearance.
+std::vector<DType> TypesOf(const LoadedModel& model) {
+  std::vector<DType> types;
+  for (const LayerWeights& layer : model.weights.layers) {
+    for (const auto role : kRoles) {
+      const DType type = (layer.experts.front().*role).type;
+      if (std::find(types.begin(), types.end(), type) == types.end()) types.push_back(type);
+    }
+  }
+  return types;
+}
+
 }  // namespace
 
 Result<ExpertStore> ExpertStore::Create(const LoadedModel& model, ExpertStorage storage, bool interleave, ThreadPool* threads,
                                         const LoadProgress& progress) {
   ExpertStore store;
   store.storage_ = storage;
-  const DType type = model.weights.layers.front().experts.front().gate.type;
-  store.type_name_ = TraitsOf(type).name;
+  const std::vector<DType> types = TypesOf(model);
+  for (const DType type : types) store.type_name_ += (store.type_name_.empty() ? "" : ", ") + std::string(TraitsOf(type).name);
   for (const LayerWeights& layer : model.weights.layers) store.layers_.push_back(layer.experts);
   if (storage == ExpertStorage::kNative && !interleave) return store;
   if (storage == ExpertStorage::kNested) {
-    store.requantised_ = type != DType::kQ8_0;
+    store.requantised_ = types != std::vector{DType::kQ8_0};
     store.type_name_ = store.requantised_ ? fmt::format("nested8 (from {})", store.type_name_) : "nested8";
   }
   double done = 0;
@@ -102,7 +115,7 @@ Status ExpertStore::RewriteLayer(const LoadedModel& model, bool interleave, Thre
   for (size_t begin = 0, end = 0; begin < experts->size(); begin = end) {
     std::vector<Regions> sizes;  // of the experts of this run
     int64_t bytes = 0;
-    for (; end < experts->size() && bytes < kRunBytes; ++end) {
+    for (; end < experts->size() && bytes < kBufferBytes; ++end) {
       Regions sum;
       for (const auto role : kRoles) {
         const WeightMatrix& matrix = (*experts)[end].*role;

@@ -14,6 +14,8 @@
 namespace thermoe {
 namespace {
 
+// Matrices are rewritten in runs of about this much: few calls into the system, and little memory held twice.
+constexpr int64_t kRewriteRunBytes = int64_t{16} << 20;
 // Rows of a task: some tens of microseconds of work.
 constexpr int64_t kTaskRows = 64;
 
@@ -23,12 +25,18 @@ bool IsMapped(const LoadedModel& model, const std::byte* data) {
   });
 }
 
-// Lets the pages that lie wholly inside [begin, end) go.
-void ForgetPages(const std::byte* begin, const std::byte* end) {
+// Lets the pages that lie wholly inside the ranges go. Neighbours go together: a call costs a message to every core.
+void ForgetPages(std::vector<std::pair<const std::byte*, const std::byte*>>* ranges) {
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
-  const auto last = reinterpret_cast<uintptr_t>(end) / page * page;
-  if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  std::sort(ranges->begin(), ranges->end());
+  for (size_t i = 0; i < ranges->size();) {
+    const std::byte* begin = (*ranges)[i].first;
+    const std::byte* end = (*ranges)[i].second;
+    for (++i; i < ranges->size() && (*ranges)[i].first == end; ++i) end = (*ranges)[i].second;
+    const auto first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
+    const auto last = reinterpret_cast<uintptr_t>(end) / page * page;
+    if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  }
 }
 
 void* MapMemory(size_t bytes) {
@@ -79,26 +87,32 @@ Rewrite InterleaveTo(WeightMatrix from, std::byte* to, WeightMatrix* result) {
 }
 
 void RunRewrites(const LoadedModel& model, std::span<const Rewrite> rewrites, ThreadPool* threads) {
-  std::vector<std::pair<const Rewrite*, int64_t>> tasks;  // and the first row
-  std::vector<std::pair<const std::byte*, const std::byte*>> replaced;
+  std::vector<std::pair<const Rewrite*, int64_t>> tasks;                       // of this run, and the first row
+  std::vector<std::pair<const std::byte*, const std::byte*>> replaced;         // by this run
+  int64_t bytes = 0;
+  const auto run = [&] {
+    threads->ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t task, int) {
+      const auto& [rewrite, begin] = tasks[static_cast<size_t>(task)];
+      const int64_t end = std::min(begin + kTaskRows, rewrite->from.rows);
+      for (int64_t row = begin; row < end; row += rewrite->step) rewrite->fill(row);
+    });
+    ForgetPages(&replaced);
+    tasks.clear();
+    replaced.clear();
+    bytes = 0;
+  };
   for (const Rewrite& rewrite : rewrites) {
-    for (int64_t row = 0; row < rewrite.from.rows; row += kTaskRows) tasks.emplace_back(&rewrite, row);
-    const std::byte* data = rewrite.from.data;
-    if (IsMapped(model, data)) replaced.emplace_back(data, data + rewrite.from.bytes());
+    const WeightMatrix& from = rewrite.from;
+    const bool mapped = IsMapped(model, from.data);
+    for (int64_t row = 0; row < from.rows; row += kTaskRows) {
+      const int64_t rows = std::min(kTaskRows, from.rows - row);
+      tasks.emplace_back(&rewrite, row);
+      if (mapped) replaced.emplace_back(from.row(row), from.row(row) + rows * from.row_bytes());
+      bytes += rows * from.row_bytes();
+      if (bytes >= kRewriteRunBytes) run();
+    }
   }
-  threads->ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t task, int) {
-    const auto& [rewrite, begin] = tasks[static_cast<size_t>(task)];
-    const int64_t end = std::min(begin + kTaskRows, rewrite->from.rows);
-    for (int64_t row = begin; row < end; row += rewrite->step) rewrite->fill(row);
-  });
-  // Neighbours in a file go together: a call costs a message to every core.
-  std::sort(replaced.begin(), replaced.end());
-  for (size_t i = 0; i < replaced.size();) {
-    const auto [begin, first_end] = replaced[i];
-    const std::byte* end = first_end;
-    for (++i; i < replaced.size() && replaced[i].first == end; ++i) end = replaced[i].second;
-    ForgetPages(begin, end);
-  }
+  run();
 }
 
 void RepackDense(LoadedModel* model, ThreadPool* threads, std::vector<WeightBuffer>* buffers) {

@@ -45,8 +45,8 @@ struct Rewrite {
 // `result` may be where `from` came from.
 Rewrite InterleaveTo(WeightMatrix from, std::byte* to, WeightMatrix* result);
 
-// Runs all of them, rows shared between the threads, then lets go of the mapped pages that they replace (those come back from the
-// file should anyone read them). A matrix that is not in one of the model's files is left alone.
+// Runs all of them, some MiB at a time, rows shared between the threads, and lets go of the mapped pages that they replace (those
+// come back from the file should anyone read them). A matrix that is not in one of the model's files is left alone.
 void RunRewrites(const LoadedModel& model, std::span<const Rewrite> rewrites, ThreadPool* threads);
 
 // Interleaves the attention, gate, shared-expert and output matrices that can be; routed experts are ExpertStore's. The

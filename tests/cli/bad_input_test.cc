@@ -172,6 +172,19 @@ TEST_F(BadInputTest, ErrorsAreJsonWithJson) {
   }
 }
 
+TEST_F(BadInputTest, StandardErrorMayBeFullOrClosed) {
+  if (!std::filesystem::exists("/dev/full")) GTEST_SKIP();
+  const std::string run = std::string(THERMOE_APP) + " run " + TinyModel() + " -p x -n 3 --seed 1";
+  for (const char* where : {" 2> /dev/full", " 2>&-"}) {
+    EXPECT_EQ(WEXITSTATUS(std::system((run + where + " > " + Path("out")).c_str())), 0) << where;
+    EXPECT_FALSE(ReadAll(Path("out")).empty());
+    EXPECT_EQ(WEXITSTATUS(std::system((std::string(THERMOE_APP) + " run --nonsense" + where).c_str())), 2) << where;
+  }
+  // With standard output closed a file must not take its place.
+  EXPECT_EQ(WEXITSTATUS(std::system((std::string(THERMOE_APP) + " record --telemetry linux --seconds 0.1 --out " + Path("t.csv") + " >&- 2> /dev/null").c_str())), 0);
+  EXPECT_EQ(ReadAll(Path("t.csv")).find("rows of linux"), std::string::npos);
+}
+
 TEST_F(BadInputTest, FullDiskIsAnError) {
   if (!std::filesystem::exists("/dev/full")) GTEST_SKIP();
   for (const std::string& arguments :

@@ -11,7 +11,7 @@ namespace {
 // Least weights of a task: 1 us at 16 GB/s, some twenty times the cost of taking a task.
 constexpr int64_t kTaskBytes = 16 * 1024;
 // Most rows of a task: bounds the scratch of gate and up, [tokens of a job, rows] floats.
-constexpr int64_t kMostTaskRows = 256;
+constexpr int64_t kMostTaskRows = 128;
 // Tasks per thread: the last one to finish then costs at most about an eighth.
 constexpr int64_t kTasksPerThread = 8;
 
