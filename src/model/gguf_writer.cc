@@ -85,7 +85,7 @@ class PendingFile {
                                path_, Grouped(bytes_), std::strerror(code));
     }
     if (code == ENOENT || code == ENOTDIR) {
-      return NotFound("{}: cannot be written there (no such folder); make it first, or write elsewhere", path_);
+      return NotFound("{}: its folder does not exist; make it first, or write elsewhere", path_);
     }
     return InvalidArgument("{}: cannot be written ({}); check the folder's permissions", path_, std::strerror(code));
   }
