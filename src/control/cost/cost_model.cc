@@ -121,14 +121,16 @@ KernelCostModel::Key KernelCostModel::KeyOf(const OperationShape& shape) {
           shape.matrix.rows, shape.matrix.cols, shape.kv_heads,  shape.rope_dim};
 }
 
-// Experts: how many, and slots of each. Attention: rows, and positions of each. All others: rows.
+// Experts: how many, and slots of each. Decode attention: rows, and positions of each. Prefill: rows, and positions over those of a
+// prompt without a past, which makes latency a product of powers of both. All others: rows.
 KernelCostModel::Coords KernelCostModel::CoordsOf(const OperationShape& shape) {
   const auto tokens = static_cast<double>(shape.tokens);
   if (IsExpert(shape.family)) {
     const double experts = static_cast<double>(std::max<int64_t>(shape.experts_full + shape.experts_hi, 1));
     return {LogOf(experts), LogOf(static_cast<double>(shape.slots_full + shape.slots_hi) / experts)};
   }
-  if (IsAttention(shape.family)) return {LogOf(tokens), LogOf(static_cast<double>(shape.positions) / std::max(tokens, 1.0))};
+  const double own = shape.family == Family::kAttentionPrefill ? tokens * (tokens + 1) / 2 : tokens;
+  if (IsAttention(shape.family)) return {LogOf(tokens), LogOf(static_cast<double>(shape.positions) / std::max(own, 1.0))};
   return {0, LogOf(tokens)};
 }
 
