@@ -167,7 +167,6 @@ TEST(CostModel, IsLessCertainAwayFromPoints) {
   EXPECT_LT(between, outside);
   EXPECT_LT(outside, far);
   EXPECT_EQ(model.Predict(Linear(128)).basis, PredictionBasis::kOutside);
-  EXPECT_LT(far, model.Predict(Linear(16, 1024, 512)).uncertainty_frac + 2);
 }
 
 TEST(CostModel, NeverPassesAnEstimateForAMeasurement) {

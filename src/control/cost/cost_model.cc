@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <utility>
 
 namespace thermoe {
 namespace {
@@ -168,7 +169,6 @@ KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPric
     MakeMonotone(&table);
     tables_[key] = std::move(table);
   }
-  PutBothAboveHi();
   std::array<std::vector<double>, kFamilies> ratios;
   for (const CostPoint& point : points) {
     ratios[static_cast<size_t>(point.shape.family)].push_back(point.latency_us / RooflineUs(point.shape));
@@ -201,24 +201,6 @@ void KernelCostModel::MakeMonotone(Table* table) {
   }
 }
 
-// Both planes are more bytes than one: where noise says that they are faster, they are taken to be as fast.
-void KernelCostModel::PutBothAboveHi() {
-  for (auto& [key, both] : tables_) {
-    if (std::get<0>(key) != Family::kExpertNestedBoth) continue;
-    Key hi_key = key;
-    std::get<0>(hi_key) = Family::kExpertNestedHi;
-    const auto hi = tables_.find(hi_key);
-    if (hi == tables_.end()) continue;
-    for (Line& line : both.lines) {
-      for (Node& node : line.nodes) {
-        const Reading least = Read(hi->second, {line.x, node.y});
-        if (!least.outside) node.log_latency = std::max(node.log_latency, least.log_latency);
-      }
-    }
-    MakeMonotone(&both);
-  }
-}
-
 KernelCostModel::Reading KernelCostModel::ReadLine(const Line& line, double y) {
   const std::vector<Node>& nodes = line.nodes;
   const auto above = std::lower_bound(nodes.begin(), nodes.end(), y, [](const Node& node, double at) { return node.y < at; });
@@ -242,29 +224,38 @@ KernelCostModel::Reading KernelCostModel::ReadLine(const Line& line, double y) {
 
 KernelCostModel::Reading KernelCostModel::Read(const Table& table, const Coords& at) {
   const std::vector<Line>& lines = table.lines;
-  const auto above = std::lower_bound(lines.begin(), lines.end(), at[0], [](const Line& line, double x) { return line.x < x; });
-  if (above != lines.end() && above->x == at[0]) return ReadLine(*above, at[1]);
-  if (above == lines.begin() || above == lines.end()) {
-    const bool low = above == lines.begin();
-    const Line& edge = low ? lines.front() : lines.back();
-    Reading reading = ReadLine(edge, at[1]);
-    double slope = low ? 0 : 1;
-    if (lines.size() > 1) {
-      const Line& next = low ? lines[1] : lines[lines.size() - 2];
-      slope = std::clamp((ReadLine(next, at[1]).log_latency - reading.log_latency) / (next.x - edge.x), 0.0, 1.0);
+  // Beyond their ends lines may cross: a line is read as no less than those before it.
+  const auto read = [&](std::ptrdiff_t index) {
+    Reading reading = ReadLine(lines[static_cast<size_t>(index)], at[1]);
+    for (std::ptrdiff_t i = 0; i < index; ++i) {
+      reading.log_latency = std::max(reading.log_latency, ReadLine(lines[static_cast<size_t>(i)], at[1]).log_latency);
     }
-    reading.log_latency += slope * (at[0] - edge.x);
-    reading.distance += std::abs(at[0] - edge.x);
+    return reading;
+  };
+  const auto found = std::lower_bound(lines.begin(), lines.end(), at[0], [](const Line& line, double x) { return line.x < x; });
+  const std::ptrdiff_t above = found - lines.begin(), count = std::ssize(lines);
+  if (above < count && found->x == at[0]) return read(above);
+  if (above == 0 || above == count) {
+    const std::ptrdiff_t edge = above == 0 ? 0 : count - 1;
+    const double away = at[0] - lines[static_cast<size_t>(edge)].x;
+    Reading reading = read(edge);
+    double slope = above == 0 ? 0 : 1;
+    if (count > 1) {
+      const std::ptrdiff_t next = above == 0 ? 1 : count - 2;
+      const double rise = read(next).log_latency - reading.log_latency;
+      slope = std::clamp(rise / (lines[static_cast<size_t>(next)].x - lines[static_cast<size_t>(edge)].x), 0.0, 1.0);
+    }
+    reading.log_latency += slope * away;
+    reading.distance += std::abs(away);
     reading.outside = true;
     return reading;
   }
-  const Line &a = *std::prev(above), &b = *above;
-  const Reading from = ReadLine(a, at[1]), to = ReadLine(b, at[1]);
-  const double t = (at[0] - a.x) / (b.x - a.x);
+  const double a = lines[static_cast<size_t>(above - 1)].x, b = found->x, t = (at[0] - a) / (b - a);
+  const Reading from = read(above - 1), to = read(above);
   Reading reading;
   reading.log_latency = from.log_latency + t * (to.log_latency - from.log_latency);
   reading.spread_frac = std::max(from.spread_frac, to.spread_frac);
-  reading.distance = std::min(at[0] - a.x, b.x - at[0]) + std::max(from.distance, to.distance);
+  reading.distance = std::min(at[0] - a, b - at[0]) + std::max(from.distance, to.distance);
   reading.watts = from.watts > 0 && to.watts > 0 ? from.watts + t * (to.watts - from.watts) : 0;
   reading.outside = from.outside || to.outside;
   return reading;
@@ -303,7 +294,21 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
     none.basis = PredictionBasis::kRoofline;
     return none;
   }
-  if (!IsMixed(shape)) return Single(IsExpert(shape.family) ? PartOf(shape, shape.slots_full > 0) : shape, watts);
+  if (!IsExpert(shape.family)) return Single(shape, watts);
+  if (!IsMixed(shape)) {
+    CostPrediction one = Single(PartOf(shape, shape.slots_full > 0), watts);
+    if (shape.family == Family::kExpertNative || shape.slots_full == 0) return one;
+    // Both planes are more bytes than one: where noise says that they are faster, they are taken to be as fast.
+    OperationShape hi = PartOf(shape, true);
+    hi.family = Family::kExpertNestedHi;
+    std::swap(hi.experts_full, hi.experts_hi);
+    std::swap(hi.slots_full, hi.slots_hi);
+    if (tables_.contains(KeyOf(hi))) {
+      double hi_w = 0;
+      one.latency_us = std::max(one.latency_us, Single(hi, &hi_w).latency_us);
+    }
+    return one;
+  }
   double full_w = 0, hi_w = 0;
   const CostPrediction full = Single(PartOf(shape, true), &full_w), hi = Single(PartOf(shape, false), &hi_w);
   CostPrediction sum;

@@ -106,7 +106,6 @@ class KernelCostModel {
   static void MakeMonotone(Table* table);
   static Reading ReadLine(const Line& line, double y);
   static Reading Read(const Table& table, const Coords& at);
-  void PutBothAboveHi();
   double RooflineUs(const OperationShape& shape) const;
   // Latency, uncertainty and basis of one call without correction.
   CostPrediction Plain(const OperationShape& shape, double* watts) const;

@@ -99,8 +99,8 @@ bool ReadPoint(Statement* row, CostPoint* point) {
   row->FirstColumn();
   OperationShape& shape = point->shape;
   const FamilyInfo* family = FindFamily(row->Text());
-  const bool types = FindType(row->Text(), &shape.matrix.type) & FindType(row->Text(), &shape.down_type);
-  if (family == nullptr || !types) return false;
+  const std::string type = row->Text(), down_type = row->Text();
+  if (family == nullptr || !FindType(type, &shape.matrix.type) || !FindType(down_type, &shape.down_type)) return false;
   shape.family = family->family;
   shape.matrix.interleaved = row->Integer() != 0;
   shape.matrix.rows = row->Integer();

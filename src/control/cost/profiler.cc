@@ -45,7 +45,7 @@ const WeightMatrix* MatrixOfRole(const ModelWeights& weights, const LayerWeights
   }
 }
 
-void FillNormal(std::vector<float>* values, int64_t count, uint64_t seed) {
+void FillUniform(std::vector<float>* values, int64_t count, uint64_t seed) {
   Random random(seed);
   values->resize(static_cast<size_t>(count));
   for (float& value : *values) value = static_cast<float>(random.Uniform() * 2 - 1);
@@ -98,9 +98,9 @@ Status Profiler::Prepare() {
     rows = std::max(rows, shape.tokens);
     widest = std::max(widest, width);
   }
-  FillNormal(&in_, floats, 4);
-  FillNormal(&out_, floats, 5);
-  FillNormal(&third_, floats, 6);
+  FillUniform(&in_, floats, 4);
+  FillUniform(&out_, floats, 5);
+  FillUniform(&third_, floats, 6);
   ones_.assign(static_cast<size_t>(widest), 1.0f);
   cosines_.assign(static_cast<size_t>(rows * config.attention.rope_dim / 2), 0.8f);  // turns keep their length, however often
   sines_.assign(cosines_.size(), 0.6f);
