@@ -47,7 +47,8 @@ TEST(Profiler, PlansEveryFamilyOfTheBuildOnce) {
     }
   }
   for (const FamilyInfo& info : Families()) {
-    if (info.family != Family::kClamp) EXPECT_EQ(planned.count(info.family) > 0, info.in_build) << info.name;  // clamp: OLMoE with a limit
+    if (info.family == Family::kClamp) continue;  // of OLMoE with a limit
+    EXPECT_EQ(planned.count(info.family) > 0, info.in_build) << info.name;
   }
 }
 

@@ -156,7 +156,7 @@ TEST_F(ProfileStoreTest, SurvivesDamageAnywhere) {
   }
   Write(whole.substr(0, whole.size() / 2));
   const Result<std::unique_ptr<ProfileStore>> cut = ProfileStore::Open(path_);
-  if (cut.ok()) EXPECT_FALSE((*cut)->Load(kKey).ok());
+  EXPECT_FALSE(cut.ok() && (*cut)->Load(kKey).ok());
 }
 
 TEST(StateFolder, FollowsTheXdgSpecification) {
