@@ -23,5 +23,6 @@ Command MakeInspectCommand(CLI::App* root);
 Command MakeSynthCommand(CLI::App* root);
 Command MakeDoctorCommand(CLI::App* root);
 Command MakeRecordCommand(CLI::App* root);
+Command MakeProfileCommand(CLI::App* root);
 
 }  // namespace thermoe

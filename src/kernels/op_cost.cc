@@ -2,6 +2,18 @@
 #include "kernels/op_cost.h"
 
 namespace thermoe::kernels {
+namespace {
+
+// `floats` read and written and `flops` done for each element of [rows, cols].
+OpCost ElementCost(int64_t rows, int64_t cols, double floats, double flops) {
+  const double elements = static_cast<double>(rows) * static_cast<double>(cols);
+  OpCost cost;
+  cost.activation_bytes = 4.0 * floats * elements;
+  cost.flops = flops * elements;
+  return cost;
+}
+
+}  // namespace
 
 OpCost& OpCost::operator+=(const OpCost& other) {
   weight_bytes += other.weight_bytes;
@@ -35,6 +47,27 @@ OpCost AttentionCost(int64_t tokens, int64_t positions, int64_t distinct_positio
   cost.flops = 4.0 * heads * head_dim * static_cast<double>(positions);
   return cost;
 }
+
+OpCost NormCost(int64_t rows, int64_t cols) { return ElementCost(rows, cols, 2, 4); }
+
+OpCost RopeCost(int64_t tokens, int64_t cols, int64_t rope_dim) {
+  OpCost cost = ElementCost(tokens, cols, 2, 3);
+  cost.activation_bytes += 4.0 * static_cast<double>(tokens) * static_cast<double>(rope_dim);  // a cosine and a sine a pair
+  return cost;
+}
+
+OpCost StoreKvCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, 2 * cols, 1, 0); }
+
+OpCost SelectCost(int64_t tokens, int64_t experts, int64_t slots) {
+  OpCost cost = ElementCost(tokens, experts, 2, 3.0 + static_cast<double>(slots));  // softmax, then a pass a slot at worst
+  cost.activation_bytes += 12.0 * static_cast<double>(tokens) * static_cast<double>(slots);
+  return cost;
+}
+
+OpCost SwiGluCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 3, 4); }
+OpCost AddCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 3, 2); }
+OpCost ClampCost(int64_t rows, int64_t cols) { return ElementCost(rows, cols, 2, 2); }
+OpCost SampleCost(int64_t rows, int64_t vocab) { return ElementCost(rows, vocab, 1, 1); }
 
 double ExpertBytes(const FfnWeights& expert, Planes planes) {
   return static_cast<double>(expert.gate.bytes(planes) + expert.up.bytes(planes) + expert.down.bytes(planes));

@@ -28,6 +28,16 @@ OpCost AttentionCost(int64_t tokens, int64_t positions, int64_t distinct_positio
 // The routed experts of one layer as a step's record says they were used.
 OpCost ExpertsCost(std::span<const FfnWeights> experts, const LayerRecord& record);
 
+// Operations without a weight matrix: what they read and write, once. Additions and exponentials count as one.
+OpCost NormCost(int64_t rows, int64_t cols);                         // RmsNorm; its gain is noise beside a row
+OpCost RopeCost(int64_t tokens, int64_t cols, int64_t rope_dim);     // cols: heads * head_dim
+OpCost StoreKvCost(int64_t tokens, int64_t cols);                    // k and v read; what is stored counts in AttentionCost
+OpCost SelectCost(int64_t tokens, int64_t experts, int64_t slots);
+OpCost SwiGluCost(int64_t tokens, int64_t cols);
+OpCost AddCost(int64_t tokens, int64_t cols);
+OpCost ClampCost(int64_t rows, int64_t cols);
+OpCost SampleCost(int64_t rows, int64_t vocab);
+
 // One expert's matrices by these planes.
 double ExpertBytes(const FfnWeights& expert, Planes planes);
 

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+// thermoe profile: times every operation of a model on this machine, keeps the points, and tests the cost model made of them.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bandwidth.h"
+#include "base/errors.h"
+#include "command.h"
+#include "control/cost/profile_store.h"
+#include "control/cost/profiler.h"
+#include "cost_plot.h"
+#include "engine/profile_target.h"
+#include "flags.h"
+#include "help.h"
+#include "interrupt.h"
+#include "json_out.h"
+#include "model_options.h"
+#include "output.h"
+#include "table.h"
+#include "terminal.h"
+
+namespace thermoe {
+namespace {
+
+constexpr const char* kGroup = "Profile options";
+
+const HelpPage kPage = {
+    "thermoe profile [MODEL] [FLAGS...]",
+    "Times every operation that the engine launches for a model, over a grid of rows, experts and context, with the model's own "
+    "weights on this machine, and makes a cost model of the points: what any step would take.\n"
+    "\n"
+    "Points are kept in $XDG_STATE_HOME/thermoe/profiles.sqlite (or below ~/.local/state) for each processor, number of threads, "
+    "model and version. A profile that was stopped goes on where it was; one that is complete is only read. --force measures "
+    "everything again.\n"
+    "\n"
+    "Some points are measured but not given to the model: the errors that are printed are those of its predictions for these. "
+    "Without an energy counter, energy is an estimate.",
+    " thermoe profile\n"
+    " thermoe profile model.gguf --experts nested --threads 4 --plot errors.svg\n"
+    " thermoe profile --show"};
+
+struct ProfileFlags {
+  ModelFlags model;
+  std::string experts = "native";
+  std::string plot, store;
+  bool show = false, quick = false, force = false, json = false;
+};
+
+struct FamilyErrors {
+  std::string name;
+  int points = 0;  // measured for the model
+  CostErrors errors;
+};
+
+struct Report {
+  KernelCostModel cost;
+  std::vector<CostPoint> points;
+  CostErrors all;
+  std::vector<FamilyErrors> families;
+  int measured = 0;  // in this run
+};
+
+std::vector<CostPoint> HeldOut(const std::vector<CostPoint>& points, const FamilyInfo* family) {
+  std::vector<CostPoint> found;
+  for (const CostPoint& point : points) {
+    if (point.held_out && (family == nullptr || point.shape.family == family->family)) found.push_back(point);
+  }
+  return found;
+}
+
+Report MakeReport(std::vector<CostPoint> points) {
+  Report report;
+  report.cost = KernelCostModel(points);
+  report.all = ErrorsOf(report.cost, HeldOut(points, nullptr));
+  for (const FamilyInfo& family : Families()) {
+    const auto known = std::count_if(points.begin(), points.end(), [&](const CostPoint& point) {
+      return !point.held_out && point.shape.family == family.family;
+    });
+    const CostErrors errors = ErrorsOf(report.cost, HeldOut(points, &family));
+    if (known > 0 || errors.points > 0) report.families.push_back({std::string(family.name), static_cast<int>(known), errors});
+  }
+  report.points = std::move(points);
+  return report;
+}
+
+Result<std::string> StorePath(const ProfileFlags& flags) {
+  if (!flags.store.empty()) return flags.store;
+  const Result<std::string> folder = StateFolder();
+  return folder.ok() ? Result<std::string>(*folder + "/profiles.sqlite") : folder;
+}
+
+// Measures what the store has not, each point into it at once.
+Result<int> MeasureMissing(Profiler* profiler, ProfileStore* store, const ProfileKey& key, std::vector<CostPoint>* points) {
+  ProgressBar bar("profile");
+  int measured = 0;
+  const std::vector<CostPoint> known = *points;
+  const Status status = profiler->Run(known, [&](const CostPoint& point, double done_frac) -> Result<bool> {
+    THERMOE_RETURN_IF_ERROR(store->Add(key, point));
+    points->push_back(point);
+    ++measured;
+    bar.Update(done_frac);
+    return !Interrupted();
+  });
+  bar.Clear();
+  if (!status.ok()) return status;
+  return measured;
+}
+
+Status PrintJson(const ProfileKey& key, const Model& model, const std::string& path, const Report& report) {
+  Json json = NewDocument();
+  json["model"] = ModelJson(model.info());
+  json["device"] = {{"cpu", key.device}, {"engine", key.backend}};
+  json["store"] = path;
+  json["measured"] = report.measured;
+  json["points"] = report.cost.points();
+  json["peak_gbps"] = report.cost.peak_gbps();
+  json["peak_gflops"] = report.cost.peak_gflops();
+  const auto errors = [](const CostErrors& of) -> Json {
+    if (of.points == 0) return {{"points", 0}, {"median_frac", nullptr}, {"p95_frac", nullptr}};
+    return {{"points", of.points}, {"median_frac", of.median_frac}, {"p95_frac", of.p95_frac}};
+  };
+  json["held_out"] = errors(report.all);
+  json["families"] = Json::array();
+  for (const FamilyErrors& family : report.families) {
+    json["families"].push_back({{"name", family.name}, {"points", family.points}, {"held_out", errors(family.errors)}});
+  }
+  json["not_in_build"] = Json::array();
+  for (const FamilyInfo& family : Families()) {
+    if (!family.in_build) json["not_in_build"].push_back(family.name);
+  }
+  return PrintJsonLine(json);
+}
+
+void PrintReport(const ProfileKey& key, const Model& model, const std::string& path, const Report& report) {
+  const auto percent = [](double frac) { return fmt::format("{:.1f} %", 100 * frac); };
+  PrintFields({{"model", fmt::format("{}, experts {}", model.info().path, model.info().expert_type)},
+               {"machine", key.device},
+               {"engine", key.backend},
+               {"store", fmt::format("{}, {} points, {} measured now", path, report.points.size(), report.measured)},
+               {"reached", fmt::format("{:.1f} GB/s, {:.1f} GFLOP/s", report.cost.peak_gbps(), report.cost.peak_gflops())},
+               {"energy", "no counter was read; predictions are estimates"},
+               {"latency", report.all.points == 0 ? std::string("no points were held out")
+                                                  : fmt::format("error on {} held-out shapes: median {}, 95th percentile {}",
+                                                                report.all.points, percent(report.all.median_frac),
+                                                                percent(report.all.p95_frac))}});
+  Print("\n");
+  Table table({"operation", "points", "held out", "median error", "95th percentile"});
+  for (const FamilyErrors& family : report.families) {
+    const bool any = family.errors.points > 0;
+    table.Add({family.name, fmt::format("{}", family.points), fmt::format("{}", family.errors.points),
+               any ? percent(family.errors.median_frac) : "", any ? percent(family.errors.p95_frac) : ""});
+  }
+  table.Print();
+}
+
+Status WritePlot(const std::string& path, const Report& report) {
+  std::vector<PlotPoint> dots;
+  for (const CostPoint& point : report.points) {
+    if (!point.held_out) continue;
+    const CostPrediction predicted = report.cost.Predict(point.shape);
+    dots.push_back({std::string(InfoOf(point.shape.family).name), point.latency_us, predicted.latency_us, TextOf(point.shape)});
+  }
+  const std::string svg = CostPlotSvg(dots, fmt::format("Latency of {} held-out operations: median error {:.1f} %, 95th percentile {:.1f} %",
+                                                        dots.size(), 100 * report.all.median_frac, 100 * report.all.p95_frac));
+  std::FILE* file = std::fopen(path.c_str(), "we");
+  bool good = file != nullptr && std::fwrite(svg.data(), 1, svg.size(), file) == svg.size();
+  if (file != nullptr) good = std::fclose(file) == 0 && good;
+  return good ? Status::Ok() : InvalidArgument("{}: cannot be written: {}; choose another file with --plot", path, std::strerror(errno));
+}
+
+Status Profile(const ProfileFlags& flags) {
+  const Result<std::string> path = StorePath(flags);
+  if (!path.ok()) return path.status();
+  Result<std::unique_ptr<ProfileStore>> store = ProfileStore::Open(*path);
+  if (!store.ok()) return store.status();
+  Result<OpenedModel> opened = OpenModel(flags.model, flags.experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative);
+  if (!opened.ok()) return opened.status();
+  const Model& model = *opened->model;
+  ProfilerOptions options;
+  options.threads = flags.model.threads;
+  options.quick = flags.quick;
+  Result<std::unique_ptr<Profiler>> profiler = Profiler::Create(ProfileTargetOf(model), options);
+  if (!profiler.ok()) return profiler.status();
+  const ProfileKey key = {CpuName(), (*profiler)->Describe() + (flags.quick ? ", quick" : ""),
+                          fmt::format("{} {}{}", model.info().identity, model.info().expert_type, flags.model.in_float ? " in float" : ""),
+                          THERMOE_VERSION};
+  if (flags.force && !flags.show) THERMOE_RETURN_IF_ERROR((*store)->Clear(key));
+  Result<std::vector<CostPoint>> points = (*store)->Load(key);
+  if (!points.ok()) return points.status();
+  int measured = 0;
+  if (!flags.show) {
+    const Result<int> added = MeasureMissing(profiler->get(), store->get(), key, &*points);
+    if (!added.ok()) return added.status();
+    measured = *added;
+  } else if (points->empty()) {
+    return NotFound("{}: no profile of this model on this machine with these threads; run 'thermoe profile' without --show first", *path);
+  }
+  Report report = MakeReport(std::move(points).value());
+  report.measured = measured;
+  if (!flags.plot.empty()) THERMOE_RETURN_IF_ERROR(WritePlot(flags.plot, report));
+  if (flags.json) return PrintJson(key, model, *path, report);
+  PrintReport(key, model, *path, report);
+  if (flags.show) Print("\n" + report.cost.Describe());
+  return Status::Ok();
+}
+
+}  // namespace
+
+Command MakeProfileCommand(CLI::App* root) {
+  CLI::App* app = root->add_subcommand("profile", "time every operation and make the cost model");
+  auto flags = std::make_shared<ProfileFlags>();
+  SetHelpPage(app, kPage);
+  AddModelArgument(app, &flags->model, /*required=*/false);
+  AddChoice(app, "--experts", &flags->experts, {"native", "nested"}, "How experts are kept; default native, as the file has them.")
+      ->group(kGroup);
+  AddNumber(app, "--threads", &flags->model.threads, {1, 1024}, "Threads; default: one per core this process may use.")->group(kGroup);
+  app->add_flag("--in-float", flags->model.in_float, "Leave 8- and 4-bit weights as the file has them.")->group(kGroup);
+  app->add_flag("--quick", flags->quick, "A coarse grid, in seconds; kept apart from full profiles.")->group(kGroup);
+  app->add_flag("--force", flags->force, "Forget the points and measure again.")->group(kGroup);
+  app->add_flag("--show", flags->show, "Measure nothing; print the model's tables.")->group(kGroup);
+  app->add_option("--store", flags->store, "The SQLite file; default profiles.sqlite in the state folder.")->type_name("FILE")->group(kGroup);
+  app->add_option("--plot", flags->plot, "Draw measured against predicted latency of held-out points as SVG.")
+      ->type_name("FILE")
+      ->group("Output options");
+  app->add_flag("--json", flags->json, "Print one JSON object; errors become JSON too.")->group("Output options");
+  return {app, [flags] { return Profile(*flags); }};
+}
+
+}  // namespace thermoe

@@ -1,0 +1,450 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/cost/cost_model.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <utility>
+
+namespace thermoe {
+namespace {
+
+// Uncertainty, one standard deviation, relative. A point that is alone cannot know its own bias: at least kPointFrac.
+// Between points it grows with the distance (in octaves) to the nearest; beyond the edge faster, for no second point holds it.
+constexpr double kPointFrac = 0.02;
+constexpr double kPerOctaveInside = 0.05;
+constexpr double kPerOctaveOutside = 0.25;
+constexpr double kRooflineKnownFamily = 0.5;  // the family was measured at other matrices
+constexpr double kRooflineFrac = 1.0;
+constexpr double kLogOctave = 0.6931471805599453;
+
+bool IsExpert(Family family) { return family >= Family::kExpertNative && family <= Family::kExpertNestedHi; }
+bool IsAttention(Family family) { return family == Family::kAttentionPrefill || family == Family::kAttentionDecode; }
+bool IsMixed(const OperationShape& shape) { return IsExpert(shape.family) && shape.slots_full > 0 && shape.slots_hi > 0; }
+
+double LogOf(double value) { return std::log(std::max(value, 1e-3)); }
+
+double Median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+// The full and the hi jobs of a mixed call, each as a call of its own.
+OperationShape PartOf(const OperationShape& shape, bool full) {
+  OperationShape part = shape;
+  if (shape.family != Family::kExpertNative) part.family = full ? Family::kExpertNestedBoth : Family::kExpertNestedHi;
+  part.experts_full = full ? shape.experts_full : 0;
+  part.experts_hi = full ? 0 : shape.experts_hi;
+  part.experts = part.experts_full + part.experts_hi;
+  (full ? part.slots_hi : part.slots_full) = 0;
+  return part;
+}
+
+// Least squares under the order of the line, by pooling neighbours that break it.
+void PoolAdjacent(std::vector<double*>* values) {
+  struct Block {
+    double sum;
+    int count;
+  };
+  std::vector<Block> blocks;
+  for (const double* value : *values) {
+    blocks.push_back({*value, 1});
+    while (blocks.size() > 1) {
+      const Block last = blocks.back();
+      Block& before = blocks[blocks.size() - 2];
+      if (before.sum / before.count <= last.sum / last.count) break;
+      before.sum += last.sum;
+      before.count += last.count;
+      blocks.pop_back();
+    }
+  }
+  size_t i = 0;
+  for (const Block& block : blocks) {
+    if (block.count == 1) {  // not touched, to the last bit
+      ++i;
+      continue;
+    }
+    for (int n = 0; n < block.count; ++n) *(*values)[i++] = block.sum / block.count;
+  }
+}
+
+}  // namespace
+
+const char* PredictionBasisName(PredictionBasis basis) {
+  switch (basis) {
+    case PredictionBasis::kGrid: return "grid";
+    case PredictionBasis::kOutside: return "outside";
+    case PredictionBasis::kRoofline: return "roofline";
+  }
+  return "roofline";
+}
+
+Stage StageOf(Family family) {
+  switch (family) {
+    case Family::kEmbed: return Stage::kEmbed;
+    case Family::kLinearGate:
+    case Family::kSelect: return Stage::kGate;
+    case Family::kExpertNative:
+    case Family::kExpertNestedBoth:
+    case Family::kExpertNestedHi:
+    case Family::kLinearShared:
+    case Family::kSwiGlu: return Stage::kExperts;
+    case Family::kLinearOutput: return Stage::kLogits;
+    case Family::kSample: return Stage::kSample;
+    case Family::kNorm:
+    case Family::kLinearQ:
+    case Family::kLinearK:
+    case Family::kLinearV:
+    case Family::kLinearO:
+    case Family::kRope:
+    case Family::kStoreKv:
+    case Family::kAttentionPrefill:
+    case Family::kAttentionDecode:
+    case Family::kClamp:
+    case Family::kAdd: return Stage::kAttention;
+    case Family::kTttBackward:
+    case Family::kTttOptimiser:
+    case Family::kTttPseudoLabels:
+    case Family::kTttFeatureAlignment:
+    case Family::kAdapterForward:
+    case Family::kAdapterUpdate:
+    case Family::kTttGuard: break;
+  }
+  return Stage::kNone;
+}
+
+KernelCostModel::Key KernelCostModel::KeyOf(const OperationShape& shape) {
+  return {shape.family,      shape.matrix.type, shape.down_type, shape.matrix.interleaved,
+          shape.matrix.rows, shape.matrix.cols, shape.kv_heads,  shape.rope_dim};
+}
+
+// Experts: how many, and slots of each. Decode attention: rows, and positions of each. Prefill: rows, and positions over those of a
+// prompt without a past, which makes latency a product of powers of both. All others: rows.
+KernelCostModel::Coords KernelCostModel::CoordsOf(const OperationShape& shape) {
+  const auto tokens = static_cast<double>(shape.tokens);
+  if (IsExpert(shape.family)) {
+    const double experts = static_cast<double>(std::max<int64_t>(shape.experts_full + shape.experts_hi, 1));
+    return {LogOf(experts), LogOf(static_cast<double>(shape.slots_full + shape.slots_hi) / experts)};
+  }
+  const double own = shape.family == Family::kAttentionPrefill ? tokens * (tokens + 1) / 2 : tokens;
+  if (IsAttention(shape.family)) return {LogOf(tokens), LogOf(static_cast<double>(shape.positions) / std::max(own, 1.0))};
+  return {0, LogOf(tokens)};
+}
+
+KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPrices& prices) : prices_(prices) {
+  std::erase_if(points, [](const CostPoint& point) {
+    return point.held_out || !std::isfinite(point.latency_us) || point.latency_us <= 0 || !InfoOf(point.shape.family).in_build ||
+           IsMixed(point.shape);
+  });
+  points_ = points.size();
+  if (points.empty()) return;
+  std::map<Key, std::map<double, std::map<double, Node>>> grids;
+  double bytes_per_us = 0, flops_per_us = 0, least_us = points.front().latency_us;
+  for (const CostPoint& point : points) {
+    const Coords at = CoordsOf(point.shape);
+    const double spread = std::isfinite(point.spread_frac) ? std::clamp(point.spread_frac, 0.0, 1.0) : 1.0;
+    const bool has_energy = point.energy_j && std::isfinite(*point.energy_j) && *point.energy_j > 0;
+    grids[KeyOf(point.shape)][at[0]][at[1]] = {at[1], std::log(point.latency_us), spread,
+                                               has_energy ? *point.energy_j / (point.latency_us * 1e-6) : 0};
+    const kernels::OpCost cost = CostOf(point.shape);
+    bytes_per_us = std::max(bytes_per_us, BytesOf(cost) / point.latency_us);
+    flops_per_us = std::max(flops_per_us, cost.flops / point.latency_us);
+    least_us = std::min(least_us, point.latency_us);
+  }
+  if (bytes_per_us > 0) roof_bytes_per_us_ = bytes_per_us;
+  if (flops_per_us > 0) roof_flops_per_us_ = flops_per_us;
+  call_us_ = least_us;
+  for (const auto& [key, grid] : grids) {
+    Table table;
+    for (const auto& [x, nodes] : grid) {
+      Line line;
+      line.x = x;
+      for (const auto& [y, node] : nodes) line.nodes.push_back(node);
+      table.lines.push_back(std::move(line));
+    }
+    MakeMonotone(&table);
+    tables_[key] = std::move(table);
+  }
+  std::array<std::vector<double>, kFamilies> ratios;
+  for (const CostPoint& point : points) {
+    ratios[static_cast<size_t>(point.shape.family)].push_back(point.latency_us / RooflineUs(point.shape));
+  }
+  for (size_t f = 0; f < ratios.size(); ++f) slowness_[f] = Median(std::move(ratios[f]));
+}
+
+// Noise can make a larger operation look faster. Pooling along each axis takes out most of it without bias; what is left is lifted.
+void KernelCostModel::MakeMonotone(Table* table) {
+  for (int round = 0; round < 4; ++round) {
+    for (Line& line : table->lines) {
+      std::vector<double*> values;
+      for (Node& node : line.nodes) values.push_back(&node.log_latency);
+      PoolAdjacent(&values);
+    }
+    std::map<double, std::vector<double*>> columns;
+    for (Line& line : table->lines) {
+      for (Node& node : line.nodes) columns[node.y].push_back(&node.log_latency);
+    }
+    for (auto& [y, values] : columns) PoolAdjacent(&values);
+  }
+  for (size_t i = 0; i < table->lines.size(); ++i) {
+    for (Node& node : table->lines[i].nodes) {
+      for (size_t j = 0; j <= i; ++j) {
+        for (const Node& smaller : table->lines[j].nodes) {
+          if (smaller.y <= node.y) node.log_latency = std::max(node.log_latency, smaller.log_latency);
+        }
+      }
+    }
+  }
+}
+
+KernelCostModel::Reading KernelCostModel::ReadLine(const Line& line, double y) {
+  const std::vector<Node>& nodes = line.nodes;
+  const auto above = std::lower_bound(nodes.begin(), nodes.end(), y, [](const Node& node, double at) { return node.y < at; });
+  if (above != nodes.end() && above->y == y) return {above->log_latency, above->spread_frac, 0, above->watts, false};
+  if (above == nodes.begin() || above == nodes.end()) {
+    // Beyond the edge: on along the last segment, at most proportionally to size.
+    const bool low = above == nodes.begin();
+    const Node& edge = low ? nodes.front() : nodes.back();
+    double slope = low ? 0 : 1;
+    if (nodes.size() > 1) {
+      const Node& next = low ? nodes[1] : nodes[nodes.size() - 2];
+      slope = std::clamp((next.log_latency - edge.log_latency) / (next.y - edge.y), 0.0, 1.0);
+    }
+    return {edge.log_latency + slope * (y - edge.y), edge.spread_frac, std::abs(y - edge.y), edge.watts, true};
+  }
+  const Node &a = *std::prev(above), &b = *above;
+  const double t = (y - a.y) / (b.y - a.y);
+  return {a.log_latency + t * (b.log_latency - a.log_latency), std::max(a.spread_frac, b.spread_frac),
+          std::min(y - a.y, b.y - y), a.watts > 0 && b.watts > 0 ? a.watts + t * (b.watts - a.watts) : 0, false};
+}
+
+KernelCostModel::Reading KernelCostModel::Read(const Table& table, const Coords& at) {
+  const std::vector<Line>& lines = table.lines;
+  // Beyond their ends lines may cross: a line is read as no less than those before it.
+  const auto read = [&](std::ptrdiff_t index) {
+    Reading reading = ReadLine(lines[static_cast<size_t>(index)], at[1]);
+    for (std::ptrdiff_t i = 0; i < index; ++i) {
+      reading.log_latency = std::max(reading.log_latency, ReadLine(lines[static_cast<size_t>(i)], at[1]).log_latency);
+    }
+    return reading;
+  };
+  const auto found = std::lower_bound(lines.begin(), lines.end(), at[0], [](const Line& line, double x) { return line.x < x; });
+  const std::ptrdiff_t above = found - lines.begin(), count = std::ssize(lines);
+  if (above < count && found->x == at[0]) return read(above);
+  if (above == 0 || above == count) {
+    const std::ptrdiff_t edge = above == 0 ? 0 : count - 1;
+    const double away = at[0] - lines[static_cast<size_t>(edge)].x;
+    Reading reading = read(edge);
+    double slope = above == 0 ? 0 : 1;
+    if (count > 1) {
+      const std::ptrdiff_t next = above == 0 ? 1 : count - 2;
+      const double rise = read(next).log_latency - reading.log_latency;
+      slope = std::clamp(rise / (lines[static_cast<size_t>(next)].x - lines[static_cast<size_t>(edge)].x), 0.0, 1.0);
+    }
+    reading.log_latency += slope * away;
+    reading.distance += std::abs(away);
+    reading.outside = true;
+    return reading;
+  }
+  const double a = lines[static_cast<size_t>(above - 1)].x, b = found->x, t = (at[0] - a) / (b - a);
+  const Reading from = read(above - 1), to = read(above);
+  Reading reading;
+  reading.log_latency = from.log_latency + t * (to.log_latency - from.log_latency);
+  reading.spread_frac = std::max(from.spread_frac, to.spread_frac);
+  reading.distance = std::min(at[0] - a, b - at[0]) + std::max(from.distance, to.distance);
+  reading.watts = from.watts > 0 && to.watts > 0 ? from.watts + t * (to.watts - from.watts) : 0;
+  reading.outside = from.outside || to.outside;
+  return reading;
+}
+
+double KernelCostModel::RooflineUs(const OperationShape& shape) const {
+  const kernels::OpCost cost = CostOf(shape);
+  return call_us_ + std::max(BytesOf(cost) / roof_bytes_per_us_, cost.flops / roof_flops_per_us_);
+}
+
+CostPrediction KernelCostModel::Single(const OperationShape& shape, double* watts) const {
+  CostPrediction prediction;
+  if (const auto table = tables_.find(KeyOf(shape)); table != tables_.end()) {
+    const Reading reading = Read(table->second, CoordsOf(shape));
+    const double octaves = reading.distance / kLogOctave;
+    prediction.basis = reading.outside ? PredictionBasis::kOutside : PredictionBasis::kGrid;
+    prediction.latency_us = std::exp(reading.log_latency);
+    prediction.uncertainty_frac = std::hypot(std::max(reading.spread_frac, kPointFrac),
+                                             (reading.outside ? kPerOctaveOutside : kPerOctaveInside) * octaves);
+    *watts = reading.watts;
+    return prediction;
+  }
+  const double slowness = slowness_[static_cast<size_t>(shape.family)];
+  prediction.basis = PredictionBasis::kRoofline;
+  prediction.latency_us = RooflineUs(shape) * std::max(slowness, 1.0);
+  prediction.uncertainty_frac = slowness > 0 ? kRooflineKnownFamily : kRooflineFrac;
+  *watts = 0;
+  return prediction;
+}
+
+CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts) const {
+  *watts = 0;
+  if (!InfoOf(shape.family).in_build) {
+    CostPrediction none;
+    none.uncertainty_frac = 1;
+    none.basis = PredictionBasis::kRoofline;
+    return none;
+  }
+  if (!IsExpert(shape.family)) return Single(shape, watts);
+  if (!IsMixed(shape)) {
+    CostPrediction one = Single(PartOf(shape, shape.slots_full > 0), watts);
+    if (shape.family == Family::kExpertNative || shape.slots_full == 0) return one;
+    // Both planes are more bytes than one: where noise says that they are faster, they are taken to be as fast.
+    OperationShape hi = PartOf(shape, true);
+    hi.family = Family::kExpertNestedHi;
+    std::swap(hi.experts_full, hi.experts_hi);
+    std::swap(hi.slots_full, hi.slots_hi);
+    if (tables_.contains(KeyOf(hi))) {
+      double hi_w = 0;
+      one.latency_us = std::max(one.latency_us, Single(hi, &hi_w).latency_us);
+    }
+    return one;
+  }
+  double full_w = 0, hi_w = 0;
+  const CostPrediction full = Single(PartOf(shape, true), &full_w), hi = Single(PartOf(shape, false), &hi_w);
+  CostPrediction sum;
+  sum.basis = std::max(full.basis, hi.basis);
+  sum.latency_us = full.latency_us + hi.latency_us;
+  sum.uncertainty_frac =
+      std::hypot(full.uncertainty_frac * full.latency_us, hi.uncertainty_frac * hi.latency_us) / sum.latency_us;
+  sum.uncertainty_frac = std::max({sum.uncertainty_frac, kPerOctaveInside, kPointFrac});  // they share a call and its threads
+  if (full_w > 0 && hi_w > 0) *watts = (full_w * full.latency_us + hi_w * hi.latency_us) / sum.latency_us;
+  return sum;
+}
+
+// The five costs that follow from latency.
+void KernelCostModel::Finish(const OperationShape& shape, double watts, const Snapshot* now, CostPrediction* prediction) const {
+  const kernels::OpCost cost = CostOf(shape);
+  const double bytes = BytesOf(cost), seconds = prediction->latency_us * 1e-6;
+  prediction->memory_bytes = bytes;
+  prediction->energy_measured = watts > 0;
+  const double work_j = bytes * prices_.j_per_byte + cost.flops * prices_.j_per_flop;
+  if (watts > 0) {
+    prediction->energy_j = watts * seconds;
+  } else if (now != nullptr && now->power_w && *now->power_w > 0) {
+    prediction->energy_j = *now->power_w * seconds;
+  } else {
+    prediction->energy_j = prices_.idle_w * seconds + work_j;
+  }
+  prediction->temp_rise_c = std::max(0.0, prediction->energy_j - prices_.idle_w * seconds) / prices_.die_j_per_c;
+  if (prediction->latency_us > 0) {
+    prediction->compute_utilisation_frac = std::min(1.0, cost.flops / prediction->latency_us / roof_flops_per_us_);
+    prediction->memory_utilisation_frac = std::min(1.0, bytes / prediction->latency_us / roof_bytes_per_us_);
+  }
+}
+
+CostPrediction KernelCostModel::Predict(const OperationShape& shape, const Snapshot* now) const {
+  double watts = 0;
+  CostPrediction prediction = Plain(shape, &watts);
+  if (const Stage stage = StageOf(shape.family); stage != Stage::kNone) prediction.latency_us *= correction(stage).factor();
+  Finish(shape, watts, now, &prediction);
+  return prediction;
+}
+
+std::array<double, kStages> KernelCostModel::PlainStages(const ModelShape& model, const StepShape& step) const {
+  std::array<double, kStages> stages = {};
+  for (const PlannedOperation& operation : OperationsOfStep(model, step)) {
+    double watts = 0;
+    stages[static_cast<size_t>(operation.stage)] += Plain(operation.shape, &watts).latency_us;
+  }
+  return stages;
+}
+
+StepPrediction KernelCostModel::PredictStep(const ModelShape& model, const StepShape& step, const Snapshot* now) const {
+  const std::array<double, kStages> plain = PlainStages(model, step);
+  StepPrediction result;
+  std::array<double, kStages> scale = {};
+  for (size_t s = 0; s < kStages; ++s) {
+    if (plain[s] <= 0) continue;
+    result.stage_us[s] = corrections_[s].Apply(plain[s]);
+    scale[s] = result.stage_us[s] / plain[s];
+  }
+  CostPrediction& total = result.total;
+  total.energy_measured = true;
+  double flops = 0;
+  // Errors of equal calls in different layers are the same error: they add up instead of averaging out.
+  for (const PlannedOperation& operation : OperationsOfStep(model, step)) {
+    double watts = 0;
+    CostPrediction one = Plain(operation.shape, &watts);
+    one.latency_us *= scale[static_cast<size_t>(operation.stage)];
+    Finish(operation.shape, watts, now, &one);
+    total.latency_us += one.latency_us;
+    total.energy_j += one.energy_j;
+    total.energy_measured = total.energy_measured && one.energy_measured;
+    total.temp_rise_c += one.temp_rise_c;
+    total.memory_bytes += one.memory_bytes;
+    total.uncertainty_frac += one.uncertainty_frac * one.latency_us;
+    total.basis = std::max(total.basis, one.basis);
+    flops += CostOf(operation.shape).flops;
+  }
+  if (total.latency_us > 0) {
+    total.uncertainty_frac /= total.latency_us;
+    total.compute_utilisation_frac = std::min(1.0, flops / total.latency_us / roof_flops_per_us_);
+    total.memory_utilisation_frac = std::min(1.0, total.memory_bytes / total.latency_us / roof_bytes_per_us_);
+  }
+  return result;
+}
+
+bool KernelCostModel::Learn(const ModelShape& model, const StepRecord& record) {
+  if (record.tokens <= 0 || record.tokens != record.prefill_tokens + record.decode_tokens || record.logit_rows < 0 ||
+      record.layers.size() != model.layers.size() || !std::isfinite(record.kv_bytes) || record.kv_bytes < 0) {
+    return false;
+  }
+  const StageTimes& times = record.times;
+  const double measured[kStages] = {times.embed_us,   times.attention_us, times.gate_us,
+                                    times.experts_us, times.logits_us,    times.sample_us};
+  const std::array<double, kStages> plain = PlainStages(model, StepShapeFrom(record, model));
+  bool learnt = false;
+  for (size_t s = 0; s < kStages; ++s) {
+    if (plain[s] > 0) learnt = corrections_[s].Learn(plain[s], measured[s]) || learnt;
+  }
+  return learnt;
+}
+
+std::string KernelCostModel::Describe() const {
+  std::string text = fmt::format("{} points; the most that one reached: {:.1f} GB/s, {:.1f} GFLOP/s; the shortest call {:.2f} us\n",
+                                 points_, peak_gbps(), peak_gflops(), call_us_);
+  for (const auto& [key, table] : tables_) {
+    const auto& [family, type, down, interleaved, rows, cols, kv_heads, rope] = key;
+    text += fmt::format("\n{} {} {}x{}\n", InfoOf(family).name, TraitsOf(type).name, rows, cols);
+    for (const Line& line : table.lines) {
+      text += table.lines.size() > 1 ? fmt::format("  {} {:.0f}:", IsExpert(family) ? "experts" : "rows", std::exp(line.x)) : " ";
+      for (const Node& node : line.nodes) text += fmt::format(" {:.4g}: {:.4g} us", std::exp(node.y), std::exp(node.log_latency));
+      text += '\n';
+    }
+  }
+  text += '\n';
+  for (const FamilyInfo& info : Families()) {
+    if (!info.in_build) {
+      text += fmt::format("{}: not in this build\n", info.name);
+    } else if (points_ > 0 && slowness_[static_cast<size_t>(info.family)] <= 0) {
+      text += fmt::format("{}: not measured; roofline\n", info.name);
+    }
+  }
+  return text;
+}
+
+CostErrors ErrorsOf(const KernelCostModel& model, const std::vector<CostPoint>& held_out) {
+  std::vector<double> errors;
+  for (const CostPoint& point : held_out) {
+    if (point.latency_us > 0) errors.push_back(std::abs(model.Predict(point.shape).latency_us / point.latency_us - 1));
+  }
+  CostErrors result;
+  result.points = static_cast<int>(errors.size());
+  if (errors.empty()) return result;
+  std::sort(errors.begin(), errors.end());
+  result.median_frac = errors[errors.size() / 2];
+  result.p95_frac = errors[std::min(errors.size() - 1, errors.size() * 95 / 100)];
+  return result;
+}
+
+}  // namespace thermoe

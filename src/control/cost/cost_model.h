@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// KernelCostModel: what an operation would cost, as a pure function of measured points and an operation's shape.
+//
+// A table of points belongs to a family, weight type and matrix. Inside its grid: piecewise linear in the logarithms of size and
+// latency. Where nothing was measured: a roofline, at the speed that the family reached elsewhere. Predictions never fall when an
+// operation grows.
+#pragma once
+
+#include <array>
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "control/cost/operation.h"
+#include "control/cost/stage_correction.h"
+#include "control/telemetry/snapshot.h"
+
+namespace thermoe {
+
+// One measured operation.
+struct CostPoint {
+  OperationShape shape;
+  double latency_us = 0;       // median of the runs
+  double spread_frac = 0;      // half the distance of the runs' quartiles, over the median
+  std::optional<double> energy_j;  // of one call, idle power included; unknown without a counter
+  double bytes = 0, flops = 0;     // CostOf(shape)
+  bool held_out = false;           // measured to test predictions; the model does not read it
+};
+
+// What turns bytes, FLOPs and time into joules and degrees where no counter measures them. Energy predicted from these is always
+// marked as an estimate. Defaults: the order of size of one server core and its memory.
+struct EnergyPrices {
+  double idle_w = 5;
+  double j_per_byte = 60e-12;
+  double j_per_flop = 20e-12;
+  double die_j_per_c = 20;  // heat that warms the die by one degree when none flows away
+};
+
+enum class PredictionBasis : uint8_t {
+  kGrid,      // inside measured points
+  kOutside,   // beyond the edge of measured points
+  kRoofline,  // nothing measured for this family, type and matrix
+};
+const char* PredictionBasisName(PredictionBasis basis);  // "grid", "outside", "roofline"
+
+struct CostPrediction {
+  double latency_us = 0;
+  double energy_j = 0;
+  bool energy_measured = false;  // from a counter, else an estimate
+  double temp_rise_c = 0;        // an estimate: of the die if no heat flowed away
+  double memory_bytes = 0;       // moved: weights, activations, keys and values
+  double compute_utilisation_frac = 0, memory_utilisation_frac = 0;  // of the most that any point reached
+  double uncertainty_frac = 0;  // one standard deviation of latency, relative
+  PredictionBasis basis = PredictionBasis::kGrid;
+};
+
+struct StepPrediction {
+  CostPrediction total;
+  std::array<double, kStages> stage_us = {};  // by Stage, corrected; they sum to total.latency_us
+};
+
+class KernelCostModel {
+ public:
+  KernelCostModel() = default;
+  // Points that were held out, are not finite or not above 0 are left out.
+  explicit KernelCostModel(std::vector<CostPoint> points, const EnergyPrices& prices = {});
+
+  // One call. Family factors of the correction apply, offsets (of whole stages) do not. `now`: the power it shows prices the
+  // time of operations whose energy was not measured. Operations that are not in this build cost 0 with uncertainty 1.
+  CostPrediction Predict(const OperationShape& shape, const Snapshot* now = nullptr) const;
+  StepPrediction PredictStep(const ModelShape& model, const StepShape& step, const Snapshot* now = nullptr) const;
+
+  // Learns from what a step took. False when the record cannot be true (times missing, not finite, absurd) and was ignored.
+  bool Learn(const ModelShape& model, const StepRecord& record);
+  const StageCorrection& correction(Stage stage) const { return corrections_[static_cast<size_t>(stage)]; }
+
+  // The tables, roofs and corrections, for people.
+  std::string Describe() const;
+  double peak_gbps() const { return roof_bytes_per_us_ * 1e-3; }
+  double peak_gflops() const { return roof_flops_per_us_ * 1e-3; }
+  size_t points() const { return points_; }
+
+ private:
+  using Coords = std::array<double, 2>;  // logarithms
+  struct Node {
+    double y = 0, log_latency = 0, spread_frac = 0;
+    double watts = 0;  // energy over latency; 0: unknown
+  };
+  struct Line {
+    double x = 0;
+    std::vector<Node> nodes;  // y rising
+  };
+  struct Table {
+    std::vector<Line> lines;  // x rising
+  };
+  struct Reading {
+    double log_latency = 0, spread_frac = 0, distance = 0, watts = 0;
+    bool outside = false;
+  };
+  using Key = std::tuple<Family, DType, DType, bool, int64_t, int64_t, int32_t, int32_t>;
+
+  static Key KeyOf(const OperationShape& shape);
+  static Coords CoordsOf(const OperationShape& shape);
+  static void MakeMonotone(Table* table);
+  static Reading ReadLine(const Line& line, double y);
+  static Reading Read(const Table& table, const Coords& at);
+  double RooflineUs(const OperationShape& shape) const;
+  // Latency, uncertainty and basis of one call without correction.
+  CostPrediction Plain(const OperationShape& shape, double* watts) const;
+  CostPrediction Single(const OperationShape& shape, double* watts) const;
+  void Finish(const OperationShape& shape, double watts, const Snapshot* now, CostPrediction* prediction) const;
+  std::array<double, kStages> PlainStages(const ModelShape& model, const StepShape& step) const;
+
+  std::map<Key, Table> tables_;
+  std::array<double, kFamilies> slowness_ = {};  // median of measured over roofline; 0: nothing measured
+  // What a machine of which nothing is known is taken to reach: 10 GB/s, 20 GFLOP/s, 1 us a call.
+  double roof_bytes_per_us_ = 1e4, roof_flops_per_us_ = 2e4, call_us_ = 1;
+  EnergyPrices prices_;
+  size_t points_ = 0;
+  std::array<StageCorrection, kStages> corrections_;
+};
+
+// A stage of a family's operations when they are looked at alone. Norm and add, which several stages use, belong to attention.
+Stage StageOf(Family family);
+
+// How far predictions are from measured points that the model has not seen.
+struct CostErrors {
+  int points = 0;
+  double median_frac = 0, p95_frac = 0;
+};
+CostErrors ErrorsOf(const KernelCostModel& model, const std::vector<CostPoint>& held_out);
+
+}  // namespace thermoe

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/cost/operation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+
+namespace thermoe {
+namespace {
+
+// Rows of the output matrix that the forward pass computes at once (forward/step.h).
+constexpr int64_t kLogitTileRows = 32;
+
+constexpr std::array<FamilyInfo, kFamilies> kTable = {{
+    {Family::kEmbed, "embed", "Embed", true},
+    {Family::kNorm, "norm", "RmsNorm", true},
+    {Family::kLinearQ, "linear q", "Linear", true},
+    {Family::kLinearK, "linear k", "Linear", true},
+    {Family::kLinearV, "linear v", "Linear", true},
+    {Family::kLinearO, "linear o", "Linear", true},
+    {Family::kLinearGate, "linear gate", "Linear", true},
+    {Family::kLinearShared, "linear shared", "Linear", true},
+    {Family::kLinearOutput, "linear output", "Linear", true},
+    {Family::kRope, "rope", "Rope", true},
+    {Family::kStoreKv, "store kv", "StoreKv", true},
+    {Family::kAttentionPrefill, "attention prefill", "Attention", true},
+    {Family::kAttentionDecode, "attention decode", "Attention", true},
+    {Family::kClamp, "clamp", "Clamp", true},
+    {Family::kSelect, "select", "Select", true},
+    {Family::kExpertNative, "experts native", "ExpertFfn", true},
+    {Family::kExpertNestedBoth, "experts nested both", "ExpertFfn", true},
+    {Family::kExpertNestedHi, "experts nested hi", "ExpertFfn", true},
+    {Family::kSwiGlu, "swiglu", "SwiGlu", true},
+    {Family::kAdd, "add", "Add", true},
+    {Family::kSample, "sample", "", true},
+    {Family::kTttBackward, "backward of layers", "", false},
+    {Family::kTttOptimiser, "optimiser step", "", false},
+    {Family::kTttPseudoLabels, "pseudo-label pass", "", false},
+    {Family::kTttFeatureAlignment, "feature alignment", "", false},
+    {Family::kAdapterForward, "hardware adapter forward", "", false},
+    {Family::kAdapterUpdate, "hardware adapter update", "", false},
+    {Family::kTttGuard, "guard pass", "", false},
+}};
+
+WeightMatrix MatrixOf(const MatrixShape& shape, DType type) {
+  WeightMatrix matrix;
+  matrix.type = type;
+  matrix.rows = shape.rows;
+  matrix.cols = shape.cols;
+  matrix.layout = shape.interleaved ? Layout::kInterleaved : Layout::kRows;
+  return matrix;
+}
+
+kernels::OpCost ExpertCostOf(const OperationShape& shape) {
+  FfnWeights expert;
+  expert.gate = expert.up = MatrixOf(shape.matrix, shape.matrix.type);
+  expert.down = MatrixOf({shape.down_type, shape.matrix.cols, shape.matrix.rows, shape.matrix.interleaved}, shape.down_type);
+  LayerRecord record;
+  record.distinct_experts = static_cast<int32_t>(shape.experts);
+  record.distinct_full_experts = static_cast<int32_t>(shape.experts_full);
+  record.slots_full = static_cast<int32_t>(shape.slots_full);
+  record.slots_hi = static_cast<int32_t>(shape.slots_hi);
+  return kernels::ExpertsCost({&expert, 1}, record);
+}
+
+bool IsExpert(Family family) { return family >= Family::kExpertNative && family <= Family::kExpertNestedHi; }
+bool IsAttention(Family family) { return family == Family::kAttentionPrefill || family == Family::kAttentionDecode; }
+
+// Collects the calls of one step.
+class StepPlan {
+ public:
+  StepPlan(const ModelShape& model, const StepShape& step)
+      : model_(model), config_(model.config), step_(step), tokens_(step.prefill_tokens + step.decode_tokens) {}
+
+  std::vector<PlannedOperation> Make() {
+    stage_ = Stage::kEmbed;
+    Add(Family::kEmbed, model_.embedding, tokens_);
+    for (size_t l = 0; l < model_.layers.size(); ++l) {
+      AttentionStage(model_.layers[l]);
+      GateStage(model_.layers[l]);
+      ExpertStage(model_.layers[l], l < step_.layers.size() ? step_.layers[l] : LayerUse{});
+    }
+    LogitStage();
+    return std::move(plan_);
+  }
+
+ private:
+  OperationShape& Add(Family family, const MatrixShape& matrix, int64_t tokens) {
+    PlannedOperation operation;
+    operation.stage = stage_;
+    operation.shape.family = family;
+    operation.shape.matrix = matrix;
+    operation.shape.tokens = tokens;
+    plan_.push_back(operation);
+    return plan_.back().shape;
+  }
+  void AddRows(Family family, int64_t rows, int64_t width) { Add(family, {DType::kF32, 1, width, false}, rows); }
+
+  void AttentionStage(const LayerShape& layer) {
+    stage_ = Stage::kAttention;
+    const int64_t q_width = layer.q.rows, kv_width = layer.k.rows;
+    AddRows(Family::kNorm, tokens_, config_.hidden);
+    Add(Family::kLinearQ, layer.q, tokens_);
+    Add(Family::kLinearK, layer.k, tokens_);
+    Add(Family::kLinearV, layer.v, tokens_);
+    if (layer.q_norm > 0) AddRows(Family::kNorm, tokens_ * q_width / layer.q_norm, layer.q_norm);
+    if (layer.k_norm > 0) AddRows(Family::kNorm, tokens_ * kv_width / layer.k_norm, layer.k_norm);
+    if (config_.attention.clip_qkv > 0) {
+      for (const int64_t width : {q_width, kv_width, kv_width}) AddRows(Family::kClamp, tokens_, width);
+    }
+    for (const int64_t width : {q_width, kv_width}) {
+      Add(Family::kRope, {DType::kF32, 1, width, false}, tokens_).rope_dim = config_.attention.rope_dim;
+    }
+    AddRows(Family::kStoreKv, tokens_, kv_width);
+    AddAttention(Family::kAttentionPrefill, step_.prefill_tokens, step_.prefill_positions, step_.prefill_distinct_positions);
+    AddAttention(Family::kAttentionDecode, step_.decode_tokens, step_.decode_positions, step_.decode_positions);
+    Add(Family::kLinearO, layer.o, tokens_);
+    AddRows(Family::kAdd, tokens_, config_.hidden);
+  }
+
+  void AddAttention(Family family, int64_t tokens, int64_t positions, int64_t distinct) {
+    if (tokens == 0) return;
+    OperationShape& shape = Add(family, {DType::kF32, config_.heads, config_.head_dim, false}, tokens);
+    shape.kv_heads = config_.kv_heads;
+    shape.positions = positions;
+    shape.distinct_positions = distinct;
+  }
+
+  void GateStage(const LayerShape& layer) {
+    stage_ = Stage::kGate;
+    AddRows(Family::kNorm, tokens_, config_.hidden);
+    Add(Family::kLinearGate, layer.gate, tokens_);
+    Add(Family::kSelect, {DType::kF32, config_.slots, config_.experts, false}, tokens_);
+  }
+
+  void ExpertStage(const LayerShape& layer, const LayerUse& use) {
+    stage_ = Stage::kExperts;
+    const Family family = !model_.nested       ? Family::kExpertNative
+                          : use.slots_hi == 0 ? Family::kExpertNestedBoth
+                                              : Family::kExpertNestedHi;
+    OperationShape& shape = Add(family, layer.expert_gate, tokens_);
+    shape.down_type = layer.expert_down.type;
+    shape.experts = use.experts;
+    shape.experts_full = use.experts_full;
+    shape.experts_hi = use.experts_hi;
+    shape.slots_full = use.slots_full;
+    shape.slots_hi = use.slots_hi;
+    if (layer.shared_gate_proj.rows == 0) return;
+    Add(Family::kLinearShared, layer.shared_gate_proj, tokens_);
+    Add(Family::kLinearShared, layer.shared_up, tokens_);
+    AddRows(Family::kSwiGlu, tokens_, config_.shared_width);
+    if (layer.shared_gate.rows > 0) Add(Family::kLinearShared, layer.shared_gate, tokens_);
+    Add(Family::kLinearShared, layer.shared_down, tokens_);
+    AddRows(Family::kAdd, tokens_, config_.hidden);
+  }
+
+  void LogitStage() {
+    for (int64_t left = step_.logit_rows; left > 0; left -= kLogitTileRows) {
+      const int64_t rows = std::min(left, kLogitTileRows);
+      stage_ = Stage::kLogits;
+      AddRows(Family::kNorm, rows, config_.hidden);
+      Add(Family::kLinearOutput, model_.output, rows);
+      stage_ = Stage::kSample;
+      AddRows(Family::kSample, rows, config_.vocab);
+    }
+  }
+
+  const ModelShape& model_;
+  const ModelConfig& config_;
+  const StepShape& step_;
+  int64_t tokens_;
+  Stage stage_ = Stage::kNone;
+  std::vector<PlannedOperation> plan_;
+};
+
+}  // namespace
+
+const std::array<FamilyInfo, kFamilies>& Families() { return kTable; }
+const FamilyInfo& InfoOf(Family family) { return kTable[static_cast<size_t>(family)]; }
+
+const FamilyInfo* FindFamily(std::string_view name) {
+  for (const FamilyInfo& info : kTable) {
+    if (info.name == name) return &info;
+  }
+  return nullptr;
+}
+
+MatrixShape ShapeOf(const WeightMatrix& matrix) { return {matrix.type, matrix.rows, matrix.cols, matrix.interleaved()}; }
+
+kernels::OpCost CostOf(const OperationShape& shape) {
+  const MatrixShape& matrix = shape.matrix;
+  switch (shape.family) {
+    case Family::kEmbed: return kernels::EmbedCost(MatrixOf(matrix, matrix.type), shape.tokens);
+    case Family::kNorm: return kernels::NormCost(shape.tokens, matrix.cols);
+    case Family::kLinearQ:
+    case Family::kLinearK:
+    case Family::kLinearV:
+    case Family::kLinearO:
+    case Family::kLinearGate:
+    case Family::kLinearShared:
+    case Family::kLinearOutput: return kernels::LinearCost(MatrixOf(matrix, matrix.type), shape.tokens);
+    case Family::kRope: return kernels::RopeCost(shape.tokens, matrix.cols, shape.rope_dim);
+    case Family::kStoreKv: return kernels::StoreKvCost(shape.tokens, matrix.cols);
+    case Family::kAttentionPrefill:
+    case Family::kAttentionDecode:
+      return kernels::AttentionCost(shape.tokens, shape.positions, shape.distinct_positions, static_cast<int32_t>(matrix.rows),
+                                    shape.kv_heads, static_cast<int32_t>(matrix.cols));
+    case Family::kClamp: return kernels::ClampCost(shape.tokens, matrix.cols);
+    case Family::kSelect: return kernels::SelectCost(shape.tokens, matrix.cols, matrix.rows);
+    case Family::kExpertNative:
+    case Family::kExpertNestedBoth:
+    case Family::kExpertNestedHi: return ExpertCostOf(shape);
+    case Family::kSwiGlu: return kernels::SwiGluCost(shape.tokens, matrix.cols);
+    case Family::kAdd: return kernels::AddCost(shape.tokens, matrix.cols);
+    case Family::kSample: return kernels::SampleCost(shape.tokens, matrix.cols);
+    case Family::kTttBackward:
+    case Family::kTttOptimiser:
+    case Family::kTttPseudoLabels:
+    case Family::kTttFeatureAlignment:
+    case Family::kAdapterForward:
+    case Family::kAdapterUpdate:
+    case Family::kTttGuard: break;
+  }
+  return {};
+}
+
+double BytesOf(const kernels::OpCost& cost) { return cost.weight_bytes + cost.activation_bytes + cost.kv_bytes; }
+
+std::string TextOf(const OperationShape& shape) {
+  std::string text = fmt::format("{} {}{} {}x{}", InfoOf(shape.family).name, TraitsOf(shape.matrix.type).name,
+                                 shape.matrix.interleaved ? " interleaved" : "", shape.matrix.rows, shape.matrix.cols);
+  if (IsExpert(shape.family)) text += fmt::format(" down {}", TraitsOf(shape.down_type).name);
+  if (shape.kv_heads > 0) text += fmt::format(" kv heads {}", shape.kv_heads);
+  if (shape.rope_dim > 0) text += fmt::format(" rope {}", shape.rope_dim);
+  text += fmt::format(" tokens {}", shape.tokens);
+  if (IsAttention(shape.family)) text += fmt::format(" positions {} distinct {}", shape.positions, shape.distinct_positions);
+  if (IsExpert(shape.family)) {
+    text += fmt::format(" experts {} full {} hi {} slots full {} hi {}", shape.experts, shape.experts_full, shape.experts_hi,
+                        shape.slots_full, shape.slots_hi);
+  }
+  return text;
+}
+
+ModelShape ShapeOf(const ModelConfig& config, const ModelWeights& weights, std::span<const std::span<const FfnWeights>> experts) {
+  THERMOE_CHECK(experts.size() == weights.layers.size());
+  ModelShape shape;
+  shape.config = config;
+  shape.embedding = ShapeOf(weights.embedding);
+  shape.output = ShapeOf(weights.output);
+  for (size_t l = 0; l < weights.layers.size(); ++l) {
+    const LayerWeights& from = weights.layers[l];
+    LayerShape layer;
+    layer.q = ShapeOf(from.q);
+    layer.k = ShapeOf(from.k);
+    layer.v = ShapeOf(from.v);
+    layer.o = ShapeOf(from.o);
+    layer.gate = ShapeOf(from.gate);
+    layer.expert_gate = ShapeOf(experts[l].front().gate);
+    layer.expert_down = ShapeOf(experts[l].front().down);
+    shape.nested = layer.expert_gate.type == DType::kNested8;
+    if (config.shared_width > 0) {
+      layer.shared_gate_proj = ShapeOf(from.shared.gate);
+      layer.shared_up = ShapeOf(from.shared.up);
+      layer.shared_down = ShapeOf(from.shared.down);
+      if (config.shared_gate) layer.shared_gate = ShapeOf(from.shared_gate);
+    }
+    if (config.attention.qk_norm != QkNorm::kNone) {
+      layer.q_norm = static_cast<int64_t>(from.q_norm.size());
+      layer.k_norm = static_cast<int64_t>(from.k_norm.size());
+    }
+    shape.layers.push_back(layer);
+  }
+  return shape;
+}
+
+int64_t ExpectedHiExperts(int64_t experts, int64_t experts_full, int64_t slots_hi) {
+  if (experts <= 0 || slots_hi <= 0) return 0;
+  const double drawn = static_cast<double>(experts) *
+                       (1 - std::pow(1 - 1 / static_cast<double>(experts), static_cast<double>(slots_hi)));
+  const int64_t least = std::max<int64_t>(experts - experts_full, 1), most = std::min(experts, slots_hi);
+  return std::clamp(static_cast<int64_t>(std::lround(drawn)), std::min(least, most), most);
+}
+
+StepShape StepShapeFrom(const StepRecord& record, const ModelShape& model) {
+  StepShape step;
+  step.prefill_tokens = record.prefill_tokens;
+  step.decode_tokens = record.decode_tokens;
+  step.logit_rows = record.logit_rows;
+  const ModelConfig& config = model.config;
+  // AttentionCost's kv_bytes, turned round.
+  const kernels::OpCost one = kernels::AttentionCost(0, 1, 1, config.heads, config.kv_heads, config.head_dim);
+  const double per_layer = one.kv_bytes * static_cast<double>(std::max<size_t>(model.layers.size(), 1));
+  const double tokens = step.prefill_tokens + step.decode_tokens;
+  const auto distinct = static_cast<int64_t>(std::max(0.0, std::round(record.kv_bytes / per_layer - tokens)));
+  const int64_t shares = step.decode_tokens + (step.prefill_tokens > 0 ? 1 : 0);  // sequences, one prefill
+  const int64_t each = shares > 0 ? distinct / shares : 0;
+  step.decode_positions = step.prefill_tokens > 0 ? each * step.decode_tokens : distinct;
+  if (step.prefill_tokens > 0) {
+    const int64_t last = distinct - step.decode_positions;
+    step.prefill_distinct_positions = last;
+    const int64_t first = std::max<int64_t>(last - step.prefill_tokens + 1, 1);
+    step.prefill_positions = step.prefill_tokens * (first + std::max(last, first)) / 2;
+  }
+  for (const LayerRecord& layer : record.layers) {
+    LayerUse use{layer.distinct_experts, layer.distinct_full_experts, 0, layer.slots_full, layer.slots_hi};
+    use.experts_hi = ExpectedHiExperts(use.experts, use.experts_full, use.slots_hi);
+    step.layers.push_back(use);
+  }
+  return step;
+}
+
+std::vector<PlannedOperation> OperationsOfStep(const ModelShape& model, const StepShape& step) {
+  return StepPlan(model, step).Make();
+}
+
+}  // namespace thermoe

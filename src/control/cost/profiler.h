@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs every operation that a model's forward pass launches over a grid of sizes, on its own weights, and times it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "control/cost/cost_model.h"
+#include "kernels/ops.h"
+#include "model/config.h"
+#include "model/weights.h"
+#include "runtime/expert_store.h"
+#include "runtime/kv_cache.h"
+#include "runtime/threads.h"
+#include "thermoe/status.h"
+
+namespace thermoe {
+
+// A loaded model; its parts must outlive the profiler.
+struct ProfileTarget {
+  const ModelConfig* config = nullptr;
+  const ModelWeights* weights = nullptr;
+  const ExpertStore* experts = nullptr;
+  std::function<void(std::span<float> logits)> sample;  // chooses a token; empty: sampling is not measured
+};
+ModelShape ShapeOf(const ProfileTarget& target);
+
+struct ProfilerOptions {
+  int threads = 0;
+  std::string backend, isa;  // as EngineOptions
+  bool quick = false;        // a coarse grid and fewer runs
+};
+
+struct PlannedPoint {
+  OperationShape shape;
+  bool held_out = false;
+};
+// The grid, small and large operations mixed, held-out points among them; always the same for the same model.
+std::vector<PlannedPoint> PlanProfile(const ModelShape& model, bool quick);
+
+class Profiler {
+ public:
+  static Result<std::unique_ptr<Profiler>> Create(const ProfileTarget& target, const ProfilerOptions& options);
+
+  // "cpu/avx512, 2 threads", as Engine::Describe.
+  std::string Describe() const;
+  const ModelShape& model() const { return model_; }
+
+  // Measures what the plan has and `known` has not. `on_point` gets each new point and the share done; false stops with
+  // kCancelled, an error of its own ends the run.
+  Status Run(const std::vector<CostPoint>& known, const std::function<Result<bool>(const CostPoint& point, double done_frac)>& on_point);
+  // One point: the median over runs, each the fastest of some batches of calls. Successive calls use the weights of successive
+  // layers, as a step does.
+  CostPoint Measure(const OperationShape& shape);
+
+ private:
+  using Call = std::function<void(size_t turn)>;
+
+  Profiler(const ProfileTarget& target, const ProfilerOptions& options) : target_(target), options_(options) {}
+  Status Prepare();
+  Call CallOf(const OperationShape& shape);
+  Call RowCall(const OperationShape& shape);
+  Call LinearCall(const OperationShape& shape);
+  Call KvCall(const OperationShape& shape);
+  Call SelectCall(const OperationShape& shape);
+  Call ExpertCall(const OperationShape& shape);
+  void PlaceRows(const OperationShape& shape);
+  void PlaceSlots(const OperationShape& shape);
+
+  ProfileTarget target_;
+  ProfilerOptions options_;
+  ModelShape model_;
+  std::unique_ptr<ThreadPool> threads_;
+  std::unique_ptr<kernels::Ops> ops_;
+  std::unique_ptr<KvCache> cache_;
+  int32_t kv_layers_ = 0;
+  std::vector<int32_t> kv_blocks_;  // [blocks] all of the cache
+  // Buffers of the largest operation of the plan.
+  std::vector<float> in_, out_, third_;  // [largest floats]
+  std::vector<float> ones_;              // [widest row]
+  std::vector<float> cosines_, sines_;   // [rows, rope_dim / 2]
+  std::vector<int32_t> ids_;             // [rows]
+  std::vector<KvRow> kv_rows_;           // set by PlaceRows()
+  std::vector<kernels::RowKind> kinds_;  // [rows]
+  // Set by PlaceSlots() and SelectCall().
+  kernels::Selection selection_;
+  LayerRecord record_;
+  std::vector<int32_t> slot_expert_, order_;
+  std::vector<float> slot_weight_, scores_;
+  std::vector<Planes> slot_planes_;
+  std::vector<kernels::Selection::Job> jobs_;
+  std::vector<float> inner_, slot_out_;
+};
+
+}  // namespace thermoe

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// Nothing that the engine launches is missing from the list of operations: calls are counted and compared, one by one.
+#include "control/cost/operation.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <map>
+#include <regex>
+#include <set>
+#include <string>
+#include <tuple>
+
+#include "engine/model_impl.h"
+#include "engine/profile_target.h"
+#include "forward/step.h"
+#include "kernels/dispatch.h"
+#include "support/fixtures.h"
+
+namespace thermoe {
+namespace {
+
+using testing::EmberPath;
+using testing::FixturePath;
+using testing::OpenModel;
+
+// What was called: function, rows in, and the shape of the weights or the width of a row.
+using Called = std::tuple<std::string, int64_t, int64_t, int64_t>;
+
+// Passes every call on and writes it down.
+class CountingOps final : public kernels::Ops {
+ public:
+  explicit CountingOps(const kernels::Ops& ops) : ops_(ops) {}
+  std::string_view name() const override { return ops_.name(); }
+  void Embed(const WeightMatrix& table, std::span<const int32_t> ids, MutRows out) const override {
+    Count("Embed", static_cast<int64_t>(ids.size()), table.rows, table.cols);
+    ops_.Embed(table, ids, out);
+  }
+  void RmsNorm(const kernels::RmsNormArgs& args) const override {
+    Count("RmsNorm", args.x.rows, 1, args.x.cols);
+    ops_.RmsNorm(args);
+  }
+  void Linear(const kernels::LinearArgs& args) const override {
+    Count("Linear", args.x.rows, args.weight.rows, args.weight.cols);
+    ops_.Linear(args);
+  }
+  void Rope(const kernels::RopeArgs& args) const override {
+    Count("Rope", args.x.rows, 1, args.x.cols);
+    ops_.Rope(args);
+  }
+  void StoreKv(const kernels::StoreKvArgs& args) const override {
+    Count("StoreKv", args.k.rows, 1, args.k.cols);
+    ops_.StoreKv(args);
+  }
+  void Attention(const kernels::AttentionArgs& args) const override {
+    Count("Attention", args.q.rows, args.heads, args.cache.head_dim);
+    ops_.Attention(args);
+  }
+  void Select(const kernels::SelectArgs& args) const override {
+    Count("Select", args.logits.rows, args.slots, args.logits.cols);
+    ops_.Select(args);
+  }
+  void ExpertFfn(const kernels::ExpertFfnArgs& args) const override {
+    Count("ExpertFfn", args.x.rows, args.experts.front().gate.rows, args.experts.front().gate.cols);
+    ops_.ExpertFfn(args);
+  }
+  void SwiGlu(const kernels::SwiGluArgs& args) const override {
+    Count("SwiGlu", args.gate.rows, 1, args.gate.cols);
+    ops_.SwiGlu(args);
+  }
+  void Add(const kernels::AddArgs& args) const override {
+    Count("Add", args.x.rows, 1, args.x.cols);
+    ops_.Add(args);
+  }
+  void Clamp(MutRows x, float limit) const override {
+    Count("Clamp", x.rows, 1, x.cols);
+    ops_.Clamp(x, limit);
+  }
+  const std::map<Called, int>& calls() const { return calls_; }
+
+ private:
+  void Count(const char* function, int64_t tokens, int64_t rows, int64_t cols) const { ++calls_[{function, tokens, rows, cols}]; }
+  const kernels::Ops& ops_;
+  mutable std::map<Called, int> calls_;
+};
+
+class NoSink final : public LogitSink {
+ public:
+  void OnLogits(size_t, std::span<float>) override {}
+};
+
+void CompareOneStep(const Model& model, int32_t tokens, bool decode) {
+  const ModelImpl& impl = model.impl();
+  const ModelConfig& config = impl.config();
+  ThreadPool threads(1);
+  const std::unique_ptr<kernels::Ops> cpu = std::move(kernels::MakeCpuOps(&threads)).value();
+  const CountingOps ops(*cpu);
+  const std::unique_ptr<KvCache> cache =
+      std::move(KvCache::Create({config.layers, config.kv_heads, config.head_dim}, 64 * tokens)).value();
+  std::vector<KvSequence> sequences(static_cast<size_t>(decode ? tokens : 1));
+  Batch batch;
+  for (int32_t t = 0; t < tokens; ++t) {
+    KvSequence& sequence = sequences[static_cast<size_t>(decode ? t : 0)];
+    ASSERT_TRUE(cache->Reserve(&sequence, decode ? t + 2 : tokens).ok());
+    batch.rows.push_back({t % 7, &sequence, decode ? t + 1 : t, decode ? kernels::RowKind::kDecode : kernels::RowKind::kPrefill,
+                          decode || t + 1 == tokens});
+  }
+  Workspace workspace(config, tokens);
+  StepRecord record;
+  record.layers.resize(static_cast<size_t>(config.layers));
+  NoSink sink;
+  StepContext step{config, impl.loaded().weights, impl.experts(), ops, *cache, nullptr, batch, workspace, record, sink};
+  Forward(step);
+
+  const ModelShape shape = ShapeOf(ProfileTargetOf(model));
+  const StepShape was = StepShapeFrom(record, shape);
+  std::map<Called, int> listed;
+  kernels::OpCost cost;
+  for (const PlannedOperation& operation : OperationsOfStep(shape, was)) {
+    const FamilyInfo& info = InfoOf(operation.shape.family);
+    EXPECT_TRUE(info.in_build);
+    EXPECT_EQ(FindFamily(info.name), &info);
+    cost += CostOf(operation.shape);
+    const MatrixShape& matrix = operation.shape.matrix;
+    if (!info.function.empty()) ++listed[{std::string(info.function), operation.shape.tokens, matrix.rows, matrix.cols}];
+  }
+  EXPECT_EQ(listed, ops.calls()) << config.architecture;
+  // The list's bytes are the step's own. (The shared expert's gate, one row, is not in the record.)
+  const double shared_gates = config.shared_gate ? static_cast<double>(impl.loaded().weights.layers[0].shared_gate.bytes()) * config.layers : 0;
+  EXPECT_NEAR(cost.weight_bytes, record.weight_bytes + shared_gates, 1) << config.architecture;
+  EXPECT_NEAR(cost.kv_bytes, record.kv_bytes, 1) << config.architecture;
+}
+
+TEST(Operations, OfAStepAreTheCallsThatItMakes) {
+  for (const std::string& path : {EmberPath(), FixturePath("olmoe"), FixturePath("qwen2moe"), FixturePath("qwen3moe"), FixturePath("mixtral")}) {
+    SCOPED_TRACE(path);
+    const std::shared_ptr<const Model> model = OpenModel(path);
+    ASSERT_NE(model, nullptr);
+    CompareOneStep(*model, 5, false);
+    CompareOneStep(*model, 5, true);
+    CompareOneStep(*model, 40, true);  // more rows than one tile of logits
+  }
+}
+
+TEST(Operations, CoverEveryFunctionOfTheContract) {
+  std::ifstream file(std::string(THERMOE_SOURCE_DIR) + "/src/kernels/ops.h");
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  std::set<std::string> listed;
+  for (const FamilyInfo& info : Families()) {
+    if (!info.function.empty()) listed.emplace(info.function);
+  }
+  std::set<std::string> declared;
+  const std::regex function(R"(virtual void (\w+)\()");
+  for (std::sregex_iterator it(text.begin(), text.end(), function), end; it != end; ++it) declared.insert((*it)[1]);
+  EXPECT_GE(declared.size(), 11u);
+  EXPECT_EQ(declared, listed);
+}
+
+TEST(Operations, HaveOneRowAFamily) {
+  std::set<std::string_view> names;
+  for (size_t i = 0; i < Families().size(); ++i) {
+    EXPECT_EQ(static_cast<size_t>(Families()[i].family), i);
+    EXPECT_TRUE(names.insert(Families()[i].name).second);
+  }
+}
+
+TEST(Operations, ExpectedHiExpertsStayInTheirBounds) {
+  EXPECT_EQ(ExpectedHiExperts(8, 8, 0), 0);
+  EXPECT_EQ(ExpectedHiExperts(8, 0, 100), 8);
+  EXPECT_EQ(ExpectedHiExperts(8, 0, 8), 8);   // no full job: each has a hi one
+  EXPECT_EQ(ExpectedHiExperts(8, 5, 3), 3);
+  for (int64_t experts = 1; experts < 20; ++experts) {
+    for (int64_t full = 0; full <= experts; ++full) {
+      for (int64_t slots = std::max<int64_t>(experts - full, 1); slots < 40; ++slots) {
+        const int64_t hi = ExpectedHiExperts(experts, full, slots);
+        EXPECT_GE(hi, std::max<int64_t>(experts - full, 1));
+        EXPECT_LE(hi, std::min(experts, slots));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace thermoe

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/cost/profiler.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <set>
+
+#include "control/cost/profile_store.h"
+#include "engine/profile_target.h"
+#include "support/fixtures.h"
+
+namespace thermoe {
+namespace {
+
+using testing::EmberPath;
+using testing::FixturePath;
+using testing::MakeEngine;
+using testing::OpenModel;
+using testing::RunRequest;
+
+std::unique_ptr<Profiler> MakeProfiler(const Model& model) {
+  ProfilerOptions options;
+  options.threads = 1;
+  options.quick = true;
+  Result<std::unique_ptr<Profiler>> profiler = Profiler::Create(ProfileTargetOf(model), options);
+  EXPECT_TRUE(profiler.ok()) << profiler.status().message();
+  return std::move(profiler).value();
+}
+
+TEST(Profiler, PlansEveryFamilyOfTheBuildOnce) {
+  const auto native = OpenModel(EmberPath()), nested = OpenModel(EmberPath(), ExpertStorage::kNested), shared = OpenModel(FixturePath("qwen2moe"));
+  std::set<Family> planned;
+  for (const auto& model : {native, nested, shared}) {
+    for (const bool quick : {true, false}) {
+      std::set<std::string> seen;
+      int held_out = 0;
+      for (const PlannedPoint& point : PlanProfile(ShapeOf(ProfileTargetOf(*model)), quick)) {
+        EXPECT_TRUE(seen.insert(TextOf(point.shape)).second) << TextOf(point.shape);
+        planned.insert(point.shape.family);
+        held_out += point.held_out;
+      }
+      EXPECT_GT(held_out, 20);
+    }
+  }
+  for (const FamilyInfo& info : Families()) {
+    if (info.family == Family::kClamp) continue;  // of OLMoE with a limit
+    EXPECT_EQ(planned.count(info.family) > 0, info.in_build) << info.name;
+  }
+}
+
+TEST(Profiler, MeasuresAllAndGoesOnWhereItStopped) {
+  const auto model = OpenModel(EmberPath(), ExpertStorage::kNested);
+  const std::string path =
+      (std::filesystem::temp_directory_path() / ("thermoe-profiler-" + std::to_string(getpid()) + ".sqlite")).string();
+  std::filesystem::remove(path);
+  const auto profiler = MakeProfiler(*model);
+  const ProfileKey key = {"cpu", profiler->Describe(), model->info().identity, "test"};
+  const size_t all = PlanProfile(profiler->model(), true).size();
+  size_t measured = 0;
+  {
+    const auto store = std::move(ProfileStore::Open(path)).value();
+    const Status stopped = profiler->Run({}, [&](const CostPoint& point, double) -> Result<bool> {
+      EXPECT_TRUE(store->Add(key, point).ok());
+      return ++measured < all / 3;
+    });
+    EXPECT_EQ(stopped.code(), StatusCode::kCancelled);
+  }
+  const auto store = std::move(ProfileStore::Open(path)).value();
+  const std::vector<CostPoint> known = std::move(store->Load(key)).value();
+  EXPECT_EQ(known.size(), measured);
+  double last = 0;
+  const Status finished = profiler->Run(known, [&](const CostPoint& point, double done_frac) -> Result<bool> {
+    EXPECT_GT(point.latency_us, 0) << TextOf(point.shape);
+    EXPECT_GT(point.bytes, 0) << TextOf(point.shape);
+    EXPECT_GE(done_frac, last);
+    last = done_frac;
+    ++measured;
+    return store->Add(key, point).ok();
+  });
+  EXPECT_TRUE(finished.ok()) << finished.message();
+  EXPECT_EQ(measured, all);
+  EXPECT_EQ(last, 1);
+  const std::vector<CostPoint> points = std::move(store->Load(key)).value();
+  EXPECT_EQ(points.size(), all);
+  (void)profiler->Run(points, [&](const CostPoint&, double) -> Result<bool> {
+    ADD_FAILURE() << "measured twice";
+    return false;
+  });
+  std::filesystem::remove(path);
+
+  // A whole step, and what the engine then says it took.
+  KernelCostModel cost(points);
+  EngineOptions options;
+  options.threads = 1;
+  const auto engine = MakeEngine(model, options);
+  Request request;
+  request.prompt = {1, 2, 3, 4, 5, 6, 7, 8};
+  request.max_new_tokens = 60;
+  request.ignore_end = true;
+  ASSERT_TRUE(engine->Submit(request).ok());
+  std::vector<Event> events;
+  double before = 0, after = 0;
+  int steps = 0;
+  while (*engine->Step(&events)) {
+    const StepRecord& record = engine->last_step();
+    const StepPrediction prediction = cost.PredictStep(profiler->model(), StepShapeFrom(record, profiler->model()));
+    double sum = 0;
+    for (const double stage_us : prediction.stage_us) sum += stage_us;
+    EXPECT_NEAR(prediction.total.latency_us, sum, 1e-6 * sum);
+    const double error = std::abs(std::log(sum / record.times.total_us));
+    (steps < 10 ? before : after) += steps < 10 ? error / 10 : steps >= 50 ? error / 10 : 0;
+    EXPECT_TRUE(cost.Learn(profiler->model(), record));
+    ++steps;
+  }
+  EXPECT_GE(steps, 60);
+  EXPECT_LT(before, 1.5);  // the microbenchmarks are of the right size even on a busy machine
+  EXPECT_LT(after, 0.7);
+}
+
+}  // namespace
+}  // namespace thermoe
