@@ -25,7 +25,7 @@ const std::map<std::string, std::vector<std::string>> kAllowed = {
     {"control", {"base/", "model/", "runtime/", "kernels/", "control/", "forward/steering.h"}},
     {"engine", {"base/", "model/", "runtime/", "kernels/", "forward/", "control/", "engine/"}},
 };
-const std::vector<std::string> kAppsAllowed = {"base/", "model/", "engine/"};
+const std::vector<std::string> kAppsAllowed = {"base/", "model/", "control/", "engine/"};
 
 // The complaint about one quoted include, or "".
 std::string Wrong(const std::string& folder, const std::vector<std::string>& allowed, const std::string& include) {
