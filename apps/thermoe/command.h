@@ -23,5 +23,6 @@ Command MakeInspectCommand(CLI::App* root);
 Command MakeSynthCommand(CLI::App* root);
 Command MakeDoctorCommand(CLI::App* root);
 Command MakeRecordCommand(CLI::App* root);
+Command MakeCalibrateCommand(CLI::App* root);
 
 }  // namespace thermoe
