@@ -40,7 +40,7 @@ const HelpPage kPage = {
     "NUL bytes separate, and what is left over is dropped.\n"
     "\n"
     "Windows run through prefill, one after the other. With --batch B, B consecutive windows are decoded in lock "
-    "step, teacher-forced; batch-aware selection (--k0) acts only there. A window's first id is a prefill row, so "
+    "step, teacher-forced; batch-aware selection (--k0, --soft-batch) acts only there. A window's first id is a prefill row, so "
     "its experts are chosen plainly.\n"
     "\n"
     "'experts read' is the expert bytes read per MoE layer in units of whole 8-bit experts (an expert read by its hi "
@@ -69,26 +69,6 @@ struct FileScores {
   Scores steered;
   std::optional<Scores> plain;  // --baseline
 };
-
-// Mean and standard error of the windows' own mean changes.
-struct Change {
-  double mean_nats = 0;
-  double error_nats = 0;  // NaN with fewer than two windows
-};
-
-Change PairedChange(const Scores& steered, const Scores& plain) {
-  const size_t count = plain.windows.size();
-  std::vector<double> changes;
-  double mean = 0;
-  for (size_t i = 0; i < count; ++i) {
-    changes.push_back(steered.windows[i].mean_nll() - plain.windows[i].mean_nll());
-    mean += changes.back() / static_cast<double>(count);
-  }
-  double squares = 0;
-  for (const double change : changes) squares += (change - mean) * (change - mean);
-  const double n = static_cast<double>(count);
-  return {steered.mean_nll() - plain.mean_nll(), count < 2 ? NAN : std::sqrt(squares / (n - 1) / n)};
-}
 
 Result<WindowOptions> WindowOptionsFrom(const EvalFlags& flags, int model_context) {
   WindowOptions options;
@@ -241,8 +221,9 @@ void PrintTable(const EvalFlags& flags, const std::vector<FileScores>& files) {
 
 Status Run(const EvalFlags& flags) {
   THERMOE_RETURN_IF_ERROR(CheckSteering(flags.steering));
-  if (flags.steering.k0 && !flags.batch) {
-    return InvalidArgument("--k0 acts on decode steps only; add --batch N to decode N windows in lock step");
+  if ((flags.steering.k0 || flags.steering.soft_batch) && !flags.batch) {
+    return InvalidArgument("{} acts on decode steps only; add --batch N to decode N windows in lock step",
+                           flags.steering.k0 ? "--k0" : "--soft-batch");
   }
   std::vector<std::string> texts;
   for (const std::string& path : flags.texts) {

@@ -24,5 +24,6 @@ Command MakeSynthCommand(CLI::App* root);
 Command MakeDoctorCommand(CLI::App* root);
 Command MakeRecordCommand(CLI::App* root);
 Command MakeProfileCommand(CLI::App* root);
+Command MakeCalibrateCommand(CLI::App* root);
 
 }  // namespace thermoe

@@ -2,6 +2,7 @@
 #include "eval_score.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "base/errors.h"
@@ -65,6 +66,20 @@ double Scores::mean_nll() const {
   double total = 0;
   for (const WindowScore& window : windows) total += window.nll_sum;
   return total / static_cast<double>(tokens());
+}
+
+Change PairedChange(const Scores& steered, const Scores& plain) {
+  const size_t count = plain.windows.size();
+  std::vector<double> changes;
+  double mean = 0;
+  for (size_t i = 0; i < count; ++i) {
+    changes.push_back(steered.windows[i].mean_nll() - plain.windows[i].mean_nll());
+    mean += changes.back() / static_cast<double>(count);
+  }
+  double squares = 0;
+  for (const double change : changes) squares += (change - mean) * (change - mean);
+  const double n = static_cast<double>(count);
+  return {steered.mean_nll() - plain.mean_nll(), count < 2 ? NAN : std::sqrt(squares / (n - 1) / n)};
 }
 
 Result<Scores> ScoreByPrefill(Engine* engine, const std::vector<EvalWindow>& windows, const ScoreProgress& progress) {

@@ -51,6 +51,15 @@ struct Scores {
   double mean_nll() const;
 };
 
+// Mean and standard error of the windows' own mean changes.
+struct Change {
+  double mean_nats = 0;
+  double error_nats = 0;  // NaN with fewer than two windows
+};
+
+// `steered` against `plain` on the same windows.
+Change PairedChange(const Scores& steered, const Scores& plain);
+
 // Called with the predictions done so far.
 using ScoreProgress = std::function<void(int64_t predictions)>;
 

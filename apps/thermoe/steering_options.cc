@@ -90,6 +90,10 @@ void AddSteeringFlags(CLI::App* app, SteeringFlags* flags) {
             "Batch-aware selection: a token's N best slots are guaranteed, the rest are filled from the experts that "
             "are guaranteed to some token of the same decode step.")
       ->group(kGroup);
+  AddNumber(app, "--soft-batch", &flags->soft_batch, {0, 10, false, false},
+            "Soft batch-aware selection: in decode, experts that other tokens of the step hold rank higher, the more "
+            "the larger X; 0.1 to 0.3 is useful.")
+      ->group(kGroup);
   AddNumber(app, "--k-max", &flags->k_max, {1, 1024}, "Keep at most N slots per token.")->group(kGroup);
   AddNumber(app, "--drop-below", &flags->drop_below, {0, 1, false, false},
             "Drop slots whose weight is below X times the weight of the token's first.")
@@ -125,6 +129,7 @@ Result<std::shared_ptr<const Steering>> BuildSteering(const SteeringFlags& flags
   for (LayerSteering& layer : steering->layers) {
     layer.full_slots = flags.full_slots.value_or(kAllSlots);
     layer.guaranteed_slots = flags.k0.value_or(kAllSlots);
+    layer.soft_batch = static_cast<float>(flags.soft_batch.value_or(0.0));
     layer.max_slots = flags.k_max.value_or(kAllSlots);
     layer.drop_below_frac = static_cast<float>(flags.drop_below.value_or(0.0));
   }
@@ -146,6 +151,7 @@ Json SteeringJson(const SteeringFlags& flags) {
   json["experts"] = flags.experts;
   json["full_slots"] = number(flags.full_slots);
   json["k0"] = number(flags.k0);
+  json["soft_batch"] = number(flags.soft_batch);
   json["k_max"] = number(flags.k_max);
   json["drop_below"] = number(flags.drop_below);
   json["expert_bias"] = path(flags.expert_bias);

@@ -19,13 +19,16 @@ struct SteeringFlags {
   std::string experts = "native";  // or "nested"
   std::optional<int> full_slots;
   std::optional<int> k0;
+  std::optional<double> soft_batch;
   std::optional<int> k_max;
   std::optional<double> drop_below;
   std::string expert_bias;  // path
   std::string plane_cap;    // path
 
   // --experts alone does not steer: nested storage read by both planes is the plain model.
-  bool steers() const { return full_slots || k0 || k_max || drop_below || !expert_bias.empty() || !plane_cap.empty(); }
+  bool steers() const {
+    return full_slots || k0 || soft_batch || k_max || drop_below || !expert_bias.empty() || !plane_cap.empty();
+  }
   ExpertStorage storage() const { return experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative; }
 };
 

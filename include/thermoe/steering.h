@@ -27,6 +27,9 @@ struct LayerSteering {
   float drop_below_frac = 0.0f;
   // The best-weighted slots that read both planes; the rest read hi only. kAllSlots: every slot.
   int full_slots = kAllSlots;
+  // beta: in decode an expert's score is multiplied by exp(beta / 2 * log2(1 + n)) when experts are ranked, n being the
+  // other decode tokens of the step whose plain choice holds it; never when they are weighed. 0: off.
+  float soft_batch = 0.0f;
 
   bool operator==(const LayerSteering&) const = default;
 };

@@ -21,6 +21,10 @@ Status CheckLayer(const LayerSteering& steering, const SteeringShape& shape, siz
   if (!(steering.drop_below_frac >= 0 && steering.drop_below_frac <= 1)) {
     return InvalidArgument("steering of layer {}: drop threshold is {}; give a fraction from 0 to 1", layer, steering.drop_below_frac);
   }
+  if (!(steering.soft_batch >= 0 && steering.soft_batch <= kMostSoftBatch)) {
+    return InvalidArgument("steering of layer {}: soft batch strength is {}; give a number from 0 to {}", layer, steering.soft_batch,
+                           kMostSoftBatch);
+  }
   const auto experts = static_cast<size_t>(shape.experts);
   if (!steering.selection_bias.empty() && steering.selection_bias.size() != experts) {
     return InvalidArgument("steering of layer {}: {} selection biases for {} experts; give one for each", layer,

@@ -8,6 +8,9 @@
 
 namespace thermoe {
 
+// Strongest soft batch rule: at 10 the first sharer already multiplies a score by 148.
+inline constexpr float kMostSoftBatch = 10.0f;
+
 // What a Steering must fit.
 struct SteeringShape {
   int32_t layers = 0;   // MoE layers

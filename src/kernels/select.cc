@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bitset>
 #include <cmath>
+#include <optional>
 
 #include "base/check.h"
 
@@ -23,7 +24,7 @@ struct Rules {
   const float* bias = nullptr;        // [E] or null
   const uint8_t* plane_cap = nullptr;  // [E] or null
   int guaranteed = 0, most = 0, full = 0;
-  float drop_below = 0;
+  float drop_below = 0, soft_batch = 0;
 };
 
 int Resolve(int value, int all) { return value == kAllSlots ? all : std::min(value, all); }
@@ -37,6 +38,7 @@ Rules ResolveRules(const SelectArgs& args) {
   rules.guaranteed = std::max(1, Resolve(steering.guaranteed_slots, args.slots));
   rules.most = std::max(1, Resolve(steering.max_slots, args.slots));
   rules.drop_below = steering.drop_below_frac;
+  rules.soft_batch = steering.soft_batch;
   if (args.nested) {
     if (!steering.plane_cap.empty()) rules.plane_cap = steering.plane_cap.data();
     rules.full = Resolve(steering.full_slots, args.slots);
@@ -101,6 +103,49 @@ void SortByScore(const float* scores, int count, int32_t* experts) {
     for (int j = i; j > 0 && before(experts[j], experts[j - 1]); --j) std::swap(experts[j], experts[j - 1]);
   }
 }
+
+// What the soft batch-aware rule adds to the ranks of one decode row. Ranking by log s + beta / 2 * log2(1 + n) is ranking
+// by s times a gain, so it is a bias of s * (gain - 1) of this row, and the selection bias comes on top.
+class SoftBatch {
+ public:
+  explicit SoftBatch(const SelectArgs& args, const Rules& rules) : args_(args), rules_(rules) {
+    for (int64_t t = 0; t < args.logits.rows; ++t) {
+      if (args.kinds[static_cast<size_t>(t)] != RowKind::kDecode) continue;
+      const Choice plain = PlainChoice(t);
+      for (int i = 0; i < plain.count; ++i) ++holders_[plain.expert[i]];
+    }
+    for (int64_t e = 0; e < args.logits.cols; ++e) gain_[e] = Gain(holders_[e]);
+  }
+
+  // [E], valid until the next call.
+  const float* BiasOf(int64_t t) {
+    const float* scores = args_.out->scores.row(t);
+    for (int64_t e = 0; e < args_.logits.cols; ++e) bias_[e] = scores[e] * (gain_[e] - 1);
+    const Choice plain = PlainChoice(t);  // a row is no other token to itself
+    for (int i = 0; i < plain.count; ++i) {
+      const int e = plain.expert[i];
+      bias_[e] = scores[e] * (Gain(holders_[e] - 1) - 1);
+    }
+    if (rules_.bias != nullptr) {
+      for (int64_t e = 0; e < args_.logits.cols; ++e) bias_[e] += rules_.bias[e];
+    }
+    return bias_;
+  }
+
+ private:
+  Choice PlainChoice(int64_t t) const {
+    Choice choice;
+    Extend(args_.out->scores.row(t), rules_.bias, args_.logits.cols, args_.slots, nullptr, &choice);
+    return choice;
+  }
+  float Gain(int32_t others) const { return std::exp(rules_.soft_batch / 2 * std::log2(1.0f + static_cast<float>(others))); }
+
+  const SelectArgs& args_;
+  const Rules& rules_;
+  int32_t holders_[kMaxExperts] = {};  // decode rows whose plain choice has the expert
+  float gain_[kMaxExperts];            // for rows that do not hold it themselves
+  float bias_[kMaxExperts];
+};
 
 // Turns a choice into row t of the selection: order by weight, drop, weigh, choose planes.
 void Weigh(const SelectArgs& args, const Rules& rules, int64_t t, Choice choice) {
@@ -190,6 +235,8 @@ void SelectExperts(const SelectArgs& args) {
     Extend(out.scores.row(t), rules.bias, experts, rules.guaranteed, nullptr, &guaranteed);
     for (int i = 0; i < guaranteed.count; ++i) held_by_batch.set(static_cast<size_t>(guaranteed.expert[i]));
   }
+  std::optional<SoftBatch> soft;
+  if (rules.soft_batch > 0) soft.emplace(args, rules);
   for (int64_t t = 0; t < tokens; ++t) {
     Choice choice;
     if (args.kinds[static_cast<size_t>(t)] == RowKind::kPadding) {
@@ -199,7 +246,8 @@ void SelectExperts(const SelectArgs& args) {
       continue;
     }
     if (batch_aware(t)) Extend(out.scores.row(t), rules.bias, experts, rules.guaranteed, nullptr, &choice);
-    Extend(out.scores.row(t), rules.bias, experts, args.slots, batch_aware(t) ? &held_by_batch : nullptr, &choice);
+    const float* bias = soft && args.kinds[static_cast<size_t>(t)] == RowKind::kDecode ? soft->BiasOf(t) : rules.bias;
+    Extend(out.scores.row(t), bias, experts, args.slots, batch_aware(t) ? &held_by_batch : nullptr, &choice);
     Weigh(args, rules, t, choice);
   }
   Dispatch(args);

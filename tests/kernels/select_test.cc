@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <set>
 #include <vector>
 
@@ -153,6 +154,38 @@ TEST(Select, PrefillAndPaddingStayOutOfTheBatch) {
   EXPECT_EQ(chosen->view.job_count, 3);
 }
 
+TEST(Select, SoftBatchPrefersWhatOthersHold) {
+  // Row 0 holds 0 and 1 plainly, row 1 holds 2 and 0: expert 2 has another holder, 1 has none.
+  Step s = OneStep({{0.5, 0.22, 0.2, 0.08}, {0.3, 0.1, 0.5, 0.1}}, 2);
+  LayerSteering steering;
+  steering.soft_batch = 0.1f;  // a gain of exp(0.05) = 1.051: 0.2 stays below 0.22
+  EXPECT_EQ(RunSelect(s, &steering)->expert, (Experts{0, 1, 2, 0}));
+  steering.soft_batch = 0.3f;  // exp(0.15) = 1.162
+  const auto chosen = RunSelect(s, &steering);
+  EXPECT_EQ(chosen->expert, (Experts{0, 2, 2, 0}));
+  EXPECT_EQ(chosen->record.distinct_experts, 2);
+  ExpectWeights(*chosen, {0.5 / 0.7, 0.2 / 0.7, 0.5 / 0.8, 0.3 / 0.8});  // weighed by the scores themselves
+}
+
+TEST(Select, SoftBatchKeepsTheFirstAndLeavesARowAlone) {
+  const Step s = OneStep({{0.4, 0.35, 0.25}, {0.1, 0.6, 0.3}, {0.1, 0.6, 0.3}}, 1);
+  LayerSteering steering;
+  steering.soft_batch = 10;
+  EXPECT_EQ(RunSelect(s, &steering)->expert, (Experts{0, 1, 1}));
+  Step one = OneStep({{0.4, 0.25, 0.35}}, 2);
+  EXPECT_EQ(RunSelect(one, &steering)->expert, (Experts{0, 2})) << "nobody else holds anything";
+}
+
+TEST(Select, SoftBatchIsForDecodeRows) {
+  Step s = OneStep({{0.5, 0.22, 0.2, 0.08}, {0.3, 0.1, 0.5, 0.1}}, 2);
+  LayerSteering steering;
+  steering.soft_batch = 1;
+  s.kinds = {RowKind::kDecode, RowKind::kPrefill};
+  EXPECT_EQ(RunSelect(s, &steering)->expert, (Experts{0, 1, 2, 0}));
+  s.kinds = {RowKind::kPrefill, RowKind::kDecode};
+  EXPECT_EQ(RunSelect(s, &steering)->expert, (Experts{0, 1, 2, 0}));
+}
+
 TEST(Select, DropAndMaxSlots) {
   Step s = OneStep({{0.5, 0.3, 0.15, 0.05}}, 4);
   LayerSteering steering;
@@ -269,11 +302,33 @@ void RestateToken(const Step& s, const LayerSteering& steering, const std::vecto
   }
 }
 
+// The plain order with what comes after the first k0 ordered by the soft rank.
+std::vector<int32_t> SoftOrder(const Step& s, const LayerSteering& steering, const std::vector<double>& score,
+                               const std::vector<int32_t>& plain, size_t k0, const std::map<int32_t, int>& holders,
+                               Restated* r) {
+  const size_t fixed = k0 < static_cast<size_t>(s.slots) ? k0 : 1;
+  std::vector<double> rank = score;
+  for (size_t i = 0; i < plain.size(); ++i) {
+    const auto e = static_cast<size_t>(plain[i]);
+    const auto found = holders.find(plain[i]);
+    const int others = (found == holders.end() ? 0 : found->second) - (i < static_cast<size_t>(s.slots) ? 1 : 0);
+    rank[e] *= std::exp(static_cast<double>(steering.soft_batch) / 2 * std::log2(1.0 + others));
+    if (!steering.selection_bias.empty()) rank[e] += static_cast<double>(steering.selection_bias[e]);
+  }
+  std::vector<int32_t> order(plain.begin(), plain.begin() + static_cast<int64_t>(fixed));
+  for (const int32_t e : SortedBy(rank, r)) {
+    if (std::find(order.begin(), order.begin() + static_cast<int64_t>(fixed), e) == order.begin() + static_cast<int64_t>(fixed))
+      order.push_back(e);
+  }
+  return order;
+}
+
 Restated Restate(const Step& s, const LayerSteering& steering) {
   Restated r;
   const auto slots = static_cast<size_t>(s.slots), k0 = static_cast<size_t>(Or(steering.guaranteed_slots, s.slots));
   std::vector<std::vector<double>> scores;
   std::vector<std::vector<int32_t>> orders;
+  std::map<int32_t, int> holders;  // decode rows whose plain choice has the expert
   std::set<int32_t> in_batch;
   for (int64_t t = 0; t < s.tokens; ++t) {
     std::vector<double> score;
@@ -284,8 +339,12 @@ Restated Restate(const Step& s, const LayerSteering& steering) {
     for (double& value : score) value /= sum;
     orders.push_back(ChoiceOrder(score, steering, &r));
     scores.push_back(score);
-    if (s.kinds[static_cast<size_t>(t)] == RowKind::kDecode)
-      in_batch.insert(orders.back().begin(), orders.back().begin() + static_cast<int64_t>(k0));
+    if (s.kinds[static_cast<size_t>(t)] != RowKind::kDecode) continue;
+    in_batch.insert(orders.back().begin(), orders.back().begin() + static_cast<int64_t>(k0));
+    for (size_t k = 0; k < slots; ++k) ++holders[orders.back()[k]];
+  }
+  for (size_t t = 0; t < orders.size() && steering.soft_batch > 0; ++t) {
+    if (s.kinds[t] == RowKind::kDecode) orders[t] = SoftOrder(s, steering, scores[t], orders[t], k0, holders, &r);
   }
   for (size_t t = 0; t < orders.size(); ++t) {
     std::vector<int32_t> chosen;
@@ -333,6 +392,7 @@ LayerSteering RandomSteering(Random& random, const Step& s) {
   if (coin()) steering.max_slots = slots();
   if (coin()) steering.full_slots = slots() - 1;
   if (coin()) steering.drop_below_frac = static_cast<float>(random.Uniform());
+  if (coin()) steering.soft_batch = static_cast<float>(random.Uniform());
   return steering;
 }
 
