@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "output.h"
+
 namespace thermoe {
 namespace {
 
@@ -64,12 +66,6 @@ std::string Series(const OperatingPoints& file, const Axes& axes, PointCost Oper
   return svg + Text(kWidth - 140, legend_y, "start", name);
 }
 
-std::string Escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) out += c == '<' ? "&lt;" : c == '&' ? "&amp;" : std::string(1, c);
-  return out;
-}
-
 }  // namespace
 
 std::string CalibrationChart(const OperatingPoints& file) {
@@ -79,7 +75,7 @@ std::string CalibrationChart(const OperatingPoints& file) {
                                 "<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n",
                                 kWidth, kHeight);
   svg += fmt::format("<text x=\"{}\" y=\"24\" font-size=\"15\">{}: loss against expert bytes read</text>\n", kLeft,
-                     Escaped(file.model_name));
+                     XmlText(file.model_name));
   svg += Grid(axes);
   svg += Series(file, axes, &OperatingPoint::batch1, "#1f6fb4", kTop + 18, "front at batch 1");
   svg += Series(file, axes, &OperatingPoint::batch16, "#d1582b", kTop + 36, "front at batch 16");

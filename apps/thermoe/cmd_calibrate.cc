@@ -5,9 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -15,6 +13,7 @@
 #include <utility>
 
 #include "base/errors.h"
+#include "base/state_folder.h"
 #include "calibrate_candidates.h"
 #include "calibrate_chart.h"
 #include "calibrate_measure.h"
@@ -81,16 +80,12 @@ struct Calibration {
 
 Result<std::string> OutputPath(const CalibrateFlags& flags, const ModelInfo& info) {
   if (!flags.out.empty()) return flags.out;
-  const auto variable = [](const char* name) { return std::string(std::getenv(name) ? std::getenv(name) : ""); };
-  fs::path state = variable("XDG_STATE_HOME");
-  if (state.empty() && variable("HOME").empty()) {
-    return InvalidArgument("neither XDG_STATE_HOME nor HOME is set; say where to write with --out");
-  }
-  if (state.empty()) state = fs::path(variable("HOME")) / ".local" / "state";
+  const Result<std::string> folder = StateFolder();
+  if (!folder.ok()) return folder;
   std::error_code error;
-  fs::create_directories(state / "thermoe", error);
-  if (error) return InvalidArgument("{}: cannot be made: {}", (state / "thermoe").string(), error.message());
-  return (state / "thermoe" / (info.identity + "-points.json")).string();
+  fs::create_directories(*folder, error);
+  if (error) return InvalidArgument("{}: cannot be made: {}; say where to write with --out", *folder, error.message());
+  return *folder + "/" + info.identity + "-points.json";
 }
 
 Result<TextWindows> Windows(const Calibration& run, int sample) {
@@ -227,15 +222,10 @@ void PrintFront(const OperatingPoints& file, PointCost OperatingPoint::* batch, 
   table.Print();
 }
 
-Status WriteChart(const std::string& path, const OperatingPoints& file) {
-  std::ofstream stream(path, std::ios::binary);
-  stream << CalibrationChart(file);
-  stream.close();
-  return stream ? Status::Ok() : InvalidArgument("{}: cannot be written; check the folder and its room", path);
-}
-
 Status Report(const Calibration& run) {
-  if (!run.flags.plot.empty()) THERMOE_RETURN_IF_ERROR(WriteChart(run.flags.plot, run.file));
+  if (!run.flags.plot.empty()) {
+    THERMOE_RETURN_IF_ERROR(WriteFile(run.flags.plot, CalibrationChart(run.file), "--plot"));
+  }
   if (run.flags.json) {
     Json json = NewDocument();
     json["file"] = run.path;

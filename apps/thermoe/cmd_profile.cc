@@ -3,10 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
-#include <cstring>
 #include <map>
 #include <memory>
 #include <string>
@@ -15,6 +12,7 @@
 
 #include "bandwidth.h"
 #include "base/errors.h"
+#include "base/state_folder.h"
 #include "command.h"
 #include "control/cost/profile_store.h"
 #include "control/cost/profiler.h"
@@ -172,10 +170,7 @@ Status WritePlot(const std::string& path, const Report& report) {
   }
   const std::string svg = CostPlotSvg(dots, fmt::format("Latency of {} held-out operations: median error {:.1f} %, 95th percentile {:.1f} %",
                                                         dots.size(), 100 * report.all.median_frac, 100 * report.all.p95_frac));
-  std::FILE* file = std::fopen(path.c_str(), "we");
-  bool good = file != nullptr && std::fwrite(svg.data(), 1, svg.size(), file) == svg.size();
-  if (file != nullptr) good = std::fclose(file) == 0 && good;
-  return good ? Status::Ok() : InvalidArgument("{}: cannot be written: {}; choose another file with --plot", path, std::strerror(errno));
+  return WriteFile(path, svg, "--plot");
 }
 
 Status Profile(const ProfileFlags& flags) {

@@ -73,19 +73,11 @@ Status Synth(const SynthFlags& flags) {
   ProgressBar bar("writing " + fs::path(flags.out).filename().string());
   options.progress = BarProgress(&bar);
   const auto start = std::chrono::steady_clock::now();
-  const std::string partial = flags.out + ".partial";
-  Status written = Synthesise(options, partial);
+  const Status written = Synthesise(options, flags.out);  // under another name until it is complete
   bar.Clear();
-  std::error_code error;
-  if (written.ok()) {
-    fs::rename(partial, flags.out, error);
-    if (error) written = InvalidArgument("{}: cannot be written: {}", flags.out, error.message());
-  }
-  if (!written.ok()) {
-    fs::remove(partial, error);
-    return written.code() == StatusCode::kCancelled ? InterruptedStatus() : written;
-  }
+  if (!written.ok()) return written.code() == StatusCode::kCancelled ? InterruptedStatus() : written;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  std::error_code error;
   const auto bytes = static_cast<int64_t>(fs::file_size(flags.out, error));
   if (flags.json) {
     Json json = NewDocument();

@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "base/errors.h"
+
 namespace thermoe {
 namespace {
 
@@ -29,6 +31,21 @@ Status FlushOutput() {
 void PrintNote(std::string_view text) {
   std::fwrite(text.data(), 1, text.size(), stderr);
   std::fflush(stderr);
+}
+
+Status WriteFile(const std::string& path, std::string_view text, std::string_view flag) {
+  errno = 0;
+  std::FILE* file = std::fopen(path.c_str(), "we");
+  bool good = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  if (file != nullptr) good = std::fclose(file) == 0 && good;
+  if (good) return Status::Ok();
+  return InvalidArgument("{}: cannot be written: {}; choose another file with {}", path, std::strerror(errno), flag);
+}
+
+std::string XmlText(std::string_view text) {
+  std::string out;
+  for (const char c : text) out += c == '<' ? "&lt;" : c == '&' ? "&amp;" : std::string(1, c);
+  return out;
 }
 
 }  // namespace thermoe

@@ -3,6 +3,7 @@
 // closed file) until FlushOutput asks.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 #include "thermoe/status.h"
@@ -15,5 +16,10 @@ Status FlushOutput();
 
 // To standard error, at once. Where that cannot be written nobody is there to be told, so nothing happens.
 void PrintNote(std::string_view text);
+
+// A whole file anew. kInvalidArgument names `flag`, where the path came from.
+Status WriteFile(const std::string& path, std::string_view text, std::string_view flag);
+// `text` with what XML would take for its own replaced.
+std::string XmlText(std::string_view text);
 
 }  // namespace thermoe

@@ -6,7 +6,6 @@
 #include <sqlite3.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -157,17 +156,6 @@ TEST_F(ProfileStoreTest, SurvivesDamageAnywhere) {
   Write(whole.substr(0, whole.size() / 2));
   const Result<std::unique_ptr<ProfileStore>> cut = ProfileStore::Open(path_);
   EXPECT_FALSE(cut.ok() && (*cut)->Load(kKey).ok());
-}
-
-TEST(StateFolder, FollowsTheXdgSpecification) {
-  const char* old_state = std::getenv("XDG_STATE_HOME");
-  const std::string saved = old_state == nullptr ? "" : old_state;
-  setenv("XDG_STATE_HOME", "/some/where", 1);
-  EXPECT_EQ(*StateFolder(), "/some/where/thermoe");
-  setenv("XDG_STATE_HOME", "relative", 1);
-  EXPECT_THAT(*StateFolder(), HasSubstr("/.local/state/thermoe"));
-  unsetenv("XDG_STATE_HOME");
-  if (old_state != nullptr) setenv("XDG_STATE_HOME", saved.c_str(), 1);
 }
 
 }  // namespace

@@ -4,7 +4,6 @@
 #include <sqlite3.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -237,17 +236,6 @@ Status ProfileStore::Clear(const ProfileKey& key) {
   Statement remove(db_, "DELETE FROM profiles WHERE device = ? AND backend = ? AND model = ? AND build = ?");
   remove.Bind(key.device).Bind(key.backend).Bind(key.model).Bind(key.build).Step();
   return remove.ok() ? Status::Ok() : Failed();
-}
-
-Result<std::string> StateFolder() {
-  const auto set = [](const char* name) -> std::string {
-    const char* value = std::getenv(name);
-    return value == nullptr ? "" : value;
-  };
-  // The XDG Base Directory Specification: relative paths are to be ignored.
-  if (const std::string state = set("XDG_STATE_HOME"); !state.empty() && state.front() == '/') return state + "/thermoe";
-  if (const std::string home = set("HOME"); !home.empty()) return home + "/.local/state/thermoe";
-  return NotFound("no folder for profiles: neither XDG_STATE_HOME nor HOME is set; set one of them");
 }
 
 }  // namespace thermoe

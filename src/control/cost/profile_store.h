@@ -50,7 +50,4 @@ class ProfileStore {
   sqlite3* db_;
 };
 
-// $XDG_STATE_HOME/thermoe, else ~/.local/state/thermoe. kNotFound when neither variable is set.
-Result<std::string> StateFolder();
-
 }  // namespace thermoe
