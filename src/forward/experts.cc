@@ -21,8 +21,8 @@ void SharedExpert(StepContext& step, const LayerWeights& weights) {
   const MutRows out = Workspace::View(ws.slot_out, step.tokens(), step.config.hidden);  // free again after the routed experts
   ops.Linear({gate, weights.shared.down, {}, out});
   ops.Add({out, scale, step.x()});
-  for (const WeightMatrix* matrix : {&weights.shared.gate, &weights.shared.up, &weights.shared.down}) {
-    step.Count(kernels::LinearCost(*matrix, step.tokens()));
+  for (const WeightMatrix* matrix : {&weights.shared.gate, &weights.shared.up, &weights.shared.down, &weights.shared_gate}) {
+    if (!matrix->empty()) step.Count(kernels::LinearCost(*matrix, step.tokens()));
   }
 }
 
