@@ -106,7 +106,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& 
 }
 
 std::string EngineImpl::Describe() const {
-  return fmt::format("{}, {} thread{}", ops_->name(), threads_->size(), threads_->size() == 1 ? "" : "s");
+  return kernels::Describe(*ops_, *threads_);
 }
 
 Status EngineImpl::SetSteering(std::shared_ptr<const Steering> steering) {

@@ -5,10 +5,14 @@
 #include <cmath>
 
 #include "base/random.h"
+#include "control/cost/operation.h"
 #include "engine/model_impl.h"
 #include "forward/sample.h"
+#include "forward/step.h"
 
 namespace thermoe {
+
+static_assert(kLogitRows == kLogitTile);  // control does not see forward
 
 ProfileTarget ProfileTargetOf(const Model& model) {
   const ModelImpl& impl = model.impl();

@@ -88,4 +88,8 @@ Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view 
       name, Listed(SupportedIsas()));
 }
 
+std::string Describe(const Ops& ops, const ThreadPool& threads) {
+  return fmt::format("{}, {} thread{}", ops.name(), threads.size(), threads.size() == 1 ? "" : "s");
+}
+
 }  // namespace thermoe::kernels

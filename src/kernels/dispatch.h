@@ -28,4 +28,7 @@ std::vector<std::string> SupportedIsas();
 // backend: "" or "cpu", or "reference". Empty arguments are read from THERMOE_BACKEND and THERMOE_ISA first.
 Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view isa, ThreadPool* threads);
 
+// "cpu/avx512, 2 threads".
+std::string Describe(const Ops& ops, const ThreadPool& threads);
+
 }  // namespace thermoe::kernels

@@ -20,8 +20,6 @@ constexpr double kRooflineKnownFamily = 0.5;  // the family was measured at othe
 constexpr double kRooflineFrac = 1.0;
 constexpr double kLogOctave = 0.6931471805599453;
 
-bool IsExpert(Family family) { return family >= Family::kExpertNative && family <= Family::kExpertNestedHi; }
-bool IsAttention(Family family) { return family == Family::kAttentionPrefill || family == Family::kAttentionDecode; }
 bool IsMixed(const OperationShape& shape) { return IsExpert(shape.family) && shape.slots_full > 0 && shape.slots_hi > 0; }
 
 double LogOf(double value) { return std::log(std::max(value, 1e-3)); }

@@ -11,9 +11,6 @@
 namespace thermoe {
 namespace {
 
-// Rows of the output matrix that the forward pass computes at once (forward/step.h).
-constexpr int64_t kLogitTileRows = 32;
-
 constexpr std::array<FamilyInfo, kFamilies> kTable = {{
     {Family::kEmbed, "embed", "Embed", true},
     {Family::kNorm, "norm", "RmsNorm", true},
@@ -66,8 +63,6 @@ kernels::OpCost ExpertCostOf(const OperationShape& shape) {
   return kernels::ExpertsCost({&expert, 1}, record);
 }
 
-bool IsExpert(Family family) { return family >= Family::kExpertNative && family <= Family::kExpertNestedHi; }
-bool IsAttention(Family family) { return family == Family::kAttentionPrefill || family == Family::kAttentionDecode; }
 
 // Collects the calls of one step.
 class StepPlan {
@@ -158,8 +153,8 @@ class StepPlan {
   }
 
   void LogitStage() {
-    for (int64_t left = step_.logit_rows; left > 0; left -= kLogitTileRows) {
-      const int64_t rows = std::min(left, kLogitTileRows);
+    for (int64_t left = step_.logit_rows; left > 0; left -= kLogitRows) {
+      const int64_t rows = std::min(left, kLogitRows);
       stage_ = Stage::kLogits;
       AddRows(Family::kNorm, rows, config_.hidden);
       Add(Family::kLinearOutput, model_.output, rows);

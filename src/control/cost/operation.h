@@ -27,6 +27,11 @@ enum class Family : uint8_t {
   kTttBackward, kTttOptimiser, kTttPseudoLabels, kTttFeatureAlignment, kAdapterForward, kAdapterUpdate, kTttGuard,
 };
 inline constexpr int kFamilies = 28;
+inline bool IsExpert(Family family) { return family >= Family::kExpertNative && family <= Family::kExpertNestedHi; }
+inline bool IsAttention(Family family) { return family == Family::kAttentionPrefill || family == Family::kAttentionDecode; }
+
+// Rows of the output matrix's product that the forward pass computes at once (forward/step.h; engine/profile_target.cc checks).
+inline constexpr int64_t kLogitRows = 32;
 
 // The parts of a step whose wall time a StepRecord holds.
 enum class Stage : uint8_t { kEmbed, kAttention, kGate, kExperts, kLogits, kSample, kNone };

@@ -14,11 +14,7 @@ const std::vector<int64_t> kRows = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32,
 const std::vector<int64_t> kHeldOutRows = {7, 9, 11, 14, 18, 28, 40, 56, 80, 112, 160, 224};
 const std::vector<int64_t> kQuickRows = {1, 2, 4, 8, 32, 128};
 const std::vector<int64_t> kQuickHeldOutRows = {3, 16, 64};
-constexpr int64_t kMostLogitRows = 32;  // of one product with the output matrix
 constexpr int64_t kMostPositions = 8192;  // of all rows' keys in a decode point
-
-bool IsExpert(Family family) { return family >= Family::kExpertNative && family <= Family::kExpertNestedHi; }
-bool IsAttention(Family family) { return family == Family::kAttentionPrefill || family == Family::kAttentionDecode; }
 
 class Planner {
  public:
@@ -47,7 +43,7 @@ class Planner {
       StepShape step;
       step.decode_tokens = rows;
       step.decode_positions = rows;
-      step.logit_rows = std::min(rows, kMostLogitRows);
+      step.logit_rows = std::min(rows, kLogitRows);
       for (const PlannedOperation& operation : OperationsOfStep(model_, step)) {
         if (!IsExpert(operation.shape.family) && !IsAttention(operation.shape.family)) Add(operation.shape, held_out);
       }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/cost/profiler.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -23,9 +21,6 @@ constexpr int kBatches = 3, kRuns = 9, kQuickRuns = 5;
 // Layers of keys and values that calls go through in turn.
 constexpr int32_t kMostKvLayers = 4;
 constexpr int64_t kKvPositions = 16384;
-
-bool IsExpert(Family family) { return family >= Family::kExpertNative && family <= Family::kExpertNestedHi; }
-bool IsAttention(Family family) { return family == Family::kAttentionPrefill || family == Family::kAttentionDecode; }
 
 const WeightMatrix* MatrixOfRole(const ModelWeights& weights, const LayerWeights& layer, Family family, const MatrixShape& shape) {
   switch (family) {
@@ -61,16 +56,16 @@ ModelShape ShapeOf(const ProfileTarget& target) {
 
 Result<std::unique_ptr<Profiler>> Profiler::Create(const ProfileTarget& target, const ProfilerOptions& options) {
   std::unique_ptr<Profiler> profiler(new Profiler(target, options));
-  THERMOE_RETURN_IF_ERROR(profiler->Prepare());
+  profiler->model_ = ShapeOf(target);
+  profiler->threads_ = std::make_unique<ThreadPool>(options.threads);
+  Result<std::unique_ptr<kernels::Ops>> ops = kernels::MakeOps(options.backend, options.isa, profiler->threads_.get());
+  if (!ops.ok()) return ops.status();
+  profiler->ops_ = std::move(ops).value();
   return profiler;
 }
 
-Status Profiler::Prepare() {
-  model_ = ShapeOf(target_);
-  threads_ = std::make_unique<ThreadPool>(options_.threads);
-  Result<std::unique_ptr<kernels::Ops>> ops = kernels::MakeOps(options_.backend, options_.isa, threads_.get());
-  if (!ops.ok()) return ops.status();
-  ops_ = std::move(ops).value();
+// Not before something is to be measured: a complete profile is only read, and keys and values may take a gigabyte.
+Status Profiler::MakeBuffers() {
   const ModelConfig& config = *target_.config;
   kv_layers_ = std::min(config.layers, kMostKvLayers);
   Result<std::unique_ptr<KvCache>> cache = KvCache::Create({kv_layers_, config.kv_heads, config.head_dim}, kKvPositions);
@@ -111,7 +106,7 @@ Status Profiler::Prepare() {
 }
 
 std::string Profiler::Describe() const {
-  return fmt::format("{}, {} thread{}", ops_->name(), threads_->size(), threads_->size() == 1 ? "" : "s");
+  return kernels::Describe(*ops_, *threads_);
 }
 
 Profiler::Call Profiler::RowCall(const OperationShape& shape) {
@@ -296,6 +291,7 @@ Status Profiler::Run(const std::vector<CostPoint>& known,
   const std::vector<PlannedPoint> plan = PlanProfile(model_, options_.quick);
   for (size_t i = 0; i < plan.size(); ++i) {
     if (have.count(TextOf(plan[i].shape)) > 0) continue;
+    if (cache_ == nullptr) THERMOE_RETURN_IF_ERROR(MakeBuffers());
     CostPoint point = Measure(plan[i].shape);
     if (point.latency_us <= 0) continue;  // nothing to run it on: a model without a sampler
     point.held_out = plan[i].held_out;

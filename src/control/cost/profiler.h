@@ -53,15 +53,14 @@ class Profiler {
   // Measures what the plan has and `known` has not. `on_point` gets each new point and the share done; false stops with
   // kCancelled, an error of its own ends the run.
   Status Run(const std::vector<CostPoint>& known, const std::function<Result<bool>(const CostPoint& point, double done_frac)>& on_point);
-  // One point: the median over runs, each the fastest of some batches of calls. Successive calls use the weights of successive
-  // layers, as a step does.
-  CostPoint Measure(const OperationShape& shape);
-
  private:
   using Call = std::function<void(size_t turn)>;
 
   Profiler(const ProfileTarget& target, const ProfilerOptions& options) : target_(target), options_(options) {}
-  Status Prepare();
+  Status MakeBuffers();
+  // One point: the median over runs, each the fastest of some batches of calls. Successive calls use the weights of successive
+  // layers, as a step does.
+  CostPoint Measure(const OperationShape& shape);
   Call CallOf(const OperationShape& shape);
   Call RowCall(const OperationShape& shape);
   Call LinearCall(const OperationShape& shape);
