@@ -37,14 +37,7 @@ void StoreScales(DType type, const std::byte* block, int64_t b, int lane, std::b
     case DType::kQ5_1: std::memcpy(to + 32 + 2 * lane, block + offsetof(BlockQ5_1, m), 2); break;
     case DType::kMXFP4: to[lane] = block[0]; return;
     case DType::kQ4K:
-    case DType::kQ5K: {
-      uint8_t packed[12];
-      std::memcpy(packed, block + offsetof(BlockQ4K, scales), sizeof(packed));
-      const KScale k = UnpackKScale(packed, static_cast<int>(b % 8));
-      to[lane] = static_cast<std::byte>(k.scale);
-      to[16 + lane] = static_cast<std::byte>(k.min);
-      return;
-    }
+    case DType::kQ5K: return;  // in the super
     case DType::kQ6K:
       to[lane] = block[static_cast<int64_t>(offsetof(BlockQ6K, scales)) + b % 8 * 2];
       to[16 + lane] = block[static_cast<int64_t>(offsetof(BlockQ6K, scales)) + b % 8 * 2 + 1];
@@ -52,6 +45,35 @@ void StoreScales(DType type, const std::byte* block, int64_t b, int lane, std::b
     default: break;
   }
   std::memcpy(to + 2 * lane, block, 2);
+}
+
+// A block's super; `super` holds zeros where bits are set.
+void StoreSuper(DType type, const std::byte* block, int lane, std::byte* super) {
+  if (type == DType::kQ6K) {
+    std::memcpy(super + 2 * lane, block + offsetof(BlockQ6K, d), 2);
+    return;
+  }
+  std::memcpy(super + 2 * lane, block, 2);
+  std::memcpy(super + 32 + 2 * lane, block + offsetof(BlockQ4K, dmin), 2);
+  uint8_t packed[12];
+  std::memcpy(packed, block + offsetof(BlockQ4K, scales), sizeof(packed));
+  KScales scales;
+  std::memcpy(&scales, super + 64, sizeof(scales));
+  for (int b = 0; b < 8; ++b) {
+    const KScale k = UnpackKScale(packed, b);
+    const auto store = [&](KScales::Six* six, int value) {
+      six->low[b % 4][lane] |= static_cast<uint8_t>((value & 15) << (b / 4 * 4));
+      six->high[b / 4][lane] |= static_cast<uint8_t>(value >> 4 << (b % 4 * 2));
+    };
+    store(&scales.scale, k.scale);
+    store(&scales.min, k.min);
+  }
+  std::memcpy(super + 64, &scales, sizeof(scales));
+}
+
+float SixOf(const KScales::Six& six, int64_t b, int lane) {
+  const int low = six.low[b % 4][lane] >> (b % 8 / 4 * 4) & 15;
+  return static_cast<float>(low | (six.high[b % 8 / 4][lane] >> (b % 4 * 2) & 3) << 4);
 }
 
 void StoreCodes(DType type, const std::byte* block, int64_t b, int lane, std::byte* to) {
@@ -73,8 +95,8 @@ void StoreCodes(DType type, const std::byte* block, int64_t b, int lane, std::by
 
 GroupShape GroupShapeOf(DType type, int64_t cols) {
   GroupShape shape;
-  shape.super_bytes = type == DType::kQ6K ? 32 : IsK(type) ? 64 : 0;
-  shape.scale_bytes = type == DType::kMXFP4 ? 16 : type == DType::kQ5_1 ? 64 : 32;
+  shape.super_bytes = type == DType::kQ6K ? 32 : IsK(type) ? 64 + static_cast<int64_t>(sizeof(KScales)) : 0;
+  shape.scale_bytes = type == DType::kMXFP4 ? 16 : type == DType::kQ5_1 ? 64 : type == DType::kQ4K || type == DType::kQ5K ? 0 : 32;
   const int bits = TraitsOf(type).bits;
   shape.code_bytes = type == DType::kQ8_0 ? 512 : type == DType::kNested8 ? 256 : 256 + (bits - 4) * 64;
   const int64_t blocks = cols / kQuantBlock;
@@ -100,14 +122,7 @@ void InterleaveGroup(DType type, const std::byte* rows, int64_t row_bytes, int64
   for (int lane = 0; lane < kInterleave; ++lane) {
     const std::byte* row = rows + lane * row_bytes;
     for (int64_t s = 0; IsK(type) && s < cols / kSuper; ++s) {
-      const std::byte* block = row + s * traits.block_bytes;
-      std::byte* super = group + s * shape.super_bytes;
-      if (type == DType::kQ6K) {
-        std::memcpy(super + 2 * lane, block + offsetof(BlockQ6K, d), 2);
-      } else {
-        std::memcpy(super + 2 * lane, block, 2);
-        std::memcpy(super + 32 + 2 * lane, block + offsetof(BlockQ4K, dmin), 2);
-      }
+      StoreSuper(type, row + s * traits.block_bytes, lane, group + s * shape.super_bytes);
     }
     for (int64_t b = 0; b < cols / kQuantBlock; ++b) {
       const std::byte* block = row + b * kQuantBlock / traits.block_elements * traits.block_bytes;
@@ -158,6 +173,8 @@ void DecodeInterleavedRow(const WeightMatrix& matrix, int64_t row, Planes planes
     const std::byte* codes = group + shape.codes_at + b * shape.code_bytes;
     const std::byte* scales = group + shape.scales_at + b * shape.scale_bytes;
     const std::byte* super = group + b / 8 * shape.super_bytes;
+    KScales k;
+    if (type == DType::kQ4K || type == DType::kQ5K) std::memcpy(&k, super + 64, sizeof(k));
     const auto byte = [&](int at) { return static_cast<uint8_t>(scales[at + lane]); };
     for (int j = 0; j < kQuantBlock; ++j) {
       int code = type == DType::kQ8_0 ? static_cast<int>(codes[j / 4 * 64 + lane * 4 + j % 4]) : nibble(codes, j);
@@ -177,8 +194,7 @@ void DecodeInterleavedRow(const WeightMatrix& matrix, int64_t row, Planes planes
         case DType::kMXFP4: value = E8M0Half(byte(0)) * static_cast<float>(kMXFP4Values[code]); break;
         case DType::kQ4K:
         case DType::kQ5K:
-          value = LoadHalf(super + 2 * lane) * static_cast<float>(byte(0)) * f -
-                  LoadHalf(super + 32 + 2 * lane) * static_cast<float>(byte(16));
+          value = LoadHalf(super + 2 * lane) * SixOf(k.scale, b, lane) * f - LoadHalf(super + 32 + 2 * lane) * SixOf(k.min, b, lane);
           break;
         case DType::kQ6K:
           value = LoadHalf(super + 2 * lane) * static_cast<float>(static_cast<int8_t>(byte(j < 16 ? 0 : 16))) * (f - 32);

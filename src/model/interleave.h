@@ -4,8 +4,8 @@
 // holds, bit for bit, in nearly as many bytes.
 //
 // A group is 16 rows. With B = cols / 32 it holds, in this order (lanes are rows):
-//   supers  K types: for each 256 columns d [16] binary16, then dmin [16] (kQ6K has none)
-//   scales  for each 32 columns: d [16] binary16, then kQ5_1's m [16]; kQ4K, kQ5K: scale [16], min [16] bytes;
+//   supers  K types: for each 256 columns d [16] binary16, then dmin [16] (kQ6K has none); kQ4K, kQ5K: then KScales
+//   scales  for each 32 columns: d [16] binary16, then kQ5_1's m [16]; kQ4K, kQ5K: none;
 //           kQ6K: scale [16] of the first 16 columns, [16] of the others; kMXFP4: e [16] bytes
 //   (padded to 64 bytes)
 //   codes   kQ8_0: [B][8][16][4] bytes, code + 128 of columns 32 b + 4 q + i
@@ -23,6 +23,16 @@
 namespace thermoe {
 
 inline constexpr int kInterleave = 16;
+
+// The 6-bit scales and minimums of eight blocks of 32 columns of 16 rows, as many bytes as the file has.
+struct KScales {
+  struct Six {
+    uint8_t low[4][16];   // [b % 4][row]: four low bits of block b, in the low half for b < 4
+    uint8_t high[2][16];  // [b / 4][row]: two high bits of block b, from bit 2 (b % 4) on
+  };
+  Six scale, min;
+};
+static_assert(sizeof(KScales) == 192);
 
 // Where the parts of a group are, in bytes.
 struct GroupShape {

@@ -38,15 +38,16 @@ struct Int {
     const I s = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
     return AddPairs(sum, _mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(x, s)));
   }
-  static I DotSmall(I sum, I w, I x) { return AddPairs(sum, _mm256_maddubs_epi16(w, x)); }
+  // For weights of 0..63, whose products may be added as pairs of 16 bits for a while.
+  static constexpr bool kPairs = true;
+  static I Pairs(I w, I x) { return _mm256_maddubs_epi16(w, x); }
+  static I AddHalves(I a, I b) { return _mm256_add_epi16(a, b); }
   static I LowNibbles(I a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
   static I HighNibbles(I a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
   static I JoinLow(I hi, I lo) { return _mm256_or_si256(_mm256_slli_epi16(LowNibbles(hi), 4), LowNibbles(lo)); }
   static I JoinHigh(I hi, I lo) {
     return _mm256_or_si256(_mm256_andnot_si256(_mm256_set1_epi8(15), hi), HighNibbles(lo));
   }
-  static I Eights() { return _mm256_set1_epi8(8); }
-  static I HighEights() { return _mm256_set1_epi8(-128); }
   static I Lookup(const uint8_t* table, I nibbles) {
     const __m128i values = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), nibbles);

@@ -15,6 +15,7 @@ namespace {
 
 struct Int {
   using I = __m512i;
+  static constexpr bool kPairs = false;  // byte products are summed at once
   static constexpr int kTokens =
       8;  // 8 integer and 8 float accumulators, a weight vector and temporaries of 32 registers
 
@@ -48,8 +49,6 @@ struct Int {
   static I JoinHigh(I hi, I lo) {
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), _mm512_srli_epi16(lo, 4), hi, 0xca);
   }
-  static I Eights() { return _mm512_set1_epi8(8); }         // a lo plane of 8s, low halves
-  static I HighEights() { return _mm512_set1_epi8(-128); }  // and high halves
   static I Lookup(const uint8_t* table, I nibbles) {
     const __m128i values = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), nibbles);

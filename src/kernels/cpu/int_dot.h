@@ -23,7 +23,7 @@ void QuantiseRow(const float* x, int64_t cols, std::byte* out) {
     Int::QuantiseBlock(x + b * 32, most > 0 ? 127.0f / most : 0.0f, out + b * 32, &first, &last);
     const int32_t sum = first + last;
     const float scale = most / 127.0f, total = static_cast<float>(sum);
-    const QuantSide values{scale, -128 * sum, -8 * sum, -0.5f * total, -scale * total, -8 * first};
+    const QuantSide values{scale, -128 * sum, -8 * sum, -120.5f * total, -scale * total, -8 * first};
     std::memcpy(side + b * static_cast<int64_t>(sizeof(QuantSide)), &values, sizeof(values));
   }
 }
@@ -33,12 +33,14 @@ constexpr int BitPlanes(IntPacking p) {
   return p == IntPacking::kQ6K ? 2 : p == IntPacking::kQ5_0 || p == IntPacking::kQ5_1 || p == IntPacking::kQ5K ? 1 : 0;
 }
 constexpr int64_t CodeBytes(IntPacking p) { return p == IntPacking::kQ8_0 ? 512 : 256 + 64 * BitPlanes(p); }
-constexpr int64_t ScaleBytes(IntPacking p) { return p == IntPacking::kQ5_1 ? 64 : p == IntPacking::kMXFP4 ? 16 : 32; }
 constexpr bool IsMinK(IntPacking p) { return p == IntPacking::kQ4K || p == IntPacking::kQ5K; }
+constexpr int64_t ScaleBytes(IntPacking p) { return IsMinK(p) ? 0 : p == IntPacking::kQ5_1 ? 64 : p == IntPacking::kMXFP4 ? 16 : 32; }
 // Whether codes go to the product with all of a byte's values, made signed by -128, or as they are, below 64.
 constexpr bool IsFull(IntPacking p) {
-  return p == IntPacking::kQ8_0 || p == IntPacking::kIQ4NL || p == IntPacking::kBoth || p == IntPacking::kHi;
+  return p == IntPacking::kQ8_0 || p == IntPacking::kIQ4NL || p == IntPacking::kBoth;
 }
+// Largest code that goes to the product, where not all of a byte's values may occur.
+constexpr int LargestCode(IntPacking p) { return BitPlanes(p) == 2 ? 63 : BitPlanes(p) == 1 || p == IntPacking::kMXFP4 ? 31 : 15; }
 constexpr int IntSums(IntPacking p) { return p == IntPacking::kQ6K ? 2 : 1; }  // of columns with a scale of their own
 
 // Signed values behind nibbles, raised by 128 and by 16.
@@ -68,10 +70,7 @@ template <class Int, IntPacking kPacking>
 inline __attribute__((always_inline)) void LoadCodes(const std::byte* codes, const std::byte* lo, const std::byte* bits, int q,
                                                      typename Int::I* low, typename Int::I* high) {
   const typename Int::I packed = Int::Load(codes + q * 64);
-  if constexpr (kPacking == IntPacking::kHi) {
-    *low = Int::JoinLow(packed, Int::Eights());
-    *high = Int::JoinHigh(packed, Int::HighEights());
-  } else if constexpr (kPacking == IntPacking::kBoth) {
+  if constexpr (kPacking == IntPacking::kBoth) {
     const typename Int::I packed_lo = Int::Load(lo + q * 64);
     *low = Int::JoinLow(packed, packed_lo);
     *high = Int::JoinHigh(packed, packed_lo);
@@ -94,6 +93,15 @@ inline __attribute__((always_inline)) void LoadCodes(const std::byte* codes, con
   }
 }
 
+template <class Int, IntPacking kPacking>
+inline __attribute__((always_inline)) typename Int::I Dot4(typename Int::I sum, typename Int::I w, typename Int::I x) {
+  if constexpr (IsFull(kPacking)) {
+    return Int::DotFull(sum, w, x);
+  } else {
+    return Int::DotSmall(sum, w, x);
+  }
+}
+
 // sums[t] += the dot products of a block for the lanes of one part of a group.
 template <class Int, IntPacking kPacking, int kTokens>
 inline __attribute__((always_inline)) void AddIntBlock(const std::byte* codes, const std::byte* lo, const std::byte* bits,
@@ -101,16 +109,48 @@ inline __attribute__((always_inline)) void AddIntBlock(const std::byte* codes, c
                                                        typename Int::I (&sums)[kTokens][IntSums(kPacking)]) {
   using I = typename Int::I;
   constexpr int kLast = IntSums(kPacking) - 1;
-  const auto dot = [](I sum, I w, I code) __attribute__((always_inline)) {
-    return IsFull(kPacking) ? Int::DotFull(sum, w, code) : Int::DotSmall(sum, w, code);
-  };
   if constexpr (kPacking == IntPacking::kQ8_0) {
 #pragma GCC unroll 8
     for (int q = 0; q < 8; ++q) {
       const I w = Int::Load(codes + q * 64);
 #pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) sums[t][0] = dot(sums[t][0], w, Int::Four(x[t] + at + 4 * q));
+      for (int t = 0; t < kTokens; ++t) sums[t][0] = Int::DotFull(sums[t][0], w, Int::Four(x[t] + at + 4 * q));
     }
+  } else if constexpr (Int::kPairs && !IsFull(kPacking)) {
+    // Products stay in pairs of 16 bits as long as they fit there.
+    constexpr int kFits = 32767 / (2 * 127 * LargestCode(kPacking)), kPerQ = kLast == 0 ? 2 : 1, kRun = kFits / kPerQ;
+    I pairs[kTokens][kLast + 1];
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      I low, high;
+      LoadCodes<Int, kPacking>(codes, lo, bits, q, &low, &high);
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        const I first = Int::Pairs(low, Int::Four(x[t] + at + 4 * q)), second = Int::Pairs(high, Int::Four(x[t] + at + 16 + 4 * q));
+        const bool begins = q % kRun == 0;
+        pairs[t][0] = begins ? first : Int::AddHalves(pairs[t][0], first);
+        pairs[t][kLast] = begins && kLast > 0 ? second : Int::AddHalves(pairs[t][kLast], second);
+        if (q % kRun == kRun - 1 || q == 3) {
+          sums[t][0] = Int::AddPairs(sums[t][0], pairs[t][0]);
+          if (kLast > 0) sums[t][kLast] = Int::AddPairs(sums[t][kLast], pairs[t][kLast]);
+        }
+      }
+    }
+  } else if constexpr (kLast == 0 && kTokens <= 2) {
+    // Few tokens: two chains of additions hide an addition's latency (4-bit weights from L2: a fifth faster).
+    I other[kTokens];
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      I low, high;
+      LoadCodes<Int, kPacking>(codes, lo, bits, q, &low, &high);
+#pragma GCC unroll 2
+      for (int t = 0; t < kTokens; ++t) {
+        sums[t][0] = Dot4<Int, kPacking>(sums[t][0], low, Int::Four(x[t] + at + 4 * q));
+        other[t] = Dot4<Int, kPacking>(q == 0 ? Int::Fill(0) : other[t], high, Int::Four(x[t] + at + 16 + 4 * q));
+      }
+    }
+#pragma GCC unroll 2
+    for (int t = 0; t < kTokens; ++t) sums[t][0] = Int::Add(sums[t][0], other[t]);
   } else {
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
@@ -118,9 +158,21 @@ inline __attribute__((always_inline)) void AddIntBlock(const std::byte* codes, c
       LoadCodes<Int, kPacking>(codes, lo, bits, q, &low, &high);
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
-        sums[t][0] = dot(sums[t][0], low, Int::Four(x[t] + at + 4 * q));
-        sums[t][kLast] = dot(sums[t][kLast], high, Int::Four(x[t] + at + 16 + 4 * q));
+        sums[t][0] = Dot4<Int, kPacking>(sums[t][0], low, Int::Four(x[t] + at + 4 * q));
+        sums[t][kLast] = Dot4<Int, kPacking>(sums[t][kLast], high, Int::Four(x[t] + at + 16 + 4 * q));
       }
+    }
+  }
+}
+
+// KScales (model/interleave.h) as bytes: [8] blocks, scale [16] and min [16] of each.
+inline __attribute__((always_inline)) void UnpackSixes(const std::byte* low, const std::byte* high, std::byte* out) {
+  for (int b = 0; b < 4; ++b) {
+    for (int l = 0; l < 16; ++l) {
+      const auto nibbles = static_cast<uint8_t>(low[b * 16 + l]);
+      const auto first = static_cast<uint8_t>(high[l]), second = static_cast<uint8_t>(high[16 + l]);
+      out[b * 32 + l] = static_cast<std::byte>((nibbles & 15) | (first >> (2 * b) & 3) << 4);
+      out[(b + 4) * 32 + l] = static_cast<std::byte>(nibbles >> 4 | (second >> (2 * b) & 3) << 4);
     }
   }
 }
@@ -149,7 +201,8 @@ template <class Isa, class Int, IntPacking kPacking, int kTokens, bool kAhead>
 void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
   using F = typename Isa::F;
   constexpr int64_t kBlockBytes = CodeBytes(kPacking), kSideBytes = static_cast<int64_t>(sizeof(QuantSide));
-  constexpr int64_t kSuperBytes = IsMinK(kPacking) ? 64 : kPacking == IntPacking::kQ6K ? 32 : 0;
+  constexpr int64_t kSuperBytes = IsMinK(kPacking) ? 256 : kPacking == IntPacking::kQ6K ? 32 : 0;
+  alignas(64) std::byte sixes[IsMinK(kPacking) ? 256 : 1];  // of the 256 columns at hand
   const std::byte* supers = args.data + group * args.group_bytes;
   const std::byte* scales = supers + args.scales_at;
   const std::byte* codes = supers + args.codes_at;
@@ -168,7 +221,7 @@ void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) StartSums<Int, kPacking>(x[t] + side_at + b * kSideBytes, sums[t]);
       const std::byte* block = codes + b * kBlockBytes;
-      if constexpr (kAhead) {
+      if (kAhead && part == 0) {  // a later part finds them in cache
 #pragma GCC unroll 8
         for (int64_t i = 0; i < kBlockBytes; i += 64) __builtin_prefetch(block + kPrefetchAhead + i, 0, 2);
         if constexpr (kPacking == IntPacking::kBoth) {
@@ -179,6 +232,14 @@ void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
       AddIntBlock<Int, kPacking, kTokens>(block + lane_bytes, lo + (lo == nullptr ? 0 : b * 256 + lane_bytes),
                                           block + 256 + part * Isa::kWidth / 2, x, b * 32, sums);
       const std::byte* block_scales = scales + b * ScaleBytes(kPacking);
+      if constexpr (IsMinK(kPacking)) {
+        if (b % 8 == 0) {
+          const std::byte* packed = supers + b / 8 * kSuperBytes + 64;
+          UnpackSixes(packed, packed + 64, sixes);
+          UnpackSixes(packed + 96, packed + 160, sixes + 16);
+        }
+        block_scales = sixes + b % 8 * 32;
+      }
       F scale, min;
       LoadScales<Isa, Int, kPacking>(supers + b / 8 * kSuperBytes, block_scales, part, &scale, &min);
 #pragma GCC unroll 8
@@ -192,7 +253,8 @@ void IntTile(const IntDotArgs& args, int64_t group, int64_t token) {
         } else {
           sum = Int::ToFloat(sums[t][0]);
         }
-        if constexpr (kPacking == IntPacking::kHi) sum = Isa::Add(sum, Int::BroadcastFloat(side + 12));
+        // A nibble n stands for 16 (n - 8) + 7.5; both terms and their sum are exact.
+        if constexpr (kPacking == IntPacking::kHi) sum = Isa::Fma(sum, Isa::Set(16.0f), Int::BroadcastFloat(side + 12));
         acc[t] = Isa::Fma(sum, Isa::Mul(scale, Int::BroadcastFloat(side)), acc[t]);
         if constexpr (IsMinK(kPacking) || kPacking == IntPacking::kQ5_1) {
           acc[t] = Isa::Fma(min, Int::BroadcastFloat(side + 16), acc[t]);

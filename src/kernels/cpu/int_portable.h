@@ -18,6 +18,7 @@ struct Int {
   struct I {
     uint32_t lanes[8];
   };
+  static constexpr bool kPairs = false;  // byte products are summed at once
   static constexpr int kTokens = 2;
 
   static I Load(const std::byte* from) {
@@ -110,8 +111,6 @@ struct Int {
   static I JoinHigh(I hi, I lo) {
     return Map(hi, lo, [](uint32_t h, uint32_t l) { return (h & ~kLow) | ((l >> 4) & kLow); });
   }
-  static I Eights() { return Fill(0x08080808u); }
-  static I HighEights() { return Fill(0x80808080u); }
   static float LargestMagnitude(const float* x) {
     float most = 0;
     for (int i = 0; i < 32; ++i) {

@@ -48,7 +48,7 @@ struct QuantSide {
   float scale;      // x is about scale * code
   int32_t sum_128;  // -128 times the sum of the codes
   int32_t sum_8;    // -8 times
-  float half;       // -0.5 times
+  float hi_offset;  // -120.5 times: what nibbles of a hi plane are raised by, 128 less the mid-point of 7.5
   float minus_sum;  // -scale times
   int32_t first_8;  // -8 times the sum of the first 16 codes
 };
