@@ -102,7 +102,7 @@ Status Record(const RecordFlags& flags) {
   OutputFile file;
   THERMOE_RETURN_IF_ERROR(file.Open(flags.out));
   THERMOE_RETURN_IF_ERROR(file.Write(TraceHeader(name)));
-  Sampler sampler(std::move(*source));
+  TelemetrySampler sampler(std::move(*source));
   sampler.Start();
   const auto start = std::chrono::steady_clock::now();
   const bool live = IsTerminal(STDERR_FILENO) && !flags.json;
