@@ -24,6 +24,7 @@
 #include "interrupt.h"
 #include "json_out.h"
 #include "output.h"
+#include "telemetry_options.h"
 #include "terminal.h"
 
 namespace thermoe {
@@ -96,7 +97,9 @@ std::string LiveLine(const Snapshot& snapshot, double elapsed_s) {
 
 Status Record(const RecordFlags& flags) {
   THERMOE_RETURN_IF_ERROR(CheckOutput(flags));
-  Result<std::unique_ptr<TelemetrySource>> source = FindSource(flags.telemetry);
+  const Result<std::string> choice = ResolveTelemetry(flags.telemetry);
+  if (!choice.ok()) return choice.status();
+  Result<std::unique_ptr<TelemetrySource>> source = FindSource(*choice);
   if (!source.ok()) return source.status();
   const std::string name = (*source)->name();
   OutputFile file;
