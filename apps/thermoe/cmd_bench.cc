@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -22,6 +22,7 @@
 #include "output.h"
 #include "steering_options.h"
 #include "table.h"
+#include "telemetry_options.h"
 #include "terminal.h"
 
 namespace thermoe {
@@ -45,12 +46,18 @@ const HelpPage kPage = {
     "With --baseline, every test runs without steering first; 'gain' is how many times faster the steered one is, 'of "
     "experts' the same of the expert stage alone.\n"
     "\n"
+    "'mJ/token' is what --telemetry counts, of steps of the test's kind over their tokens; an estimate where there is no sensor of "
+    "power. With --telemetry plant:FILE the device, its time and its energy are simulated. With --telemetry-cost, every test "
+    "runs with telemetry and without, in turn.\n"
+    "\n"
     "With --vs, every round of tests is followed by a command of yours, so that noise meets both sides alike; 'times' is "
     "the median of the rounds' ratios. The command prints its tokens per second, one line a test in the order of the "
     "tests, or JSON with \"tokens_per_s\" or \"avg_ts\" (llama-bench -o json).",
     " thermoe bench\n"
     " thermoe bench model.gguf --prefill 512,2048 --batch 8,32 --repeat 5\n"
     " thermoe bench model.gguf --experts nested --full-slots 0 --baseline\n"
+    " thermoe bench --telemetry plant:h100\n"
+    " thermoe bench --prefill 0 --batch 0 --repeat 200 --telemetry linux --telemetry-cost\n"
     " thermoe bench model.gguf --batch 0 --vs 'llama-bench -m model.gguf -p 512 -n 128 -r 1 -o json'"};
 
 struct BenchFlags {
@@ -63,6 +70,8 @@ struct BenchFlags {
   uint64_t seed = 1;
   std::string vs;
   bool baseline = false;
+  std::string telemetry = "auto";
+  bool telemetry_cost = false;
   bool json = false;
 };
 
@@ -79,12 +88,20 @@ struct Case {
 
 struct Run {
   double seconds = 0, tokens = 0, bytes = 0, expert_bytes = 0;
+  double joules = 0, estimated_frac = 0;  // of the steps that are counted
+  EnergySource source = EnergySource::kNone;
   StageTimes stages;  // sums
 };
 
 // Of the rounds.
 struct Spread {
   double median = 0, least = 0, most = 0;
+};
+
+// What telemetry adds to a step's time, over pairs of runs with and without.
+struct PairedCost {
+  double median_frac = 0, low_frac = 0, high_frac = 0;  // median and quartiles
+  double error_frac = 0;                                // standard error of the median, were they normal
 };
 
 struct CaseResult {
@@ -95,6 +112,10 @@ struct CaseResult {
   std::optional<Spread> peer, ratio;  // --vs: its tokens per second; ours over its, round by round
   // --baseline: tokens per second without steering; how many times faster the step and its expert stage are with it.
   std::optional<Spread> plain, gain, experts_gain;
+  std::optional<Spread> joules;  // per token
+  EnergySource source = EnergySource::kNone;
+  double estimated_frac = 0;     // the most of any round
+  std::optional<PairedCost> telemetry_cost;
 };
 
 std::vector<Case> Cases(const BenchFlags& flags) {
@@ -133,18 +154,19 @@ Result<Run> RunCase(Engine* engine, const Case& what, uint64_t seed) {
     ids.push_back(*id);
   }
   Run run;
+  const EnergyTotals before = engine->energy();
   std::vector<Event> events;
   while (true) {
     if (Interrupted()) return InterruptedStatus();
     events.clear();
-    const auto start = std::chrono::steady_clock::now();
+    const double start_s = engine->now_s();
     const Result<bool> more = engine->Step(&events);
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    const double seconds = engine->now_s() - start_s;
     if (!more.ok()) return more.status();
     if (!*more) break;
     const StepRecord& record = engine->last_step();
     if (prefill != (record.prefill_tokens > 0)) continue;
-    run.seconds += seconds.count();
+    run.seconds += seconds;
     run.tokens += record.tokens;
     run.bytes += record.weight_bytes + record.kv_bytes;
     run.expert_bytes += record.expert_bytes;
@@ -153,6 +175,13 @@ Result<Run> RunCase(Engine* engine, const Case& what, uint64_t seed) {
   for (const RequestId id : ids) {
     if (Result<RequestResult> result = engine->TakeResult(id); !result.ok()) return result.status();
   }
+  engine->SettleEnergy(kSettle_s);
+  const EnergyTotals after = engine->energy();
+  const double total_j = after.total_j() - before.total_j();
+  run.joules = prefill ? after.prefill_j - before.prefill_j : after.decode_j - before.decode_j;
+  run.source = after.source;
+  const double estimated_j = after.estimated_frac * after.total_j() - before.estimated_frac * before.total_j();
+  run.estimated_frac = total_j > 0 ? std::clamp(estimated_j / total_j, 0.0, 1.0) : 0;
   return run;
 }
 
@@ -163,12 +192,36 @@ Spread SpreadOf(std::vector<double> values) {
   return {median, values.front(), values.back()};
 }
 
+PairedCost PairedCostOf(std::vector<double> ratios) {
+  std::sort(ratios.begin(), ratios.end());
+  const auto at = [&](double frac) { return ratios[static_cast<size_t>(frac * static_cast<double>(ratios.size() - 1) + 0.5)] - 1; };
+  PairedCost cost{SpreadOf(ratios).median - 1, at(0.25), at(0.75), 0};
+  // sigma from the quartiles' distance; the median's own error is 1.2533 sigma / sqrt(n).
+  cost.error_frac = 1.2533 * (cost.high_frac - cost.low_frac) / 1.349 / std::sqrt(static_cast<double>(ratios.size()));
+  return cost;
+}
+
+// --telemetry-cost: the case without telemetry and with it, in an order that changes from round to round.
+Result<double> TimesWithTelemetry(const BenchFlags& flags, const std::string& telemetry, Engine* engine, const Case& what, int round) {
+  double seconds_per_token[2] = {};
+  for (const bool second : {false, true}) {
+    const bool with = second == (round % 2 == 0);
+    THERMOE_RETURN_IF_ERROR(engine->SetTelemetry(with ? telemetry : "none"));
+    const Result<Run> run = RunCase(engine, what, flags.seed);
+    if (!run.ok()) return run.status();
+    seconds_per_token[with] = run->seconds / run->tokens;
+  }
+  THERMOE_RETURN_IF_ERROR(engine->SetTelemetry(telemetry));
+  return seconds_per_token[true] / seconds_per_token[false];
+}
+
 // Every test once a round, in turn, then the peer: what disturbs the machine for a while disturbs all of them.
-Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, Engine* engine, const std::vector<Case>& cases, ProgressBar* bar) {
+Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::string& telemetry, Engine* engine,
+                                        const std::vector<Case>& cases, ProgressBar* bar) {
   std::vector<CaseResult> results(cases.size());
   for (size_t i = 0; i < cases.size(); ++i) results[i].what = cases[i];
   struct Rounds {
-    std::vector<double> rates, peers, ratios, plain, gains, experts_gains;
+    std::vector<double> rates, peers, ratios, plain, gains, experts_gains, joules, with_telemetry;
   };
   std::vector<Rounds> rounds(cases.size());
   for (int round = 0; round <= flags.repeat; ++round) {  // round 0 warms up: pages of the file are read, threads awake
@@ -180,6 +233,11 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, Engine* engine,
         if (!run.ok()) return run.status();
         plain = *run;
         THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, engine));
+      }
+      if (flags.telemetry_cost) {
+        const Result<double> times = TimesWithTelemetry(flags, telemetry, engine, cases[i], round);
+        if (!times.ok()) return times.status();
+        if (round > 0) rounds[i].with_telemetry.push_back(*times);
       }
       const Result<Run> run = RunCase(engine, cases[i], flags.seed);
       if (!run.ok()) return run.status();
@@ -197,6 +255,9 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, Engine* engine,
         rounds[i].gains.push_back(rate / rounds[i].plain.back());
         rounds[i].experts_gains.push_back(plain->stages.experts_us / plain->tokens / (run->stages.experts_us / run->tokens));
       }
+      rounds[i].joules.push_back(run->joules / run->tokens);
+      results[i].source = run->source;
+      results[i].estimated_frac = std::max(results[i].estimated_frac, run->estimated_frac);
       results[i].bytes_per_token = run->bytes / run->tokens;
       results[i].expert_bytes_per_token = run->expert_bytes / run->tokens;
     }
@@ -210,6 +271,8 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, Engine* engine,
   }
   for (size_t i = 0; i < cases.size(); ++i) {
     results[i].rate = SpreadOf(rounds[i].rates);
+    if (results[i].source != EnergySource::kNone) results[i].joules = SpreadOf(rounds[i].joules);
+    if (flags.telemetry_cost) results[i].telemetry_cost = PairedCostOf(rounds[i].with_telemetry);
     if (flags.baseline) {
       results[i].plain = SpreadOf(rounds[i].plain);
       results[i].gain = SpreadOf(rounds[i].gains);
@@ -231,7 +294,8 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps
   Json device;
   device["cpu"] = CpuName();
   device["engine"] = engine.Describe();
-  device["memory_read_gbps"] = read_gbps;
+  device["memory_read_gbps"] = read_gbps > 0 ? Json(read_gbps) : Json();
+  device["telemetry"] = TelemetryJson(engine.telemetry());
   json["device"] = std::move(device);
   json["steering"] = SteeringJson(flags.steering);
   json["repeat"] = flags.repeat;
@@ -246,8 +310,21 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps
     entry["tokens_per_s"] = SpreadJson(result.rate);
     entry["bytes_per_token"] = result.bytes_per_token;
     entry["expert_bytes_per_token"] = result.expert_bytes_per_token;
-    for (const auto& [name, stage] : kStages) entry["stage_us_per_token"][name] = result.stages_per_token.*stage;
-    entry["bandwidth_frac"] = result.rate.median * result.bytes_per_token / (read_gbps * 1e9);
+    const bool simulated = engine.telemetry().simulated;  // which has no stages, and is not this machine
+    for (const auto& [name, stage] : kStages) {
+      entry["stage_us_per_token"][name] = simulated ? Json() : Json(result.stages_per_token.*stage);
+    }
+    entry["bandwidth_frac"] = simulated ? Json() : Json(result.rate.median * result.bytes_per_token / (read_gbps * 1e9));
+    entry["joules_per_token"] = result.joules ? SpreadJson(*result.joules) : Json();
+    entry["energy_source"] = EnergySourceName(result.source);
+    entry["energy_estimated_frac"] = result.joules ? Json(result.estimated_frac) : Json();
+    entry["telemetry_cost_frac"] = Json();
+    if (const auto& cost = result.telemetry_cost) {
+      entry["telemetry_cost_frac"] = {{"median", cost->median_frac},
+                                      {"low_quartile", cost->low_frac},
+                                      {"high_quartile", cost->high_frac},
+                                      {"error", cost->error_frac}};
+    }
     entry["vs_tokens_per_s"] = result.peer ? SpreadJson(*result.peer) : Json();
     entry["ratio"] = result.ratio ? SpreadJson(*result.ratio) : Json();
     entry["plain_tokens_per_s"] = result.plain ? SpreadJson(*result.plain) : Json();
@@ -258,17 +335,30 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps
   return PrintJsonLine(json);
 }
 
+// How the joules are known, for the column's title.
+std::string EnergyNote(const std::vector<CaseResult>& results) {
+  double estimated_frac = 0;
+  for (const CaseResult& result : results) estimated_frac = std::max(estimated_frac, result.estimated_frac);
+  const std::string label = EnergyLabel(results.front().source);
+  if (!label.empty()) return " (" + label + ")";
+  return estimated_frac > 0.05 ? fmt::format(" (up to {:.0f} % estimate)", 100 * estimated_frac) : "";
+}
+
 void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps,
                  const std::vector<CaseResult>& results) {
   const ModelInfo& info = engine.model().info();
   PrintFields({{"model", fmt::format("{}, {}, experts {}", info.path, info.architecture, info.expert_type)},
                {"machine", CpuName()},
                {"engine", engine.Describe()},
-               {"memory", fmt::format("reads {:.1f} GB/s, measured in this run", read_gbps)},
+               {"memory", read_gbps > 0 ? fmt::format("reads {:.1f} GB/s, measured in this run", read_gbps) : "simulated"},
+               {"telemetry", engine.telemetry().name + (engine.telemetry().simulated ? ": times and joules are simulated" : "")},
                {"runs", fmt::format("{} of each{} after one warm-up", flags.repeat,
                                     flags.vs.empty() ? "" : ", alternating with --vs,")}});
   Print("\n");
   std::vector<std::string> titles = {"test", "tokens/s", "least", "most", "bytes/token", "bandwidth"};
+  const bool simulated = engine.telemetry().simulated, energy = !results.empty() && results.front().joules;
+  if (energy) titles.push_back("mJ/token" + EnergyNote(results));
+  if (flags.telemetry_cost) titles.insert(titles.end(), {"telemetry costs", "std. error", "quartiles"});
   if (flags.baseline) titles.insert(titles.end(), {"plain tokens/s", "gain", "of experts"});
   if (!flags.vs.empty()) titles.insert(titles.end(), {"--vs tokens/s", "times", "from", "to"});
   Table table(std::move(titles));
@@ -276,7 +366,12 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
     const auto rate = [](double value) { return fmt::format("{:.1f}", value); };
     std::vector<std::string> row = {result.what.name, rate(result.rate.median), rate(result.rate.least), rate(result.rate.most),
                                     BytesText(result.bytes_per_token),
-                                    fmt::format("{:.1f} %", 100 * result.rate.median * result.bytes_per_token / (read_gbps * 1e9))};
+                                    simulated ? "-" : fmt::format("{:.1f} %", 100 * result.rate.median * result.bytes_per_token / (read_gbps * 1e9))};
+    if (energy) row.push_back(fmt::format("{:.3g}", 1e3 * result.joules->median));
+    if (const auto& cost = result.telemetry_cost) {
+      row.insert(row.end(), {fmt::format("{:+.2f} %", 100 * cost->median_frac), fmt::format("{:.2f} %", 100 * cost->error_frac),
+                             fmt::format("{:+.2f} to {:+.2f} %", 100 * cost->low_frac, 100 * cost->high_frac)});
+    }
     const auto times = [](double value) { return fmt::format("{:.2f}", value); };
     if (result.gain) row.insert(row.end(), {rate(result.plain->median), times(result.gain->median), times(result.experts_gain->median)});
     if (result.ratio) {
@@ -293,11 +388,22 @@ Status Bench(const BenchFlags& flags) {
   if (flags.baseline && !flags.steering.steers()) {
     return InvalidArgument("--baseline compares with no steering; give a steering flag, for example --k-max 6");
   }
+  const Result<std::string> telemetry = ResolveTelemetry(flags.telemetry);
+  if (!telemetry.ok()) return telemetry.status();
+  const bool plant = telemetry->starts_with("plant:");
+  if (plant && (!flags.vs.empty() || flags.telemetry_cost)) {
+    return InvalidArgument("{} measures real time; it does not go with the virtual time of --telemetry {}",
+                           flags.telemetry_cost ? "--telemetry-cost" : "--vs", flags.telemetry);
+  }
+  if (flags.telemetry_cost && flags.telemetry == "none") {
+    return InvalidArgument("--telemetry-cost compares with none; give --telemetry a source");
+  }
   const std::vector<Case> cases = Cases(flags);
   if (cases.empty()) return InvalidArgument("nothing to measure; give --prefill or --decode above 0");
   Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage());
   if (!opened.ok()) return opened.status();
   EngineOptions options = EngineOptionsFrom(flags.model);
+  options.telemetry = *telemetry;
   for (const Case& what : cases) {
     const int needed = what.prefill > 0 ? what.prefill : kDecodePrompt + what.tokens + 1;
     const int held = opened->model->info().context;
@@ -311,9 +417,9 @@ Status Bench(const BenchFlags& flags) {
   Result<std::unique_ptr<Engine>> engine = Engine::Create(opened->model, options);
   if (!engine.ok()) return engine.status();
   THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, engine->get()));
-  const double read_gbps = MeasureReadGbps(flags.model.threads > 0 ? flags.model.threads : UsableThreads());
+  const double read_gbps = plant ? 0 : MeasureReadGbps(flags.model.threads > 0 ? flags.model.threads : UsableThreads());
   ProgressBar bar("bench");
-  const Result<std::vector<CaseResult>> results = Measure(flags, engine->get(), cases, &bar);
+  const Result<std::vector<CaseResult>> results = Measure(flags, *telemetry, engine->get(), cases, &bar);
   bar.Clear();
   if (!results.ok()) return results.status();
   if (flags.json) return PrintJson(flags, **engine, read_gbps, *results);
@@ -343,6 +449,8 @@ Command MakeBenchCommand(CLI::App* root) {
       ->group(kGroup);
   AddSteeringFlags(app, &flags->steering);
   AddEngineFlags(app, &flags->model);
+  AddTelemetryFlag(app, &flags->telemetry);
+  app->add_flag("--telemetry-cost", flags->telemetry_cost, "Run each test with telemetry and without, and compare.")->group(kGroup);
   app->add_flag("--json", flags->json, "Print one JSON object; errors become JSON too.")->group("Output options");
   return {app, [flags] { return Bench(*flags); }};
 }

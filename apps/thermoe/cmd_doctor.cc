@@ -3,13 +3,17 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
+#include <condition_variable>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "base/errors.h"
 #include "command.h"
 #include "control/telemetry/find_sources.h"
 #include "help.h"
@@ -17,6 +21,7 @@
 #include "json_out.h"
 #include "output.h"
 #include "table.h"
+#include "telemetry_options.h"
 #include "terminal.h"
 
 namespace thermoe {
@@ -25,12 +30,15 @@ namespace {
 // Long enough for three changes of a counter that moves every 100 ms.
 constexpr int kReadings = 16;
 constexpr auto kPeriod = std::chrono::milliseconds(25);
+// Odd drivers take seconds for a reading, or never answer.
+constexpr std::chrono::duration<double> kMostReading(2);  // no further reading is begun
+constexpr std::chrono::duration<double> kMostAnswer(6);   // what has not answered by then is left alone
 
 const HelpPage kPage = {
     "thermoe doctor [--telemetry SOURCE] [--json]",
     "Reads every sensor that thermoe knows for half a second and says what was found, what is missing, why, and what "
     "to do about it: NVML for NVIDIA GPUs; RAPL, hwmon, thermal zones, cpufreq and /proc/stat for the processor. A sensor "
-    "that is missing is unknown to thermoe, never 0.",
+    "that is missing is unknown to thermoe, never 0. A source that does not answer within 6 s is given up.",
     " thermoe doctor\n"
     " thermoe doctor --telemetry nvml:1 --json"};
 
@@ -43,22 +51,61 @@ struct Finding {
   std::string name;   // of the source
   Status opened;      // why it is not there
   std::vector<SensorReport> sensors;
+  double slowest_s = 0;  // reading
 };
 
-Finding Examine(const std::string& choice) {
-  Finding finding{choice, {}, {}};
+Finding ReadSource(const std::string& choice) {
+  using Steady = std::chrono::steady_clock;
+  Finding finding{choice, {}, {}, 0};
   Result<std::unique_ptr<TelemetrySource>> source = FindSource(choice);
   if (!source.ok()) {
     finding.opened = source.status();
     return finding;
   }
-  for (int i = 0; i < kReadings && !Interrupted(); ++i) {
+  const auto begin = Steady::now();
+  for (int i = 0; i < kReadings && !Interrupted() && Steady::now() - begin < kMostReading; ++i) {
     if (i > 0) std::this_thread::sleep_for(kPeriod);
+    const auto start = Steady::now();
     (void)(*source)->Read();
+    finding.slowest_s = std::max(finding.slowest_s, std::chrono::duration<double>(Steady::now() - start).count());
   }
   finding.name = (*source)->name();
   finding.sensors = (*source)->Report();
   return finding;
+}
+
+// ReadSource in a thread of its own, which is left behind if the driver never returns from a call.
+Finding Examine(const std::string& choice) {
+  struct Shared {
+    std::mutex mutex;
+    std::condition_variable ready;
+    bool done = false;
+    Finding finding;
+  };
+  const auto shared = std::make_shared<Shared>();
+  std::thread([shared, choice] {
+    Finding finding = ReadSource(choice);
+    const std::lock_guard lock(shared->mutex);
+    shared->finding = std::move(finding);
+    shared->done = true;
+    shared->ready.notify_one();
+  }).detach();
+  std::unique_lock lock(shared->mutex);
+  const auto most = std::chrono::duration_cast<std::chrono::steady_clock::duration>(kMostAnswer);
+  const auto until = std::chrono::steady_clock::now() + most;
+  while (!shared->done && !Interrupted() && std::chrono::steady_clock::now() < until) {
+    shared->ready.wait_for(lock, std::chrono::milliseconds(50));
+  }
+  if (shared->done) return std::move(shared->finding);
+  return {choice, NotFound("{}: no answer within {:.0f} s; its driver hangs: look at dmesg, restart the driver or the machine", choice,
+                           kMostAnswer.count()), {}, 0};
+}
+
+// What is worth saying of how long readings take.
+std::string SlowNote(const Finding& finding) {
+  if (finding.slowest_s <= kStaleAfter_s) return "";
+  return fmt::format("slow: one took {:.1f} s; a source counts as lost while a reading takes more than {} s", finding.slowest_s,
+                     kStaleAfter_s);
 }
 
 Status PrintJson(const std::vector<Finding>& findings) {
@@ -68,6 +115,7 @@ Status PrintJson(const std::vector<Finding>& findings) {
     Json source;
     source["name"] = finding.name;
     source["error"] = finding.opened.ok() ? Json() : Json(finding.opened.message());
+    source["slowest_reading_ms"] = finding.opened.ok() ? Json(1e3 * finding.slowest_s) : Json();
     source["sensors"] = Json::array();
     for (const SensorReport& sensor : finding.sensors) {
       Json entry;
@@ -89,6 +137,7 @@ void PrintReport(const std::vector<Finding>& findings) {
     first = false;
     std::vector<std::pair<std::string, std::string>> lines;
     if (!finding.opened.ok()) lines.emplace_back("  not there", finding.opened.message());
+    if (const std::string note = SlowNote(finding); !note.empty()) lines.emplace_back("  readings", note);
     for (const SensorReport& sensor : finding.sensors) {
       lines.emplace_back("  " + sensor.name, sensor.found ? sensor.value : "missing: " + sensor.reason);
     }
@@ -102,7 +151,9 @@ Status Doctor(const DoctorFlags& flags) {
     findings.push_back(Examine("nvml"));
     findings.push_back(Examine("linux"));
   } else {
-    findings.push_back(Examine(flags.telemetry));
+    const Result<std::string> choice = ResolveTelemetry(flags.telemetry);
+    if (!choice.ok()) return choice.status();
+    findings.push_back(Examine(*choice));
     if (!findings.back().opened.ok()) return findings.back().opened;
   }
   if (Interrupted()) return InterruptedStatus();

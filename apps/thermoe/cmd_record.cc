@@ -24,6 +24,7 @@
 #include "interrupt.h"
 #include "json_out.h"
 #include "output.h"
+#include "telemetry_options.h"
 #include "terminal.h"
 
 namespace thermoe {
@@ -96,13 +97,15 @@ std::string LiveLine(const Snapshot& snapshot, double elapsed_s) {
 
 Status Record(const RecordFlags& flags) {
   THERMOE_RETURN_IF_ERROR(CheckOutput(flags));
-  Result<std::unique_ptr<TelemetrySource>> source = FindSource(flags.telemetry);
+  const Result<std::string> choice = ResolveTelemetry(flags.telemetry);
+  if (!choice.ok()) return choice.status();
+  Result<std::unique_ptr<TelemetrySource>> source = FindSource(*choice);
   if (!source.ok()) return source.status();
   const std::string name = (*source)->name();
   OutputFile file;
   THERMOE_RETURN_IF_ERROR(file.Open(flags.out));
   THERMOE_RETURN_IF_ERROR(file.Write(TraceHeader(name)));
-  Sampler sampler(std::move(*source));
+  TelemetrySampler sampler(std::move(*source));
   sampler.Start();
   const auto start = std::chrono::steady_clock::now();
   const bool live = IsTerminal(STDERR_FILENO) && !flags.json;

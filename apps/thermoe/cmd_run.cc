@@ -36,12 +36,14 @@ const HelpPage kPage = {
     "Up to --parallel of them run as one batch; results are JSON lines in input order.\n"
     "\n"
     "Generated text goes to standard output, everything else to standard error. A line of timings ends the run; its "
-    "seed repeats it. docs/json.md describes the JSON.",
+    "seed repeats it. It also says what a token of the prompt and a generated one cost in millijoules: as the sensors of "
+    "--telemetry count them, or an estimate where there are none. docs/json.md describes the JSON.",
     " thermoe run -p 'It was a dark and stormy night'\n"
     " thermoe run model.gguf -f chapter.txt -n 400 --temp 0.7 --seed 1\n"
     " thermoe run model.gguf --chat -p 'Why is the sky blue?' --greedy\n"
     " thermoe run --experts nested --full-slots 1 -p 'Once upon a time'\n"
-    " thermoe run --prompts questions.jsonl --parallel 16 > answers.jsonl"};
+    " thermoe run --prompts questions.jsonl --parallel 16 > answers.jsonl\n"
+    " thermoe run --telemetry plant:small -p 'Once upon a time'"};
 
 Status CheckFlags(const RunFlags& flags) {
   const int prompts = (flags.prompt ? 1 : 0) + (flags.file.empty() ? 0 : 1) + (flags.prompts.empty() ? 0 : 1);
@@ -66,7 +68,7 @@ Result<std::shared_ptr<const ChatTemplate>> ChooseTemplate(const RunFlags& flags
   return own;
 }
 
-Result<RunContext> Prepare(const RunFlags& flags) {
+Result<RunContext> Prepare(const RunFlags& flags, const std::string& telemetry) {
   RunContext context;
   context.flags = flags;
   context.seed = flags.sampling.seed ? *flags.sampling.seed : RandomSeed();
@@ -84,6 +86,7 @@ Result<RunContext> Prepare(const RunFlags& flags) {
   EngineOptions options = EngineOptionsFrom(flags.model);
   options.context = flags.context;
   options.max_sequences = flags.prompts.empty() ? 1 : flags.parallel.value_or(kDefaultParallel);
+  options.telemetry = telemetry;
   Result<std::unique_ptr<Engine>> engine = Engine::Create(context.model, options);
   if (!engine.ok()) return engine.status();
   context.engine = std::move(*engine);
@@ -95,6 +98,8 @@ Status Run(const RunFlags& flags) {
   THERMOE_RETURN_IF_ERROR(CheckFlags(flags));
   // A wrong path is told before anything waits for standard input.
   if (const Result<std::string> path = ResolveModel(flags.model.model); !path.ok()) return path.status();
+  const Result<std::string> telemetry = ResolveTelemetry(flags.telemetry);
+  if (!telemetry.ok()) return telemetry.status();
   const bool from_input = !flags.prompt && flags.file.empty() && flags.prompts.empty();
   const bool interactive = from_input && IsTerminal(STDIN_FILENO);
   if (interactive && flags.json) return InvalidArgument("--json needs a prompt; give -p, -f or a pipe");
@@ -115,7 +120,7 @@ Status Run(const RunFlags& flags) {
   if (!interactive && flags.prompts.empty() && text.empty()) {
     return InvalidArgument("{}: the prompt is empty; give text with -p, -f or a pipe", source);
   }
-  Result<RunContext> context = Prepare(flags);
+  Result<RunContext> context = Prepare(flags, *telemetry);
   if (!context.ok()) return context.status();
   if (!flags.prompts.empty()) return RunPrompts(&*context, text);
   return interactive ? RunInteractive(&*context) : RunOnce(&*context, text, source);
@@ -149,6 +154,7 @@ Command MakeRunCommand(CLI::App* root) {
             "Longest sequence in tokens, prompt and generated text together; default: the model's own.")
       ->group("Engine options");
   AddEngineFlags(app, &flags->model);
+  AddTelemetryFlag(app, &flags->telemetry);
   app->add_flag("--json", flags->json, "Print one JSON object instead of text; errors become JSON too.")
       ->group(kOutputGroup);
   app->add_flag("-q,--quiet", flags->quiet, "No line of timings.")->group(kOutputGroup);

@@ -98,6 +98,7 @@ Result<RequestResult> Generate(Engine* engine, Request request, const std::funct
     }
     if (!*stepped && !finished) return Status(StatusCode::kInternal, "the engine stopped before the request was done");
   }
+  engine->SettleEnergy(kSettle_s);
   return engine->TakeResult(*id);
 }
 
@@ -124,14 +125,20 @@ void AddResult(const RunContext& context, const std::vector<TokenId>& prompt, co
   (*json)["finish"] = FinishReasonName(result.finish);
   (*json)["seed"] = seed;
   (*json)["timings"] = TimingsJson(result.timings);
+  (*json)["timings"]["simulated"] = context.engine->telemetry().simulated;
+  (*json)["energy"] = EnergyJson(result.energy, result.timings);
+  if (!(*json)["energy"].is_null()) (*json)["energy"]["telemetry"] = context.engine->telemetry().name;
 }
 
-void PrintTimings(const RequestResult& result, uint64_t seed) {
+void PrintTimings(const RunContext& context, const RequestResult& result, uint64_t seed) {
   const Json timings = TimingsJson(result.timings);
-  const std::string line = fmt::format("[prompt {} tokens, {:.1f}/s; generated {} tokens, {:.1f}/s; {}; seed {}]",
-                                       result.timings.prompt_tokens, timings["prefill_tokens_per_s"].get<double>(),
+  const TelemetryInfo& telemetry = context.engine->telemetry();
+  const std::string simulated = telemetry.simulated ? fmt::format("simulated on {}: ", telemetry.name) : "";
+  const std::string energy = EnergyText(result.energy, result.timings);
+  const std::string line = fmt::format("[{}prompt {} tokens, {:.1f}/s; generated {} tokens, {:.1f}/s; {}{}{}; seed {}]",
+                                       simulated, result.timings.prompt_tokens, timings["prefill_tokens_per_s"].get<double>(),
                                        result.timings.generated_tokens, timings["decode_tokens_per_s"].get<double>(),
-                                       FinishReasonName(result.finish), seed);
+                                       energy, energy.empty() ? "" : "; ", FinishReasonName(result.finish), seed);
   PrintNote(Dim(line, STDERR_FILENO) + "\n");
 }
 

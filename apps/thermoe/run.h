@@ -14,6 +14,7 @@
 #include "model_options.h"
 #include "sampling_options.h"
 #include "steering_options.h"
+#include "telemetry_options.h"
 #include "thermoe/engine.h"
 
 namespace thermoe {
@@ -32,6 +33,7 @@ struct RunFlags {
   std::optional<std::string> system;
   std::string prompts;
   std::optional<int> parallel;
+  std::string telemetry = "auto";
   bool json = false;
   bool quiet = false;
 
@@ -67,17 +69,18 @@ TextStream StreamAfter(const RunContext& context, const std::vector<TokenId>& pr
 std::string TextAfter(const RunContext& context, const std::vector<TokenId>& prompt,
                       const std::vector<TokenId>& generated);
 
-// Runs `request` to its end, or until Ctrl-C or a failing `on_token` cancels it, and hands over each token as it comes.
+// Runs `request` to its end, or until Ctrl-C or a failing `on_token` cancels it, and hands over each token as it comes. Then waits for
+// the energy counter to move, kSettle_s at most.
 // Errors: the engine's and those of `on_token`.
 Result<RequestResult> Generate(Engine* engine, Request request, const std::function<Status(TokenId)>& on_token);
 
 double TokensPerSecond(double tokens, double ms);
 // {"load_ms", "queue_ms", "prefill_ms", "decode_ms", tokens and rates}.
 Json TimingsJson(const RequestTimings& timings);
-// The keys of one result: prompt_ids, generated_ids, text, finish, seed, timings.
+// The keys of one result: prompt_ids, generated_ids, text, finish, seed, timings, energy.
 void AddResult(const RunContext& context, const std::vector<TokenId>& prompt, const RequestResult& result,
                uint64_t seed, Json* json);
 // One dim line on stderr.
-void PrintTimings(const RequestResult& result, uint64_t seed);
+void PrintTimings(const RunContext& context, const RequestResult& result, uint64_t seed);
 
 }  // namespace thermoe

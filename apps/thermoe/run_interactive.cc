@@ -110,7 +110,7 @@ class Conversation {
     said_.resize(*held);
     said_.insert(said_.end(), prompt.begin(), prompt.end());
     said_.insert(said_.end(), result->generated.begin(), result->generated.end());
-    if (!context_.flags.quiet) PrintTimings(*result, seed);
+    if (!context_.flags.quiet) PrintTimings(context_, *result, seed);
     if (result->finish == FinishReason::kContext) Note("The context is full; /reset starts a new one.");
     return Status::Ok();
   }

@@ -48,7 +48,7 @@ Status RunOnce(RunContext* context, const std::string& prompt, const std::string
     THERMOE_RETURN_IF_ERROR(PrintJsonLine(json));
   } else {
     THERMOE_RETURN_IF_ERROR(FlushOutput());
-    if (!flags.quiet) PrintTimings(*result, context->seed);
+    if (!flags.quiet) PrintTimings(*context, *result, context->seed);
   }
   return Interrupted() ? InterruptedStatus() : Status::Ok();
 }

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <map>
 #include <string_view>
@@ -151,13 +150,24 @@ Status RunPrompts(RunContext* context, const std::string& lines) {
   Result<std::vector<Job>> jobs = ParseJobs(*context, lines);
   if (!jobs.ok()) return jobs.status();
   Batch batch(context, std::move(*jobs));
-  const auto start = std::chrono::steady_clock::now();
+  Engine& engine = *context->engine;
+  const double start_s = engine.now_s();
   THERMOE_RETURN_IF_ERROR(batch.Run());
-  const std::chrono::duration<double, std::milli> wall_ms = std::chrono::steady_clock::now() - start;
+  const double passed_ms = 1e3 * (engine.now_s() - start_s);
   if (!context->flags.quiet && !context->flags.json) {
+    engine.SettleEnergy(kSettle_s);
+    const EnergyTotals totals = engine.energy();
+    std::string energy;
+    if (totals.source != EnergySource::kNone) {
+      const std::string label = EnergyLabel(totals.source);
+      energy = fmt::format("; {}{}, idle {:.0f} %{}", totals.source == EnergySource::kEstimate ? "about " : "",
+                           JoulesText(totals.total_j()), totals.total_j() > 0 ? 100 * totals.idle_j / totals.total_j() : 0.0,
+                           label.empty() ? "" : " (" + label + ")");
+    }
     const std::string line = fmt::format(
-        "[{} prompts; generated {} tokens, {:.1f}/s together; seed {}]", batch.size(), WithCommas(batch.generated()),
-        TokensPerSecond(static_cast<double>(batch.generated()), wall_ms.count()), context->seed);
+        "[{}{} prompts; generated {} tokens, {:.1f}/s together{}; seed {}]",
+        engine.telemetry().simulated ? fmt::format("simulated on {}: ", engine.telemetry().name) : "", batch.size(),
+        WithCommas(batch.generated()), TokensPerSecond(static_cast<double>(batch.generated()), passed_ms), energy, context->seed);
     PrintNote(Dim(line, STDERR_FILENO) + "\n");
   }
   return Status::Ok();

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "thermoe/control.h"
 #include "thermoe/model.h"
 #include "thermoe/status.h"
 #include "thermoe/steering.h"
@@ -62,6 +63,7 @@ struct Event {
   FinishReason finish = FinishReason::kNone;
 };
 
+// Of the engine's clock: Engine::now_s.
 struct RequestTimings {
   int32_t prompt_tokens = 0, generated_tokens = 0;
   double queue_ms = 0;        // submitted to first scheduled
@@ -76,6 +78,7 @@ struct RequestResult {
   std::vector<float> prompt_logprobs;  // [prompt] when score_prompt; positions that cannot be scored hold 0
   std::vector<float> logits;           // [rows, vocab] as keep_logits asks; kAll: prompt rows then one row per generated token's position
   RequestTimings timings;
+  RequestEnergy energy;
 };
 
 struct EngineOptions {
@@ -85,11 +88,14 @@ struct EngineOptions {
   int prefill_chunk = 256;    // most prompt tokens computed in one step
   std::string backend;        // "", "cpu" or "reference"; "": THERMOE_BACKEND, else cpu
   std::string isa;            // "", "portable", "avx2", "avx512"; "": THERMOE_ISA, else the best the machine has
+  // Where readings of power and temperature come from: "none"; "auto" (the sensors of the device that computes), "nvml[:N]", "linux",
+  // "replay:FILE" (a recording), "plant:FILE" (a simulated device in virtual time, from a profile as data/profiles/small.toml).
+  std::string telemetry = "none";
 };
 
 class Engine {
  public:
-  // Errors: kInvalidArgument (options), kResourceExhausted (the KV cache does not fit; says what would).
+  // Errors: kInvalidArgument (options), kResourceExhausted (the KV cache does not fit; says what would), those of the telemetry.
   static Result<std::unique_ptr<Engine>> Create(std::shared_ptr<const Model> model,
                                                 const EngineOptions& options = {});
   virtual ~Engine() = default;
@@ -100,7 +106,8 @@ class Engine {
 
   // Runs one step: at most prefill_chunk prompt tokens and one token of every generating request, together.
   // Appends what happened to `events`. Returns false when nothing is queued or running. kCorrupt when the model gives
-  // logits that are not finite numbers; kResourceExhausted when memory runs out. After an error make a new engine.
+  // logits that are not finite numbers; kResourceExhausted when memory runs out or a simulated device shuts down. After an error make
+  // a new engine.
   virtual Result<bool> Step(std::vector<Event>* events) = 0;
 
   // Ends a request at once; its result holds what was generated. kNotFound if it is not queued or running.
@@ -127,6 +134,18 @@ class Engine {
   // Takes effect from the next step on. kInvalidArgument where it does not fit the model (sizes, ranges, full
   // slots or plane caps on another storage than nested). nullptr: the plain model.
   virtual Status SetSteering(std::shared_ptr<const Steering> steering) = 0;
+
+  // Another source of readings, as EngineOptions::telemetry; energy() starts from zero. kInvalidArgument while a request is queued or
+  // running, and the errors of the source.
+  virtual Status SetTelemetry(const std::string& telemetry) = 0;
+  virtual const TelemetryInfo& telemetry() const = 0;
+  // Seconds since some moment, by the clock that everything here is timed with: virtual under a plant.
+  virtual double now_s() const = 0;
+  // Joules since the telemetry was opened, up to now.
+  virtual EnergyTotals energy() = 0;
+  // Waits until the counter has moved past the last step, at most `most_s` seconds, so that results not yet taken hold what was counted
+  // and not what was predicted. Returns at once where no counter is read.
+  virtual void SettleEnergy(double most_s) = 0;
 
   // Of the newest step.
   virtual const StepRecord& last_step() const = 0;

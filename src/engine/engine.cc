@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "base/errors.h"
+#include "engine/profile_target.h"
 #include "kernels/dispatch.h"
 
 namespace thermoe {
@@ -83,14 +84,17 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> mode
   if (!ops.ok()) return ops.status();
   Result<std::unique_ptr<KvCache>> cache = KvCache::Create(KvShapeOf(config), KvPositions(context, options.max_sequences));
   if (!cache.ok()) return cache.status();
+  Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(options.telemetry, ShapeOf(ProfileTargetOf(*model)));
+  if (!supervisor.ok()) return supervisor.status();
   return std::unique_ptr<Engine>(new EngineImpl(std::move(model), options, context, std::move(threads), std::move(ops).value(),
-                                                std::move(cache).value()));
+                                                std::move(cache).value(), std::move(supervisor).value()));
 } catch (const std::bad_alloc&) {
   return ResourceExhausted("memory ran out while the engine was made; use a smaller context, chunk or number of sequences");
 }
 
 EngineImpl::EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& options, int context,
-                       std::unique_ptr<ThreadPool> threads, std::unique_ptr<kernels::Ops> ops, std::unique_ptr<KvCache> cache)
+                       std::unique_ptr<ThreadPool> threads, std::unique_ptr<kernels::Ops> ops, std::unique_ptr<KvCache> cache,
+                       std::unique_ptr<Supervisor> supervisor)
     : model_(std::move(model)),
       config_(model_->impl().config()),
       options_(options),
@@ -99,10 +103,12 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& 
       ops_(std::move(ops)),
       cache_(std::move(cache)),
       workspace_(config_, MaxRows(options)),
-      sampler_(config_.vocab) {
+      sampler_(config_.vocab),
+      supervisor_(std::move(supervisor)) {
   record_.layers.resize(static_cast<size_t>(config_.layers));
   batch_.rows.reserve(static_cast<size_t>(MaxRows(options)));
   row_owner_.reserve(batch_.rows.capacity());
+  parts_.reserve(static_cast<size_t>(options.max_sequences));
 }
 
 std::string EngineImpl::Describe() const {
@@ -130,7 +136,7 @@ Result<RequestId> EngineImpl::Submit(Request request) try {
   THERMOE_RETURN_IF_ERROR(CheckRequest(request, session));
   auto active = std::make_unique<ActiveRequest>();
   active->id = next_id_++;
-  active->submitted = ActiveRequest::Clock::now();
+  active->submitted_s = supervisor_->now_s();
   active->random = Random(request.sampling.seed);
   active->request = std::move(request);
   active->session = session;
@@ -163,6 +169,7 @@ Status EngineImpl::Cancel(RequestId request) {
     for (auto& active : *list) {
       if (active->id != request) continue;
       Finish(active.get(), FinishReason::kCancelled);
+      StampTimes();
       RetireFinished();
       return Status::Ok();
     }
@@ -173,9 +180,35 @@ Status EngineImpl::Cancel(RequestId request) {
 Result<RequestResult> EngineImpl::TakeResult(RequestId request) {
   const auto found = results_.find(request);
   if (found == results_.end()) return NotFound("request {} has no result to take", request);
-  RequestResult result = std::move(found->second);
+  RequestResult result = std::move(found->second.result);
+  if (found->second.account >= 0) {
+    result.energy = supervisor_->accountant()->Read(found->second.account);
+    supervisor_->accountant()->Release(found->second.account);
+  }
   results_.erase(found);
   return result;
+}
+
+// Results that wait to be taken keep what the accountant knew of them.
+void EngineImpl::KeepEnergy() {
+  for (auto& [id, finished] : results_) {
+    if (finished.account < 0) continue;
+    finished.result.energy = supervisor_->accountant()->Read(finished.account);
+    finished.account = -1;
+  }
+}
+
+void EngineImpl::SetSupervisor(std::unique_ptr<Supervisor> supervisor) {
+  KeepEnergy();
+  supervisor_ = std::move(supervisor);
+}
+
+Status EngineImpl::SetTelemetry(const std::string& telemetry) {
+  if (!queue_.empty() || !running_.empty()) return InvalidArgument("requests are running; change the telemetry when they are done");
+  Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(telemetry, ShapeOf(ProfileTargetOf(*model_)));
+  if (!supervisor.ok()) return supervisor.status();
+  SetSupervisor(std::move(supervisor).value());
+  return Status::Ok();
 }
 
 Result<RequestResult> EngineImpl::Run(Request request) {

@@ -9,6 +9,7 @@
 
 #include "engine/model_impl.h"
 #include "engine/session.h"
+#include "engine/supervisor.h"
 #include "forward/sample.h"
 #include "forward/step.h"
 #include "runtime/threads.h"
@@ -19,7 +20,7 @@ namespace thermoe {
 class EngineImpl final : public Engine, private LogitSink {
  public:
   EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& options, int context, std::unique_ptr<ThreadPool> threads,
-             std::unique_ptr<kernels::Ops> ops, std::unique_ptr<KvCache> cache);
+             std::unique_ptr<kernels::Ops> ops, std::unique_ptr<KvCache> cache, std::unique_ptr<Supervisor> supervisor);
 
   Result<RequestId> Submit(Request request) override;
   Result<bool> Step(std::vector<Event>* events) override;
@@ -32,10 +33,19 @@ class EngineImpl final : public Engine, private LogitSink {
   Result<int> SessionLength(SessionId session) const override;
   Status CloseSession(SessionId session) override;
   Status SetSteering(std::shared_ptr<const Steering> steering) override;
+  Status SetTelemetry(const std::string& telemetry) override;
+  const TelemetryInfo& telemetry() const override { return supervisor_->info(); }
+  double now_s() const override { return supervisor_->now_s(); }
+  EnergyTotals energy() override { return supervisor_->Totals(); }
+  void SettleEnergy(double most_s) override { supervisor_->Settle(most_s); }
   const StepRecord& last_step() const override { return record_; }
   std::string Describe() const override;
   const Model& model() const override { return *model_; }
   int context() const override { return context_; }
+
+  // For tests and the control loop.
+  Supervisor& supervisor() { return *supervisor_; }
+  void SetSupervisor(std::unique_ptr<Supervisor> supervisor);
 
  private:
   using RequestList = std::vector<std::unique_ptr<ActiveRequest>>;
@@ -50,6 +60,8 @@ class EngineImpl final : public Engine, private LogitSink {
   // engine.cc
   Status CheckRequest(const Request& request, const Session* session) const;
 
+  void KeepEnergy();
+
   // step.cc
   void Admit();
   Status Schedule();
@@ -58,6 +70,7 @@ class EngineImpl final : public Engine, private LogitSink {
   void Generate(ActiveRequest* active, std::span<float> logits);
   void CommitRows();
   void Finish(ActiveRequest* active, FinishReason reason);
+  void StampTimes();
   void RetireFinished();
 
   std::shared_ptr<const Model> model_;
@@ -70,14 +83,20 @@ class EngineImpl final : public Engine, private LogitSink {
   Workspace workspace_;
   Sampler sampler_;
   std::shared_ptr<const Steering> steering_;
+  std::unique_ptr<Supervisor> supervisor_;
 
   std::unordered_map<SessionId, std::unique_ptr<Session>> sessions_;
   RequestList queue_, running_;  // in order of submission
-  std::unordered_map<RequestId, RequestResult> results_;
+  struct Finished {
+    RequestResult result;
+    EnergyAccountant::Account account = -1;  // its joules may still change
+  };
+  std::unordered_map<RequestId, Finished> results_;
   uint64_t next_id_ = 1;  // requests and sessions share the count
 
   Batch batch_;
   std::vector<ActiveRequest*> row_owner_;  // [T] whose row each is
+  std::vector<StepPart> parts_;            // whose rows, together; set by Schedule
   StepRecord record_;
   std::vector<Event>* events_ = nullptr;  // of the running step
   bool finite_ = true;                    // every logit so far was a finite number

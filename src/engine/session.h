@@ -2,10 +2,10 @@
 // A context that requests extend: its ids, and the keys and values computed for them so far.
 #pragma once
 
-#include <chrono>
 #include <vector>
 
 #include "base/random.h"
+#include "control/energy/energy_accountant.h"
 #include "runtime/kv_cache.h"
 #include "thermoe/engine.h"
 
@@ -21,8 +21,6 @@ struct Session {
 
 // A request on its way: queued -> prefill -> decode -> finished.
 struct ActiveRequest {
-  using Clock = std::chrono::steady_clock;
-
   RequestId id = 0;
   Request request;
   Session* session = nullptr;   // null while queued without one
@@ -34,7 +32,9 @@ struct ActiveRequest {
   // Tokens to generate, unless something ends it before.
   size_t target() const { return request.forced.empty() ? static_cast<size_t>(request.max_new_tokens) : request.forced.size(); }
   bool generates() const { return target() > 0; }
-  Clock::time_point submitted, scheduled, first_token;
+  double submitted_s = 0, scheduled_s = 0, first_token_s = 0;  // of the engine's clock
+  bool timed_first_token = false;
+  EnergyAccountant::Account account = -1;  // -1: nothing is accounted
 };
 
 }  // namespace thermoe

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One step on one page: admit, schedule rows, forward (the sink takes logits as they come), commit, retire.
+// One step on one page: pause, admit, schedule rows, forward (the sink takes logits as they come), account, commit, retire.
 #include <algorithm>
 #include <cmath>
 #include <new>
@@ -9,10 +9,6 @@
 
 namespace thermoe {
 namespace {
-
-double Milliseconds(ActiveRequest::Clock::time_point from, ActiveRequest::Clock::time_point to) {
-  return std::chrono::duration<double, std::milli>(to - from).count();
-}
 
 // Keeps the per-layer records' memory.
 void ResetRecord(StepRecord* record) {
@@ -35,16 +31,22 @@ bool WantsLogits(const ActiveRequest& active, size_t position) {
 }  // namespace
 
 Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
+  if (queue_.empty() && running_.empty()) return false;
+  supervisor_->BeforeStep();
+  if (auto steering = supervisor_->TakeSteering(); steering != nullptr) THERMOE_RETURN_IF_ERROR(SetSteering(std::move(steering)));
   Admit();
   if (running_.empty()) return false;
   events_ = events;
+  const double start_s = supervisor_->now_s();
   ResetRecord(&record_);
   record_.steering_version = steering_ == nullptr ? 0 : steering_->version;
   if (Status status = Schedule(); !status.ok()) return status;
   StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,   *cache_,
                    steering_.get(), batch_,                          workspace_,               record_, *this};
   Forward(step);
+  if (Status status = supervisor_->AfterStep(start_s, &record_, parts_); !status.ok()) return status;
   CommitRows();
+  StampTimes();
   RetireFinished();
   events_ = nullptr;
   if (!finite_) {
@@ -79,9 +81,13 @@ void EngineImpl::Admit() {
     const size_t room = static_cast<size_t>(context_) + 1 - active->prompt_end;
     active->result.generated.reserve(std::min(active->target(), room));
     active->result.logprobs.reserve(std::min(active->target(), room));
-    active->scheduled = ActiveRequest::Clock::now();
+    active->scheduled_s = supervisor_->now_s();
+    if (EnergyAccountant* accountant = supervisor_->accountant(); accountant != nullptr) {
+      accountant->Idle(active->scheduled_s);  // before it came
+      active->account = accountant->Open();
+    }
     active->result.timings.prompt_tokens = static_cast<int32_t>(prompt.size());
-    active->result.timings.queue_ms = Milliseconds(active->submitted, active->scheduled);
+    active->result.timings.queue_ms = 1e3 * (active->scheduled_s - active->submitted_s);
     running_.push_back(std::move(queue_.front()));
     queue_.erase(queue_.begin());
   }
@@ -90,6 +96,7 @@ void EngineImpl::Admit() {
 Status EngineImpl::Schedule() {
   batch_.rows.clear();
   row_owner_.clear();
+  parts_.clear();
   for (const auto& active : running_) {
     if (active->prefilled()) THERMOE_RETURN_IF_ERROR(AddRows(active.get(), 1));
   }
@@ -109,11 +116,15 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count) {
   const int32_t begin = session->kv.length;
   THERMOE_RETURN_IF_ERROR(cache_->Reserve(&session->kv, begin + count));
   const kernels::RowKind kind = active->prefilled() ? kernels::RowKind::kDecode : kernels::RowKind::kPrefill;
+  StepPart part{active->account, kind == kernels::RowKind::kPrefill, count, 0, begin};
   for (int32_t position = begin; position < begin + count; ++position) {
     const auto at = static_cast<size_t>(position);
-    batch_.rows.push_back({session->tokens[at], &session->kv, position, kind, WantsLogits(*active, at)});
+    const bool wants_logits = WantsLogits(*active, at);
+    batch_.rows.push_back({session->tokens[at], &session->kv, position, kind, wants_logits});
     row_owner_.push_back(active);
+    part.logit_rows += wants_logits ? 1 : 0;
   }
+  parts_.push_back(part);
   return Status::Ok();
 }
 
@@ -139,7 +150,6 @@ void EngineImpl::Generate(ActiveRequest* active, std::span<float> logits) {
   const Request& request = active->request;
   RequestResult& result = active->result;
   std::vector<TokenId>& tokens = active->session->tokens;
-  if (result.generated.empty()) active->first_token = ActiveRequest::Clock::now();
   Event event{active->id, kNoToken, 0, FinishReason::kNone};
   if (!request.forced.empty()) {
     event.token = request.forced[result.generated.size()];
@@ -180,21 +190,32 @@ void EngineImpl::CommitRows() {
 }
 
 void EngineImpl::Finish(ActiveRequest* active, FinishReason reason) {
-  const auto now = ActiveRequest::Clock::now();
-  RequestTimings& timings = active->result.timings;
   active->result.finish = reason;
-  timings.generated_tokens = static_cast<int32_t>(active->result.generated.size());
-  if (active->prompt_end == 0) return;  // cancelled in the queue
-  const bool generated = timings.generated_tokens > 0;
-  timings.prefill_ms = Milliseconds(active->scheduled, generated ? active->first_token : now);
-  timings.decode_ms = generated ? Milliseconds(active->first_token, now) : 0;
+}
+
+// Steps end for all their requests together: what a step brought is there when it returns.
+void EngineImpl::StampTimes() {
+  const double now_s = supervisor_->now_s();
+  for (const auto& active : running_) {
+    RequestTimings& timings = active->result.timings;
+    timings.generated_tokens = static_cast<int32_t>(active->result.generated.size());
+    const bool generated = timings.generated_tokens > 0;
+    if (generated && !active->timed_first_token) {
+      active->timed_first_token = true;
+      active->first_token_s = now_s;
+    }
+    if (active->result.finish == FinishReason::kNone) continue;
+    timings.prefill_ms = 1e3 * ((generated ? active->first_token_s : now_s) - active->scheduled_s);
+    timings.decode_ms = generated ? 1e3 * (now_s - active->first_token_s) : 0;
+  }
 }
 
 void EngineImpl::RetireFinished() {
   for (RequestList* list : {&queue_, &running_}) {
     for (auto& active : *list) {
       if (active->result.finish == FinishReason::kNone) continue;
-      results_[active->id] = std::move(active->result);
+      if (active->account >= 0) supervisor_->accountant()->Finish(active->account);
+      results_[active->id] = {std::move(active->result), active->account};
       if (Session* session = active->session; session != nullptr) {
         session->busy = false;
         if (session->temporary) DropSession(session);
@@ -203,6 +224,7 @@ void EngineImpl::RetireFinished() {
     }
     std::erase(*list, nullptr);
   }
+  if (queue_.empty() && running_.empty()) supervisor_->Rest();
 }
 
 }  // namespace thermoe

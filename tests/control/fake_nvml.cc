@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/fake_nvml.h"
 
+#include <time.h>
+
+#include <cstdlib>
 #include <cstring>
 
 namespace {
@@ -24,6 +27,12 @@ struct FieldValue {
 // What a call answers before it looks at its arguments.
 int Begin(FakeCall call) {
   ++script.calls[call];
+  // An odd driver, for programs that a test cannot script from within.
+  if (const char* delay_ms = std::getenv("FAKE_NVML_DELAY_MS")) {
+    const long delay = std::atol(delay_ms);
+    const timespec wait{delay / 1000, delay % 1000 * 1000000};
+    nanosleep(&wait, nullptr);
+  }
   if (script.ret[call] != 0) return script.ret[call];
   return script.inits > 0 || call == kFakeInit ? 0 : 1;
 }

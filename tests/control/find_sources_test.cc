@@ -47,8 +47,8 @@ TEST_F(FindSourceTest, AutoTakesTheGpuIfItAnswers) {
 }
 
 TEST_F(FindSourceTest, OtherWordsNameTheChoices) {
-  EXPECT_EQ(SourceChoices(), "auto, nvml, nvml:N, linux or replay:FILE");
-  for (const char* choice : {"", "gpu", "nvml:", "linux:1", "auto:", "replay", "replay:", ":", "NVML"}) {
+  EXPECT_EQ(SourceChoices(), "auto, nvml, nvml:N, linux, replay:FILE or plant:FILE");
+  for (const char* choice : {"", "gpu", "nvml:", "linux:1", "auto:", "replay", "replay:", "plant", "plant:", ":", "NVML"}) {
     const auto found = FindSource(choice, options_);
     ASSERT_FALSE(found.ok()) << choice;
     EXPECT_EQ(found.status().code(), StatusCode::kInvalidArgument);
@@ -60,6 +60,18 @@ TEST_F(FindSourceTest, OtherWordsNameTheChoices) {
   }
   EXPECT_THAT(NameOf("nvml:7"), HasSubstr("1 NVIDIA device;"));
   EXPECT_THAT(NameOf("replay:/nowhere.csv"), HasSubstr("no such file"));
+  EXPECT_THAT(NameOf("plant:/nowhere.toml"), HasSubstr("/nowhere.toml"));
+}
+
+TEST_F(FindSourceTest, APlantRestsAtTheSpeedOfTheClock) {
+  const auto found = FindSource("plant:" + std::string(THERMOE_SOURCE_DIR) + "/data/profiles/small.toml", options_);
+  ASSERT_TRUE(found.ok()) << found.status().message();
+  EXPECT_EQ((*found)->name(), "plant:small");
+  EXPECT_EQ(*(*found)->Read().energy_j, 0);
+  clock_.now_s += 10;
+  const Snapshot snapshot = (*found)->Read();
+  EXPECT_NEAR(*snapshot.energy_j, 11, 0.5);  // 1.1 W of idle power
+  EXPECT_EQ(*snapshot.utilisation_frac, 0);
 }
 
 }  // namespace

@@ -242,7 +242,7 @@ TEST(Plant, IdlingDoesNotDependOnHowTimeIsCut) {
   for (const Plant& plant : plants) {
     EXPECT_NEAR(plant.now_s(), end_s, 1e-6);
     EXPECT_NEAR(plant.energy_j(), plants[0].energy_j(), 1e-6 * plants[0].energy_j());
-    for (int i = 0; i < kStages; ++i) EXPECT_NEAR(plant.temps_c()[i], plants[0].temps_c()[i], 1e-6);
+    for (int i = 0; i < kThermalStages; ++i) EXPECT_NEAR(plant.temps_c()[i], plants[0].temps_c()[i], 1e-6);
   }
 }
 
@@ -253,7 +253,7 @@ TEST(Plant, IsStableAtHugeAndTinyTimes) {
     const StageArray start = idle.temps_c();
     const double power_w = idle.idle_power_w();
     idle.Idle(1e9);
-    for (int i = 0; i < kStages; ++i) EXPECT_NEAR(idle.temps_c()[i], start[i], 1e-9);
+    for (int i = 0; i < kThermalStages; ++i) EXPECT_NEAR(idle.temps_c()[i], start[i], 1e-9);
     EXPECT_NEAR(idle.energy_j() / (power_w * 1e9), 1, 1e-9);
     EXPECT_NEAR(idle.sensors().power_w, power_w, 1e-4 * power_w);  // a difference of energies near 1e11 J
 
@@ -264,7 +264,7 @@ TEST(Plant, IsStableAtHugeAndTinyTimes) {
       tiny.Run(Work{0, 0});
       tiny.Idle(0);
     }
-    for (int i = 0; i < kStages; ++i) EXPECT_NEAR(tiny.temps_c()[i], start[i], 1e-3);
+    for (int i = 0; i < kThermalStages; ++i) EXPECT_NEAR(tiny.temps_c()[i], start[i], 1e-3);
 
     // One work of 3 years, far over the limit at the nominal clock: ends, at the limit.
     Plant busy = MakePlant(p, 30);

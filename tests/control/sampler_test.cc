@@ -86,10 +86,10 @@ TEST(SnapshotBoard, ReadersNeverSeeTornSnapshots) {
   EXPECT_EQ(back, 0);
 }
 
-TEST(Sampler, PublishesWhatTheSourceSays) {
+TEST(TelemetrySampler, PublishesWhatTheSourceSays) {
   auto source = std::make_unique<CountingSource>();
   CountingSource* const counting = source.get();
-  Sampler sampler(std::move(source), {.period_s = 0.001, .clock = SteadySeconds});
+  TelemetrySampler sampler(std::move(source), {.period_s = 0.001, .clock = SteadySeconds});
   EXPECT_EQ(sampler.Latest().state, SourceState::kLost);  // none was made
   sampler.Start();
   sampler.Start();
@@ -107,9 +107,9 @@ TEST(Sampler, PublishesWhatTheSourceSays) {
   WaitFor([&] { return sampler.readings() > readings; });
 }
 
-TEST(Sampler, AnOldSnapshotIsLost) {
+TEST(TelemetrySampler, AnOldSnapshotIsLost) {
   VirtualClock clock;
-  Sampler sampler(std::make_unique<CountingSource>(), {.period_s = 60, .clock = clock.clock()});
+  TelemetrySampler sampler(std::make_unique<CountingSource>(), {.period_s = 60, .clock = clock.clock()});
   sampler.Start();
   WaitFor([&] { return sampler.readings() == 1; });
   EXPECT_TRUE(Whole(sampler.Latest(clock.now_s)));
@@ -121,9 +121,9 @@ TEST(Sampler, AnOldSnapshotIsLost) {
   }
 }  // and the destructor does not wait for the next minute
 
-TEST(Sampler, AHangingSourceIsLostAndHoldsNoReaderUp) {
+TEST(TelemetrySampler, AHangingSourceIsLostAndHoldsNoReaderUp) {
   std::atomic<bool> hang{false}, hanging{false};
-  Sampler sampler(std::make_unique<CountingSource>([&] {
+  TelemetrySampler sampler(std::make_unique<CountingSource>([&] {
                     while (hang) {
                       hanging = true;
                       std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -140,8 +140,8 @@ TEST(Sampler, AHangingSourceIsLostAndHoldsNoReaderUp) {
   WaitFor([&] { return sampler.Latest().state == SourceState::kOk; });
 }
 
-TEST(Sampler, ManyReadersAndWorkers) {
-  Sampler sampler(std::make_unique<CountingSource>(), {.period_s = 1e-5, .clock = SteadySeconds});
+TEST(TelemetrySampler, ManyReadersAndWorkers) {
+  TelemetrySampler sampler(std::make_unique<CountingSource>(), {.period_s = 1e-5, .clock = SteadySeconds});
   sampler.Start();
   WaitFor([&] { return sampler.readings() > 0; });
   std::atomic<bool> stop{false};

@@ -21,7 +21,7 @@ TEST(ThermalNetwork, SteadyStateIsTheAnalyticOne) {
     const StageArray expected = {spreader_c + heat[kDie] * p.die_resistance_c_per_w, spreader_c, sink_c,
                                  spreader_c + heat[kMemory] * p.memory_resistance_c_per_w};
     network.Advance(1e7, heat, ambient_c);
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < kThermalStages; ++i) {
       EXPECT_NEAR(network.Steady(heat, ambient_c)[i], expected[i], 1e-9 * expected[i]) << name << " stage " << i;
       EXPECT_NEAR(network.temps_c()[i], expected[i], 1e-9 * expected[i]) << name << " stage " << i;
     }
@@ -59,10 +59,10 @@ TEST(ThermalNetwork, OneStepEqualsManyAndAgreesWithEulersMethod) {
     euler[kMemory] += dt * (heat[kMemory] - memory) / p.memory_capacity_j_per_c;
     euler[kSpreader] += dt * (die + memory - spreader) / p.spreader_capacity_j_per_c;
     euler[kSink] += dt * (spreader - sink) / p.sink_capacity_j_per_c;
-    for (int i = 0; i < kStages; ++i) mean_of_many[i] += mean[i] / steps;
+    for (int i = 0; i < kThermalStages; ++i) mean_of_many[i] += mean[i] / steps;
   }
   const StageArray mean = one.Advance(total_s, heat, 25);
-  for (int i = 0; i < kStages; ++i) {
+  for (int i = 0; i < kThermalStages; ++i) {
     EXPECT_NEAR(one.temps_c()[i], many.temps_c()[i], 1e-9) << i;
     EXPECT_NEAR(mean[i], mean_of_many[i], 1e-9) << i;
     EXPECT_NEAR(one.temps_c()[i], euler[i], 2e-3)

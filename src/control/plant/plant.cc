@@ -182,7 +182,7 @@ void Plant::UpdateSensors(const Load& load) {
   const StageArray& temps = network_.temps_c();
   // By the update's number, so that noise does not depend on how the caller cut the time.
   Random noise(seed_ ^ (0x9e3779b97f4a7c15ull * static_cast<uint64_t>(updates_ + 1)));
-  const auto temp_sensor = [&](Stage stage) {
+  const auto temp_sensor = [&](ThermalStage stage) {
     return Rounded(temps[stage] + profile_.temp_noise_c * noise.Normal(), profile_.temp_quantum_c);
   };
   sensors_.power_instant_w = PowerOf(load, temps[kDie]) * Jitter(&noise, profile_.power_noise_frac);
@@ -209,7 +209,7 @@ bool Plant::Settled(const StageArray& temps_before_c, double clock_before_mhz, d
   if (passed_s < 0.5 * substep_s_ || !scenario_.ambient_c.Rests(now_s_) || !scenario_.background_frac.Rests(now_s_))
     return false;
   double moved = std::abs(clock_mhz() - clock_before_mhz) / profile_.nominal_mhz;
-  for (int i = 0; i < kStages; ++i) moved = std::max(moved, std::abs(network_.temps_c()[i] - temps_before_c[i]));
+  for (int i = 0; i < kThermalStages; ++i) moved = std::max(moved, std::abs(network_.temps_c()[i] - temps_before_c[i]));
   return moved <= 1e-9;
 }
 

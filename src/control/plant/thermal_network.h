@@ -8,8 +8,8 @@
 
 namespace thermoe {
 
-enum Stage { kDie, kSpreader, kSink, kMemory, kStages };
-using StageArray = std::array<double, kStages>;  // indexed by Stage
+enum ThermalStage { kDie, kSpreader, kSink, kMemory, kThermalStages };
+using StageArray = std::array<double, kThermalStages>;  // indexed by ThermalStage
 
 // C dT/dt = heat + leakage * (T_die - reference) e_die - G T + G_ambient T_ambient. The matrix C^-1/2 (G - leakage)
 // C^-1/2 is symmetric, so the network is four independent modes, and under constant heat any time passes in one exact
@@ -33,7 +33,7 @@ class ThermalNetwork {
 
   double leakage_w_per_c_, leakage_reference_c_, sink_conductance_w_per_c_;
   StageArray root_capacity_;              // sqrt(C), (J/C)^1/2
-  std::array<StageArray, kStages> axes_;  // [mode][stage], orthonormal
+  std::array<StageArray, kThermalStages> axes_;  // [mode][stage], orthonormal
   StageArray rates_per_s_;                // of each mode, > 0
   StageArray temps_c_{};
 };

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/errors.h"
+#include "control/plant/open_plant.h"
 #include "control/telemetry/linux_source.h"
 #include "control/telemetry/nvml_source.h"
 #include "control/telemetry/replay_source.h"
@@ -40,6 +41,10 @@ SourceResult MakeReplay(const std::string& file, const SourceOptions& options) {
   return {std::make_unique<ReplaySource>(std::move(trace).value(), file, options.clock)};
 }
 
+SourceResult MakePlant(const std::string& file, const SourceOptions& options) {
+  return OpenIdlePlant(file, options.clock);
+}
+
 SourceResult MakeAuto(const std::string&, const SourceOptions& options) {
   auto nvml = MakeNvml("", options);
   return nvml.ok() ? std::move(nvml) : MakeLinux("", options);
@@ -58,6 +63,7 @@ constexpr Kind kKinds[] = {
     {"nvml", Argument::kOptional, "N", MakeNvml},
     {"linux", Argument::kNone, "", MakeLinux},
     {"replay", Argument::kRequired, "FILE", MakeReplay},
+    {"plant", Argument::kRequired, "FILE", MakePlant},
 };
 
 }  // namespace

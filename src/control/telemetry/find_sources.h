@@ -17,10 +17,10 @@ struct SourceOptions {
   std::string linux_root;  // before /sys and /proc
 };
 
-// "auto, nvml, nvml:N, linux or replay:FILE".
+// "auto, nvml, nvml:N, linux, replay:FILE or plant:FILE".
 std::string SourceChoices();
 
-// auto: the first NVIDIA device if it answers, else linux. Errors: kInvalidArgument (none of SourceChoices()), and
+// auto: the first NVIDIA device if it answers, else linux. plant: a simulated device at rest, as a TOML profile describes it. Errors: kInvalidArgument (none of SourceChoices()), and
 // those of the source.
 Result<std::unique_ptr<TelemetrySource>> FindSource(const std::string& choice, const SourceOptions& options = {});
 

@@ -9,18 +9,18 @@
 
 namespace thermoe {
 
-Sampler::Sampler(std::unique_ptr<TelemetrySource> source, Options options)
+TelemetrySampler::TelemetrySampler(std::unique_ptr<TelemetrySource> source, Options options)
     : source_(std::move(source)), options_(std::move(options)) {}
 
-Sampler::~Sampler() { Stop(); }
+TelemetrySampler::~TelemetrySampler() { Stop(); }
 
-void Sampler::Start() {
+void TelemetrySampler::Start() {
   if (thread_.joinable()) return;
   stop_ = false;
   thread_ = std::thread([this] { Run(); });
 }
 
-void Sampler::Stop() {
+void TelemetrySampler::Stop() {
   if (!thread_.joinable()) return;
   {
     const std::lock_guard lock(mutex_);
@@ -30,7 +30,7 @@ void Sampler::Stop() {
   thread_.join();
 }
 
-void Sampler::Run() {
+void TelemetrySampler::Run() {
   using Steady = std::chrono::steady_clock;
   const auto period = std::chrono::duration_cast<Steady::duration>(std::chrono::duration<double>(options_.period_s));
   auto due = Steady::now();
@@ -45,7 +45,7 @@ void Sampler::Run() {
   }
 }
 
-Snapshot Sampler::Latest(double now_s) const {
+Snapshot TelemetrySampler::Latest(double now_s) const {
   const PublishedSnapshot newest = board_.Newest();
   // Also for a time before the reading by as much, as after a clock jumped, and for not-a-number.
   if (!(std::fabs(now_s - newest.read_s) <= kStaleAfter_s)) return LostAt(newest.snapshot.time_s);

@@ -15,18 +15,18 @@
 
 namespace thermoe {
 
-class Sampler {
+class TelemetrySampler {
  public:
   struct Options {
     double period_s = 0.025;      // a quarter of what NVML's energy counter takes to change
     Clock clock = SteadySeconds;  // what Latest() is compared with; called by two threads
   };
-  explicit Sampler(std::unique_ptr<TelemetrySource> source) : Sampler(std::move(source), Options()) {}
-  Sampler(std::unique_ptr<TelemetrySource> source, Options options);
+  explicit TelemetrySampler(std::unique_ptr<TelemetrySource> source) : TelemetrySampler(std::move(source), Options()) {}
+  TelemetrySampler(std::unique_ptr<TelemetrySource> source, Options options);
   // Waits for a reading in progress, as Stop() does.
-  ~Sampler();
-  Sampler(const Sampler&) = delete;
-  Sampler& operator=(const Sampler&) = delete;
+  ~TelemetrySampler();
+  TelemetrySampler(const TelemetrySampler&) = delete;
+  TelemetrySampler& operator=(const TelemetrySampler&) = delete;
 
   // Both do nothing if it is so already. Not from two threads at once.
   void Start();
@@ -36,6 +36,8 @@ class Sampler {
   // began more than kStaleAfter_s from now or none was made.
   Snapshot Latest(double now_s) const;
   Snapshot Latest() const { return Latest(options_.clock()); }
+  // The newest snapshot whatever its age, and when its reading began by the clock; as Latest, from any thread.
+  PublishedSnapshot Newest() const { return board_.Newest(); }
 
   // Passed on to the source before its next reading; from any thread.
   void SetWorking(bool working) { working_.store(working, std::memory_order_relaxed); }

@@ -17,7 +17,7 @@ struct SensorReport {
   std::string reason;  // why it is missing and what to do, "" when found
 };
 
-// One device. Calls come from one thread at a time; they may take milliseconds, so a Sampler makes them, never a step.
+// One device. Calls come from one thread at a time; they may take milliseconds, so a TelemetrySampler makes them, never a step.
 class TelemetrySource {
  public:
   virtual ~TelemetrySource() = default;
