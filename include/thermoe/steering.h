@@ -34,10 +34,16 @@ struct LayerSteering {
   bool operator==(const LayerSteering&) const = default;
 };
 
+// A sample of gate logits holds at most so many rows.
+inline constexpr int32_t kMostGateRows = 1024;
+
 // Immutable while a step runs; the engine swaps it only between steps.
 struct Steering {
   uint64_t version = 0;
   std::vector<LayerSteering> layers;  // [MoE layers of the model]; empty: neutral everywhere
+  // Decode rows of a step whose gate logits LayerRecord keeps, 0 to kMostGateRows; they take turns from step to step.
+  // Results do not depend on it.
+  int32_t sample_gate_rows = 0;
 
   bool operator==(const Steering&) const = default;
 };
@@ -47,10 +53,12 @@ struct LayerRecord {
   std::vector<int32_t> expert_slots;  // [E] kept slots that went to each expert
   int32_t distinct_experts = 0;       // experts with at least one slot
   int32_t distinct_full_experts = 0;  // experts of which some slot read both planes
+  int32_t distinct_hi_experts = 0;    // experts of which some slot read hi only; an expert may be in both counts
   int32_t slots_full = 0;             // kept slots that read both planes (or native storage)
   int32_t slots_hi = 0;               // kept slots that read hi only
   int32_t slots_dropped = 0;          // slots of the plain model (tokens * K) that were not kept
   double gate_mass_lost = 0.0;        // sum over tokens of 1 - kept / plain gate mass
+  std::vector<float> gate_logits;     // [rows, E] as the gate gave them, rows at most Steering::sample_gate_rows
 };
 
 // Wall time of the stages of one step.

@@ -1,7 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "forward/step.h"
 
 namespace thermoe {
+namespace {
+
+// Keeps the logits of up to `wanted` decode rows in *kept. Rows take turns, so that all sequences of a batch are seen.
+void SampleLogits(std::span<const kernels::RowKind> kinds, ConstRows logits, int64_t wanted, uint64_t turn, std::vector<float>* kept) {
+  kept->clear();
+  if (wanted <= 0) return;
+  kept->reserve(static_cast<size_t>(wanted * logits.cols));  // for the largest batch, so that no later step allocates
+  const int64_t rows = std::count(kinds.begin(), kinds.end(), kernels::RowKind::kDecode);
+  if (rows == 0) return;
+  const int64_t first = static_cast<int64_t>(turn % static_cast<uint64_t>(rows)) * wanted % rows;
+  int64_t decode_row = 0;
+  for (int64_t t = 0; t < logits.rows; ++t) {
+    if (kinds[static_cast<size_t>(t)] != kernels::RowKind::kDecode) continue;
+    if ((decode_row++ - first + rows) % rows >= wanted) continue;
+    kept->insert(kept->end(), logits.row(t), logits.row(t) + logits.cols);
+  }
+}
+
+}  // namespace
 
 void Gate(StepContext& step, int32_t layer) {
   StageTimer timer(&step.record.times.gate_us);
@@ -13,6 +34,9 @@ void Gate(StepContext& step, int32_t layer) {
   step.ops.RmsNorm({step.x(), weights.expert_norm, config.norm_epsilon, step.h()});
   step.ops.Linear({step.h(), weights.gate, {}, logits});
   step.Count(kernels::LinearCost(weights.gate, step.tokens()));
+  LayerRecord& record = step.record.layers[static_cast<size_t>(layer)];
+  const std::span<const kernels::RowKind> kinds = std::span(ws.kinds).first(step.batch.rows.size());
+  SampleLogits(kinds, logits, step.steering == nullptr ? 0 : step.steering->sample_gate_rows, step.record.step, &record.gate_logits);
 
   kernels::Selection& selection = ws.selection;
   selection.slots = config.slots;
@@ -22,9 +46,9 @@ void Gate(StepContext& step, int32_t layer) {
   selection.planes = {ws.slot_planes.data(), step.tokens(), config.slots};
   selection.jobs = ws.jobs;
   selection.order = ws.slot_order;
-  selection.record = &step.record.layers[static_cast<size_t>(layer)];
+  selection.record = &record;
   step.ops.Select({logits, config.gate, config.slots, step.experts.storage() == ExpertStorage::kNested,
-                   SteeringOfLayer(step.steering, layer), std::span(ws.kinds).first(step.batch.rows.size()), &selection});
+                   SteeringOfLayer(step.steering, layer), kinds, &selection});
 }
 
 }  // namespace thermoe

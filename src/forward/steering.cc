@@ -61,6 +61,9 @@ Status CheckSteering(const Steering& steering, const SteeringShape& shape) {
     return InvalidArgument("steering has {} layers but the model has {} MoE layers; give one entry for each", steering.layers.size(),
                            shape.layers);
   }
+  if (steering.sample_gate_rows < 0 || steering.sample_gate_rows > kMostGateRows) {
+    return InvalidArgument("steering samples {} rows of gate logits; give 0 to {}", steering.sample_gate_rows, kMostGateRows);
+  }
   for (size_t l = 0; l < steering.layers.size(); ++l) THERMOE_RETURN_IF_ERROR(CheckLayer(steering.layers[l], shape, l));
   return Status::Ok();
 }

@@ -197,7 +197,7 @@ void Dispatch(const SelectArgs& args) {
     if (count == 0) continue;
     const Planes planes = g % 2 == 0 ? Planes::kBoth : Planes::kHi;
     out.jobs[static_cast<size_t>(out.job_count++)] = {g / 2, planes, start[g], count};
-    if (planes == Planes::kBoth) ++out.record->distinct_full_experts;
+    ++(planes == Planes::kBoth ? out.record->distinct_full_experts : out.record->distinct_hi_experts);
   }
   for (int64_t at = 0; at < slots; ++at) {
     if (out.expert.data[at] >= 0) out.order[static_cast<size_t>(start[group(at)]++)] = static_cast<int32_t>(at);
@@ -207,7 +207,7 @@ void Dispatch(const SelectArgs& args) {
 
 void ResetRecord(int64_t experts, LayerRecord* record) {
   record->expert_slots.assign(static_cast<size_t>(experts), 0);
-  record->distinct_experts = record->distinct_full_experts = 0;
+  record->distinct_experts = record->distinct_full_experts = record->distinct_hi_experts = 0;
   record->slots_full = record->slots_hi = record->slots_dropped = 0;
   record->gate_mass_lost = 0;
 }

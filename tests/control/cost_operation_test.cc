@@ -163,20 +163,27 @@ TEST(Operations, HaveOneRowAFamily) {
   }
 }
 
-TEST(Operations, ExpectedHiExpertsStayInTheirBounds) {
-  EXPECT_EQ(ExpectedHiExperts(8, 8, 0), 0);
-  EXPECT_EQ(ExpectedHiExperts(8, 0, 100), 8);
-  EXPECT_EQ(ExpectedHiExperts(8, 0, 8), 8);   // no full job: each has a hi one
-  EXPECT_EQ(ExpectedHiExperts(8, 5, 3), 3);
-  for (int64_t experts = 1; experts < 20; ++experts) {
-    for (int64_t full = 0; full <= experts; ++full) {
-      for (int64_t slots = std::max<int64_t>(experts - full, 1); slots < 40; ++slots) {
-        const int64_t hi = ExpectedHiExperts(experts, full, slots);
-        EXPECT_GE(hi, std::max<int64_t>(experts - full, 1));
-        EXPECT_LE(hi, std::min(experts, slots));
-      }
-    }
-  }
+TEST(Operations, OfAStepKnowWhichExpertsReadHiOnly) {
+  StepRecord record;
+  record.tokens = record.decode_tokens = 2;
+  LayerRecord layer;
+  layer.distinct_experts = 5;
+  layer.distinct_full_experts = 3;
+  layer.distinct_hi_experts = 4;
+  layer.slots_full = 6;
+  layer.slots_hi = 7;
+  record.layers = {layer};
+  ModelShape model;
+  model.config.heads = model.config.kv_heads = 1;
+  model.config.head_dim = 8;
+  model.layers.resize(1);
+  const StepShape step = StepShapeFrom(record, model);
+  ASSERT_EQ(step.layers.size(), 1u);
+  EXPECT_EQ(step.layers[0].experts, 5);
+  EXPECT_EQ(step.layers[0].experts_full, 3);
+  EXPECT_EQ(step.layers[0].experts_hi, 4);
+  EXPECT_EQ(step.layers[0].slots_full, 6);
+  EXPECT_EQ(step.layers[0].slots_hi, 7);
 }
 
 }  // namespace

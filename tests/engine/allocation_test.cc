@@ -89,6 +89,7 @@ TEST(Allocation, NoneInADecodeStep) {
     layer.max_slots = 7;
     layer.drop_below_frac = 0.05f;
     if (storage == ExpertStorage::kNested) layer.full_slots = 2;
+    steering->sample_gate_rows = 4;
     steering->layers.assign(static_cast<size_t>(model->info().moe_layers), layer);
     ASSERT_TRUE(engine->SetSteering(steering).ok());
     EXPECT_EQ(AllocationsOfDecode(engine.get(), 8, 60), 0) << "steered";

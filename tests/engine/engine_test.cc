@@ -2,7 +2,9 @@
 // What the engine promises whatever else is in the batch: bit-identical logits, isolation, refusals.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
+#include <set>
 
 #include "support/fixtures.h"
 
@@ -169,6 +171,42 @@ TEST(EngineNested, FullSlotsAndPlaneCapsChangeWhatIsRead) {
   for (const LayerRecord& layer : record.layers) hi_bytes += static_cast<double>(layer.distinct_experts) * static_cast<double>(info.expert_hi_bytes);
   EXPECT_EQ(record.expert_bytes, hi_bytes);
   EXPECT_EQ(info.expert_hi_bytes * 34, info.expert_bytes * 18);
+}
+
+TEST(EngineSteering, SampledGateLogitsAreTheDecodeRowsAndChangeNothing) {
+  EngineOptions options;
+  options.max_sequences = 5;
+  const auto engine = MakeEngine(OpenModel(EmberPath()), options);
+  const RequestResult plain = RunRequest(engine.get(), Keep(Prompt(8), 6));
+  EXPECT_TRUE(engine->last_step().layers[0].gate_logits.empty());
+  auto steering = std::make_shared<Steering>();
+  steering->sample_gate_rows = 3;
+  ASSERT_TRUE(engine->SetSteering(steering).ok());
+  EXPECT_EQ(RunRequest(engine.get(), Keep(Prompt(8), 6)).logits, plain.logits);
+  for (const LayerRecord& layer : engine->last_step().layers) {
+    ASSERT_EQ(layer.gate_logits.size(), 64u) << "one decode row";
+    // The expert with the best logit is always chosen.
+    const auto best = std::max_element(layer.gate_logits.begin(), layer.gate_logits.end()) - layer.gate_logits.begin();
+    EXPECT_GT(layer.expert_slots[static_cast<size_t>(best)], 0);
+  }
+  std::vector<RequestId> ids;
+  for (int i = 0; i < 5; ++i) {
+    Request request;
+    request.prompt = Prompt(4 + i);
+    request.max_new_tokens = 12;
+    request.ignore_end = true;
+    ids.push_back(*engine->Submit(request));
+  }
+  std::vector<Event> events;
+  std::set<std::vector<float>> samples;
+  while (*engine->Step(&events)) {
+    const StepRecord& record = engine->last_step();
+    const size_t rows = std::min(record.decode_tokens, 3);
+    EXPECT_EQ(record.layers[2].gate_logits.size(), rows * 64);
+    if (rows == 3) samples.insert(record.layers[2].gate_logits);
+  }
+  EXPECT_GT(samples.size(), 3u);
+  for (const RequestId id : ids) EXPECT_TRUE(engine->TakeResult(id).ok());
 }
 
 TEST(EngineRequests, RefusesWithWhatAndRemedy) {

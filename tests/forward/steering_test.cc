@@ -24,6 +24,16 @@ TEST(CheckSteering, AcceptsNeutralAndFullSettings) {
                             }), kShape).ok());
 }
 
+TEST(CheckSteering, BoundsTheSampleOfGateRows) {
+  Steering steering;
+  steering.sample_gate_rows = kMostGateRows;
+  EXPECT_TRUE(CheckSteering(steering, kShape).ok());
+  for (const int32_t rows : {-1, kMostGateRows + 1}) {
+    steering.sample_gate_rows = rows;
+    EXPECT_NE(CheckSteering(steering, kShape).message().find("rows of gate logits; give 0 to 1024"), std::string::npos);
+  }
+}
+
 TEST(CheckSteering, NamesLayerFieldAndRemedy) {
   const auto message = [](void (*change)(LayerSteering*), SteeringShape shape = kShape) {
     const Status status = CheckSteering(With(change), shape);

@@ -44,7 +44,7 @@ struct Chosen {
     planes.assign(slots, Planes::kHi);
     jobs.assign(static_cast<size_t>(2 * s.experts), {-7, Planes::kHi, -7, -7});
     record.slots_full = record.slots_hi = record.slots_dropped = record.distinct_experts =
-        record.distinct_full_experts = 99;
+        record.distinct_full_experts = record.distinct_hi_experts = 99;
     record.gate_mass_lost = 99;
     record.expert_slots.assign(3, 99);
     view.slots = s.slots;
@@ -219,6 +219,7 @@ TEST(Select, FullSlotsAndPlaneCap) {
   EXPECT_EQ(chosen->record.slots_full, 2);
   EXPECT_EQ(chosen->record.slots_hi, 2);
   EXPECT_EQ(chosen->record.distinct_full_experts, 2);
+  EXPECT_EQ(chosen->record.distinct_hi_experts, 2);
   EXPECT_EQ(chosen->record.distinct_experts, 4);
 }
 

@@ -271,14 +271,6 @@ ModelShape ShapeOf(const ModelConfig& config, const ModelWeights& weights, std::
   return shape;
 }
 
-int64_t ExpectedHiExperts(int64_t experts, int64_t experts_full, int64_t slots_hi) {
-  if (experts <= 0 || slots_hi <= 0) return 0;
-  const double drawn = static_cast<double>(experts) *
-                       (1 - std::pow(1 - 1 / static_cast<double>(experts), static_cast<double>(slots_hi)));
-  const int64_t least = std::max<int64_t>(experts - experts_full, 1), most = std::min(experts, slots_hi);
-  return std::clamp(static_cast<int64_t>(std::lround(drawn)), std::min(least, most), most);
-}
-
 StepShape StepShapeFrom(const StepRecord& record, const ModelShape& model) {
   StepShape step;
   step.prefill_tokens = record.prefill_tokens;
@@ -300,9 +292,8 @@ StepShape StepShapeFrom(const StepRecord& record, const ModelShape& model) {
     step.prefill_positions = step.prefill_tokens * (first + std::max(last, first)) / 2;
   }
   for (const LayerRecord& layer : record.layers) {
-    LayerUse use{layer.distinct_experts, layer.distinct_full_experts, 0, layer.slots_full, layer.slots_hi};
-    use.experts_hi = ExpectedHiExperts(use.experts, use.experts_full, use.slots_hi);
-    step.layers.push_back(use);
+    step.layers.push_back({layer.distinct_experts, layer.distinct_full_experts, layer.distinct_hi_experts, layer.slots_full,
+                           layer.slots_hi});
   }
   return step;
 }

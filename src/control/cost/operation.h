@@ -115,10 +115,6 @@ struct StepShape {
   std::vector<LayerUse> layers;  // [L]
 };
 
-// Hi jobs that a record does not count: `slots_hi` slots over `experts` experts, each as likely, of which all but
-// `experts_full` must have one.
-int64_t ExpectedHiExperts(int64_t experts, int64_t experts_full, int64_t slots_hi);
-
 // What a step was. Context comes from its kv_bytes; in a step of prefill and decode rows the decode rows are taken to see as many
 // positions as the prefill's last row.
 StepShape StepShapeFrom(const StepRecord& record, const ModelShape& model);
