@@ -12,28 +12,12 @@
 
 #include "control/energy/energy_accountant.h"
 #include "control/plant/plant_source.h"
+#include "control/step_controller.h"
 #include "control/telemetry/sampler.h"
 #include "thermoe/control.h"
 #include "thermoe/steering.h"
 
 namespace thermoe {
-
-// What a controller sees after a step. References live during the call.
-struct StepObservation {
-  double start_s, end_s;     // of the engine's clock
-  const StepRecord& record;
-  const Snapshot& snapshot;  // the newest; lost where there is no source
-};
-struct StepDecision {
-  std::shared_ptr<const Steering> steering;  // for the next steps; null: as it is
-  double pause_s = 0;                        // idle before the next step
-};
-// The control loop as the engine calls it: after every step, on the engine's thread. Must neither block nor allocate unless it decides.
-class StepController {
- public:
-  virtual ~StepController() = default;
-  virtual StepDecision AfterStep(const StepObservation& observation) = 0;
-};
 
 class Supervisor {
  public:
