@@ -80,7 +80,7 @@ std::string EnergyLabel(EnergySource source) {
 
 std::string EnergyText(const RequestEnergy& energy, const RequestTimings& timings) {
   if (energy.source == EnergySource::kNone) return "";
-  std::string text = energy.source == EnergySource::kEstimate ? "about " : "";
+  std::string text = energy.estimated_frac > 0.99 ? "about " : "";
   text += fmt::format("{:.3g}", 1e3 * PerToken(energy.prefill_j, timings.prompt_tokens));
   if (DecodedTokens(timings) > 0) text += fmt::format(" and {:.3g}", 1e3 * PerToken(energy.decode_j, DecodedTokens(timings)));
   text += " mJ/token";

@@ -61,8 +61,8 @@ Result<std::unique_ptr<Supervisor>> Supervisor::Create(const std::string& teleme
   // Steps run on the processor: a GPU that idles beside it says nothing about them. A backend on a GPU will choose that one.
   Result<std::unique_ptr<TelemetrySource>> source = FindSource(telemetry == "auto" ? "linux" : telemetry);
   if (!source.ok()) {
-    if (telemetry.starts_with(kPlant) || source.status().code() != StatusCode::kInvalidArgument) return source.status();
-    return Status(source.status().code(), source.status().message() + ", or none");
+    if (!source.status().message().ends_with(SourceChoices())) return source.status();
+    return Status(source.status().code(), source.status().message() + "; none is without telemetry");
   }
   return Watch(std::move(source).value(), model, kPeriod_s);
 }

@@ -90,7 +90,7 @@ class EnergyAccountant {
   // Readings.
   std::optional<double> base_j_;    // at window_s_
   std::optional<Reading> pending_;  // the counter moved, at a time not yet accounted
-  double seen_j_ = 0;               // the newest reading
+  double seen_j_ = 0, seen_s_ = 0;  // the newest reading that moved
   bool lost_ = false, counted_ = false;
   bool has_counter_ = false, by_power_ = false;
   std::optional<double> power_s_;   // of the power reading before
