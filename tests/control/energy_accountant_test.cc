@@ -109,6 +109,7 @@ struct Trouble {
   bool resets = false;      // and what it counts meanwhile is never seen
   double prices = 1;        // of work, times the true ones; idle power is then a third of the true one
   double update_s = 0.1;
+  bool patient = false;    // results are taken at the end; else once settled or after 0.3 s, as SettleEnergy lets callers do
 };
 
 struct Outcome {
@@ -145,7 +146,7 @@ Outcome Serve(uint64_t seed, const Trouble& trouble, double seconds) {
     int account;
     double at_s, true_j;
   };
-  std::vector<Done> done;  // results are taken when they are settled, or after 0.3 s, as SettleEnergy lets callers do
+  std::vector<Done> done;
   const auto take = [&](bool all) {
     std::erase_if(done, [&](const Done& request) {
       if (!all && accountant.MaySettle(request.at_s) && plant.now_s() < request.at_s + 0.3) return false;
@@ -217,7 +218,7 @@ Outcome Serve(uint64_t seed, const Trouble& trouble, double seconds) {
       done.push_back({request.account, plant.now_s(), request.true_j});
       return true;
     });
-    take(false);
+    if (!trouble.patient) take(false);
   }
   take(true);
   for (const Live& request : live) accounted_j += accountant.Read(request.account).total_j();
@@ -248,7 +249,7 @@ TEST(EnergyAccountant, SumsAgreeWithThePlantForRandomArrivals) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     SCOPED_TRACE(seed);
     const Outcome outcome = Serve(seed, {}, 20);
-    ExpectAgrees(outcome, 0.05);
+    ExpectAgrees(outcome, 0.03);
     EXPECT_LT(outcome.estimated_frac, 0.02);
     EXPECT_NEAR(outcome.counted_j / outcome.plant_j, 1, 0.02);
     for (const double error : outcome.request_errors) EXPECT_NEAR(error, 0, 0.1);
@@ -258,10 +259,21 @@ TEST(EnergyAccountant, SumsAgreeWithThePlantForRandomArrivals) {
 TEST(EnergyAccountant, SumsAgreeWhenReadingsAreUnknownOrTheSourceIsLostForAWhile) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     SCOPED_TRACE(seed);
-    ExpectAgrees(Serve(seed, {.unknown_frac = 0.3}, 20), 0.06);
-    ExpectAgrees(Serve(seed, {.unknown_frac = 0.1, .losses = true}, 20), 0.1);
-    const Outcome reset = Serve(seed, {.losses = true, .resets = true}, 20);
-    ExpectAgrees(reset, 0.1);
+    {
+      SCOPED_TRACE("unknown now and then");
+      ExpectAgrees(Serve(seed, {.unknown_frac = 0.3}, 20), 0.06);  // changes are seen later than without
+    }
+    {
+      SCOPED_TRACE("lost for a while");
+      ExpectAgrees(Serve(seed, {.unknown_frac = 0.1, .losses = true, .patient = true}, 20), 0.06);
+      // Taken during a loss of up to 2 s, results are predictions.
+      const Outcome hasty = Serve(seed, {.unknown_frac = 0.1, .losses = true}, 20);
+      EXPECT_NEAR(hasty.sum_j / hasty.plant_j, 1, 0.02);
+      EXPECT_NEAR(hasty.requests_j / hasty.plant_j, 1, 0.04);
+    }
+    SCOPED_TRACE("reset while lost");
+    const Outcome reset = Serve(seed, {.losses = true, .resets = true, .patient = true}, 20);
+    ExpectAgrees(reset, 0.05);
     EXPECT_GT(reset.estimated_frac, 0.02);  // what was never counted is not called counted
     EXPECT_LT(reset.counted_j, 0.98 * reset.plant_j);
   }
