@@ -17,7 +17,7 @@ TEST_F(TelemetryCliTest, DoctorSaysWhatIsMissingAndWhy) {
   const Json json = ThermoeJson({"doctor"});
   ASSERT_EQ(json["sources"].size(), 2u);
   for (const Json& source : json["sources"]) {
-    EXPECT_THAT(Keys(source), ::testing::UnorderedElementsAre("name", "error", "sensors"));
+    EXPECT_THAT(Keys(source), ::testing::UnorderedElementsAre("name", "error", "slowest_reading_ms", "sensors"));
     EXPECT_TRUE(source["error"].is_null() != source["sensors"].empty()) << source;
     for (const Json& sensor : source["sensors"]) {
       EXPECT_NE(sensor["found"].get<bool>(), sensor["value"].is_null());
