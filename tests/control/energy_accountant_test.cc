@@ -32,7 +32,8 @@ ModelShape TestModel() {
   return model;
 }
 
-// A step over `parts` as the engine would record it: dense weights and the output matrix once, experts as they are touched.
+// A step over `parts` as the engine would record it: dense weights and the output matrix once, experts as they are
+// touched.
 StepRecord RecordOf(const std::vector<StepPart>& parts) {
   StepRecord record;
   double attended = 0;
@@ -92,7 +93,8 @@ TEST(PowerFit, LearnsIdlePowerAndScaleFromPricesThatAreFarOff) {
   Random random(3);
   PowerFit fit(5);
   for (int i = 0; i < 200; ++i) {
-    const double work_w = random.Below(3) == 0 ? 0 : 174 * random.Uniform();  // of defaults; the machine: 120 W + 2.2 times that
+    const double work_w =
+        random.Below(3) == 0 ? 0 : 174 * random.Uniform();  // of defaults; the machine: 120 W + 2.2 times that
     fit.Learn((120 + 2.2 * work_w) * (1 + 0.02 * random.Normal()), work_w);
   }
   EXPECT_NEAR(fit.idle_w(), 120, 6);
@@ -109,7 +111,8 @@ struct Trouble {
   bool resets = false;      // and what it counts meanwhile is never seen
   double prices = 1;        // of work, times the true ones; idle power is then a third of the true one
   double update_s = 0.1;
-  bool patient = false;    // results are taken at the end; else once settled or after 0.3 s, as SettleEnergy lets callers do
+  bool patient =
+      false;  // results are taken at the end; else once settled or after 0.3 s, as SettleEnergy lets callers do
 };
 
 struct Outcome {
@@ -129,7 +132,8 @@ Outcome Serve(uint64_t seed, const Trouble& trouble, double seconds) {
   Plant plant(profile, ConstantScenario(25), seed);
   PlantSource source(&plant);
   EnergyPrices prices = PricesOf(profile);
-  if (trouble.prices != 1) prices = {prices.idle_w / 3, prices.j_per_byte * trouble.prices, prices.j_per_flop * trouble.prices, 20};
+  if (trouble.prices != 1)
+    prices = {prices.idle_w / 3, prices.j_per_byte * trouble.prices, prices.j_per_flop * trouble.prices, 20};
   EnergyAccountant accountant(TestModel(), prices, EnergySource::kSimulated, 0);
   const StepShare truth(TestModel(), PricesOf(profile));
   accountant.Observe(0, source.Read());
@@ -187,7 +191,8 @@ Outcome Serve(uint64_t seed, const Trouble& trouble, double seconds) {
   };
   while (plant.now_s() < seconds) {
     if (live.size() < 8 && random.Below(live.empty() ? 2 : 40) == 0) {
-      live.push_back({accountant.Open(), 20 + static_cast<int>(random.Below(600)), 20 + static_cast<int>(random.Below(300))});
+      live.push_back(
+          {accountant.Open(), 20 + static_cast<int>(random.Below(600)), 20 + static_cast<int>(random.Below(300))});
     }
     if (live.empty()) {
       idle(0.002 + 0.3 * random.Uniform());
@@ -197,7 +202,8 @@ Outcome Serve(uint64_t seed, const Trouble& trouble, double seconds) {
     std::vector<StepPart> parts;
     for (const Live& request : live) {
       const int rows = std::min(request.prompt - request.position, 64);
-      parts.push_back(rows > 0 ? Chunk(request.account, rows, request.position) : Decode(request.account, request.position));
+      parts.push_back(rows > 0 ? Chunk(request.account, rows, request.position)
+                               : Decode(request.account, request.position));
     }
     const StepRecord record = RecordOf(parts);
     const WorkOutcome work = plant.Run({record.weight_bytes + record.kv_bytes, record.flops});
@@ -291,7 +297,8 @@ TEST(EnergyAccountant, SumsAgreeWhateverPricesAndUpdatesAre) {
 }
 
 TEST(EnergyAccountant, WithoutAReadingEverythingIsAnEstimateAtThePrices) {
-  EnergyAccountant accountant(TestModel(), {.idle_w = 2, .j_per_byte = 1e-9, .j_per_flop = 0}, EnergySource::kCounter, 10);
+  EnergyAccountant accountant(TestModel(), {.idle_w = 2, .j_per_byte = 1e-9, .j_per_flop = 0}, EnergySource::kCounter,
+                              10);
   const int account = accountant.Open();
   accountant.Idle(11);
   StepRecord record;
@@ -318,7 +325,8 @@ Snapshot Showing(std::optional<double> energy_j, std::optional<double> power_w =
 }
 
 TEST(EnergyAccountant, AnOpenWindowIsPredictedAndSettledWhenTheCounterMoves) {
-  EnergyAccountant accountant(TestModel(), {.idle_w = 1, .j_per_byte = 1e-9, .j_per_flop = 0}, EnergySource::kCounter, 0);
+  EnergyAccountant accountant(TestModel(), {.idle_w = 1, .j_per_byte = 1e-9, .j_per_flop = 0}, EnergySource::kCounter,
+                              0);
   accountant.Observe(0, Showing(100));
   const int account = accountant.Open();
   StepRecord record;
@@ -354,7 +362,8 @@ TEST(EnergyAccountant, PowerReadingsStandInForACounterThatIsNotThere) {
 }
 
 TEST(EnergyAccountant, WhatNobodyLookedAtForLongIsIdle) {
-  EnergyAccountant accountant(TestModel(), {.idle_w = 5, .j_per_byte = 1e-9, .j_per_flop = 0}, EnergySource::kCounter, 0);
+  EnergyAccountant accountant(TestModel(), {.idle_w = 5, .j_per_byte = 1e-9, .j_per_flop = 0}, EnergySource::kCounter,
+                              0);
   accountant.Observe(0, Showing(0));
   const int account = accountant.Open();
   StepRecord record;
@@ -389,7 +398,8 @@ TEST(EnergyAccountant, AReplayedCounterIsSharedOutAndCalledReplayed) {
   }
   ASSERT_TRUE(first.energy_j && last_j);
   EXPECT_NEAR(accountant.totals().counted_j, *last_j - *first.energy_j, 1e-6);
-  EXPECT_NEAR(accountant.Read(account).total_j() / (*last_j - *first.energy_j), 1, 0.06);  // up to a row of 0.5 s is still predicted
+  EXPECT_NEAR(accountant.Read(account).total_j() / (*last_j - *first.energy_j), 1,
+              0.06);  // up to a row of 0.5 s is still predicted
   EXPECT_EQ(accountant.Read(account).source, EnergySource::kReplayed);
 }
 

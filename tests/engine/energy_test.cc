@@ -13,7 +13,9 @@
 namespace thermoe::testing {
 namespace {
 
-std::string Profile(const std::string& name) { return "plant:" + std::string(THERMOE_SOURCE_DIR) + "/data/profiles/" + name + ".toml"; }
+std::string Profile(const std::string& name) {
+  return "plant:" + std::string(THERMOE_SOURCE_DIR) + "/data/profiles/" + name + ".toml";
+}
 
 std::unique_ptr<Engine> Make(const std::string& telemetry, int sequences = 3, int threads = 2) {
   EngineOptions options;
@@ -143,7 +145,10 @@ TEST(EngineEnergy, ADeviceThatShutsDownEndsTheStepWithOneSentence) {
   std::ifstream from(std::string(THERMOE_SOURCE_DIR) + "/data/profiles/small.toml");
   std::ofstream to(path);
   for (std::string line; std::getline(from, line);) {
-    to << (line.starts_with("ambient_c") ? "ambient_c = 94.9" : line.starts_with("slowdown_c") ? "slowdown_c = 94.95" : line) << '\n';
+    to << (line.starts_with("ambient_c")    ? "ambient_c = 94.9"
+           : line.starts_with("slowdown_c") ? "slowdown_c = 94.95"
+                                            : line)
+       << '\n';
   }
   to.close();
   const auto engine = Make("plant:" + path);
@@ -189,7 +194,8 @@ class MovingCounter : public TelemetrySource {
 TEST(EngineEnergy, ALiveCounterIsSharedOutAndSettled) {
   const auto engine = Make("none");
   auto& impl = static_cast<EngineImpl&>(*engine);
-  impl.SetSupervisor(Supervisor::Watch(std::make_unique<MovingCounter>(), ShapeOf(ProfileTargetOf(engine->model())), 0.005));
+  impl.SetSupervisor(
+      Supervisor::Watch(std::make_unique<MovingCounter>(), ShapeOf(ProfileTargetOf(engine->model())), 0.005));
   std::vector<Event> events;
   const RequestId id = engine->Submit(Ask(40, 60)).value();
   while (*engine->Step(&events)) {

@@ -10,9 +10,9 @@
 namespace thermoe {
 namespace {
 
-constexpr double kLeastIdle_w = 0.01;       // where prices say less: predictions need something to be in proportion to
-constexpr double kMostPowerStep_s = 0.35;   // power readings further apart do not say what was drawn in between
-constexpr double kLongWindow_s = 1;         // longer ones with more idle time of nobody than work say little about the work
+constexpr double kLeastIdle_w = 0.01;      // where prices say less: predictions need something to be in proportion to
+constexpr double kMostPowerStep_s = 0.35;  // power readings further apart do not say what was drawn in between
+constexpr double kLongWindow_s = 1;  // longer ones with more idle time of nobody than work say little about the work
 constexpr double kAllEstimated_frac = 0.99;
 // A counter that shows less than this share of what is predicted for a window with a loss in it was reset meanwhile.
 constexpr double kLeastAfterLoss_frac = 0.7;
@@ -22,7 +22,8 @@ double Share(double part, double whole) { return whole > 0 ? std::clamp(part / w
 
 }  // namespace
 
-EnergyAccountant::EnergyAccountant(const ModelShape& model, const EnergyPrices& prices, EnergySource counted_as, double now_s)
+EnergyAccountant::EnergyAccountant(const ModelShape& model, const EnergyPrices& prices, EnergySource counted_as,
+                                   double now_s)
     : share_(model, prices),
       prices_(prices),
       counted_as_(counted_as),
@@ -124,7 +125,8 @@ void EnergyAccountant::Add(double to_s, const StepRecord* record, std::span<cons
 }
 
 // `seconds` of a step, which are `step_frac` of it, or of no step.
-void EnergyAccountant::AddPiece(double seconds, double step_frac, const StepRecord* record, std::span<const StepPart> parts) {
+void EnergyAccountant::AddPiece(double seconds, double step_frac, const StepRecord* record,
+                                std::span<const StepPart> parts) {
   const double idle_j = fit_.idle_w() * seconds;
   if (record != nullptr) {
     const double bytes = record->weight_bytes + record->kv_bytes;
@@ -214,7 +216,8 @@ RequestEnergy EnergyAccountant::Read(Account account) const {
   energy.idle_j = state.settled[kIdle] + state.open[kIdle];
   energy.estimated_frac = Share(state.estimated_j + Sum(state.open), energy.total_j());
   energy.source = source();
-  if (energy.estimated_frac > kAllEstimated_frac && counted_as_ != EnergySource::kReplayed) energy.source = EnergySource::kEstimate;
+  if (energy.estimated_frac > kAllEstimated_frac && counted_as_ != EnergySource::kReplayed)
+    energy.source = EnergySource::kEstimate;
   if (energy.source == EnergySource::kEstimate) energy.estimated_frac = 1;
   return energy;
 }

@@ -8,7 +8,8 @@ namespace thermoe {
 namespace {
 
 constexpr double kForget = 0.995;  // a memory of about 200 windows
-constexpr double kNoise = 0.01;     // variance of a window's power, relative: its edges are known to some milliseconds of 100
+constexpr double kNoise =
+    0.01;  // variance of a window's power, relative: its edges are known to some milliseconds of 100
 constexpr double kMostVariance = 1e6;  // idle power alone for hours says nothing about work
 
 }  // namespace
