@@ -38,7 +38,8 @@ int DecodedTokens(const RequestTimings& timings) { return std::max(0, timings.ge
 void AddTelemetryFlag(CLI::App* app, std::string* telemetry) {
   app->add_option("--telemetry", *telemetry,
                   "Sensors to count joules with: " + SourceChoices() +
-                      ", none; default auto: those of the device that computes. plant:FILE (a profile, or small or h100) simulates a "
+                      ", none; default auto: those of the device that computes. plant:FILE (a profile, or small or "
+                      "h100) simulates a "
                       "device in virtual time.")
       ->type_name("SOURCE")
       ->group("Engine options");
@@ -56,13 +57,16 @@ Result<std::string> ResolveTelemetry(const std::string& choice) {
     if (fs::exists(file, error)) return std::string(kPlant) + file.string();
     looked += (looked.empty() ? "" : " and ") + file.string();
   }
-  return NotFound("{}: no file and no shipped profile of that name ({}); give a device profile such as data/profiles/small.toml", choice,
-                  looked);
+  return NotFound(
+      "{}: no file and no shipped profile of that name ({}); give a device profile such as data/profiles/small.toml",
+      choice, looked);
 }
 
 std::string JoulesText(double joules) {
   const double size = std::abs(joules);
-  const auto [scale, unit] = size >= 1 || size == 0 ? std::pair(1.0, "J") : size >= 1e-3 ? std::pair(1e3, "mJ") : std::pair(1e6, "uJ");
+  const auto [scale, unit] = size >= 1 || size == 0 ? std::pair(1.0, "J")
+                             : size >= 1e-3         ? std::pair(1e3, "mJ")
+                                                    : std::pair(1e6, "uJ");
   return fmt::format("{:.3g} {}", joules * scale, unit);
 }
 
@@ -80,11 +84,13 @@ std::string EnergyLabel(EnergySource source) {
 
 std::string EnergyText(const RequestEnergy& energy, const RequestTimings& timings) {
   if (energy.source == EnergySource::kNone) return "";
-  std::string text = energy.source == EnergySource::kEstimate ? "about " : "";
+  std::string text = energy.estimated_frac > 0.99 ? "about " : "";
   text += fmt::format("{:.3g}", 1e3 * PerToken(energy.prefill_j, timings.prompt_tokens));
-  if (DecodedTokens(timings) > 0) text += fmt::format(" and {:.3g}", 1e3 * PerToken(energy.decode_j, DecodedTokens(timings)));
+  if (DecodedTokens(timings) > 0)
+    text += fmt::format(" and {:.3g}", 1e3 * PerToken(energy.decode_j, DecodedTokens(timings)));
   text += " mJ/token";
-  if (energy.idle_j > 0.01 * energy.total_j()) text += fmt::format(", idle {:.0f} %", 100 * energy.idle_j / energy.total_j());
+  if (energy.idle_j > 0.01 * energy.total_j())
+    text += fmt::format(", idle {:.0f} %", 100 * energy.idle_j / energy.total_j());
   std::string label = EnergyLabel(energy.source);
   if (energy.source != EnergySource::kEstimate && energy.estimated_frac > kShownEstimated_frac) {
     label += fmt::format("{}{:.0f} % of it estimate", label.empty() ? "" : "; ", 100 * energy.estimated_frac);
@@ -102,7 +108,8 @@ Json EnergyJson(const RequestEnergy& energy, const RequestTimings& timings) {
   json["decode_j"] = energy.decode_j;
   json["idle_j"] = energy.idle_j;
   json["prefill_j_per_token"] = PerToken(energy.prefill_j, timings.prompt_tokens);
-  json["decode_j_per_token"] = DecodedTokens(timings) > 0 ? Json(PerToken(energy.decode_j, DecodedTokens(timings))) : Json();
+  json["decode_j_per_token"] =
+      DecodedTokens(timings) > 0 ? Json(PerToken(energy.decode_j, DecodedTokens(timings))) : Json();
   return json;
 }
 

@@ -23,8 +23,8 @@ inline constexpr double kSettle_s = 0.3;
 // "4.21 J", "305 mJ", "12.3 uJ".
 std::string JoulesText(double joules);
 
-// "0.51 and 2.1 mJ/token": what a token of the prompt and a generated one cost; "about ... (estimate)", "(simulated)", "(replayed: of
-// other work)" and what part of it was predicted. "" when nothing is accounted.
+// "0.51 and 2.1 mJ/token": what a token of the prompt and a generated one cost; "about ... (estimate)", "(simulated)",
+// "(replayed: of other work)" and what part of it was predicted. "" when nothing is accounted.
 std::string EnergyText(const RequestEnergy& energy, const RequestTimings& timings);
 // {"energy_source", "prefill_j", ...}; null when nothing is accounted.
 Json EnergyJson(const RequestEnergy& energy, const RequestTimings& timings);

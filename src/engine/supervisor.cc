@@ -22,8 +22,8 @@ constexpr double kSettleStep_s = 0.002;  // between looks while waiting for a co
 
 constexpr std::string_view kPlant = "plant:", kReplay = "replay:", kNvml = "nvml";
 
-// One H100 idling with a context, per byte and per FLOP (data/profiles/h100.toml): where a GPU's counter is read, the defaults of a
-// server core would be far off until it has moved some times.
+// One H100 idling with a context, per byte and per FLOP (data/profiles/h100.toml): where a GPU's counter is read, the
+// defaults of a server core would be far off until it has moved some times.
 constexpr EnergyPrices kGpuPrices = {.idle_w = 120, .j_per_byte = 130e-12, .j_per_flop = 1e-12};
 
 EnergyPrices PricesOf(const DeviceProfile& profile) {
@@ -39,8 +39,10 @@ Work WorkOf(const StepRecord& record) { return {record.weight_bytes + record.kv_
 // At the lowest clock.
 double LongestSeconds(const DeviceProfile& profile, const Work& work) {
   const double clock_frac = profile.lowest_mhz / profile.nominal_mhz;
-  const double bandwidth = profile.bandwidth_gbps * 1e9 * std::min(1.0, profile.lowest_mhz / profile.bandwidth_knee_mhz);
-  return std::max(work.bytes / bandwidth, work.flops / (profile.compute_tflops * 1e12 * std::pow(clock_frac, profile.compute_exponent)));
+  const double bandwidth =
+      profile.bandwidth_gbps * 1e9 * std::min(1.0, profile.lowest_mhz / profile.bandwidth_knee_mhz);
+  return std::max(work.bytes / bandwidth,
+                  work.flops / (profile.compute_tflops * 1e12 * std::pow(clock_frac, profile.compute_exponent)));
 }
 
 }  // namespace
@@ -54,20 +56,23 @@ Result<std::unique_ptr<Supervisor>> Supervisor::Create(const std::string& teleme
     supervisor->plant_ = std::move(plant).value();
     supervisor->plant_source_.emplace(supervisor->plant_.get());
     supervisor->info_ = {supervisor->plant_source_->name(), true, false};
-    supervisor->accountant_.emplace(model, PricesOf(supervisor->plant_->profile()), EnergySource::kSimulated, supervisor->now_s());
+    supervisor->accountant_.emplace(model, PricesOf(supervisor->plant_->profile()), EnergySource::kSimulated,
+                                    supervisor->now_s());
     supervisor->Look();
     return supervisor;
   }
-  // Steps run on the processor: a GPU that idles beside it says nothing about them. A backend on a GPU will choose that one.
+  // Steps run on the processor: a GPU that idles beside it says nothing about them. A backend on a GPU will choose that
+  // one.
   Result<std::unique_ptr<TelemetrySource>> source = FindSource(telemetry == "auto" ? "linux" : telemetry);
   if (!source.ok()) {
-    if (telemetry.starts_with(kPlant) || source.status().code() != StatusCode::kInvalidArgument) return source.status();
-    return Status(source.status().code(), source.status().message() + ", or none");
+    if (!source.status().message().ends_with(SourceChoices())) return source.status();
+    return Status(source.status().code(), source.status().message() + "; none is without telemetry");
   }
   return Watch(std::move(source).value(), model, kPeriod_s);
 }
 
-std::unique_ptr<Supervisor> Supervisor::Watch(std::unique_ptr<TelemetrySource> source, const ModelShape& model, double period_s) {
+std::unique_ptr<Supervisor> Supervisor::Watch(std::unique_ptr<TelemetrySource> source, const ModelShape& model,
+                                              double period_s) {
   std::unique_ptr<Supervisor> supervisor(new Supervisor());
   const std::string name = source->name();
   const bool replayed = name.starts_with(kReplay);
@@ -77,7 +82,8 @@ std::unique_ptr<Supervisor> Supervisor::Watch(std::unique_ptr<TelemetrySource> s
   supervisor->accountant_.emplace(model, prices, replayed ? EnergySource::kReplayed : EnergySource::kCounter, opened_s);
   // The first reading here, so that the counter's start is known before any work.
   supervisor->accountant_->Observe(opened_s, source->Read());
-  supervisor->sampler_ = std::make_unique<TelemetrySampler>(std::move(source), TelemetrySampler::Options{period_s, SteadySeconds});
+  supervisor->sampler_ =
+      std::make_unique<TelemetrySampler>(std::move(source), TelemetrySampler::Options{period_s, SteadySeconds});
   supervisor->sampler_->Start();
   return supervisor;
 }
@@ -121,15 +127,17 @@ Status Supervisor::AfterStep(double start_s, StepRecord* record, std::span<const
     const Work work = WorkOf(*record);
     const DeviceProfile& profile = plant_->profile();
     if (LongestSeconds(profile, work) > kMostStep_s) {
-      return ResourceExhausted("{}: the simulated device may take {:.0f} s for one step; check the profile's [throughput] and [clock]",
-                               info_.name, LongestSeconds(profile, work));
+      return ResourceExhausted(
+          "{}: the simulated device may take {:.0f} s for one step; check the profile's [throughput] and [clock]",
+          info_.name, LongestSeconds(profile, work));
     }
     if (accountant_) Look();
     if (accountant_) accountant_->Idle(start_s);
     const WorkOutcome outcome = plant_->Run(work);
     if (!outcome.completed) {
-      return ResourceExhausted("{}: the simulated device shut down at {:.0f} C after {:.1f} s; cool its room or draw less power",
-                               info_.name, profile.shutdown_c, plant_->now_s());
+      return ResourceExhausted(
+          "{}: the simulated device shut down at {:.0f} C after {:.1f} s; cool its room or draw less power", info_.name,
+          profile.shutdown_c, plant_->now_s());
     }
     record->times = StageTimes{};  // the stages' are not known
     record->times.total_us = outcome.duration_s * 1e6;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What goes on between steps: the engine's clock, its sensors, its joules, and the place where the control loop is called.
+// What goes on between steps: the engine's clock, its sensors, its joules, and the place where the control loop is
+// called.
 //
-// Live: a thread of its own reads the source; steps only look at the newest reading. Under a plant time is virtual: each step takes
-// what the simulated device takes for its bytes and FLOPs.
+// Live: a thread of its own reads the source; steps only look at the newest reading. Under a plant time is virtual:
+// each step takes what the simulated device takes for its bytes and FLOPs.
 #pragma once
 
 #include <memory>
@@ -24,14 +25,15 @@ class Supervisor {
   // `telemetry`: as EngineOptions. Errors: those of the source or profile.
   static Result<std::unique_ptr<Supervisor>> Create(const std::string& telemetry, const ModelShape& model);
   // For tests: a source of the caller's, read every `period_s`.
-  static std::unique_ptr<Supervisor> Watch(std::unique_ptr<TelemetrySource> source, const ModelShape& model, double period_s);
+  static std::unique_ptr<Supervisor> Watch(std::unique_ptr<TelemetrySource> source, const ModelShape& model,
+                                           double period_s);
   ~Supervisor();
 
   double now_s() const;  // since some moment; never falls
   // The pause that was decided after the last step.
   void BeforeStep();
-  // From `start_s` on a step ran. Sets record->times under a plant, where they are virtual. kResourceExhausted: the simulated device
-  // shut down or would take hours for the step.
+  // From `start_s` on a step ran. Sets record->times under a plant, where they are virtual. kResourceExhausted: the
+  // simulated device shut down or would take hours for the step.
   Status AfterStep(double start_s, StepRecord* record, std::span<const StepPart> parts);
   // The steering that was decided after the last step, once; null: none.
   std::shared_ptr<const Steering> TakeSteering() { return std::move(decision_.steering); }
@@ -58,7 +60,7 @@ class Supervisor {
   TelemetryInfo info_;
   std::unique_ptr<TelemetrySampler> sampler_;  // live
   uint64_t seen_readings_ = 0;
-  std::unique_ptr<Plant> plant_;               // virtual
+  std::unique_ptr<Plant> plant_;  // virtual
   std::optional<PlantSource> plant_source_;
   std::optional<EnergyAccountant> accountant_;
   std::unique_ptr<StepController> controller_;

@@ -17,7 +17,7 @@ TEST_F(TelemetryCliTest, DoctorSaysWhatIsMissingAndWhy) {
   const Json json = ThermoeJson({"doctor"});
   ASSERT_EQ(json["sources"].size(), 2u);
   for (const Json& source : json["sources"]) {
-    EXPECT_THAT(Keys(source), ::testing::UnorderedElementsAre("name", "error", "sensors"));
+    EXPECT_THAT(Keys(source), ::testing::UnorderedElementsAre("name", "error", "slowest_reading_ms", "sensors"));
     EXPECT_TRUE(source["error"].is_null() != source["sensors"].empty()) << source;
     for (const Json& sensor : source["sensors"]) {
       EXPECT_NE(sensor["found"].get<bool>(), sensor["value"].is_null());
@@ -64,6 +64,78 @@ TEST_F(TelemetryCliTest, RecordRefusals) {
   if (std::filesystem::exists("/dev/full")) {
     ExpectRefused({"record", "--out", "/dev/full", "--telemetry", "linux", "--seconds", "1"}, {"/dev/full", "No space left"});
   }
+}
+
+TEST_F(TelemetryCliTest, DoctorDoesNotHangWithTheDriver) {
+  const ProcessResult slow = Thermoe({"doctor", "--telemetry", "nvml"}, "", {{"THERMOE_NVML", THERMOE_FAKE_NVML}, {"FAKE_NVML_DELAY_MS", "40"}});
+  EXPECT_EQ(slow.exit_code, 0) << slow.err;
+  EXPECT_THAT(slow.out, HasSubstr("slow: one took"));
+  const ProcessResult hung = Thermoe({"doctor", "--telemetry", "nvml"}, "", {{"THERMOE_NVML", THERMOE_FAKE_NVML}, {"FAKE_NVML_DELAY_MS", "60000"}});
+  EXPECT_EQ(hung.exit_code, 2);
+  EXPECT_THAT(hung.err, HasSubstr("no answer within 6 s"));
+}
+
+TEST_F(TelemetryCliTest, ThePlantIsASourceForDoctorAndRecord) {
+  EXPECT_EQ(ThermoeJson({"doctor", "--telemetry", "plant:small"})["sources"][0]["name"], "plant:small");
+  const Json json = ThermoeJson({"record", "--telemetry", "plant:h100", "--seconds", "0.2", "--out", Path("p.csv")});
+  EXPECT_EQ(json["source"], "plant:h100");
+  ExpectRefused({"doctor", "--telemetry", "plant:nope"}, {"plant:nope", "no shipped profile", "small.toml"});
+  WriteAll(Path("bad.toml"), "schema = 1\nname = 3\n");
+  ExpectRefused({"record", "--out", Path("x.csv"), "--telemetry", "plant:" + Path("bad.toml")}, {"bad.toml", "name"});
+}
+
+std::vector<std::string> RunWith(const std::string& telemetry) {
+  return {"run", "-p", "Once upon a time", "-n", "20", "--greedy", "--seed", "1", "--telemetry", telemetry};
+}
+
+TEST_F(TelemetryCliTest, RunUnderThePlantIsSimulatedAndReproducible) {
+  Json first = ThermoeJson(RunWith("plant:small")), second = ThermoeJson(RunWith("plant:small"));
+  first["timings"].erase("load_ms");
+  second["timings"].erase("load_ms");
+  EXPECT_EQ(first, second);
+  EXPECT_EQ(first["timings"]["simulated"], true);
+  EXPECT_EQ(first["energy"]["energy_source"], "simulated");
+  EXPECT_GT(first["energy"]["decode_j_per_token"], 0);
+  const Json plain = ThermoeJson(RunWith("none"));
+  EXPECT_EQ(plain["text"], first["text"]);
+  EXPECT_EQ(plain["timings"]["simulated"], false);
+  EXPECT_TRUE(plain["energy"].is_null());
+  const ProcessResult text = Thermoe(RunWith("plant:small"));
+  EXPECT_THAT(text.err, HasSubstr("[simulated on plant:small: "));
+  EXPECT_THAT(text.err, HasSubstr("mJ/token (simulated)"));
+  EXPECT_THAT(Thermoe(RunWith("replay:" + PowerStep())).err, HasSubstr("replayed: of other work"));
+  EXPECT_THAT(Thermoe(RunWith("none")).err, ::testing::Not(HasSubstr("mJ")));
+  ExpectRefused(RunWith("gpu"), {"gpu", "plant:FILE", "none"});
+}
+
+// A GPU whose counter never moves: nothing is confirmed, so everything is an estimate and says so.
+TEST_F(TelemetryCliTest, JoulesWithoutAReadingAreCalledEstimates) {
+  const std::map<std::string, std::string> fake = {{"THERMOE_NVML", THERMOE_FAKE_NVML}};
+  std::vector<std::string> arguments = RunWith("nvml");
+  const ProcessResult text = Thermoe(arguments, "", fake);
+  EXPECT_THAT(text.err, HasSubstr("about "));
+  EXPECT_THAT(text.err, HasSubstr("(estimate)"));
+  arguments.push_back("--json");
+  const Json json = Json::parse(Thermoe(arguments, "", fake).out, nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  EXPECT_EQ(json["energy"]["energy_source"], "estimate");
+  EXPECT_EQ(json["energy"]["estimated_frac"], 1);
+}
+
+TEST_F(TelemetryCliTest, BenchUnderThePlant) {
+  const std::vector<std::string> flags = {"bench", "--prefill", "32", "--decode", "8", "--batch", "4", "--repeat", "2", "--telemetry", "plant:small"};
+  const Json json = ThermoeJson(flags);
+  EXPECT_EQ(json["device"]["telemetry"]["simulated"], true);
+  EXPECT_TRUE(json["device"]["memory_read_gbps"].is_null());
+  for (const Json& result : json["results"]) {
+    EXPECT_EQ(result["energy_source"], "simulated");
+    EXPECT_GT(result["joules_per_token"]["median"], 1e-5);
+    EXPECT_LT(result["joules_per_token"]["median"], 1e-2);
+    EXPECT_TRUE(result["bandwidth_frac"].is_null());
+  }
+  EXPECT_THAT(Thermoe(flags).out, HasSubstr("mJ/token (simulated)"));
+  ExpectRefused({"bench", "--telemetry", "plant:small", "--vs", "true"}, {"--vs", "virtual time"});
+  ExpectRefused({"bench", "--telemetry", "none", "--telemetry-cost"}, {"--telemetry-cost"});
 }
 
 }  // namespace

@@ -10,19 +10,20 @@
 namespace thermoe {
 namespace {
 
-constexpr double kLeastIdle_w = 0.01;       // where prices say less: predictions need something to be in proportion to
-constexpr double kMostPowerStep_s = 0.35;   // power readings further apart do not say what was drawn in between
-constexpr double kLongWindow_s = 1;         // longer ones with more idle time of nobody than work say little about the work
+constexpr double kLeastIdle_w = 0.01;      // where prices say less: predictions need something to be in proportion to
+constexpr double kMostPowerStep_s = 0.35;  // power readings further apart do not say what was drawn in between
+constexpr double kLongWindow_s = 1;  // longer ones with more idle time of nobody than work say little about the work
 constexpr double kAllEstimated_frac = 0.99;
-// After a loss, less than this share of idle power means that the counter was reset meanwhile.
-constexpr double kLeastAfterLoss_frac = 0.5;
+// A counter that shows less than this share of what is predicted for a window with a loss in it was reset meanwhile.
+constexpr double kLeastAfterLoss_frac = 0.7;
 
 double Sum(std::span<const double> values) { return std::accumulate(values.begin(), values.end(), 0.0); }
 double Share(double part, double whole) { return whole > 0 ? std::clamp(part / whole, 0.0, 1.0) : 0; }
 
 }  // namespace
 
-EnergyAccountant::EnergyAccountant(const ModelShape& model, const EnergyPrices& prices, EnergySource counted_as, double now_s)
+EnergyAccountant::EnergyAccountant(const ModelShape& model, const EnergyPrices& prices, EnergySource counted_as,
+                                   double now_s)
     : share_(model, prices),
       prices_(prices),
       counted_as_(counted_as),
@@ -82,8 +83,11 @@ void EnergyAccountant::Observe(double read_s, const Snapshot& snapshot) {
   lost_ = snapshot.state == SourceState::kLost;
   window_lost_ = window_lost_ || lost_;
   const std::optional<double> energy_j = EnergyOf(read_s, snapshot);
-  if (!energy_j || !std::isfinite(*energy_j) || (base_j_ && *energy_j == seen_j_)) return;
+  // Back after a loss that a counter cannot have rested for, and where it was: it was reset.
+  const bool was_reset = window_lost_ && !lost_ && read_s - seen_s_ > kStaleAfter_s;
+  if (!energy_j || !std::isfinite(*energy_j) || (base_j_ && *energy_j == seen_j_ && !was_reset)) return;
   seen_j_ = *energy_j;
+  seen_s_ = read_s;
   const Reading reading{std::max(read_s, last_s_), *energy_j};
   if (read_s > last_s_) {
     pending_ = reading;
@@ -121,7 +125,8 @@ void EnergyAccountant::Add(double to_s, const StepRecord* record, std::span<cons
 }
 
 // `seconds` of a step, which are `step_frac` of it, or of no step.
-void EnergyAccountant::AddPiece(double seconds, double step_frac, const StepRecord* record, std::span<const StepPart> parts) {
+void EnergyAccountant::AddPiece(double seconds, double step_frac, const StepRecord* record,
+                                std::span<const StepPart> parts) {
   const double idle_j = fit_.idle_w() * seconds;
   if (record != nullptr) {
     const double bytes = record->weight_bytes + record->kv_bytes;
@@ -152,7 +157,7 @@ void EnergyAccountant::Charge(Account account, Phase phase, double joules) {
 void EnergyAccountant::Close(const Reading& reading) {
   const double gained_j = base_j_ ? reading.energy_j - *base_j_ : -1;
   const double seconds = reading.time_s - window_s_, predicted_j = Sum(window_);
-  const bool was_reset = window_lost_ && gained_j < kLeastAfterLoss_frac * fit_.idle_w() * seconds;
+  const bool was_reset = window_lost_ && gained_j < kLeastAfterLoss_frac * predicted_j;
   if (gained_j < 0 || was_reset) {
     Settle(1, true);  // from before the first reading, or across a reset: no reading will ever tell
   } else {
@@ -198,7 +203,8 @@ void EnergyAccountant::Settle(double factor, bool estimated) {
 }
 
 EnergySource EnergyAccountant::source() const {
-  if (!counted_) return EnergySource::kEstimate;
+  // Who sees a recording's readings must be told, also while they have not moved yet.
+  if (!counted_) return counted_as_ == EnergySource::kReplayed ? counted_as_ : EnergySource::kEstimate;
   return by_power_ && counted_as_ == EnergySource::kCounter ? EnergySource::kPower : counted_as_;
 }
 
@@ -209,7 +215,9 @@ RequestEnergy EnergyAccountant::Read(Account account) const {
   energy.decode_j = state.settled[kDecode] + state.open[kDecode];
   energy.idle_j = state.settled[kIdle] + state.open[kIdle];
   energy.estimated_frac = Share(state.estimated_j + Sum(state.open), energy.total_j());
-  energy.source = energy.estimated_frac > kAllEstimated_frac ? EnergySource::kEstimate : source();
+  energy.source = source();
+  if (energy.estimated_frac > kAllEstimated_frac && counted_as_ != EnergySource::kReplayed)
+    energy.source = EnergySource::kEstimate;
   if (energy.source == EnergySource::kEstimate) energy.estimated_frac = 1;
   return energy;
 }
@@ -220,7 +228,7 @@ EnergyTotals EnergyAccountant::totals() const {
   totals.decode_j = settled_[kDecode] + window_[kDecode];
   totals.idle_j = settled_[kIdle] + window_[kIdle];
   totals.unassigned_idle_j = settled_unassigned_j_ + unassigned_j_;
-  totals.estimated_frac = source() == EnergySource::kEstimate ? 1 : Share(estimated_j_ + Sum(window_), totals.total_j());
+  totals.estimated_frac = !counted_ ? 1 : Share(estimated_j_ + Sum(window_), totals.total_j());
   totals.source = source();
   totals.counted_j = counted_j_;
   return totals;

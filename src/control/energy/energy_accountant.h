@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Joules by request and phase, from a counter that moves now and then.
 //
-// Between two changes of the counter lies a window. Everything in it, steps and the time between them, is predicted: idle power times
-// its duration, plus bytes and FLOPs at their prices. When the counter moves, its joules are shared in proportion to the predictions;
-// until then predictions stand in. A step that the change falls into is cut there. What a step is worth is shared between its
-// requests by StepShare; time between steps goes in equal parts to the requests in flight, as idle, or to none.
+// Between two changes of the counter lies a window. Everything in it, steps and the time between them, is predicted:
+// idle power times its duration, plus bytes and FLOPs at their prices. When the counter moves, its joules are shared in
+// proportion to the predictions; until then predictions stand in. A step that the change falls into is cut there. What
+// a step is worth is shared between its requests by StepShare; time between steps goes in equal parts to the requests
+// in flight, as idle, or to none.
 //
 // It has no clock of its own: times are the caller's, and rise. docs/energy.md tells the rules and why.
 #pragma once
@@ -35,8 +36,8 @@ class EnergyAccountant {
   void Finish(Account account);
   void Release(Account account);
 
-  // A reading made at `read_s`, of which only energy, power and state matter. A counter that moved closes the window at that time, once
-  // that is accounted. Neither this nor the next two allocate.
+  // A reading made at `read_s`, of which only energy, power and state matter. A counter that moved closes the window at
+  // that time, once that is accounted. Neither this nor the next two allocate.
   void Observe(double read_s, const Snapshot& snapshot);
   // No step ran from what was accounted last to `to_s`.
   void Idle(double to_s);
@@ -81,19 +82,19 @@ class EnergyAccountant {
   std::vector<double> shares_frac_;               // [parts]
 
   // The open window.
-  double window_s_;          // where it began
-  Phases window_ = {};       // predicted, of all accounts and none
+  double window_s_;                             // where it began
+  Phases window_ = {};                          // predicted, of all accounts and none
   double unassigned_j_ = 0, unassigned_s_ = 0;  // the part of it that is nobody's
-  double work_j_ = 0;        // of bytes and FLOPs, at prices alone
-  bool window_lost_ = false;  // the source was lost in it
+  double work_j_ = 0;                           // of bytes and FLOPs, at prices alone
+  bool window_lost_ = false;                    // the source was lost in it
 
   // Readings.
   std::optional<double> base_j_;    // at window_s_
   std::optional<Reading> pending_;  // the counter moved, at a time not yet accounted
-  double seen_j_ = 0;               // the newest reading
+  double seen_j_ = 0, seen_s_ = 0;  // the newest reading that moved
   bool lost_ = false, counted_ = false;
   bool has_counter_ = false, by_power_ = false;
-  std::optional<double> power_s_;   // of the power reading before
+  std::optional<double> power_s_;  // of the power reading before
   double power_sum_j_ = 0;
 
   Phases settled_ = {};

@@ -7,8 +7,9 @@
 namespace thermoe {
 namespace {
 
-constexpr double kForget = 0.98;     // a memory of about 50 windows
-constexpr double kNoise = 0.0025;    // variance of a window's power, relative: its edges are known to some milliseconds of 100
+constexpr double kForget = 0.995;  // a memory of about 200 windows
+constexpr double kNoise =
+    0.01;  // variance of a window's power, relative: its edges are known to some milliseconds of 100
 constexpr double kMostVariance = 1e6;  // idle power alone for hours says nothing about work
 
 }  // namespace

@@ -36,8 +36,8 @@ void StepShare::Share(const StepRecord& record, std::span<const StepPart> parts,
     shares_frac[0] = 1;
     return;
   }
-  // Attention by what each part sees; the output matrix by its logit rows; experts by how many it is expected to touch, of those
-  // that the step did touch; all other weights are read by every part alone, and their FLOPs go by rows.
+  // Attention by what each part sees; the output matrix by its logit rows; experts by how many it is expected to touch,
+  // of those that the step did touch; all other weights are read by every part alone, and their FLOPs go by rows.
   const auto attention_flops = [this](const StepPart& part) {
     const double rows = part.rows, seen = rows * (part.first_position + (rows + 1) / 2);
     return layers_ * 4 * heads_ * head_dim_ * seen;  // as kernels::AttentionCost
@@ -47,8 +47,8 @@ void StepShare::Share(const StepRecord& record, std::span<const StepPart> parts,
     rows += part.rows;
     attended_flops += attention_flops(part);
   }
-  const double dense_bytes = std::max(
-      0.0, record.weight_bytes - record.expert_bytes - output_bytes_ * OutputTiles(record.logit_rows));
+  const double dense_bytes =
+      std::max(0.0, record.weight_bytes - record.expert_bytes - output_bytes_ * OutputTiles(record.logit_rows));
   const double row_flops = std::max(0.0, record.flops - attended_flops - output_flops_ * record.logit_rows) / rows;
   const double touched_frac = TouchedFrac(rows);
   double sum = 0;
@@ -56,7 +56,8 @@ void StepShare::Share(const StepRecord& record, std::span<const StepPart> parts,
     const StepPart& part = parts[i];
     const double experts_frac = touched_frac > 0 ? TouchedFrac(part.rows) / touched_frac : 1;
     const double kv_bytes = layers_ * 8 * kv_heads_ * head_dim_ * (part.first_position + 2.0 * part.rows);
-    const double bytes = dense_bytes + record.expert_bytes * experts_frac + output_bytes_ * OutputTiles(part.logit_rows) + kv_bytes;
+    const double bytes =
+        dense_bytes + record.expert_bytes * experts_frac + output_bytes_ * OutputTiles(part.logit_rows) + kv_bytes;
     const double flops = row_flops * part.rows + attention_flops(part) + output_flops_ * part.logit_rows;
     shares_frac[i] = bytes * prices_.j_per_byte + flops * prices_.j_per_flop;
     sum += shares_frac[i];

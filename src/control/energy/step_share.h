@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the joules of one step are shared between the requests in it: each pays in proportion to what its rows would have cost
-// in a step of their own.
+// How the joules of one step are shared between the requests in it: each pays in proportion to what its rows would have
+// cost in a step of their own.
 //
-// Weights are read once for all rows, so shares by rows would make a decode row nearly free beside a prompt chunk, and a prompt
-// dearer when it is alone. By stand-alone cost nobody pays more than alone, equal requests pay the same, and what a step saves
-// by reading once goes to all in proportion.
+// Weights are read once for all rows, so shares by rows would make a decode row nearly free beside a prompt chunk, and
+// a prompt dearer when it is alone. By stand-alone cost nobody pays more than alone, equal requests pay the same, and
+// what a step saves by reading once goes to all in proportion.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct StepPart {
   int32_t account = -1;  // EnergyAccountant::Open
   bool prefill = false;
   int32_t rows = 0;
-  int32_t logit_rows = 0;  // rows whose logits were computed
+  int32_t logit_rows = 0;      // rows whose logits were computed
   int32_t first_position = 0;  // rows lie one behind the other
 };
 
@@ -38,7 +38,7 @@ class StepShare {
 
   EnergyPrices prices_;
   double layers_, heads_, kv_heads_, head_dim_;
-  double untouched_frac_;  // chance that a token does not hold an expert
+  double untouched_frac_;               // chance that a token does not hold an expert
   double output_bytes_, output_flops_;  // of the output matrix: one tile of rows, one row
 };
 

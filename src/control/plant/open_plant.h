@@ -12,8 +12,8 @@
 
 namespace thermoe {
 
-// The device of a profile (data/profiles/*.toml) in a room of the profile's ambient temperature, always with the same noise.
-// Errors: LoadDeviceProfile's.
+// The device of a profile (data/profiles/*.toml) in a room of the profile's ambient temperature, always with the same
+// noise. Errors: LoadDeviceProfile's.
 Result<std::unique_ptr<Plant>> OpenPlant(const std::string& profile_path);
 
 // The same device, idle, at the speed of `clock`.
