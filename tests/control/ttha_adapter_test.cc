@@ -233,7 +233,7 @@ TEST(TthaAdapter, HostileFilesAreRefusedWithASentenceAndChangeNothing) {
     std::string text = good;
     EXPECT_NE(message(text.replace(first, comma - first, bad)).find("weights[0] must be a number from -100 to 100"), std::string::npos) << bad;
   }
-  for (size_t length = 0; length < good.size(); length += 97) EXPECT_FALSE(adapter.FromJson(good.substr(0, length), "x").ok());
+  for (size_t length = 0; length + 2 < good.size(); length += 97) EXPECT_FALSE(adapter.FromJson(good.substr(0, length), "x").ok());
 }
 
 // The bar is 300 us on one idle core at -O2; builds with checks and busy machines are slower, so the test only catches what
@@ -254,7 +254,8 @@ TEST(TthaAdapter, AnUpdateIsShort) {
   }
   std::sort(times_us.begin(), times_us.end());
   RecordProperty("median_us", std::to_string(times_us[100]));
-  printf("UpdateTtha at 16 layers x 64 experts: median %.0f us, 95 %% below %.0f us\n", times_us[100], times_us[190]);
+  printf("UpdateTtha at 16 layers x 64 experts: fastest %.0f us, median %.0f us, 95 %% below %.0f us\n", times_us[0], times_us[100],
+         times_us[190]);
   EXPECT_LT(times_us[100], 20000);
 }
 

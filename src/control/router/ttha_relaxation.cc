@@ -18,6 +18,8 @@ using ttha::Store;
 namespace {
 
 constexpr float kPadScore = -1e4f;   // no row chooses a padding lane
+constexpr float kSmallStep = 0.02f;   // in temperatures: what is left after second order is below 2e-6
+constexpr int kMostRounds = 24;
 constexpr float kLeastTemperature = 1e-7f;  // of rows whose K-th score is all but 0
 
 }  // namespace
@@ -87,22 +89,35 @@ float TthaRelaxation::Solve(const float* s, const float* biases, Row* row, float
   const float inverse = 1 / row->temperature, slots = static_cast<float>(shape_.slots);
   // p's sum falls as the threshold rises: Newton's steps, kept inside what is known to enclose the root.
   float low = -1e30f, high = 1e30f;
-  for (int round = 0; ; ++round) {
-    Lanes sum = Fill(0), slope = Fill(0), mass = Fill(0);
+  for (int round = 0;; ++round) {
+    Lanes sum = Fill(0), slope = Fill(0), bend = Fill(0);
     for (int32_t e = 0; e < padded_; e += kLanes) {
-      const Lanes score = Load(s + e), chance = ttha::Sigmoid((score + Load(biases + e) - row->threshold) * inverse);
+      const Lanes chance = ttha::Sigmoid((Load(s + e) + Load(biases + e) - row->threshold) * inverse);
+      const Lanes weight = chance * (1.0f - chance);
       Store(p + e, chance);
       sum += chance;
-      slope += chance * (1.0f - chance);
-      mass += chance * score;
+      slope += weight;
+      bend += weight * (1.0f - 2.0f * chance);
     }
-    const float excess = ttha::Sum(sum) - slots;
-    if (std::fabs(excess) < 3e-6f * slots || round == 24) return ttha::Sum(mass);
+    const float excess = ttha::Sum(sum) - slots, weight = std::max(ttha::Sum(slope), 1e-6f);
+    float step = excess / weight;  // of the threshold, in temperatures
+    if (std::fabs(step) < kSmallStep || round == kMostRounds) {
+      // The rest of the way by the second-order series: no further exponentials.
+      if (std::fabs(step) >= kSmallStep) step = 0;
+      step += step * step / 2 * ttha::Sum(bend) / weight;
+      row->threshold += step * row->temperature;
+      Lanes mass = Fill(0);
+      for (int32_t e = 0; e < padded_; e += kLanes) {
+        const Lanes chance = Load(p + e), by = chance * (1.0f - chance);
+        const Lanes moved = chance - by * step + by * (1.0f - 2.0f * chance) * (step * step / 2);
+        Store(p + e, moved);
+        mass += moved * Load(s + e);
+      }
+      return ttha::Sum(mass);
+    }
     (excess > 0 ? low : high) = row->threshold;
-    const float most = 4 * row->temperature;
-    float next = row->threshold + std::clamp(excess * row->temperature / std::max(ttha::Sum(slope), 1e-6f), -most, most);
+    float next = row->threshold + std::clamp(step, -4.0f, 4.0f) * row->temperature;
     if (next <= low || next >= high) next = low > -1e29f && high < 1e29f ? (low + high) / 2 : next;
-    if (next == row->threshold) return ttha::Sum(mass);
     row->threshold = next;
   }
 }
