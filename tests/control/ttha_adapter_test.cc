@@ -57,8 +57,15 @@ TEST(TthaAdapter, IsExactlyZeroAtTheStartAndWithHeadroom) {
   EXPECT_TRUE(zero()) << "the output weights start at 0";
   for (int i = 0; i < 20; ++i) adapter.UpdateTtha(observed);
   EXPECT_FALSE(zero());
+  EXPECT_TRUE(std::equal(adapter.Biases(1).begin(), adapter.Biases(1).end(), adapter.biases().begin() + 16));
   observed.multipliers = {};
+  uint64_t version = adapter.version();
   adapter.UpdateTtha(observed);
+  EXPECT_GT(adapter.version(), version);
+  version = adapter.version();
+  adapter.UpdateTtha(observed);
+  EXPECT_EQ(adapter.version(), version) << "zero as before";
+  EXPECT_TRUE(adapter.Biases(0).empty());
   EXPECT_TRUE(zero());
   EXPECT_TRUE(adapter.neutral());
   Steering steering;
@@ -226,7 +233,7 @@ TEST(TthaAdapter, HostileFilesAreRefusedWithASentenceAndChangeNothing) {
   EXPECT_NE(message("[1]").find("is not a JSON object"), std::string::npos);
   EXPECT_NE(message(std::string(100000, '[')).find("is not a JSON object"), std::string::npos);
   EXPECT_NE(message(with("\"schema_version\":1", "\"schema_version\":2")).find("schema_version must be 1"), std::string::npos);
-  EXPECT_NE(message(with("\"hidden\":16", "\"hidden\":\"16\"")).find("hidden must be 16"), std::string::npos);
+  EXPECT_NE(message(with("\"hidden\":8", "\"hidden\":\"8\"")).find("hidden must be 8"), std::string::npos);
   EXPECT_NE(message(with("\"weights\":[", "\"weights\":[0,")).find("weights must be a list of"), std::string::npos);
   const size_t first = good.find("\"weights\":[") + 11, comma = good.find(',', first);
   for (const char* bad : {"null", "1e300", "-101", "\"1\"", "[]"}) {

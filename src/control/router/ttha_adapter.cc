@@ -194,13 +194,14 @@ std::span<const float> TthaAdapter::GradientByWeights() {
 
 const TthaReport& TthaAdapter::UpdateTtha(const TthaObserved& observed) {
   report_.stepped = false;
+  const bool was_neutral = neutral();
   network_.ClearGradient();
   if (observed.record != nullptr) {
     LearnUncertainty();
     AddRows(*observed.record);
   }
   if (!relaxation_.full_layers()) {
-    report_.gain = 0;
+    report_.gain = 0;  // nothing seen yet
     std::fill(published_.begin(), published_.end(), 0.0f);
     return report_;
   }
@@ -211,20 +212,20 @@ const TthaReport& TthaAdapter::UpdateTtha(const TthaObserved& observed) {
   }
   report_.stepped = network_.Step(options_.learning_rate);
   predicted_ = true;
+  if (!neutral() || !was_neutral) ++version_;
   return report_;
 }
 
-void TthaAdapter::Publish(Steering* steering) const {
+std::span<const float> TthaAdapter::Biases(int32_t layer) const {
   const auto experts = static_cast<size_t>(options_.shape.experts);
+  return neutral() ? std::span<const float>() : std::span(published_).subspan(static_cast<size_t>(layer) * experts, experts);
+}
+
+void TthaAdapter::Publish(Steering* steering) const {
   THERMOE_CHECK(steering->layers.size() == static_cast<size_t>(options_.shape.layers));
   for (size_t layer = 0; layer < steering->layers.size(); ++layer) {
-    std::vector<float>& bias = steering->layers[layer].selection_bias;
-    if (neutral()) {
-      bias.clear();
-    } else {
-      bias.assign(published_.begin() + static_cast<ptrdiff_t>(layer * experts),
-                  published_.begin() + static_cast<ptrdiff_t>((layer + 1) * experts));
-    }
+    const std::span<const float> bias = Biases(static_cast<int32_t>(layer));
+    steering->layers[layer].selection_bias.assign(bias.begin(), bias.end());
   }
 }
 

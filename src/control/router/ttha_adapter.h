@@ -84,6 +84,9 @@ class TthaAdapter {
 
   // [L, E], each <= 0 with a 0 in every layer; all exactly 0 while no multiplier is above 0 and before the first rows came.
   const std::vector<float>& biases() const { return published_; }
+  // [E] of a layer; empty while neutral.
+  std::span<const float> Biases(int32_t layer) const;
+  uint64_t version() const { return version_; }  // moves when biases() do
   bool neutral() const { return report_.gain <= 0; }
   // Writes biases() into layers [L]; empty selection biases when neutral.
   void Publish(Steering* steering) const;
@@ -140,6 +143,7 @@ class TthaAdapter {
   std::vector<uint16_t> group_;   // [L, E]
   std::vector<double> group_load_;  // [groups], shares
   int32_t groups_ = 1;
+  uint64_t version_ = 0;
 };
 
 }  // namespace thermoe

@@ -18,7 +18,7 @@ namespace thermoe {
 
 class TthaNetwork {
  public:
-  static constexpr int kFeatures = 11, kDevice = 12, kHidden = 16;
+  static constexpr int kFeatures = 11, kDevice = 12, kHidden = 8;
   static constexpr int kBiasWeights = (kFeatures + kDevice + 2) * kHidden;  // W1, Wd, b1, w2
   static constexpr int kVarianceWeights = kFeatures + kDevice + 1;          // v, vd, c
   static constexpr int kWeights = kBiasWeights + kVarianceWeights;

@@ -66,20 +66,21 @@ bool TthaRelaxation::AddRow(int32_t layer, const float* logits) {
     Store(s + e, ttha::Exp(z));
   }
   for (int32_t e = 0; e < experts; ++e) sum += s[e];
-  for (int32_t e = 0; e < experts; ++e) order_[static_cast<size_t>(e)] = {s[e] /= sum, -e};
+  for (int32_t e = 0; e < experts; ++e) order_[static_cast<size_t>(e)] = s[e] /= sum;
   for (int32_t e = experts; e < padded_; ++e) s[e] = kPadScore;
   // The plain choice; ties go to the lower index, as in the gate.
   std::nth_element(order_.begin(), order_.begin() + shape_.slots, order_.end(), std::greater<>());
-  std::fill(choice_.begin(), choice_.end(), 0);
-  float kth = order_[0].first;
-  for (int32_t k = 0; k < shape_.slots; ++k) {
-    kth = std::min(kth, order_[static_cast<size_t>(k)].first);
-    choice_[static_cast<size_t>(-order_[static_cast<size_t>(k)].second)] = 1;
+  const float kth = *std::min_element(order_.begin(), order_.begin() + shape_.slots);
+  int32_t left = shape_.slots;
+  for (int32_t e = 0; e < experts; ++e) left -= s[e] > kth;
+  for (int32_t e = 0; e < experts; ++e) {
+    const bool chosen = s[e] > kth || (s[e] == kth && left-- > 0);
+    choice_[static_cast<size_t>(e)] = chosen ? 1 : 0;
   }
   kth_score_ = kth;
   Row& row = rows_[static_cast<size_t>(layer * shape_.rows + index)];
   row.temperature = std::max(kLeastTemperature, kSharpness_frac * kth);
-  row.threshold = (kth + order_[static_cast<size_t>(shape_.slots)].first) / 2;
+  row.threshold = (kth + order_[static_cast<size_t>(shape_.slots)]) / 2;
   std::fill(bias_.begin(), bias_.end(), 0.0f);
   row.plain_mass = Solve(s, bias_.data(), &row, mean_.data());
   return true;

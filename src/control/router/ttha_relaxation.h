@@ -60,7 +60,7 @@ class TthaRelaxation {
   std::vector<float> bias_, mean_;     // [padded] scratch of one layer
   mutable std::vector<float> pull_;    // [padded] scratch
   std::vector<uint8_t> choice_;        // [E]
-  std::vector<std::pair<float, int32_t>> order_;  // [E]
+  std::vector<float> order_;           // [E] scratch
   float kth_score_ = 0;
   std::vector<float> chosen_, active_;  // [L, E]
   double mass_lost_ = 0;
