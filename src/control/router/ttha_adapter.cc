@@ -87,14 +87,18 @@ void TthaAdapter::LearnUncertainty() {
   if (slot_tokens_ > 0) {
     const auto tokens = static_cast<float>(slot_tokens_);
     // Tokens of neighbouring steps are alike: more than a batch of them is hardly more evidence.
-    const float evidence = std::min(tokens, 16.0f), rate = std::max(options_.memory, 0.05f);
+    // The prediction itself is a mean over few rows, and one of 0 or 1 is no certainty: 4 rows of the mean share are added to it.
+    const auto rows = static_cast<float>(options_.shape.rows);
+    const float evidence = 1 / std::min(tokens, 16.0f) + 1 / rows;
+    const float prior = 4 * static_cast<float>(options_.shape.slots) / static_cast<float>(options_.shape.experts);
+    const float rate = std::max(options_.memory, 0.05f);
     const std::vector<float>& log_variance = network_.log_variance();
     const std::vector<float>& expected = relaxation_.chosen();
     for (size_t i = 0; i < all_; ++i) {
       const float share = slots_[i] / tokens;
       load_[i] += rate * (share - load_[i]);
       if (!known) continue;
-      const float noise = (expected[i] * (1 - expected[i]) + 0.01f) / evidence;
+      const float likely = (rows * expected[i] + prior) / (rows + 4), noise = likely * (1 - likely) * evidence;
       const float ratio = (share - expected[i]) * (share - expected[i]) / noise * std::exp(-log_variance[i]);
       report_.uncertainty_nll += 0.5 * static_cast<double>(ratio + log_variance[i]) / static_cast<double>(all_);
       by_variance_[i] = 0.5f * (1 - ratio) / static_cast<float>(all_);

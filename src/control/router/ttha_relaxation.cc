@@ -25,7 +25,7 @@ constexpr float kLeastTemperature = 1e-7f;  // of rows whose K-th score is all b
 }  // namespace
 
 TthaRelaxation::TthaRelaxation(const RelaxationShape& shape) : shape_(shape) {
-  THERMOE_CHECK(shape.layers > 0 && shape.rows > 0 && shape.slots > 0 && shape.slots < shape.experts);
+  THERMOE_CHECK(shape.layers > 0 && shape.rows > 0 && shape.slots > 0 && shape.slots < shape.experts && shape.sharpness_frac > 0);
   padded_ = (shape.experts + kLanes - 1) / kLanes * kLanes;
   const auto rows = static_cast<size_t>(shape.layers * shape.rows), padded = static_cast<size_t>(padded_);
   const auto all = static_cast<size_t>(shape.layers * shape.experts), experts = static_cast<size_t>(shape.experts);
@@ -79,7 +79,7 @@ bool TthaRelaxation::AddRow(int32_t layer, const float* logits) {
   }
   kth_score_ = kth;
   Row& row = rows_[static_cast<size_t>(layer * shape_.rows + index)];
-  row.temperature = std::max(kLeastTemperature, kSharpness_frac * kth);
+  row.temperature = std::max(kLeastTemperature, shape_.sharpness_frac * kth);
   row.threshold = (kth + order_[static_cast<size_t>(shape_.slots)]) / 2;
   std::fill(bias_.begin(), bias_.end(), 0.0f);
   row.plain_mass = Solve(s, bias_.data(), &row, mean_.data());

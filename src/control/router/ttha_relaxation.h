@@ -18,12 +18,13 @@ namespace thermoe {
 struct RelaxationShape {
   int32_t layers = 0, experts = 0, slots = 0;  // L, E, K < E
   int32_t rows = 8;                            // N: newest rows kept of each layer
+  // T over the K-th best score. A soft choice can gain gate mass by becoming sharper, which the gate's own choice cannot: at 0.25 that
+  // hid all the mass that biases lost (docs/ttha.md).
+  float sharpness_frac = 0.06f;
 };
 
 class TthaRelaxation {
  public:
-  static constexpr float kSharpness_frac = 0.25f;  // T over the K-th best score
-
   explicit TthaRelaxation(const RelaxationShape& shape);
 
   // Takes the place of the layer's oldest row. `logits` [E]; a row with a number that is not finite is left out (false).
