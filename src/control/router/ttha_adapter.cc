@@ -148,7 +148,7 @@ const TthaReport& TthaAdapter::Assess(const TthaObserved& observed) {
 }
 
 void TthaAdapter::Evaluate(const TthaObserved& observed, const float* biases) {
-  relaxation_.Evaluate(biases, tokens_);
+  relaxation_.Evaluate(biases, tokens_, popularity_.data());
   double bytes = 0, active = 0;
   for (size_t i = 0; i < all_; ++i) {
     bytes += static_cast<double>(relaxation_.active()[i]) * static_cast<double>(bytes_[i]);

@@ -31,6 +31,7 @@ TthaRelaxation::TthaRelaxation(const RelaxationShape& shape) : shape_(shape) {
   const auto all = static_cast<size_t>(shape.layers * shape.experts), experts = static_cast<size_t>(shape.experts);
   scores_.assign(rows * padded, kPadScore);
   p_.assign(rows * padded, 0);
+  plain_ = p_;
   rows_.resize(rows);
   count_.assign(static_cast<size_t>(shape.layers), 0);
   next_ = count_;
@@ -40,6 +41,7 @@ TthaRelaxation::TthaRelaxation(const RelaxationShape& shape) : shape_(shape) {
   order_.resize(experts);
   chosen_.assign(all, 0);
   active_.assign(all, 0);
+  inside_.assign(all, 1);
 }
 
 bool TthaRelaxation::full_layers() const {
@@ -82,7 +84,7 @@ bool TthaRelaxation::AddRow(int32_t layer, const float* logits) {
   row.temperature = std::max(kLeastTemperature, shape_.sharpness_frac * kth);
   row.threshold = (kth + order_[static_cast<size_t>(shape_.slots)]) / 2;
   std::fill(bias_.begin(), bias_.end(), 0.0f);
-  row.plain_mass = Solve(s, bias_.data(), &row, mean_.data());
+  row.plain_mass = Solve(s, bias_.data(), &row, &plain_[Offset(layer, index)]);
   return true;
 }
 
@@ -123,7 +125,7 @@ float TthaRelaxation::Solve(const float* s, const float* biases, Row* row, float
   }
 }
 
-void TthaRelaxation::Evaluate(const float* biases, int32_t tokens) {
+void TthaRelaxation::Evaluate(const float* biases, int32_t tokens, const float* popularity) {
   tokens_ = std::max(tokens, 1);
   const int32_t experts = shape_.experts;
   mass_lost_ = 0;
@@ -136,13 +138,23 @@ void TthaRelaxation::Evaluate(const float* biases, int32_t tokens) {
       Row& row = rows_[static_cast<size_t>(layer * shape_.rows + r)];
       float* p = &p_[Offset(layer, r)];
       lost += 1 - static_cast<double>(Solve(scores(layer, r), bias_.data(), &row, p)) / static_cast<double>(row.plain_mass);
-      for (int32_t e = 0; e < padded_; e += kLanes) Store(&mean_[static_cast<size_t>(e)], Load(&mean_[static_cast<size_t>(e)]) + Load(p + e));
+      const float* plain = &plain_[Offset(layer, r)];
+      for (int32_t e = 0; e < padded_; e += kLanes) {
+        const Lanes moved = popularity == nullptr ? Load(p + e) : Load(p + e) - Load(plain + e);
+        Store(&mean_[static_cast<size_t>(e)], Load(&mean_[static_cast<size_t>(e)]) + moved);
+      }
     }
     const float share = rows > 0 ? 1 / static_cast<float>(rows) : 0;
     mass_lost_ += lost * static_cast<double>(share) / shape_.layers;
+    for (int32_t e = 0; e < experts; ++e) {
+      const auto at = static_cast<size_t>(layer * experts + e);
+      float& mean = mean_[static_cast<size_t>(e)];
+      mean = mean * share + (popularity == nullptr ? 0 : popularity[at]);
+      inside_[at] = mean >= 0 && mean <= 1 ? 1 : 0;
+    }
     for (int32_t e = 0; e < padded_; e += kLanes) {
       float* mean = &mean_[static_cast<size_t>(e)];
-      const Lanes q = ttha::Clamp(Load(mean) * share, 0, 1);
+      const Lanes q = ttha::Clamp(Load(mean), 0, 1);
       Store(mean, q);
       Store(&pull_[static_cast<size_t>(e)], 1.0f - ttha::Power(1.0f - q, tokens_));
     }
@@ -165,8 +177,8 @@ void TthaRelaxation::AddGradient(const float* by_chosen, const float* by_active,
       for (int32_t i = 0; i < kLanes && e + i < experts; ++i) {
         const auto at = static_cast<size_t>(layer * experts + e + i);
         q[i] = chosen_[at];
-        chosen[i] = by_chosen[at];
-        active[i] = by_active[at];
+        chosen[i] = inside_[at] != 0 ? by_chosen[at] : 0;
+        active[i] = inside_[at] != 0 ? by_active[at] : 0;
       }
       Store(&pull_[static_cast<size_t>(e)], (chosen + active * batch * ttha::Power(1.0f - q, tokens_ - 1)) * share);
     }

@@ -34,8 +34,9 @@ class TthaRelaxation {
   float newest_kth_score() const { return kth_score_; }
   bool full_layers() const;  // every layer has a row
 
-  // Solves every row under `biases` [L, E] for a batch of `tokens`.
-  void Evaluate(const float* biases, int32_t tokens);
+  // Solves every row under `biases` [L, E] for a batch of `tokens`. `popularity` [L, E] or null: the share of tokens whose plain choice
+  // has the expert, known from more rows than are kept; then q is that plus what the biases change on the rows that are.
+  void Evaluate(const float* biases, int32_t tokens, const float* popularity = nullptr);
   // Of the last Evaluate, each [L, E]: q, and the chance that a batch holds the expert.
   const std::vector<float>& chosen() const { return chosen_; }
   const std::vector<float>& active() const { return active_; }
@@ -55,10 +56,11 @@ class TthaRelaxation {
 
   RelaxationShape shape_;
   int32_t padded_ = 0;            // E to whole lanes
-  std::vector<float> scores_, p_;  // [L, N, padded]; p set by Evaluate
+  std::vector<float> scores_, plain_, p_;  // [L, N, padded]; p without biases, set by AddRow, and with, set by Evaluate
   std::vector<Row> rows_;         // [L, N]
   std::vector<int32_t> count_, next_;  // [L]
   std::vector<float> bias_, mean_;     // [padded] scratch of one layer
+  std::vector<uint8_t> inside_;        // [L, E] q lies inside its bounds and moves with the rows
   mutable std::vector<float> pull_;    // [padded] scratch
   std::vector<uint8_t> choice_;        // [E]
   std::vector<float> order_;           // [E] scratch
