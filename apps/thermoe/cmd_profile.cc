@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +18,7 @@
 #include "command.h"
 #include "control/cost/profile_store.h"
 #include "control/cost/profiler.h"
+#include "control/telemetry/find_sources.h"
 #include "cost_plot.h"
 #include "engine/profile_target.h"
 #include "flags.h"
@@ -26,6 +29,7 @@
 #include "output.h"
 #include "table.h"
 #include "terminal.h"
+#include "thermoe/control.h"
 
 namespace thermoe {
 namespace {
@@ -42,7 +46,8 @@ const HelpPage kPage = {
     "everything again.\n"
     "\n"
     "Some points are measured but not given to the model: the errors that are printed are those of its predictions for these. "
-    "Without an energy counter, energy is an estimate.",
+    "Where the processor's energy counter can be read, each operation's joules are measured over many changes of it; without one "
+    "energy is an estimate.",
     " thermoe profile\n"
     " thermoe profile model.gguf --experts nested --threads 4 --plot errors.svg\n"
     " thermoe profile --show"};
@@ -62,6 +67,7 @@ struct FamilyErrors {
 
 struct Report {
   KernelCostModel cost;
+  int with_energy = 0;  // points whose joules a counter measured
   std::vector<CostPoint> points;
   CostErrors all;
   std::vector<FamilyErrors> families;
@@ -87,6 +93,8 @@ Report MakeReport(std::vector<CostPoint> points) {
     const CostErrors errors = ErrorsOf(report.cost, HeldOut(points, &family));
     if (known > 0 || errors.points > 0) report.families.push_back({std::string(family.name), static_cast<int>(known), errors});
   }
+  report.with_energy =
+      static_cast<int>(std::count_if(points.begin(), points.end(), [](const CostPoint& point) { return point.energy_j.has_value(); }));
   report.points = std::move(points);
   return report;
 }
@@ -121,6 +129,8 @@ Status PrintJson(const ProfileKey& key, const Model& model, const std::string& p
   json["store"] = path;
   json["measured"] = report.measured;
   json["points"] = report.cost.points();
+  json["energy_source"] = EnergySourceName(report.with_energy > 0 ? EnergySource::kCounter : EnergySource::kEstimate);
+  json["points_with_energy"] = report.with_energy;
   json["peak_gbps"] = report.cost.peak_gbps();
   json["peak_gflops"] = report.cost.peak_gflops();
   const auto errors = [](const CostErrors& of) -> Json {
@@ -146,7 +156,8 @@ void PrintReport(const ProfileKey& key, const Model& model, const std::string& p
                {"engine", key.backend},
                {"store", fmt::format("{}, {} points, {} measured now", path, report.points.size(), report.measured)},
                {"reached", fmt::format("{:.1f} GB/s, {:.1f} GFLOP/s", report.cost.peak_gbps(), report.cost.peak_gflops())},
-               {"energy", "no counter was read; predictions are estimates"},
+               {"energy", report.with_energy > 0 ? fmt::format("measured by a counter for {} points", report.with_energy)
+                                                 : std::string("no counter was read; predictions are estimates")},
                {"latency", report.all.points == 0 ? std::string("no points were held out")
                                                   : fmt::format("error on {} held-out shapes: median {}, 95th percentile {}",
                                                                 report.all.points, percent(report.all.median_frac),
@@ -173,6 +184,15 @@ Status WritePlot(const std::string& path, const Report& report) {
   return WriteFile(path, svg, "--plot");
 }
 
+// The processor's counter, where it can be read.
+std::function<std::optional<double>()> EnergyCounter() {
+  Result<std::unique_ptr<TelemetrySource>> source = FindSource("linux");
+  if (!source.ok()) return {};
+  const std::shared_ptr<TelemetrySource> shared = std::move(source).value();
+  if (!shared->Read().energy_j) return {};
+  return [shared] { return shared->Read().energy_j; };
+}
+
 Status Profile(const ProfileFlags& flags) {
   const Result<std::string> path = StorePath(flags);
   if (!path.ok()) return path.status();
@@ -184,6 +204,7 @@ Status Profile(const ProfileFlags& flags) {
   ProfilerOptions options;
   options.threads = flags.model.threads;
   options.quick = flags.quick;
+  if (!flags.show) options.energy_j = EnergyCounter();
   Result<std::unique_ptr<Profiler>> profiler = Profiler::Create(ProfileTargetOf(model), options);
   if (!profiler.ok()) return profiler.status();
   const ProfileKey key = {CpuName(), (*profiler)->Describe() + (flags.quick ? ", quick" : ""),

@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <set>
 
 #include "control/cost/profile_store.h"
@@ -50,6 +52,39 @@ TEST(Profiler, PlansEveryFamilyOfTheBuildOnce) {
     if (info.family == Family::kClamp) continue;  // of OLMoE with a limit
     EXPECT_EQ(planned.count(info.family) > 0, info.in_build) << info.name;
   }
+}
+
+// A device that draws 12 W always, with a counter that changes every 2 ms.
+TEST(Profiler, MeasuresEnergyByACounter) {
+  const auto model = OpenModel(EmberPath(), ExpertStorage::kNested);
+  ProfilerOptions options;
+  options.threads = 1;
+  options.quick = true;
+  int readings = 0;
+  options.energy_j = [&]() -> std::optional<double> {
+    ++readings;
+    const double now_s = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    return 12.0 * std::floor(now_s / 0.002) * 0.002;
+  };
+  const auto profiler = std::move(Profiler::Create(ProfileTargetOf(*model), options)).value();
+  std::vector<double> watts;
+  const Status status = profiler->Run({}, [&](const CostPoint& point, double) -> Result<bool> {
+    EXPECT_TRUE(point.energy_j.has_value()) << TextOf(point.shape);
+    watts.push_back(point.energy_j.value_or(0) / (point.latency_us * 1e-6));
+    return watts.size() < 25;
+  });
+  EXPECT_EQ(status.code(), StatusCode::kCancelled);
+  EXPECT_GT(readings, 25 * 20);
+  std::sort(watts.begin(), watts.end());
+  EXPECT_NEAR(watts[watts.size() / 2], 12, 4) << "latency is the fastest of some batches, energy a mean";
+
+  // A counter that rests, or is lost, measures nothing and ends.
+  options.energy_j = [&]() -> std::optional<double> { return ++readings % 3 == 0 ? std::nullopt : std::optional<double>(7.0); };
+  const auto resting = std::move(Profiler::Create(ProfileTargetOf(*model), options)).value();
+  EXPECT_EQ(resting->Run({}, [&](const CostPoint& point, double) -> Result<bool> {
+                     EXPECT_FALSE(point.energy_j.has_value());
+                     return false;
+                   }).code(), StatusCode::kCancelled);
 }
 
 TEST(Profiler, MeasuresAllAndGoesOnWhereItStopped) {

@@ -18,6 +18,10 @@ namespace {
 constexpr double kBatch_us = 60;
 // A run is the fastest of some batches, which takes out interrupts; a point the median of runs.
 constexpr int kBatches = 3, kRuns = 9, kQuickRuns = 5;
+// Energy: calls between two readings of the counter; a window of so many changes, or what comes in so long. NVML's counter changes ten
+// times a second, RAPL's a thousand times.
+constexpr double kReading_us = 2000, kMostEnergy_s = 2;
+constexpr int kCounterChanges = 20, kLeastChanges = 5;
 // Layers of keys and values that calls go through in turn.
 constexpr int32_t kMostKvLayers = 4;
 constexpr int64_t kKvPositions = 16384;
@@ -281,7 +285,34 @@ CostPoint Profiler::Measure(const OperationShape& shape) {
   std::sort(runs.begin(), runs.end());
   point.latency_us = runs[runs.size() / 2];
   point.spread_frac = (runs[runs.size() * 3 / 4] - runs[runs.size() / 4]) / 2 / point.latency_us;
+  if (options_.energy_j) point.energy_j = EnergyOf([&] { call(turn++); }, point.latency_us);
   return point;
+}
+
+std::optional<double> Profiler::EnergyOf(const std::function<void()>& call, double latency_us) const {
+  using Clock = std::chrono::steady_clock;
+  // Between readings calls run for a while: a reading costs some 15 us.
+  const int calls = std::max(1, static_cast<int>(kReading_us / latency_us));
+  const auto start = Clock::now();
+  std::optional<double> from_j, last_j = options_.energy_j();
+  int64_t done = 0, counted = 0;  // calls since the window began; up to its last change
+  int changes = 0;
+  while (last_j && changes < kCounterChanges && std::chrono::duration<double>(Clock::now() - start).count() < kMostEnergy_s) {
+    for (int i = 0; i < calls; ++i) call();
+    done += calls;
+    const std::optional<double> now_j = options_.energy_j();
+    if (now_j == last_j) continue;
+    last_j = now_j;
+    if (from_j) {
+      ++changes;
+      counted = done;
+    } else {
+      from_j = now_j;
+      done = 0;
+    }
+  }
+  if (changes < kLeastChanges || !last_j || *last_j <= *from_j) return std::nullopt;
+  return (*last_j - *from_j) / static_cast<double>(counted);
 }
 
 Status Profiler::Run(const std::vector<CostPoint>& known,

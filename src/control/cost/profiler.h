@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -33,6 +34,8 @@ struct ProfilerOptions {
   int threads = 0;
   std::string backend, isa;  // as EngineOptions
   bool quick = false;        // a coarse grid and fewer runs
+  // Joules that a counter has counted, or nothing while it cannot be read; empty: energy is not measured.
+  std::function<std::optional<double>()> energy_j;
 };
 
 struct PlannedPoint {
@@ -61,6 +64,8 @@ class Profiler {
   // One point: the median over runs, each the fastest of some batches of calls. Successive calls use the weights of successive
   // layers, as a step does.
   CostPoint Measure(const OperationShape& shape);
+  // Of one of `call`'s calls, idle power included: over a window of many changes of the counter. Nothing without a counter that moves.
+  std::optional<double> EnergyOf(const std::function<void()>& call, double latency_us) const;
   Call CallOf(const OperationShape& shape);
   Call RowCall(const OperationShape& shape);
   Call LinearCall(const OperationShape& shape);
