@@ -27,7 +27,7 @@ struct TthaMultipliers {
 // Weights that are no multipliers.
 struct TthaPrices {
   double throughput = 1;
-  double fidelity = 1;
+  double fidelity = 20;  // docs/ttha.md has what others gave
   double balance = 0.1;
 };
 
