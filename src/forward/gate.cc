@@ -7,7 +7,8 @@ namespace thermoe {
 namespace {
 
 // Keeps the logits of up to `wanted` decode rows in *kept. Rows take turns, so that all sequences of a batch are seen.
-void SampleLogits(std::span<const kernels::RowKind> kinds, ConstRows logits, int64_t wanted, uint64_t turn, std::vector<float>* kept) {
+void SampleLogits(std::span<const kernels::RowKind> kinds, ConstRows logits, int64_t wanted, uint64_t turn,
+                  std::vector<float>* kept) {
   kept->clear();
   if (wanted <= 0) return;
   kept->reserve(static_cast<size_t>(wanted * logits.cols));  // for the largest batch, so that no later step allocates
@@ -36,7 +37,8 @@ void Gate(StepContext& step, int32_t layer) {
   step.Count(kernels::LinearCost(weights.gate, step.tokens()));
   LayerRecord& record = step.record.layers[static_cast<size_t>(layer)];
   const std::span<const kernels::RowKind> kinds = std::span(ws.kinds).first(step.batch.rows.size());
-  SampleLogits(kinds, logits, step.steering == nullptr ? 0 : step.steering->sample_gate_rows, step.record.step, &record.gate_logits);
+  SampleLogits(kinds, logits, step.steering == nullptr ? 0 : step.steering->sample_gate_rows, step.record.step,
+               &record.gate_logits);
 
   kernels::Selection& selection = ws.selection;
   selection.slots = config.slots;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// TthaAdapter as a whole: neutral with headroom, learns under strain, shrinks what is uncertain, keeps its file, costs little.
+// TthaAdapter as a whole: neutral with headroom, learns under strain, shrinks what is uncertain, keeps its file, costs
+// little.
 #include "control/router/ttha_adapter.h"
 
 #include <gtest/gtest.h>
@@ -47,7 +48,8 @@ TthaObserved Strained(const StepRecord* record) {
 TEST(TthaAdapter, IsExactlyZeroAtTheStartAndWithHeadroom) {
   TthaAdapter adapter(Options());
   const auto zero = [&] {
-    return std::all_of(adapter.biases().begin(), adapter.biases().end(), [](float b) { return b == 0 && !std::signbit(b); });
+    return std::all_of(adapter.biases().begin(), adapter.biases().end(),
+                       [](float b) { return b == 0 && !std::signbit(b); });
   };
   EXPECT_TRUE(zero());
   Random random(1);
@@ -108,7 +110,8 @@ TEST(TthaAdapter, GainScalesTheBiases) {
   for (int i = 0; i < 30; ++i) adapter.UpdateTtha(observed);
   // The gain is a feature too; take its weights away to see the factor alone.
   for (int h = 0; h < TthaNetwork::kHidden; ++h) {
-    adapter.network().weights()[static_cast<size_t>((TthaNetwork::kFeatures + TthaNetwork::kDevice - 1) * TthaNetwork::kHidden + h)] = 0;
+    adapter.network().weights()[static_cast<size_t>(
+        (TthaNetwork::kFeatures + TthaNetwork::kDevice - 1) * TthaNetwork::kHidden + h)] = 0;
   }
   adapter.network().weights()[TthaNetwork::kWeights - 2] = 0;
   adapter.Assess(observed);
@@ -210,7 +213,8 @@ TEST(TthaAdapter, WeightsComeBackFromTheirFile) {
   const StepRecord record = MakeRecord(&random, 2, 16, 4, 4, 8, 0.2f);
   for (int i = 0; i < 20; ++i) trained.UpdateTtha(Strained(&record));
   ASSERT_TRUE(fresh.FromJson(trained.ToJson(), "adapter.json").ok());
-  EXPECT_TRUE(std::equal(fresh.network().weights().begin(), fresh.network().weights().end(), trained.network().weights().begin()));
+  EXPECT_TRUE(std::equal(fresh.network().weights().begin(), fresh.network().weights().end(),
+                         trained.network().weights().begin()));
   EXPECT_EQ(fresh.ToJson(), trained.ToJson());
 }
 
@@ -232,19 +236,23 @@ TEST(TthaAdapter, HostileFilesAreRefusedWithASentenceAndChangeNothing) {
   EXPECT_NE(message("").find("adapter.json: is not a JSON object"), std::string::npos);
   EXPECT_NE(message("[1]").find("is not a JSON object"), std::string::npos);
   EXPECT_NE(message(std::string(100000, '[')).find("is not a JSON object"), std::string::npos);
-  EXPECT_NE(message(with("\"schema_version\":1", "\"schema_version\":2")).find("schema_version must be 1"), std::string::npos);
+  EXPECT_NE(message(with("\"schema_version\":1", "\"schema_version\":2")).find("schema_version must be 1"),
+            std::string::npos);
   EXPECT_NE(message(with("\"hidden\":8", "\"hidden\":\"8\"")).find("hidden must be 8"), std::string::npos);
   EXPECT_NE(message(with("\"weights\":[", "\"weights\":[0,")).find("weights must be a list of"), std::string::npos);
   const size_t first = good.find("\"weights\":[") + 11, comma = good.find(',', first);
   for (const char* bad : {"null", "1e300", "-101", "\"1\"", "[]"}) {
     std::string text = good;
-    EXPECT_NE(message(text.replace(first, comma - first, bad)).find("weights[0] must be a number from -100 to 100"), std::string::npos) << bad;
+    EXPECT_NE(message(text.replace(first, comma - first, bad)).find("weights[0] must be a number from -100 to 100"),
+              std::string::npos)
+        << bad;
   }
-  for (size_t length = 0; length + 2 < good.size(); length += 97) EXPECT_FALSE(adapter.FromJson(good.substr(0, length), "x").ok());
+  for (size_t length = 0; length + 2 < good.size(); length += 97)
+    EXPECT_FALSE(adapter.FromJson(good.substr(0, length), "x").ok());
 }
 
-// The bar is 300 us on one idle core at -O2; builds with checks and busy machines are slower, so the test only catches what
-// is far off. docs/ttha.md has the measurement.
+// The bar is 300 us on one idle core at -O2; builds with checks and busy machines are slower, so the test only catches
+// what is far off. docs/ttha.md has the measurement.
 TEST(TthaAdapter, AnUpdateIsShort) {
   for (const int rows : {8, 4}) {
     TthaAdapter adapter(Options(16, 64, 8, rows));
@@ -261,8 +269,9 @@ TEST(TthaAdapter, AnUpdateIsShort) {
       times_us.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
     }
     std::sort(times_us.begin(), times_us.end());
-    printf("UpdateTtha at 16 layers x 64 experts, reservoir of %d rows, %d of them new: fastest %.0f us, median %.0f us\n", rows, rows / 2,
-           times_us[0], times_us[100]);
+    printf(
+        "UpdateTtha at 16 layers x 64 experts, reservoir of %d rows, %d of them new: fastest %.0f us, median %.0f us\n",
+        rows, rows / 2, times_us[0], times_us[100]);
     EXPECT_LT(times_us[100], 20000);
   }
 }

@@ -12,7 +12,8 @@ namespace {
 
 constexpr int kLayers = 2, kExperts = 10, kSlots = 3, kTokens = 4;
 
-// Biases are around the K-th best score, so the step is a fraction of it; errors of float sums stay far below what it moves.
+// Biases are around the K-th best score, so the step is a fraction of it; errors of float sums stay far below what it
+// moves.
 constexpr float kStep = 4e-3f;
 
 StepRecord RandomRecord(uint64_t seed, int layers = kLayers, int experts = kExperts, int rows = 4) {
@@ -23,7 +24,8 @@ StepRecord RandomRecord(uint64_t seed, int layers = kLayers, int experts = kExpe
   for (LayerRecord& layer : record.layers) {
     layer.expert_slots.assign(static_cast<size_t>(experts), 0);
     for (int i = 0; i < kTokens * kSlots; ++i) ++layer.expert_slots[random.Below(static_cast<uint64_t>(experts))];
-    for (int i = 0; i < rows * experts; ++i) layer.gate_logits.push_back(static_cast<float>(random.Normal()) - 0.1f * static_cast<float>(i % experts));
+    for (int i = 0; i < rows * experts; ++i)
+      layer.gate_logits.push_back(static_cast<float>(random.Normal()) - 0.1f * static_cast<float>(i % experts));
   }
   return record;
 }
@@ -120,7 +122,8 @@ TEST_P(TthaGradient, ByWeightsIsWhatDifferencesSay) {
       return result;
     };
     const float h = 0.05f;
-    const double difference = (8 * (value(h) - value(-h)) - (value(2 * h) - value(-2 * h))) / (12 * static_cast<double>(h));
+    const double difference =
+        (8 * (value(h) - value(-h)) - (value(2 * h) - value(-2 * h))) / (12 * static_cast<double>(h));
     EXPECT_NEAR(static_cast<double>(gradient[i]), difference, 1e-3 * size) << "weight " << i;
   }
 }

@@ -19,8 +19,8 @@ TthaAdapter::TthaAdapter(const TthaOptions& options)
   kth_score_.assign(static_cast<size_t>(options.shape.layers), 0);
   seen_.assign(kth_score_.size(), 0);
   features_.assign(all_ * TthaNetwork::kFeatures, 0);
-  for (std::vector<float>* buffer : {&slots_, &scale_, &raw_, &published_, &bytes_, &by_bias_, &by_output_, &by_chosen_, &by_active_,
-                                     &by_variance_}) {
+  for (std::vector<float>* buffer : {&slots_, &scale_, &raw_, &published_, &bytes_, &by_bias_, &by_output_, &by_chosen_,
+                                     &by_active_, &by_variance_}) {
     buffer->assign(all_, 0);
   }
   counted_.assign(static_cast<size_t>(options.shape.experts), 0);
@@ -78,8 +78,8 @@ void TthaAdapter::AddRows(const StepRecord& record) {
   }
 }
 
-// Loads that came out otherwise than predicted make their kind of expert uncertain: Gaussian likelihood of the error, in units of
-// what chance alone would give.
+// Loads that came out otherwise than predicted make their kind of expert uncertain: Gaussian likelihood of the error,
+// in units of what chance alone would give.
 void TthaAdapter::LearnUncertainty() {
   report_.uncertainty_nll = 0;
   const bool known = predicted_ && slot_tokens_ > 0;
@@ -87,7 +87,8 @@ void TthaAdapter::LearnUncertainty() {
   if (slot_tokens_ > 0) {
     const auto tokens = static_cast<float>(slot_tokens_);
     // Tokens of neighbouring steps are alike: more than a batch of them is hardly more evidence.
-    // The prediction itself is a mean over few rows, and one of 0 or 1 is no certainty: 4 rows of the mean share are added to it.
+    // The prediction itself is a mean over few rows, and one of 0 or 1 is no certainty: 4 rows of the mean share are
+    // added to it.
     const auto rows = static_cast<float>(options_.shape.rows);
     const float evidence = 1 / std::min(tokens, 16.0f) + 1 / rows;
     const float prior = 4 * static_cast<float>(options_.shape.slots) / static_cast<float>(options_.shape.experts);
@@ -162,8 +163,8 @@ void TthaAdapter::Evaluate(const TthaObserved& observed, const float* biases) {
   EvaluateBalance();
 }
 
-// Mean squared distance of the groups' loads from their mean, relative to it. Loads are what the relaxation expects; they always
-// sum to K a layer.
+// Mean squared distance of the groups' loads from their mean, relative to it. Loads are what the relaxation expects;
+// they always sum to K a layer.
 void TthaAdapter::EvaluateBalance() {
   At(report_.value, TthaTerm::kBalance) = 0;
   if (groups_ < 2) return;
@@ -187,8 +188,8 @@ const std::vector<float>& TthaAdapter::GradientByBias(const TthaValues& weights)
   return by_bias_;
 }
 
-// Through g * (raw - max raw). The relaxation does not feel a shift of a whole layer: the gradient by biases sums to 0 over each layer,
-// so the maximum passes nothing on.
+// Through g * (raw - max raw). The relaxation does not feel a shift of a whole layer: the gradient by biases sums to 0
+// over each layer, so the maximum passes nothing on.
 std::span<const float> TthaAdapter::GradientByWeights() {
   const auto gain = static_cast<float>(report_.gain);
   for (size_t i = 0; i < all_; ++i) by_output_[i] = by_bias_[i] * gain * scale_[i];
@@ -222,7 +223,8 @@ const TthaReport& TthaAdapter::UpdateTtha(const TthaObserved& observed) {
 
 std::span<const float> TthaAdapter::Biases(int32_t layer) const {
   const auto experts = static_cast<size_t>(options_.shape.experts);
-  return neutral() ? std::span<const float>() : std::span(published_).subspan(static_cast<size_t>(layer) * experts, experts);
+  return neutral() ? std::span<const float>()
+                   : std::span(published_).subspan(static_cast<size_t>(layer) * experts, experts);
 }
 
 void TthaAdapter::Publish(Steering* steering) const {

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// TthaAdapter: test-time hardware adaptation. Learns, while the machine is strained, which experts to avoid (docs/ttha.md).
+// TthaAdapter: test-time hardware adaptation. Learns, while the machine is strained, which experts to avoid
+// (docs/ttha.md).
 //
-// A small network maps what is known of each expert and of the device to a bias on the gate's ranking. UpdateTtha takes one step
-// on the loss of ttha_terms.h, predicted through the relaxation of ttha_relaxation.h. Nothing is allocated after construction.
+// A small network maps what is known of each expert and of the device to a bias on the gate's ranking. UpdateTtha takes
+// one step on the loss of ttha_terms.h, predicted through the relaxation of ttha_relaxation.h. Nothing is allocated
+// after construction.
 #pragma once
 
 #include <array>
@@ -26,10 +28,10 @@ struct TthaDevice {
   std::optional<double> temp_margin_c, temp_slope_c_per_s;
   std::optional<double> power_frac;  // of the limit
   std::optional<double> utilisation_frac, memory_utilisation_frac;
-  std::optional<double> clock_frac;  // of the highest
-  uint32_t throttle = 0;             // bits of Throttle
+  std::optional<double> clock_frac;          // of the highest
+  uint32_t throttle = 0;                     // bits of Throttle
   std::optional<double> latency_slack_frac;  // 1 - latency / target
-  double queued = 0;                 // requests that wait
+  double queued = 0;                         // requests that wait
 };
 // Power against `power_limit_w` and temperature against `temp_limit_c` where above 0, else against the device's own.
 TthaDevice TthaDeviceFrom(const Snapshot& now, const Snapshot* before, double power_limit_w, double temp_limit_c);
@@ -42,8 +44,8 @@ struct TthaExpertCost {
 
 struct TthaOptions {
   RelaxationShape shape;
-  // The strongest bias, in units of the mean K-th best score of the layer: the gate adds biases to its probabilities, and an
-  // expert of that score is what a biased one competes with.
+  // The strongest bias, in units of the mean K-th best score of the layer: the gate adds biases to its probabilities,
+  // and an expert of that score is what a biased one competes with.
   float bound = 2.0f;
   float learning_rate = 0.02f;
   float memory = 0.05f;  // weight of an update's rows in the moving averages
@@ -58,9 +60,9 @@ struct TthaObserved {
   TthaMachine machine;
   TthaLimits limits;
   TthaMultipliers multipliers;
-  std::span<const float> expert_bytes;         // [L, E] that reading the expert takes at the point in force; empty: 1 each
+  std::span<const float> expert_bytes;  // [L, E] that reading the expert takes at the point in force; empty: 1 each
   std::span<const TthaExpertCost> layer_costs;  // [L]; empty: unknown
-  std::span<const float> residency_frac;       // [L, E] of the expert's planes that are in fast memory; empty: all
+  std::span<const float> residency_frac;        // [L, E] of the expert's planes that are in fast memory; empty: all
 };
 
 // For logs and metrics. Values as they enter the loss: weight * value, summed, is what the step descends.
@@ -82,7 +84,8 @@ class TthaAdapter {
   // Once a tick: learns from `observed` and sets biases().
   const TthaReport& UpdateTtha(const TthaObserved& observed);
 
-  // [L, E], each <= 0 with a 0 in every layer; all exactly 0 while no multiplier is above 0 and before the first rows came.
+  // [L, E], each <= 0 with a 0 in every layer; all exactly 0 while no multiplier is above 0 and before the first rows
+  // came.
   const std::vector<float>& biases() const { return published_; }
   // [E] of a layer; empty while neutral.
   std::span<const float> Biases(int32_t layer) const;
@@ -134,13 +137,13 @@ class TthaAdapter {
   // Of this update.
   std::vector<float> features_;  // [L * E, kFeatures]
   std::array<float, TthaNetwork::kDevice> device_ = {};
-  std::vector<float> scale_;      // [L, E]: d bias / d network's output, without g
+  std::vector<float> scale_;            // [L, E]: d bias / d network's output, without g
   std::vector<float> raw_, published_;  // [L, E]
-  std::vector<float> bytes_;      // [L, E]
+  std::vector<float> bytes_;            // [L, E]
   std::vector<float> by_bias_, by_output_, by_chosen_, by_active_, by_variance_;  // [L, E] scratch
-  std::vector<float> counted_;    // [E] scratch
+  std::vector<float> counted_;                                                    // [E] scratch
   TthaByteTerms byte_terms_;
-  std::vector<uint16_t> group_;   // [L, E]
+  std::vector<uint16_t> group_;     // [L, E]
   std::vector<double> group_load_;  // [groups], shares
   int32_t groups_ = 1;
   uint64_t version_ = 0;

@@ -14,7 +14,11 @@ constexpr int kCosts = 6;
 using Costs = std::array<double, kCosts>;
 
 Costs CostsOf(const TthaExpertCost& cost) {
-  return {cost.latency_us, cost.energy_j, cost.temp_rise_c, cost.memory_bytes, cost.compute_utilisation_frac,
+  return {cost.latency_us,
+          cost.energy_j,
+          cost.temp_rise_c,
+          cost.memory_bytes,
+          cost.compute_utilisation_frac,
           cost.memory_utilisation_frac};
 }
 
@@ -32,7 +36,9 @@ float Bounded(std::optional<double> value, double centre, double scale) {
 
 TthaDevice TthaDeviceFrom(const Snapshot& now, const Snapshot* before, double power_limit_w, double temp_limit_c) {
   TthaDevice device;
-  const auto limit = [](double asked, std::optional<double> own) { return asked > 0 ? std::optional<double>(asked) : own; };
+  const auto limit = [](double asked, std::optional<double> own) {
+    return asked > 0 ? std::optional<double>(asked) : own;
+  };
   const std::optional<double> most_c = limit(temp_limit_c, now.temp_max_c ? now.temp_max_c : now.temp_slowdown_c);
   if (now.temp_c && most_c) device.temp_margin_c = *most_c - *now.temp_c;
   if (!device.temp_margin_c) device.temp_margin_c = now.temp_margin_c;
@@ -43,13 +49,16 @@ TthaDevice TthaDeviceFrom(const Snapshot& now, const Snapshot* before, double po
   if (now.power_w && most_w && *most_w > 0) device.power_frac = *now.power_w / *most_w;
   device.utilisation_frac = now.utilisation_frac;
   device.memory_utilisation_frac = now.memory_utilisation_frac;
-  if (now.clock_mhz && now.clock_limit_mhz && *now.clock_limit_mhz > 0) device.clock_frac = *now.clock_mhz / *now.clock_limit_mhz;
+  if (now.clock_mhz && now.clock_limit_mhz && *now.clock_limit_mhz > 0)
+    device.clock_frac = *now.clock_mhz / *now.clock_limit_mhz;
   device.throttle = now.throttle.value_or(0);
   return device;
 }
 
 void TthaAdapter::SetDeviceFeatures(const TthaDevice& device, double gain) {
-  const auto flag = [&](Throttle reason) { return (device.throttle & static_cast<uint32_t>(reason)) != 0 ? 1.0f : 0.0f; };
+  const auto flag = [&](Throttle reason) {
+    return (device.throttle & static_cast<uint32_t>(reason)) != 0 ? 1.0f : 0.0f;
+  };
   device_ = {Bounded(device.temp_margin_c, 20, 20),
              Bounded(device.temp_slope_c_per_s, 0, 1),
              Bounded(device.power_frac, 1, 0.25),

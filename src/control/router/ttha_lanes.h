@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Four floats at a time, for the hardware adapter: plain arithmetic that every target has, so results are the same wherever it runs.
+// Four floats at a time, for the hardware adapter: plain arithmetic that every target has, so results are the same
+// wherever it runs.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,8 @@ inline Lanes Clamp(Lanes x, float low, float high) {
 // e^x to 2e-7 relative, x clamped to [-80, 80]: 2^n times a polynomial of the rest (Cephes expf).
 inline Lanes Exp(Lanes x) {
   x = Clamp(x, -80.0f, 80.0f);
-  const Lanes rounded = (x * 1.44269504f + 12582912.0f);  // 1.5 * 2^23: the sum's last bits are the nearest whole number
+  const Lanes rounded =
+      (x * 1.44269504f + 12582912.0f);  // 1.5 * 2^23: the sum's last bits are the nearest whole number
   const Lanes n = rounded - 12582912.0f;
   const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Lanes p = Fill(1.9875691500e-4f);

@@ -66,7 +66,8 @@ void TthaNetwork::Forward(const float* features, const float* device) {
     log_variance_[static_cast<size_t>(e)] = std::clamp(log_variance, -kMostLogVariance, kMostLogVariance);
   }
   int32_t e = 0;
-  for (; e + kLanes <= experts_; e += kLanes) Store(&bias_[static_cast<size_t>(e)], ttha::Tanh(Load(&bias_[static_cast<size_t>(e)])));
+  for (; e + kLanes <= experts_; e += kLanes)
+    Store(&bias_[static_cast<size_t>(e)], ttha::Tanh(Load(&bias_[static_cast<size_t>(e)])));
   for (; e < experts_; ++e) bias_[static_cast<size_t>(e)] = ttha::Tanh(Fill(bias_[static_cast<size_t>(e)]))[0];
 }
 
@@ -95,7 +96,8 @@ void TthaNetwork::AddBiasGradient(const float* by_bias) {
     const int lane = v * kLanes;
     add(kOutAt + lane, by_out[v]);
     add(kOffsetAt + lane, by_offset[v]);
-    for (int d = 0; d < kDevice; ++d) add(kDeviceAt + d * kHidden + lane, device_[static_cast<size_t>(d)] * by_offset[v]);
+    for (int d = 0; d < kDevice; ++d)
+      add(kDeviceAt + d * kHidden + lane, device_[static_cast<size_t>(d)] * by_offset[v]);
     for (int f = 0; f < kFeatures; ++f) add(f * kHidden + lane, by_weight[f][v]);
   }
 }

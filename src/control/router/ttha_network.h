@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The hardware adapter's network, shared over experts and layers, with its gradient by hand and Adam.
 //
-//   hidden = tanh(W1^T features + Wd^T device + b1);  bias = tanh(w2 . hidden), in (-1, 1);  w2 starts at 0, so the bias does
-//   log variance = v . features + vd . device + c, which learns by itself how far loads were from their prediction
+//   hidden = tanh(W1^T features + Wd^T device + b1);  bias = tanh(w2 . hidden), in (-1, 1);  w2 starts at 0, so the
+//   bias does log variance = v . features + vd . device + c, which learns by itself how far loads were from their
+//   prediction
 #pragma once
 
 #include <array>
@@ -49,7 +50,8 @@ class TthaNetwork {
   Status FromJson(std::string_view text, const std::string& source);
 
  private:
-  static constexpr int kDeviceAt = kFeatures * kHidden, kOffsetAt = kDeviceAt + kDevice * kHidden, kOutAt = kOffsetAt + kHidden;
+  static constexpr int kDeviceAt = kFeatures * kHidden, kOffsetAt = kDeviceAt + kDevice * kHidden,
+                       kOutAt = kOffsetAt + kHidden;
   static constexpr int kVarianceAt = kBiasWeights, kVarianceDeviceAt = kVarianceAt + kFeatures,
                        kVarianceOffsetAt = kVarianceDeviceAt + kDevice;
 

@@ -51,7 +51,8 @@ Status TthaNetwork::FromJson(std::string_view text, const std::string& source) {
     const Json& weight = (*weights)[i];
     const double value = weight.is_number() ? weight.get<double>() : NAN;
     if (!(std::fabs(value) <= static_cast<double>(kMostWeight))) {
-      return Corrupt("{}: weights[{}] must be a number from {} to {}; {}", source, i, -kMostWeight, kMostWeight, kRemedy);
+      return Corrupt("{}: weights[{}] must be a number from {} to {}; {}", source, i, -kMostWeight, kMostWeight,
+                     kRemedy);
     }
     read[i] = static_cast<float>(value);
   }

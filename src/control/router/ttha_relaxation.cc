@@ -18,14 +18,15 @@ using ttha::Store;
 namespace {
 
 constexpr float kPadScore = -1e4f;   // no row chooses a padding lane
-constexpr float kSmallStep = 0.02f;   // in temperatures: what is left after second order is below 2e-6
+constexpr float kSmallStep = 0.02f;  // in temperatures: what is left after second order is below 2e-6
 constexpr int kMostRounds = 24;
 constexpr float kLeastTemperature = 1e-7f;  // of rows whose K-th score is all but 0
 
 }  // namespace
 
 TthaRelaxation::TthaRelaxation(const RelaxationShape& shape) : shape_(shape) {
-  THERMOE_CHECK(shape.layers > 0 && shape.rows > 0 && shape.slots > 0 && shape.slots < shape.experts && shape.sharpness_frac > 0);
+  THERMOE_CHECK(shape.layers > 0 && shape.rows > 0 && shape.slots > 0 && shape.slots < shape.experts &&
+                shape.sharpness_frac > 0);
   padded_ = (shape.experts + kLanes - 1) / kLanes * kLanes;
   const auto rows = static_cast<size_t>(shape.layers * shape.rows), padded = static_cast<size_t>(padded_);
   const auto all = static_cast<size_t>(shape.layers * shape.experts), experts = static_cast<size_t>(shape.experts);
@@ -137,7 +138,8 @@ void TthaRelaxation::Evaluate(const float* biases, int32_t tokens, const float* 
     for (int32_t r = 0; r < rows; ++r) {
       Row& row = rows_[static_cast<size_t>(layer * shape_.rows + r)];
       float* p = &p_[Offset(layer, r)];
-      lost += 1 - static_cast<double>(Solve(scores(layer, r), bias_.data(), &row, p)) / static_cast<double>(row.plain_mass);
+      lost +=
+          1 - static_cast<double>(Solve(scores(layer, r), bias_.data(), &row, p)) / static_cast<double>(row.plain_mass);
       const float* plain = &plain_[Offset(layer, r)];
       for (int32_t e = 0; e < padded_; e += kLanes) {
         const Lanes moved = popularity == nullptr ? Load(p + e) : Load(p + e) - Load(plain + e);
@@ -186,7 +188,8 @@ void TthaRelaxation::AddGradient(const float* by_chosen, const float* by_active,
       const Row& row = rows_[static_cast<size_t>(layer * shape_.rows + r)];
       const float* p = &p_[Offset(layer, r)];
       const float* s = scores(layer, r);
-      const auto by_score = static_cast<float>(-by_mass_lost / (static_cast<double>(row.plain_mass) * rows * shape_.layers));
+      const auto by_score =
+          static_cast<float>(-by_mass_lost / (static_cast<double>(row.plain_mass) * rows * shape_.layers));
       // p = sigmoid(u): dp_e/dh_j = w_e / T (1[e = j] - w_j / sum w), w = p (1 - p).
       Lanes weight = Fill(0), pulled = Fill(0);
       for (int32_t e = 0; e < padded_; e += kLanes) {

@@ -17,8 +17,9 @@ void Hinge(TthaTerm term, double predicted, double per_byte, double limit, doubl
 }  // namespace
 
 const char* TthaTermName(TthaTerm term) {
-  static constexpr const char* kNames[kTthaTerms] = {"ttha_power_loss",      "ttha_temp_loss", "ttha_latency_penalty", "ttha_memory_penalty",
-                                                     "ttha_throughput_bonus", "ttha_fidelity",  "ttha_balance"};
+  static constexpr const char* kNames[kTthaTerms] = {
+      "ttha_power_loss",       "ttha_temp_loss", "ttha_latency_penalty", "ttha_memory_penalty",
+      "ttha_throughput_bonus", "ttha_fidelity",  "ttha_balance"};
   return kNames[static_cast<size_t>(term)];
 }
 
@@ -35,7 +36,8 @@ TthaValues TthaWeights(const TthaMultipliers& multipliers, const TthaPrices& pri
   return weights;
 }
 
-TthaByteTerms EvaluateByteTerms(const TthaMachine& machine, const TthaLimits& limits, int32_t tokens, double expert_bytes) {
+TthaByteTerms EvaluateByteTerms(const TthaMachine& machine, const TthaLimits& limits, int32_t tokens,
+                                double expert_bytes) {
   TthaByteTerms out;
   TthaForecast& f = out.forecast;
   f.expert_bytes = expert_bytes;
@@ -54,7 +56,8 @@ TthaByteTerms EvaluateByteTerms(const TthaMachine& machine, const TthaLimits& li
   f.temp_c = machine.temp_rest_c + machine.c_per_w * f.power_w;
   f.memory_bytes = machine.memory_fixed_bytes + expert_bytes;
   Hinge(TthaTerm::kPowerLoss, f.power_w, watts_per_byte, limits.power_w, 1 - limits.power_margin_frac, &out);
-  Hinge(TthaTerm::kTempLoss, f.temp_c, watts_per_byte * machine.c_per_w, limits.temp_c, 1 - limits.temp_margin_frac, &out);
+  Hinge(TthaTerm::kTempLoss, f.temp_c, watts_per_byte * machine.c_per_w, limits.temp_c, 1 - limits.temp_margin_frac,
+        &out);
   Hinge(TthaTerm::kLatencyPenalty, f.latency_us, machine.us_per_byte, limits.latency_us, 1, &out);
   Hinge(TthaTerm::kMemoryPenalty, f.memory_bytes, 1, limits.memory_bytes, 1, &out);
 
@@ -72,7 +75,8 @@ TthaByteTerms EvaluateByteTerms(const TthaMachine& machine, const TthaLimits& li
     if (limits.reference_tokens_per_s > 0) {
       // The bonus is taken off the loss, so its value is negative.
       At(out.value, TthaTerm::kThroughputBonus) = -f.tokens_per_s / limits.reference_tokens_per_s;
-      At(out.per_byte, TthaTerm::kThroughputBonus) = f.tokens_per_s / limits.reference_tokens_per_s * us_per_byte / step_us;
+      At(out.per_byte, TthaTerm::kThroughputBonus) =
+          f.tokens_per_s / limits.reference_tokens_per_s * us_per_byte / step_us;
     }
   }
   return out;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the hardware adapter is judged by: the terms of its loss and the linear form of the machine that they read. Plain data.
+// What the hardware adapter is judged by: the terms of its loss and the linear form of the machine that they read.
+// Plain data.
 #pragma once
 
 #include <array>
@@ -8,7 +9,15 @@
 
 namespace thermoe {
 
-enum class TthaTerm : uint8_t { kPowerLoss, kTempLoss, kLatencyPenalty, kMemoryPenalty, kThroughputBonus, kFidelity, kBalance };
+enum class TthaTerm : uint8_t {
+  kPowerLoss,
+  kTempLoss,
+  kLatencyPenalty,
+  kMemoryPenalty,
+  kThroughputBonus,
+  kFidelity,
+  kBalance
+};
 inline constexpr int kTthaTerms = 7;
 const char* TthaTermName(TthaTerm term);  // "ttha_power_loss": as logs and metrics say it
 
@@ -27,7 +36,7 @@ struct TthaMultipliers {
 // Weights that are no multipliers.
 struct TthaPrices {
   double throughput = 1;
-  double fidelity = 1;
+  double fidelity = 20;  // docs/ttha.md has what others gave
   double balance = 0.1;
 };
 
@@ -64,12 +73,13 @@ struct TthaForecast {
   double distinct_experts = 0;  // mean over layers
 };
 
-// The terms that are functions of the expert bytes alone (all but fidelity and balance, which stay 0): values, slopes by byte,
-// and the forecast behind them.
+// The terms that are functions of the expert bytes alone (all but fidelity and balance, which stay 0): values, slopes
+// by byte, and the forecast behind them.
 struct TthaByteTerms {
   TthaValues value = {}, per_byte = {};
   TthaForecast forecast;
 };
-TthaByteTerms EvaluateByteTerms(const TthaMachine& machine, const TthaLimits& limits, int32_t tokens, double expert_bytes);
+TthaByteTerms EvaluateByteTerms(const TthaMachine& machine, const TthaLimits& limits, int32_t tokens,
+                                double expert_bytes);
 
 }  // namespace thermoe
