@@ -11,6 +11,9 @@ constexpr double kMean_s = 1;             // time constant of what the status sh
 constexpr double kLatencyShare = 0.1;     // of a step in the running mean of latency
 constexpr int32_t kLateSteps = 3;         // so many over the target in a row do not wait for the next tick
 constexpr double kUrgentSpacing_s = 0.02;
+// The model learns from windows of several changes of the counter: each is cut somewhere within a step, and the longer, the less it
+// matters. The first are shorter, so that something is known soon.
+constexpr double kLearn_s = 0.45, kFirstLearn_s = 0.15;
 constexpr double kStaleEnergy_s = kStaleAfter_s;
 constexpr double kMostPower_w = 1e5, kMostTemp_c = 150, kLeastTemp_c = -50, kMostEnergy_j = 1e13;
 
@@ -88,7 +91,8 @@ void ControlCore::Account(const StepInput& step) {
   const double step_s = std::max(0.0, step.end_s - step.start_s);
   const double passed_s = std::max(step_s, step.end_s - last_end_s_), between_s = passed_s - step_s;
   const double gap_s = std::max(0.0, between_s - pause_s_);
-  drawn_j_ = model_.CautiousJoules(step_s, step.bytes(), step.flops) + model_.idle_w() * between_s;
+  const WorkTotals work{step_s, step.bytes(), step.flops};
+  drawn_j_ = (safest_ ? model_.CautiousJoules(work) : model_.Joules(work)) + model_.idle_w() * between_s;
   window_.work += {passed_s, step.bytes(), step.flops};
   window_.predicted_j += drawn_j_;
   model_.LearnTime(step_s, step.bytes(), step.flops);
@@ -124,7 +128,16 @@ void ControlCore::ReadEnergy(const StepInput& step) {
     tick_j_ += counted_j_;
     tick_window_s_ += window_.work.seconds;
     if (window_.work.seconds < kStaleEnergy_s * 3) pacer_.Correct(counted_j_ - predicted_j_);
-    model_.LearnEnergy(counted_j_, window_.work);
+    learn_ += window_.work;
+    learn_j_ += counted_j_;
+    if (learn_.seconds >= (model_.known() ? kLearn_s : kFirstLearn_s)) {
+      model_.LearnEnergy(learn_j_, learn_);
+      learn_ = {};
+      learn_j_ = 0;
+    }
+  } else {
+    learn_ = {};
+    learn_j_ = 0;
   }
   // The first value seen may be old; the first change is where counting starts.
   anchored_ = seen_energy_ && energy_j > energy_j_;

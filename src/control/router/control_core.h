@@ -78,6 +78,8 @@ class ControlCore {
   bool seen_energy_ = false, anchored_ = false;
   double energy_j_ = 0, energy_moved_s_ = 0;  // the counter's last value, and since when it shows that
   Window window_;
+  WorkTotals learn_;  // the same since the model last learnt
+  double learn_j_ = 0;
   double counted_j_ = 0, predicted_j_ = 0, measured_w_ = 0;
   double tick_j_ = 0, tick_window_s_ = 0;  // counted since the last tick
   // Running means.
