@@ -33,7 +33,7 @@ void HoldsCaps(const Load& load, RouterMode router) {
       EXPECT_NEAR(mean_w / cap_w, 1, 0.01) << cap_w;
     }
     EXPECT_LT(mean_w, cap_w * 1.01);
-    EXPECT_LT(worst_w, cap_w * 1.02) << cap_w;
+    EXPECT_LT(worst_w, cap_w * (load.prefill_every > 0 ? 1.03 : 1.02)) << cap_w;
   }
 }
 

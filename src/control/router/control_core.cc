@@ -28,8 +28,8 @@ double Amount(double value) { return value >= 0 && value < 1e18 ? value : 0; }
 StepInput InputFrom(const StepObservation& observation) {
   StepInput input;
   const StepRecord& record = observation.record;
-  input.start_s = observation.start_s;
-  input.end_s = observation.end_s;
+  input.start_s = std::isfinite(observation.start_s) ? observation.start_s : 0;
+  input.end_s = std::isfinite(observation.end_s) ? observation.end_s : input.start_s;
   input.prefill_tokens = record.prefill_tokens;
   input.decode_tokens = record.decode_tokens;
   input.queued = observation.queued;

@@ -11,7 +11,7 @@ namespace {
 // cap is a mean over. Debts come in a step's size; beyond two seconds of the cap a model is wrong and paying would stop the machine.
 constexpr double kCredit_s = 0.01, kDebt_s = 2;
 constexpr double kUnsettledCredit_s = 0.05, kUnsettledDebt_s = 0.5;
-constexpr double kSettle = 0.15; // share of what a counter shows that enters at once: its windows are cut within steps
+constexpr double kSettle = 0.3;  // share of what a counter shows that enters at once: its windows are cut within steps
 constexpr double kLeastRoom = 0.02;  // of the cap above idle: a cap at idle power means as slow as kMostPause_s allows
 
 }  // namespace
