@@ -14,6 +14,7 @@
 #include "base/random.h"
 #include "bench_peer.h"
 #include "command.h"
+#include "control_options.h"
 #include "flags.h"
 #include "help.h"
 #include "interrupt.h"
@@ -63,6 +64,7 @@ const HelpPage kPage = {
 struct BenchFlags {
   ModelFlags model;
   SteeringFlags steering;
+  ControlFlags control;
   std::vector<int> prefill = {512};
   int decode = 128;
   std::vector<int> batch = {8};
@@ -287,7 +289,7 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::stri
 
 Json SpreadJson(const Spread& spread) { return {{"median", spread.median}, {"min", spread.least}, {"max", spread.most}}; }
 
-Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps,
+Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlView& view, double read_gbps,
                const std::vector<CaseResult>& results) {
   Json json = NewDocument();
   json["model"] = ModelJson(engine.model().info());
@@ -298,6 +300,7 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps
   device["telemetry"] = TelemetryJson(engine.telemetry());
   json["device"] = std::move(device);
   json["steering"] = SteeringJson(flags.steering);
+  json["control"] = ControlJson(view);
   json["repeat"] = flags.repeat;
   json["seed"] = flags.seed;
   json["vs"] = flags.vs.empty() ? Json() : Json(flags.vs);
@@ -383,7 +386,12 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
   table.Print();
 }
 
-Status Bench(const BenchFlags& flags) {
+Status Bench(BenchFlags flags) {
+  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering));
+  if (flags.control.on() && (flags.baseline || flags.telemetry_cost)) {
+    return InvalidArgument("{} changes the engine between runs; it does not go with the control loop",
+                           flags.baseline ? "--baseline" : "--telemetry-cost");
+  }
   THERMOE_RETURN_IF_ERROR(CheckSteering(flags.steering));
   if (flags.baseline && !flags.steering.steers()) {
     return InvalidArgument("--baseline compares with no steering; give a steering flag, for example --k-max 6");
@@ -404,6 +412,10 @@ Status Bench(const BenchFlags& flags) {
   if (!opened.ok()) return opened.status();
   EngineOptions options = EngineOptionsFrom(flags.model);
   options.telemetry = *telemetry;
+  Result<ControlOptions> control =
+      ControlOptionsFrom(flags.control, flags.steering, opened->model->info(), *telemetry, /*keeps_state=*/false);
+  if (!control.ok()) return control.status();
+  options.control = std::move(*control);
   for (const Case& what : cases) {
     const int needed = what.prefill > 0 ? what.prefill : kDecodePrompt + what.tokens + 1;
     const int held = opened->model->info().context;
@@ -416,14 +428,16 @@ Status Bench(const BenchFlags& flags) {
   }
   Result<std::unique_ptr<Engine>> engine = Engine::Create(opened->model, options);
   if (!engine.ok()) return engine.status();
-  THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, engine->get()));
+  if (!flags.control.on()) THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, engine->get()));
   const double read_gbps = plant ? 0 : MeasureReadGbps(flags.model.threads > 0 ? flags.model.threads : UsableThreads());
   ProgressBar bar("bench");
   const Result<std::vector<CaseResult>> results = Measure(flags, *telemetry, engine->get(), cases, &bar);
   bar.Clear();
   if (!results.ok()) return results.status();
-  if (flags.json) return PrintJson(flags, **engine, read_gbps, *results);
+  THERMOE_RETURN_IF_ERROR((*engine)->SaveControl());
+  if (flags.json) return PrintJson(flags, **engine, (*engine)->control_view(), read_gbps, *results);
   PrintReport(flags, **engine, read_gbps, *results);
+  if (const std::string text = ControlText((*engine)->control_view()); !text.empty()) Print("\n" + text + "\n");
   return Status::Ok();
 }
 
@@ -450,6 +464,7 @@ Command MakeBenchCommand(CLI::App* root) {
   AddSteeringFlags(app, &flags->steering);
   AddEngineFlags(app, &flags->model);
   AddTelemetryFlag(app, &flags->telemetry);
+  AddControlFlags(app, &flags->control);
   app->add_flag("--telemetry-cost", flags->telemetry_cost, "Run each test with telemetry and without, and compare.")->group(kGroup);
   app->add_flag("--json", flags->json, "Print one JSON object; errors become JSON too.")->group("Output options");
   return {app, [flags] { return Bench(*flags); }};

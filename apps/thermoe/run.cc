@@ -128,6 +128,7 @@ void AddResult(const RunContext& context, const std::vector<TokenId>& prompt, co
   (*json)["timings"]["simulated"] = context.engine->telemetry().simulated;
   (*json)["energy"] = EnergyJson(result.energy, result.timings);
   if (!(*json)["energy"].is_null()) (*json)["energy"]["telemetry"] = context.engine->telemetry().name;
+  (*json)["control"] = ControlJson(context.engine->control_view());
 }
 
 void PrintTimings(const RunContext& context, const RequestResult& result, uint64_t seed) {
@@ -139,7 +140,8 @@ void PrintTimings(const RunContext& context, const RequestResult& result, uint64
                                        simulated, result.timings.prompt_tokens, timings["prefill_tokens_per_s"].get<double>(),
                                        result.timings.generated_tokens, timings["decode_tokens_per_s"].get<double>(),
                                        energy, energy.empty() ? "" : "; ", FinishReasonName(result.finish), seed);
-  PrintNote(Dim(line, STDERR_FILENO) + "\n");
+  const std::string control = ControlText(context.engine->control_view());
+  PrintNote(Dim(line + (control.empty() ? "" : "\n[" + control + "]"), STDERR_FILENO) + "\n");
 }
 
 }  // namespace thermoe

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "control_options.h"
 #include "json_out.h"
 #include "model_options.h"
 #include "sampling_options.h"
@@ -25,6 +26,7 @@ struct RunFlags {
   ModelFlags model;
   SteeringFlags steering;
   SamplingFlags sampling;
+  ControlFlags control;
   std::optional<std::string> prompt;
   std::string file;
   int context = 0;  // 0: the model's own
