@@ -34,7 +34,7 @@ EngineOptions Options(const ControlOptions& control) {
   options.max_sequences = 4;
   options.prefill_chunk = 32;
   options.context = 512;
-  options.threads = 2;
+  options.threads = 1;
   options.control = control;
   return options;
 }
