@@ -19,6 +19,7 @@
 #include "help.h"
 #include "interrupt.h"
 #include "json_out.h"
+#include "live.h"
 #include "model_options.h"
 #include "output.h"
 #include "steering_options.h"
@@ -75,6 +76,7 @@ struct BenchFlags {
   std::string telemetry = "auto";
   bool telemetry_cost = false;
   bool json = false;
+  std::string live;  // AddLiveFlag
 };
 
 constexpr std::pair<const char*, double StageTimes::*> kStages[] = {
@@ -140,7 +142,7 @@ std::vector<TokenId> RandomIds(Random* random, int count, int vocab) {
 }
 
 // Submits the case's sequences and runs them; counts steps of the kind that the case measures.
-Result<Run> RunCase(Engine* engine, const Case& what, uint64_t seed) {
+Result<Run> RunCase(Engine* engine, const Case& what, uint64_t seed, Live* live = nullptr) {
   Random random(seed);  // every test and round starts from the same ids
   const int vocab = engine->model().info().vocab;
   const bool prefill = what.prefill > 0;
@@ -166,6 +168,7 @@ Result<Run> RunCase(Engine* engine, const Case& what, uint64_t seed) {
     const double seconds = engine->now_s() - start_s;
     if (!more.ok()) return more.status();
     if (!*more) break;
+    if (live != nullptr) live->AfterStep();
     const StepRecord& record = engine->last_step();
     if (prefill != (record.prefill_tokens > 0)) continue;
     run.seconds += seconds;
@@ -219,7 +222,7 @@ Result<double> TimesWithTelemetry(const BenchFlags& flags, const std::string& te
 
 // Every test once a round, in turn, then the peer: what disturbs the machine for a while disturbs all of them.
 Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::string& telemetry, Engine* engine,
-                                        const std::vector<Case>& cases, ProgressBar* bar) {
+                                        const std::vector<Case>& cases, ProgressBar* bar, Live* live) {
   std::vector<CaseResult> results(cases.size());
   for (size_t i = 0; i < cases.size(); ++i) results[i].what = cases[i];
   struct Rounds {
@@ -241,10 +244,11 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::stri
         if (!times.ok()) return times.status();
         if (round > 0) rounds[i].with_telemetry.push_back(*times);
       }
-      const Result<Run> run = RunCase(engine, cases[i], flags.seed);
+      if (live != nullptr) live->ClearText(), live->AddText(fmt::format("round {} of {}: {}", round, flags.repeat, cases[i].name));
+      const Result<Run> run = RunCase(engine, cases[i], flags.seed, live);
       if (!run.ok()) return run.status();
       const double done = round + static_cast<double>(i + 1) / static_cast<double>(cases.size());
-      bar->Update(done / (flags.repeat + 1));
+      if (live == nullptr) bar->Update(done / (flags.repeat + 1));
       if (round == 0) continue;
       const double rate = run->tokens / run->seconds;
       std::vector<double>& rates = rounds[i].rates;
@@ -431,7 +435,10 @@ Status Bench(BenchFlags flags) {
   if (!flags.control.on()) THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, engine->get()));
   const double read_gbps = plant ? 0 : MeasureReadGbps(flags.model.threads > 0 ? flags.model.threads : UsableThreads());
   ProgressBar bar("bench");
-  const Result<std::vector<CaseResult>> results = Measure(flags, *telemetry, engine->get(), cases, &bar);
+  std::unique_ptr<Live> live = Live::Start(flags.live, engine->get());
+  const Result<std::vector<CaseResult>> results = Measure(flags, *telemetry, engine->get(), cases, &bar, live.get());
+  if (live != nullptr) live->Finish();
+  live.reset();
   bar.Clear();
   if (!results.ok()) return results.status();
   THERMOE_RETURN_IF_ERROR((*engine)->SaveControl());
@@ -466,6 +473,7 @@ Command MakeBenchCommand(CLI::App* root) {
   AddTelemetryFlag(app, &flags->telemetry);
   AddControlFlags(app, &flags->control);
   app->add_flag("--telemetry-cost", flags->telemetry_cost, "Run each test with telemetry and without, and compare.")->group(kGroup);
+  AddLiveFlag(app, &flags->live);
   app->add_flag("--json", flags->json, "Print one JSON object; errors become JSON too.")->group("Output options");
   return {app, [flags] { return Bench(*flags); }};
 }

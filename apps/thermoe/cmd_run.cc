@@ -107,6 +107,7 @@ Status Run(RunFlags flags) {
   if (!telemetry.ok()) return telemetry.status();
   const bool from_input = !flags.prompt && flags.file.empty() && flags.prompts.empty();
   const bool interactive = from_input && IsTerminal(STDIN_FILENO);
+  if (interactive && !flags.live.empty()) return InvalidArgument("--live needs a prompt; give -p, -f or a pipe");
   if (interactive && flags.json) return InvalidArgument("--json needs a prompt; give -p, -f or a pipe");
 
   // Texts are read and checked before the model, which may take long to load.
@@ -127,9 +128,11 @@ Status Run(RunFlags flags) {
   }
   Result<RunContext> context = Prepare(flags, *telemetry);
   if (!context.ok()) return context.status();
+  context->live = Live::Start(flags.live, context->engine.get());
   const Status ran = !flags.prompts.empty() ? RunPrompts(&*context, text)
                      : interactive          ? RunInteractive(&*context)
                                             : RunOnce(&*context, text, source);
+  context->live.reset();
   const Status saved = context->engine->SaveControl();
   return ran.ok() ? saved : ran;
 }
@@ -166,6 +169,7 @@ Command MakeRunCommand(CLI::App* root) {
   AddControlFlags(app, &flags->control);
   app->add_flag("--json", flags->json, "Print one JSON object instead of text; errors become JSON too.")
       ->group(kOutputGroup);
+  AddLiveFlag(app, &flags->live);
   app->add_flag("-q,--quiet", flags->quiet, "No line of timings.")->group(kOutputGroup);
   return {app, [flags] { return Run(*flags); }};
 }

@@ -73,7 +73,7 @@ std::string TextAfter(const RunContext& context, const std::vector<TokenId>& pro
   return text + stream.Finish();
 }
 
-Result<RequestResult> Generate(Engine* engine, Request request, const std::function<Status(TokenId)>& on_token) {
+Result<RequestResult> Generate(Engine* engine, Request request, const std::function<Status(TokenId)>& on_token, Live* live) {
   const Result<RequestId> id = engine->Submit(std::move(request));
   if (!id.ok()) return id.status();
   std::vector<Event> events;
@@ -85,6 +85,7 @@ Result<RequestResult> Generate(Engine* engine, Request request, const std::funct
     events.clear();
     const Result<bool> stepped = engine->Step(&events);
     if (!stepped.ok()) return stepped.status();
+    if (live != nullptr) live->AfterStep();
     for (const Event& event : events) {
       if (event.request != *id) continue;
       finished = finished || event.finish != FinishReason::kNone;
