@@ -14,6 +14,9 @@ constexpr double kUrgentSpacing_s = 0.02;
 // The model learns from windows of several changes of the counter: each is cut somewhere within a step, and the longer, the less it
 // matters. The first are shorter, so that something is known soon.
 constexpr double kLearn_s = 0.45, kFirstLearn_s = 0.15;
+constexpr double kMostOverDevice = 1.5, kCutStep_j = 1;  // a window is cut within steps
+constexpr double kMostRatio = 5;
+constexpr int32_t kMostAbsurd = 5;  // in a row
 constexpr double kStaleEnergy_s = kStaleAfter_s;
 constexpr double kMostPower_w = 1e5, kMostTemp_c = 150, kLeastTemp_c = -50, kMostEnergy_j = 1e13;
 
@@ -108,6 +111,14 @@ void ControlCore::Account(const StepInput& step) {
   }
 }
 
+// A counter that leaps is no measurement. What the model finds absurd again and again is, though: then the model is wrong.
+bool ControlCore::Plausible(double counted_j, const Window& window) {
+  if (config_.device_power_w > 0 && counted_j > kMostOverDevice * config_.device_power_w * window.work.seconds + kCutStep_j) return false;
+  const bool near = !model_.known() || (counted_j < kMostRatio * window.predicted_j && counted_j * kMostRatio > window.predicted_j);
+  absurd_ = near ? 0 : absurd_ + 1;
+  return near || absurd_ > kMostAbsurd;
+}
+
 // Closes the window up to the step before when the counter moved. Its edge lies somewhere in the last step: noise that the model's
 // memory and the pacer's share average out, for the sums stay exact.
 void ControlCore::ReadEnergy(const StepInput& step) {
@@ -121,6 +132,7 @@ void ControlCore::ReadEnergy(const StepInput& step) {
   const double energy_j = *step.sensors.energy_j;
   if (seen_energy_ && energy_j == energy_j_) return;
   if (!seen_energy_ || energy_j < energy_j_ || step.end_s - energy_moved_s_ > 10 * kStaleEnergy_s) anchored_ = false;
+  if (anchored_ && !Plausible(energy_j - energy_j_, window_)) anchored_ = false;
   if (anchored_) {
     counted_j_ = energy_j - energy_j_;
     predicted_j_ = window_.predicted_j;

@@ -53,6 +53,7 @@ class ControlCore {
 
   void Account(const StepInput& step);
   void ReadEnergy(const StepInput& step);
+  bool Plausible(double counted_j, const Window& window);
   bool SensorsFail(const StepInput& step) const;
   void Tick(const StepInput& step, bool urgent);
   void SetCap(const SensorInput& sensors, double dt_s);
@@ -80,6 +81,7 @@ class ControlCore {
   Window window_;
   WorkTotals learn_;  // the same since the model last learnt
   double learn_j_ = 0;
+  int32_t absurd_ = 0;  // windows in a row that the model does not believe
   double counted_j_ = 0, predicted_j_ = 0, measured_w_ = 0;
   double tick_j_ = 0, tick_window_s_ = 0;  // counted since the last tick
   // Running means.
