@@ -56,6 +56,7 @@ class ControlCore {
   bool Plausible(double counted_j, const Window& window);
   bool SensorsFail(const StepInput& step) const;
   void Tick(const StepInput& step, bool urgent);
+  double BlindFrac() const;
   void SetCap(const SensorInput& sensors, double dt_s);
   void MovePrices(double dt_s);
   void ChoosePoint(const StepInput& step, bool urgent);
