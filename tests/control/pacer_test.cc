@@ -40,7 +40,7 @@ TEST(Pacer, MeetsTheCapExactlyByFeedForward) {
 }
 
 TEST(Pacer, TheCounterPutsAWrongModelRight) {
-  for (const double told : {0.9, 1.1}) {
+  for (const double told : {0.9, 1.05}) {  // far too high a model meets the bound on credit: it errs below the cap
     Pacer pacer;
     pacer.SetCap(350);
     MeanPower(&pacer, 2000, 0, told);
