@@ -14,6 +14,10 @@ constexpr double kUrgentSpacing_s = 0.02;
 // The model learns from windows of several changes of the counter: each is cut somewhere within a step, and the longer, the less it
 // matters. The first are shorter, so that something is known soon.
 constexpr double kLearn_s = 0.45, kFirstLearn_s = 0.15;
+constexpr double kCounterPeriod_s = 0.1;  // of counters that move slower than steps
+constexpr double kMostOverDevice = 1.5, kCutStep_j = 1;  // a window is cut within steps
+constexpr double kMostRatio = 5;
+constexpr int32_t kMostAbsurd = 5;  // in a row
 constexpr double kStaleEnergy_s = kStaleAfter_s;
 constexpr double kMostPower_w = 1e5, kMostTemp_c = 150, kLeastTemp_c = -50, kMostEnergy_j = 1e13;
 
@@ -72,8 +76,8 @@ StepOutput ControlCore::AfterStep(const StepInput& step) {
     energy_moved_s_ = step.end_s;
     started_ = true;
   }
-  ReadEnergy(step);
   Account(step);
+  ReadEnergy(step);
   const bool late = config_.limits.latency_ms > 0 && late_steps_ >= kLateSteps && step.end_s - tick_s_ >= kUrgentSpacing_s;
   const bool urgent = limits_changed_ || late || SensorsFail(step) != safest_;
   ticked_ = urgent || step.end_s - tick_s_ >= config_.tick_s;
@@ -93,7 +97,8 @@ void ControlCore::Account(const StepInput& step) {
   const double gap_s = std::max(0.0, between_s - pause_s_);
   const WorkTotals work{step_s, step.bytes(), step.flops};
   drawn_j_ = (safest_ ? model_.CautiousJoules(work) : model_.Joules(work)) + model_.idle_w() * between_s;
-  window_.work += {passed_s, step.bytes(), step.flops};
+  last_ = {{passed_s, step.bytes(), step.flops}, drawn_j_};
+  window_.work += last_.work;
   window_.predicted_j += drawn_j_;
   model_.LearnTime(step_s, step.bytes(), step.flops);
   mix_.Add(step, router_.points()[static_cast<size_t>(output_.point)], gap_s);
@@ -108,8 +113,16 @@ void ControlCore::Account(const StepInput& step) {
   }
 }
 
-// Closes the window up to the step before when the counter moved. Its edge lies somewhere in the last step: noise that the model's
-// memory and the pacer's share average out, for the sums stay exact.
+// A counter that leaps is no measurement. What the model finds absurd again and again is, though: then the model is wrong.
+bool ControlCore::Plausible(double counted_j, const Window& window) {
+  if (config_.device_power_w > 0 && counted_j > kMostOverDevice * config_.device_power_w * window.work.seconds + kCutStep_j) return false;
+  const bool near = !model_.known() || (counted_j < kMostRatio * window.predicted_j && counted_j * kMostRatio > window.predicted_j);
+  absurd_ = near ? 0 : absurd_ + 1;
+  return near || absurd_ > kMostAbsurd;
+}
+
+// Closes the window where the counter moved: somewhere since the step before, and no longer ago than its period, so half of that ago
+// at best guess. The step or pause there is cut. What is wrong in that is noise, for the sums stay exact.
 void ControlCore::ReadEnergy(const StepInput& step) {
   if (!step.sensors.energy_j) {
     if (seen_energy_) pacer_.Forgive();
@@ -121,6 +134,18 @@ void ControlCore::ReadEnergy(const StepInput& step) {
   const double energy_j = *step.sensors.energy_j;
   if (seen_energy_ && energy_j == energy_j_) return;
   if (!seen_energy_ || energy_j < energy_j_ || step.end_s - energy_moved_s_ > 10 * kStaleEnergy_s) anchored_ = false;
+  const double stretch_s = std::max(1e-9, last_.work.seconds);
+  const double after_frac = std::min(0.5, 0.5 * kCounterPeriod_s / stretch_s);
+  const double after_s = after_frac * stretch_s;
+  const double step_s = std::max(0.0, step.end_s - step.start_s);
+  const double step_frac = step_s > 0 ? std::min(1.0, after_s / step_s) : 0;  // of the step that ran after it moved
+  const double between_s = std::max(0.0, after_s - step_s);
+  Window after;
+  after.work = {after_s, step_frac * last_.work.bytes, step_frac * last_.work.flops};
+  after.predicted_j = step_frac * (last_.predicted_j - model_.idle_w() * std::max(0.0, stretch_s - step_s)) + model_.idle_w() * between_s;
+  window_.work += {-after.work.seconds, -after.work.bytes, -after.work.flops};
+  window_.predicted_j -= after.predicted_j;
+  if (anchored_ && !Plausible(energy_j - energy_j_, window_)) anchored_ = false;
   if (anchored_) {
     counted_j_ = energy_j - energy_j_;
     predicted_j_ = window_.predicted_j;
@@ -144,7 +169,7 @@ void ControlCore::ReadEnergy(const StepInput& step) {
   seen_energy_ = true;
   energy_j_ = energy_j;
   energy_moved_s_ = step.end_s;
-  window_ = {};
+  window_ = after;
 }
 
 // Whether a sensor that a limit needs is missing, now.

@@ -97,6 +97,18 @@ double EnergyModel::CautiousJoules(const WorkTotals& work) const {
   return known() ? joules : std::max(joules, device_w_ * work.seconds);
 }
 
+double EnergyModel::UncertaintyFrac(const WorkTotals& work) const {
+  const double joules = Joules(work);
+  if (!(joules > 0)) return 1;
+  const std::array<double, kTerms> x = {prior_[0] * work.seconds / joules, prior_[1] * work.bytes / joules,
+                                        prior_[2] * work.flops / joules};
+  double variance = 0;
+  for (int i = 0; i < kTerms; ++i) {
+    for (int j = 0; j < kTerms; ++j) variance += x[i] * state_.spread[i][j] * x[j];
+  }
+  return std::sqrt(std::max(variance, 0.0));
+}
+
 double EnergyModel::Seconds(double bytes, double flops) const {
   const double by_bytes = state_.bytes_per_s > 0 ? bytes / state_.bytes_per_s : 0;
   const double by_flops = state_.flops_per_s > 0 ? flops / state_.flops_per_s : 0;

@@ -43,6 +43,8 @@ class EnergyModel {
   double Joules(const WorkTotals& work) const;
   // The same, but never too little while little is known.
   double CautiousJoules(const WorkTotals& work) const;
+  // One standard deviation of Joules(work), relative: what is not known of the prices yet.
+  double UncertaintyFrac(const WorkTotals& work) const;
   double Seconds(double bytes, double flops) const;
   bool known() const { return state_.windows >= kEnough; }
 
