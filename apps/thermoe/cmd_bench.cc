@@ -14,10 +14,12 @@
 #include "base/random.h"
 #include "bench_peer.h"
 #include "command.h"
+#include "control_options.h"
 #include "flags.h"
 #include "help.h"
 #include "interrupt.h"
 #include "json_out.h"
+#include "live.h"
 #include "model_options.h"
 #include "output.h"
 #include "steering_options.h"
@@ -63,6 +65,7 @@ const HelpPage kPage = {
 struct BenchFlags {
   ModelFlags model;
   SteeringFlags steering;
+  ControlFlags control;
   std::vector<int> prefill = {512};
   int decode = 128;
   std::vector<int> batch = {8};
@@ -73,6 +76,7 @@ struct BenchFlags {
   std::string telemetry = "auto";
   bool telemetry_cost = false;
   bool json = false;
+  std::string live;  // AddLiveFlag
 };
 
 constexpr std::pair<const char*, double StageTimes::*> kStages[] = {
@@ -138,7 +142,7 @@ std::vector<TokenId> RandomIds(Random* random, int count, int vocab) {
 }
 
 // Submits the case's sequences and runs them; counts steps of the kind that the case measures.
-Result<Run> RunCase(Engine* engine, const Case& what, uint64_t seed) {
+Result<Run> RunCase(Engine* engine, const Case& what, uint64_t seed, Live* live = nullptr) {
   Random random(seed);  // every test and round starts from the same ids
   const int vocab = engine->model().info().vocab;
   const bool prefill = what.prefill > 0;
@@ -164,6 +168,7 @@ Result<Run> RunCase(Engine* engine, const Case& what, uint64_t seed) {
     const double seconds = engine->now_s() - start_s;
     if (!more.ok()) return more.status();
     if (!*more) break;
+    if (live != nullptr) live->AfterStep();
     const StepRecord& record = engine->last_step();
     if (prefill != (record.prefill_tokens > 0)) continue;
     run.seconds += seconds;
@@ -217,7 +222,7 @@ Result<double> TimesWithTelemetry(const BenchFlags& flags, const std::string& te
 
 // Every test once a round, in turn, then the peer: what disturbs the machine for a while disturbs all of them.
 Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::string& telemetry, Engine* engine,
-                                        const std::vector<Case>& cases, ProgressBar* bar) {
+                                        const std::vector<Case>& cases, ProgressBar* bar, Live* live) {
   std::vector<CaseResult> results(cases.size());
   for (size_t i = 0; i < cases.size(); ++i) results[i].what = cases[i];
   struct Rounds {
@@ -239,10 +244,11 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::stri
         if (!times.ok()) return times.status();
         if (round > 0) rounds[i].with_telemetry.push_back(*times);
       }
-      const Result<Run> run = RunCase(engine, cases[i], flags.seed);
+      if (live != nullptr) live->ClearText(), live->AddText(fmt::format("round {} of {}: {}", round, flags.repeat, cases[i].name));
+      const Result<Run> run = RunCase(engine, cases[i], flags.seed, live);
       if (!run.ok()) return run.status();
       const double done = round + static_cast<double>(i + 1) / static_cast<double>(cases.size());
-      bar->Update(done / (flags.repeat + 1));
+      if (live == nullptr) bar->Update(done / (flags.repeat + 1));
       if (round == 0) continue;
       const double rate = run->tokens / run->seconds;
       std::vector<double>& rates = rounds[i].rates;
@@ -287,7 +293,7 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::stri
 
 Json SpreadJson(const Spread& spread) { return {{"median", spread.median}, {"min", spread.least}, {"max", spread.most}}; }
 
-Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps,
+Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlView& view, double read_gbps,
                const std::vector<CaseResult>& results) {
   Json json = NewDocument();
   json["model"] = ModelJson(engine.model().info());
@@ -298,6 +304,7 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, double read_gbps
   device["telemetry"] = TelemetryJson(engine.telemetry());
   json["device"] = std::move(device);
   json["steering"] = SteeringJson(flags.steering);
+  json["control"] = ControlJson(view);
   json["repeat"] = flags.repeat;
   json["seed"] = flags.seed;
   json["vs"] = flags.vs.empty() ? Json() : Json(flags.vs);
@@ -383,7 +390,12 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
   table.Print();
 }
 
-Status Bench(const BenchFlags& flags) {
+Status Bench(BenchFlags flags) {
+  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering));
+  if (flags.control.on() && (flags.baseline || flags.telemetry_cost)) {
+    return InvalidArgument("{} changes the engine between runs; it does not go with the control loop",
+                           flags.baseline ? "--baseline" : "--telemetry-cost");
+  }
   THERMOE_RETURN_IF_ERROR(CheckSteering(flags.steering));
   if (flags.baseline && !flags.steering.steers()) {
     return InvalidArgument("--baseline compares with no steering; give a steering flag, for example --k-max 6");
@@ -404,6 +416,10 @@ Status Bench(const BenchFlags& flags) {
   if (!opened.ok()) return opened.status();
   EngineOptions options = EngineOptionsFrom(flags.model);
   options.telemetry = *telemetry;
+  Result<ControlOptions> control =
+      ControlOptionsFrom(flags.control, flags.steering, opened->model->info(), *telemetry, /*keeps_state=*/false);
+  if (!control.ok()) return control.status();
+  options.control = std::move(*control);
   for (const Case& what : cases) {
     const int needed = what.prefill > 0 ? what.prefill : kDecodePrompt + what.tokens + 1;
     const int held = opened->model->info().context;
@@ -416,14 +432,19 @@ Status Bench(const BenchFlags& flags) {
   }
   Result<std::unique_ptr<Engine>> engine = Engine::Create(opened->model, options);
   if (!engine.ok()) return engine.status();
-  THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, engine->get()));
+  if (!flags.control.on()) THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, engine->get()));
   const double read_gbps = plant ? 0 : MeasureReadGbps(flags.model.threads > 0 ? flags.model.threads : UsableThreads());
   ProgressBar bar("bench");
-  const Result<std::vector<CaseResult>> results = Measure(flags, *telemetry, engine->get(), cases, &bar);
+  std::unique_ptr<Live> live = Live::Start(flags.live, engine->get());
+  const Result<std::vector<CaseResult>> results = Measure(flags, *telemetry, engine->get(), cases, &bar, live.get());
+  if (live != nullptr) live->Finish();
+  live.reset();
   bar.Clear();
   if (!results.ok()) return results.status();
-  if (flags.json) return PrintJson(flags, **engine, read_gbps, *results);
+  THERMOE_RETURN_IF_ERROR((*engine)->SaveControl());
+  if (flags.json) return PrintJson(flags, **engine, (*engine)->control_view(), read_gbps, *results);
   PrintReport(flags, **engine, read_gbps, *results);
+  if (const std::string text = ControlText((*engine)->control_view()); !text.empty()) Print("\n" + text + "\n");
   return Status::Ok();
 }
 
@@ -450,7 +471,9 @@ Command MakeBenchCommand(CLI::App* root) {
   AddSteeringFlags(app, &flags->steering);
   AddEngineFlags(app, &flags->model);
   AddTelemetryFlag(app, &flags->telemetry);
+  AddControlFlags(app, &flags->control);
   app->add_flag("--telemetry-cost", flags->telemetry_cost, "Run each test with telemetry and without, and compare.")->group(kGroup);
+  AddLiveFlag(app, &flags->live);
   app->add_flag("--json", flags->json, "Print one JSON object; errors become JSON too.")->group("Output options");
   return {app, [flags] { return Bench(*flags); }};
 }

@@ -11,14 +11,17 @@
 
 #include "base/errors.h"
 #include "command.h"
+#include "control_options.h"
 #include "eval_score.h"
 #include "eval_windows.h"
 #include "flags.h"
 #include "help.h"
 #include "json_out.h"
 #include "model_options.h"
+#include "output.h"
 #include "steering_options.h"
 #include "table.h"
+#include "telemetry_options.h"
 #include "terminal.h"
 #include "text_input.h"
 
@@ -55,6 +58,8 @@ const HelpPage kPage = {
 struct EvalFlags {
   ModelFlags model;
   SteeringFlags steering;
+  ControlFlags control;
+  std::string telemetry = "none";
   std::vector<std::string> texts;
   std::string documents = "join";
   std::string newlines = "unix";
@@ -120,7 +125,7 @@ Result<FileScores> EvaluateFile(const EvalFlags& flags, const WindowOptions& opt
     if (!plain.ok()) return plain.status();
     scores.plain = std::move(*plain);
   }
-  THERMOE_RETURN_IF_ERROR(engine->SetSteering(steering));
+  if (!flags.control.on()) THERMOE_RETURN_IF_ERROR(engine->SetSteering(steering));
   Result<Scores> steered = ScoreWindows(flags, engine, *windows, "eval " + name);
   if (!steered.ok()) return steered.status();
   scores.steered = std::move(*steered);
@@ -168,7 +173,7 @@ Json FileJson(const EvalFlags& flags, const FileScores& file) {
   return json;
 }
 
-Status PrintJson(const EvalFlags& flags, const WindowOptions& options, const Engine& engine,
+Status PrintJson(const EvalFlags& flags, const WindowOptions& options, const Engine& engine, const ControlView& view,
                const std::vector<FileScores>& files) {
   const auto limit = [](int64_t value) { return value > 0 ? Json(value) : Json(); };
   Json json = NewDocument();
@@ -185,6 +190,8 @@ Status PrintJson(const EvalFlags& flags, const WindowOptions& options, const Eng
   protocol["sample"] = limit(options.sample);
   json["protocol"] = std::move(protocol);
   json["steering"] = SteeringJson(flags.steering);
+  json["telemetry"] = TelemetryJson(engine.telemetry());
+  json["control"] = ControlJson(view);
   json["files"] = Json::array();
   for (const FileScores& file : files) json["files"].push_back(FileJson(flags, file));
   return PrintJsonLine(json);
@@ -219,7 +226,13 @@ void PrintTable(const EvalFlags& flags, const std::vector<FileScores>& files) {
   table.Print();
 }
 
-Status Run(const EvalFlags& flags) {
+Status Run(EvalFlags flags) {
+  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering));
+  const Result<std::string> telemetry = ResolveTelemetry(flags.telemetry);
+  if (!telemetry.ok()) return telemetry.status();
+  if (flags.control.on() && flags.baseline) {
+    return InvalidArgument("--baseline scores twice with one engine, whose control loop would go on; run eval with and without limits");
+  }
   THERMOE_RETURN_IF_ERROR(CheckSteering(flags.steering));
   if ((flags.steering.k0 || flags.steering.soft_batch) && !flags.batch) {
     return InvalidArgument("{} acts on decode steps only; add --batch N to decode N windows in lock step",
@@ -240,10 +253,16 @@ Status Run(const EvalFlags& flags) {
   engine_options.max_sequences = flags.batch.value_or(1);
   // All first ids of a batch must fit one step, or its windows would not run in lock step.
   engine_options.prefill_chunk = std::max(engine_options.prefill_chunk, engine_options.max_sequences);
+  engine_options.telemetry = *telemetry;
+  Result<ControlOptions> control =
+      ControlOptionsFrom(flags.control, flags.steering, opened->model->info(), *telemetry, /*keeps_state=*/false);
+  if (!control.ok()) return control.status();
+  engine_options.control = std::move(*control);
   Result<std::unique_ptr<Engine>> engine = Engine::Create(opened->model, engine_options);
   if (!engine.ok()) return engine.status();
   Result<std::shared_ptr<const Steering>> steering = BuildSteering(flags.steering, opened->model->info());
   if (!steering.ok()) return steering.status();
+  if (flags.control.on()) *steering = nullptr;  // the loop's to choose
   THERMOE_RETURN_IF_ERROR((*engine)->SetSteering(*steering));
   std::vector<FileScores> files;
   for (size_t i = 0; i < texts.size(); ++i) {
@@ -251,11 +270,12 @@ Status Run(const EvalFlags& flags) {
     if (!scores.ok()) return scores.status();
     files.push_back(std::move(*scores));
   }
+  THERMOE_RETURN_IF_ERROR((*engine)->SaveControl());
   if (flags.json) {
-    return PrintJson(flags, *options, **engine, files);
-  } else {
-    PrintTable(flags, files);
+    return PrintJson(flags, *options, **engine, (*engine)->control_view(), files);
   }
+  PrintTable(flags, files);
+  if (const std::string text = ControlText((*engine)->control_view()); !text.empty()) Print("\n" + text + "\n");
   return Status::Ok();
 }
 
@@ -288,6 +308,8 @@ Command MakeEvalCommand(CLI::App* root) {
   app->add_flag("--baseline", flags->baseline, "Compare with neutral steering on the same windows.")
       ->group("Steering options");
   AddEngineFlags(app, &flags->model);
+  AddTelemetryFlag(app, &flags->telemetry, "none");
+  AddControlFlags(app, &flags->control);
   app->add_flag("--json", flags->json, "Print one JSON object; errors become JSON too.")->group(kOutputGroup);
   return {app, [flags] { return Run(*flags); }};
 }

@@ -43,7 +43,7 @@ const HelpPage kPage = {
     " thermoe run model.gguf --chat -p 'Why is the sky blue?' --greedy\n"
     " thermoe run --experts nested --full-slots 1 -p 'Once upon a time'\n"
     " thermoe run --prompts questions.jsonl --parallel 16 > answers.jsonl\n"
-    " thermoe run --telemetry plant:small -p 'Once upon a time'"};
+    " thermoe run --telemetry plant:small --power-limit 2 -p 'Once upon a time'"};
 
 Status CheckFlags(const RunFlags& flags) {
   const int prompts = (flags.prompt ? 1 : 0) + (flags.file.empty() ? 0 : 1) + (flags.prompts.empty() ? 0 : 1);
@@ -87,14 +87,19 @@ Result<RunContext> Prepare(const RunFlags& flags, const std::string& telemetry) 
   options.context = flags.context;
   options.max_sequences = flags.prompts.empty() ? 1 : flags.parallel.value_or(kDefaultParallel);
   options.telemetry = telemetry;
+  Result<ControlOptions> control =
+      ControlOptionsFrom(flags.control, flags.steering, context.model->info(), telemetry, /*keeps_state=*/true);
+  if (!control.ok()) return control.status();
+  options.control = std::move(*control);
   Result<std::unique_ptr<Engine>> engine = Engine::Create(context.model, options);
   if (!engine.ok()) return engine.status();
   context.engine = std::move(*engine);
-  THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, context.engine.get()));
+  if (!flags.control.on()) THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, context.engine.get()));
   return context;
 }
 
-Status Run(const RunFlags& flags) {
+Status Run(RunFlags flags) {
+  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering));
   THERMOE_RETURN_IF_ERROR(CheckFlags(flags));
   // A wrong path is told before anything waits for standard input.
   if (const Result<std::string> path = ResolveModel(flags.model.model); !path.ok()) return path.status();
@@ -102,6 +107,7 @@ Status Run(const RunFlags& flags) {
   if (!telemetry.ok()) return telemetry.status();
   const bool from_input = !flags.prompt && flags.file.empty() && flags.prompts.empty();
   const bool interactive = from_input && IsTerminal(STDIN_FILENO);
+  if (interactive && !flags.live.empty()) return InvalidArgument("--live needs a prompt; give -p, -f or a pipe");
   if (interactive && flags.json) return InvalidArgument("--json needs a prompt; give -p, -f or a pipe");
 
   // Texts are read and checked before the model, which may take long to load.
@@ -122,8 +128,13 @@ Status Run(const RunFlags& flags) {
   }
   Result<RunContext> context = Prepare(flags, *telemetry);
   if (!context.ok()) return context.status();
-  if (!flags.prompts.empty()) return RunPrompts(&*context, text);
-  return interactive ? RunInteractive(&*context) : RunOnce(&*context, text, source);
+  context->live = Live::Start(flags.live, context->engine.get());
+  const Status ran = !flags.prompts.empty() ? RunPrompts(&*context, text)
+                     : interactive          ? RunInteractive(&*context)
+                                            : RunOnce(&*context, text, source);
+  context->live.reset();
+  const Status saved = context->engine->SaveControl();
+  return ran.ok() ? saved : ran;
 }
 
 }  // namespace
@@ -155,8 +166,10 @@ Command MakeRunCommand(CLI::App* root) {
       ->group("Engine options");
   AddEngineFlags(app, &flags->model);
   AddTelemetryFlag(app, &flags->telemetry);
+  AddControlFlags(app, &flags->control);
   app->add_flag("--json", flags->json, "Print one JSON object instead of text; errors become JSON too.")
       ->group(kOutputGroup);
+  AddLiveFlag(app, &flags->live);
   app->add_flag("-q,--quiet", flags->quiet, "No line of timings.")->group(kOutputGroup);
   return {app, [flags] { return Run(*flags); }};
 }

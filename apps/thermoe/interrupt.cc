@@ -9,10 +9,13 @@ namespace thermoe {
 namespace {
 
 volatile sig_atomic_t g_interrupts = 0;
+void (*volatile g_last)() = nullptr;
 
 void OnInterrupt(int) {
   g_interrupts = g_interrupts + 1;
-  if (g_interrupts >= 2) _exit(130);
+  if (g_interrupts < 2) return;
+  if (void (*last)() = g_last; last != nullptr) last();
+  _exit(130);
 }
 
 }  // namespace
@@ -26,6 +29,7 @@ void InstallSignalHandlers() {
   signal(SIGPIPE, SIG_DFL);
 }
 
+void BeforeSecondInterrupt(void (*last)()) { g_last = last; }
 bool Interrupted() { return g_interrupts > 0; }
 void ClearInterrupt() { g_interrupts = 0; }
 bool WaitForInput(int fd) {

@@ -10,6 +10,9 @@ namespace thermoe {
 // the parent process ignored that signal.
 void InstallSignalHandlers();
 
+// What to do before that end, so short that a signal handler may; null: nothing.
+void BeforeSecondInterrupt(void (*last)());
+
 bool Interrupted();
 // The interactive mode handled it and goes on.
 void ClearInterrupt();

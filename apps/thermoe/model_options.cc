@@ -19,13 +19,14 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kBundledModel = "ember-22m-q8_0.gguf";
+constexpr const char* kBundledPoints = "ember-22m-points.json";
 
-std::vector<fs::path> BundledModelPlaces() {
+std::vector<fs::path> BundledPlaces(const char* name) {
   std::vector<fs::path> places;
   std::error_code error;
   const fs::path program = fs::read_symlink("/proc/self/exe", error);
-  if (!error) places.push_back(program.parent_path() / "../share/thermoe/models" / kBundledModel);
-  places.push_back(fs::path(THERMOE_MODELS_DIR) / kBundledModel);
+  if (!error) places.push_back(program.parent_path() / "../share/thermoe/models" / name);
+  places.push_back(fs::path(THERMOE_MODELS_DIR) / name);
   return places;
 }
 
@@ -62,11 +63,19 @@ Result<std::string> ResolveModel(const std::string& given) {
     return NotFound("{}: no such file or folder; it is what THERMOE_MODEL says", chosen);
   }
   std::string looked;
-  for (const fs::path& place : BundledModelPlaces()) {
+  for (const fs::path& place : BundledPlaces(kBundledModel)) {
     if (fs::exists(place, error)) return place.lexically_normal().string();
     looked += (looked.empty() ? "" : " and ") + place.lexically_normal().string();
   }
   return NotFound("the bundled model was not found at {}; give a MODEL or set THERMOE_MODEL", looked);
+}
+
+Result<std::string> BundledPoints() {
+  std::error_code error;
+  for (const fs::path& place : BundledPlaces(kBundledPoints)) {
+    if (fs::exists(place, error)) return place.lexically_normal().string();
+  }
+  return NotFound("{} was not found", kBundledPoints);
 }
 
 Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run) {

@@ -26,6 +26,9 @@ void AddEngineFlags(CLI::App* app, ModelFlags* flags);
 // kNotFound names the path and, for what looks like text, where text goes.
 Result<std::string> ResolveModel(const std::string& given);
 
+// The operating points shipped with the bundled model. kNotFound where they are not.
+Result<std::string> BundledPoints();
+
 struct OpenedModel {
   std::shared_ptr<const Model> model;
   double load_ms = 0;

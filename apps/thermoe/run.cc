@@ -73,7 +73,7 @@ std::string TextAfter(const RunContext& context, const std::vector<TokenId>& pro
   return text + stream.Finish();
 }
 
-Result<RequestResult> Generate(Engine* engine, Request request, const std::function<Status(TokenId)>& on_token) {
+Result<RequestResult> Generate(Engine* engine, Request request, const std::function<Status(TokenId)>& on_token, Live* live) {
   const Result<RequestId> id = engine->Submit(std::move(request));
   if (!id.ok()) return id.status();
   std::vector<Event> events;
@@ -85,6 +85,7 @@ Result<RequestResult> Generate(Engine* engine, Request request, const std::funct
     events.clear();
     const Result<bool> stepped = engine->Step(&events);
     if (!stepped.ok()) return stepped.status();
+    if (live != nullptr) live->AfterStep();
     for (const Event& event : events) {
       if (event.request != *id) continue;
       finished = finished || event.finish != FinishReason::kNone;
@@ -128,6 +129,7 @@ void AddResult(const RunContext& context, const std::vector<TokenId>& prompt, co
   (*json)["timings"]["simulated"] = context.engine->telemetry().simulated;
   (*json)["energy"] = EnergyJson(result.energy, result.timings);
   if (!(*json)["energy"].is_null()) (*json)["energy"]["telemetry"] = context.engine->telemetry().name;
+  (*json)["control"] = ControlJson(context.engine->control_view());
 }
 
 void PrintTimings(const RunContext& context, const RequestResult& result, uint64_t seed) {
@@ -139,7 +141,8 @@ void PrintTimings(const RunContext& context, const RequestResult& result, uint64
                                        simulated, result.timings.prompt_tokens, timings["prefill_tokens_per_s"].get<double>(),
                                        result.timings.generated_tokens, timings["decode_tokens_per_s"].get<double>(),
                                        energy, energy.empty() ? "" : "; ", FinishReasonName(result.finish), seed);
-  PrintNote(Dim(line, STDERR_FILENO) + "\n");
+  const std::string control = ControlText(context.engine->control_view());
+  PrintNote(Dim(line + (control.empty() ? "" : "\n[" + control + "]"), STDERR_FILENO) + "\n");
 }
 
 }  // namespace thermoe

@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "control_options.h"
 #include "json_out.h"
+#include "live.h"
 #include "model_options.h"
 #include "sampling_options.h"
 #include "steering_options.h"
@@ -25,6 +27,7 @@ struct RunFlags {
   ModelFlags model;
   SteeringFlags steering;
   SamplingFlags sampling;
+  ControlFlags control;
   std::optional<std::string> prompt;
   std::string file;
   int context = 0;  // 0: the model's own
@@ -36,6 +39,7 @@ struct RunFlags {
   std::string telemetry = "auto";
   bool json = false;
   bool quiet = false;
+  std::string live;  // AddLiveFlag
 
   bool chats() const { return chat || !chat_template.empty(); }
 };
@@ -45,6 +49,7 @@ struct RunContext {
   RunFlags flags;
   std::shared_ptr<const Model> model;
   std::unique_ptr<Engine> engine;
+  std::unique_ptr<Live> live;  // null: not asked for
   std::shared_ptr<const ChatTemplate> chat;  // nullptr: text goes in raw
   double load_ms = 0;
   uint64_t seed = 0;  // the user's or a random one
@@ -72,7 +77,7 @@ std::string TextAfter(const RunContext& context, const std::vector<TokenId>& pro
 // Runs `request` to its end, or until Ctrl-C or a failing `on_token` cancels it, and hands over each token as it comes. Then waits for
 // the energy counter to move, kSettle_s at most.
 // Errors: the engine's and those of `on_token`.
-Result<RequestResult> Generate(Engine* engine, Request request, const std::function<Status(TokenId)>& on_token);
+Result<RequestResult> Generate(Engine* engine, Request request, const std::function<Status(TokenId)>& on_token, Live* live = nullptr);
 
 double TokensPerSecond(double tokens, double ms);
 // {"load_ms", "queue_ms", "prefill_ms", "decode_ms", tokens and rates}.

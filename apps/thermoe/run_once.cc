@@ -18,27 +18,43 @@ Status RunOnce(RunContext* context, const std::string& prompt, const std::string
   if (!ids.ok()) return ids.status();
   const bool stream_text = !flags.json;
   const bool terminal = IsTerminal(STDOUT_FILENO);
-  if (stream_text && terminal && context->chat == nullptr) {
+  Live* live = context->live.get();
+  const bool drawing = live != nullptr && live->drawing();
+  std::string held;  // while a picture is drawn
+  const auto show_prompt = [&] {
     // A continuation makes sense only after what it continues; a pipe gets the generated text alone.
-    Print(Dim(EscapeControls(prompt), STDOUT_FILENO));
-    THERMOE_RETURN_IF_ERROR(FlushOutput());
-  }
+    if (stream_text && terminal && context->chat == nullptr) Print(Dim(EscapeControls(prompt), STDOUT_FILENO));
+    return FlushOutput();
+  };
+  if (live != nullptr && context->chat == nullptr) live->AddText(prompt);
+  if (!drawing) THERMOE_RETURN_IF_ERROR(show_prompt());
   TextStream stream = StreamAfter(*context, *ids);
   char last = '\n';
   const auto print = [&](const std::string& text) {
+    if (live != nullptr) live->AddText(text);
     if (!stream_text || text.empty()) return Status::Ok();
     last = text.back();
+    if (drawing) {
+      held += text;
+      return Status::Ok();
+    }
     Print(Printable(text, STDOUT_FILENO));
     return FlushOutput();
   };
   Request request = MakeRequest(*context, flags.sampling, context->seed, *ids);
   Result<RequestResult> result =
-      Generate(context->engine.get(), std::move(request), [&](TokenId id) { return print(stream.Push(id)); });
+      Generate(context->engine.get(), std::move(request), [&](TokenId id) { return print(stream.Push(id)); }, live);
+  const Status rest = result.ok() ? print(stream.Finish()) : Status::Ok();
+  if (drawing) {
+    live->Finish();
+    THERMOE_RETURN_IF_ERROR(show_prompt());
+    Print(Printable(held, STDOUT_FILENO));
+  }
   if (!result.ok()) {
     if (terminal) Print("\n");
     return result.status();
   }
-  THERMOE_RETURN_IF_ERROR(print(stream.Finish()));
+  THERMOE_RETURN_IF_ERROR(rest);
   if (stream_text && terminal && last != '\n') Print("\n");
   if (flags.json) {
     Json json = NewDocument();

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -88,17 +89,22 @@ class Batch {
       events.clear();
       const Result<bool> stepped = context_.engine->Step(&events);
       if (!stepped.ok()) return stepped.status();
+      if (context_.live != nullptr) Show(events);
       if (!*stepped && !running_.empty() && events.empty()) {
         return {StatusCode::kInternal, "the engine stopped before all prompts were done"};
       }
       for (const Event& event : events) {
         if (event.finish != FinishReason::kNone) THERMOE_RETURN_IF_ERROR(Finish(event.request, &bar));
       }
-      bar.Update(static_cast<double>(done_) / static_cast<double>(jobs_.size()));
+      if (context_.live == nullptr) bar.Update(static_cast<double>(done_) / static_cast<double>(jobs_.size()));
     }
     return Status::Ok();
   }
 
+  Status PrintHeld() {
+    for (const Json& json : held_) THERMOE_RETURN_IF_ERROR(PrintJsonLine(json));
+    return Status::Ok();
+  }
   size_t size() const { return jobs_.size(); }
   int64_t generated() const { return generated_; }
 
@@ -109,6 +115,22 @@ class Batch {
     if (!id.ok()) return id.status();
     running_[*id] = submitted_++;
     return Status::Ok();
+  }
+
+  // The live view shows the text of one request, then of another.
+  void Show(const std::vector<Event>& events) {
+    context_.live->AfterStep();
+    if (!context_.live->drawing()) return;
+    if (!running_.contains(shown_) && !running_.empty()) {
+      shown_ = running_.begin()->first;
+      const Job& job = jobs_[running_.begin()->second];
+      stream_.emplace(StreamAfter(context_, job.prompt));
+      context_.live->ClearText();
+      if (context_.chat == nullptr) context_.live->AddText(TextAfter(context_, {}, job.prompt));
+    }
+    for (const Event& event : events) {
+      if (event.request == shown_ && event.token != kNoToken && stream_) context_.live->AddText(stream_->Push(event.token));
+    }
   }
 
   // Keeps the result until all before it are printed.
@@ -129,7 +151,12 @@ class Batch {
     waiting_[index] = std::move(json);
     while (!waiting_.empty() && waiting_.begin()->first == printed_) {
       if (IsTerminal(STDOUT_FILENO)) bar->Clear();
-      THERMOE_RETURN_IF_ERROR(PrintJsonLine(waiting_.begin()->second));
+      // On a terminal under a picture they come after it.
+      if (context_.live != nullptr && context_.live->drawing() && IsTerminal(STDOUT_FILENO)) {
+        held_.push_back(std::move(waiting_.begin()->second));
+      } else {
+        THERMOE_RETURN_IF_ERROR(PrintJsonLine(waiting_.begin()->second));
+      }
       waiting_.erase(waiting_.begin());
       ++printed_;
     }
@@ -140,6 +167,9 @@ class Batch {
   std::vector<Job> jobs_;
   std::map<RequestId, size_t> running_;  // to its job
   std::map<size_t, Json> waiting_;       // finished, not printed
+  std::vector<Json> held_;
+  RequestId shown_ = 0;  // in the live view
+  std::optional<TextStream> stream_;
   size_t submitted_ = 0, done_ = 0, printed_ = 0;
   int64_t generated_ = 0;
 };
@@ -152,7 +182,10 @@ Status RunPrompts(RunContext* context, const std::string& lines) {
   Batch batch(context, std::move(*jobs));
   Engine& engine = *context->engine;
   const double start_s = engine.now_s();
-  THERMOE_RETURN_IF_ERROR(batch.Run());
+  const Status ran = batch.Run();
+  if (context->live != nullptr) context->live->Finish();
+  THERMOE_RETURN_IF_ERROR(batch.PrintHeld());
+  THERMOE_RETURN_IF_ERROR(ran);
   const double passed_ms = 1e3 * (engine.now_s() - start_s);
   if (!context->flags.quiet && !context->flags.json) {
     engine.SettleEnergy(kSettle_s);

@@ -35,10 +35,10 @@ int DecodedTokens(const RequestTimings& timings) { return std::max(0, timings.ge
 
 }  // namespace
 
-void AddTelemetryFlag(CLI::App* app, std::string* telemetry) {
+void AddTelemetryFlag(CLI::App* app, std::string* telemetry, const std::string& by_default) {
   app->add_option("--telemetry", *telemetry,
                   "Sensors to count joules with: " + SourceChoices() +
-                      ", none; default auto: those of the device that computes. plant:FILE (a profile, or small or "
+                      ", none; default " + by_default + "; auto: those of the device that computes. plant:FILE (a profile, or small or "
                       "h100) simulates a "
                       "device in virtual time.")
       ->type_name("SOURCE")

@@ -11,8 +11,8 @@
 
 namespace thermoe {
 
-// For commands that run a model; default auto.
-void AddTelemetryFlag(CLI::App* app, std::string* telemetry);
+// For commands that run a model; `by_default`: what *telemetry holds.
+void AddTelemetryFlag(CLI::App* app, std::string* telemetry, const std::string& by_default = "auto");
 
 // The choice with a shipped profile's bare name after plant: made into its path. kNotFound names the places.
 Result<std::string> ResolveTelemetry(const std::string& choice);

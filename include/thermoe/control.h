@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the engine knows of the machine's energy, and how it came to know it. docs/energy.md tells the rules.
+// What the engine knows of the machine's energy and how it came to know it (docs/energy.md); what it is asked to keep, and what the
+// control loop does for that (docs/control-loop.md).
 #pragma once
 
+#include <cstdint>
 #include <string>
+
+#include "thermoe/steering.h"
 
 namespace thermoe {
 
@@ -46,6 +50,41 @@ struct TelemetryInfo {
   std::string name = "none";  // "none", "linux", "nvml:0 NVIDIA H100", "replay:trace.csv", "plant:small"
   bool simulated = false;     // time is virtual: durations and rates are the simulated device's
   bool replayed = false;      // readings have nothing to do with this work
+};
+
+// What the control loop keeps, and with what. Limits: 0: none.
+struct ControlOptions {
+  std::string router;            // "": no control loop; "plain": pacing alone; "static": `static_point`; "adaptive": points as needed
+  double power_limit_w = 0;      // mean over a second
+  double temp_limit_c = 0;       // of the die
+  double latency_target_ms = 0;  // of a decode step, pauses included
+  double quality_floor_nats = 0.02;   // no point that loses more is chosen
+  std::string prefer = "throughput";  // or "quality": what gives way last
+  LayerSteering static_point;         // every layer's; without bias and plane caps
+  std::string points_path;  // operating points of this model, for "adaptive"; "": plain alone
+  std::string state_path;   // what the loop learnt, read when it is made and written by Engine::SaveControl; "": kept nowhere
+  std::string log_path;     // decision log, written anew; "": none
+
+  bool on() const { return !router.empty(); }
+};
+
+// The control loop as it is now, for a view. Without a loop only what sensors say is filled in.
+struct ControlView {
+  bool on = false;
+  std::string router;        // as ControlOptions
+  double time_s = 0;         // of the engine's clock
+  double power_limit_w = 0, temp_limit_c = 0, latency_target_ms = 0;     // 0: none
+  double device_power_w = 0, device_temp_c = 0;                          // the device's own limits; 0: unknown
+  double power_w = 0, temp_c = 0;  // measured; 0: unknown
+  double latency_ms = 0;           // of decode steps, running mean, pause included
+  double lambda_power = 0, lambda_temp = 0, lambda_latency = 0;  // multipliers: how hard each limit presses
+  int32_t point = 0, points = 1;   // of how many; 0: plain
+  std::string point_text = "plain", reason;
+  double point_loss_nats = 0, point_bytes_frac = 1;  // at the running batch
+  double pause_frac = 0;           // share of the last second that steps were kept waiting
+  double demand_w = 0;             // what would be drawn without a pause
+  bool safest = false;             // sensors that a limit needs fail
+  int64_t ticks = 0, point_changes = 0;
 };
 
 }  // namespace thermoe

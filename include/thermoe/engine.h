@@ -91,11 +91,13 @@ struct EngineOptions {
   // Where readings of power and temperature come from: "none"; "auto" (the sensors of the device that computes), "nvml[:N]", "linux",
   // "replay:FILE" (a recording), "plant:FILE" (a simulated device in virtual time, from a profile as data/profiles/small.toml).
   std::string telemetry = "none";
+  ControlOptions control;
 };
 
 class Engine {
  public:
-  // Errors: kInvalidArgument (options), kResourceExhausted (the KV cache does not fit; says what would), those of the telemetry.
+  // Errors: kInvalidArgument (options, a limit above the device's own), kResourceExhausted (the KV cache does not fit; says what
+  // would), those of the telemetry and of the files that ControlOptions names.
   static Result<std::unique_ptr<Engine>> Create(std::shared_ptr<const Model> model,
                                                 const EngineOptions& options = {});
   virtual ~Engine() = default;
@@ -135,8 +137,8 @@ class Engine {
   // slots or plane caps on another storage than nested). nullptr: the plain model.
   virtual Status SetSteering(std::shared_ptr<const Steering> steering) = 0;
 
-  // Another source of readings, as EngineOptions::telemetry; energy() starts from zero. kInvalidArgument while a request is queued or
-  // running, and the errors of the source.
+  // Another source of readings, as EngineOptions::telemetry; energy() starts from zero and the control loop anew, its log too.
+  // kInvalidArgument while a request is queued or running, and the errors of the source and of a limit above the device's own.
   virtual Status SetTelemetry(const std::string& telemetry) = 0;
   virtual const TelemetryInfo& telemetry() const = 0;
   // Seconds since some moment, by the clock that everything here is timed with: virtual under a plant.
@@ -146,6 +148,11 @@ class Engine {
   // Waits until the counter has moved past the last step, at most `most_s` seconds, so that results not yet taken hold what was counted
   // and not what was predicted. Returns at once where no counter is read.
   virtual void SettleEnergy(double most_s) = 0;
+
+  // The control loop and the sensors now. Cheap: a few copies.
+  virtual ControlView control_view() = 0;
+  // Writes state_path and what is left of the decision log; nothing without them. Errors: of writing.
+  virtual Status SaveControl() = 0;
 
   // Of the newest step.
   virtual const StepRecord& last_step() const = 0;

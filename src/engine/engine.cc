@@ -86,8 +86,10 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> mode
   if (!cache.ok()) return cache.status();
   Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(options.telemetry, ShapeOf(ProfileTargetOf(*model)));
   if (!supervisor.ok()) return supervisor.status();
-  return std::unique_ptr<Engine>(new EngineImpl(std::move(model), options, context, std::move(threads), std::move(ops).value(),
-                                                std::move(cache).value(), std::move(supervisor).value()));
+  auto engine = std::make_unique<EngineImpl>(std::move(model), options, context, std::move(threads), std::move(ops).value(),
+                                             std::move(cache).value(), std::move(supervisor).value());
+  THERMOE_RETURN_IF_ERROR(engine->StartControl(engine->supervisor_.get()));
+  return std::unique_ptr<Engine>(std::move(engine));
 } catch (const std::bad_alloc&) {
   return ResourceExhausted("memory ran out while the engine was made; use a smaller context, chunk or number of sequences");
 }
@@ -200,6 +202,7 @@ void EngineImpl::KeepEnergy() {
 
 void EngineImpl::SetSupervisor(std::unique_ptr<Supervisor> supervisor) {
   KeepEnergy();
+  if (supervisor->controller() == nullptr) loop_ = nullptr;
   supervisor_ = std::move(supervisor);
 }
 
@@ -207,6 +210,9 @@ Status EngineImpl::SetTelemetry(const std::string& telemetry) {
   if (!queue_.empty() || !running_.empty()) return InvalidArgument("requests are running; change the telemetry when they are done");
   Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(telemetry, ShapeOf(ProfileTargetOf(*model_)));
   if (!supervisor.ok()) return supervisor.status();
+  THERMOE_RETURN_IF_ERROR(SaveControl());
+  if (loop_ != nullptr) steering_ = nullptr;  // a new loop starts plain
+  THERMOE_RETURN_IF_ERROR(StartControl(supervisor->get()));
   SetSupervisor(std::move(supervisor).value());
   return Status::Ok();
 }

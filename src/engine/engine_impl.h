@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine: sessions, the queue, and the step that joins them. engine.cc: making, submitting, results;
-// sessions.cc: contexts; step.cc: one step.
+// sessions.cc: contexts; step.cc: one step; control.cc: the control loop.
 #pragma once
 
 #include <memory>
 #include <unordered_map>
 #include <vector>
 
+#include "control/loop.h"
 #include "engine/model_impl.h"
 #include "engine/session.h"
 #include "engine/supervisor.h"
@@ -38,14 +39,19 @@ class EngineImpl final : public Engine, private LogitSink {
   double now_s() const override { return supervisor_->now_s(); }
   EnergyTotals energy() override { return supervisor_->Totals(); }
   void SettleEnergy(double most_s) override { supervisor_->Settle(most_s); }
+  ControlView control_view() override;
+  Status SaveControl() override;
   const StepRecord& last_step() const override { return record_; }
   std::string Describe() const override;
   const Model& model() const override { return *model_; }
   int context() const override { return context_; }
 
+  friend class Engine;  // Create
+
   // For tests and the control loop.
   Supervisor& supervisor() { return *supervisor_; }
   void SetSupervisor(std::unique_ptr<Supervisor> supervisor);
+  ControlLoop* control_loop() { return loop_; }
 
  private:
   using RequestList = std::vector<std::unique_ptr<ActiveRequest>>;
@@ -61,6 +67,10 @@ class EngineImpl final : public Engine, private LogitSink {
   Status CheckRequest(const Request& request, const Session* session) const;
 
   void KeepEnergy();
+
+  // control.cc
+  // A loop for `supervisor`, handed to it; nothing without ControlOptions. Errors: as Engine::Create.
+  Status StartControl(Supervisor* supervisor);
 
   // step.cc
   void Admit();
@@ -84,6 +94,8 @@ class EngineImpl final : public Engine, private LogitSink {
   Sampler sampler_;
   std::shared_ptr<const Steering> steering_;
   std::unique_ptr<Supervisor> supervisor_;
+  ControlLoop* loop_ = nullptr;  // the supervisor's; null: none
+  Supervisor::DeviceFacts facts_;  // when the loop was made
 
   std::unordered_map<SessionId, std::unique_ptr<Session>> sessions_;
   RequestList queue_, running_;  // in order of submission

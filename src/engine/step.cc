@@ -44,7 +44,7 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,   *cache_,
                    steering_.get(), batch_,                          workspace_,               record_, *this};
   Forward(step);
-  if (Status status = supervisor_->AfterStep(start_s, &record_, parts_); !status.ok()) return status;
+  if (Status status = supervisor_->AfterStep(start_s, &record_, parts_, static_cast<int32_t>(queue_.size())); !status.ok()) return status;
   CommitRows();
   StampTimes();
   RetireFinished();
@@ -61,7 +61,8 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
 
 // Queued requests start while there is room, in order; one that waits for room holds up those behind it, so none starves.
 void EngineImpl::Admit() {
-  while (!queue_.empty()) {
+  const auto most = static_cast<size_t>(supervisor_->MaxSequences(options_.max_sequences));
+  while (!queue_.empty() && running_.size() < most) {
     ActiveRequest* active = queue_.front().get();
     if (active->session == nullptr) {
       if (static_cast<int>(sessions_.size()) >= options_.max_sequences) return;
@@ -100,7 +101,7 @@ Status EngineImpl::Schedule() {
   for (const auto& active : running_) {
     if (active->prefilled()) THERMOE_RETURN_IF_ERROR(AddRows(active.get(), 1));
   }
-  int32_t budget = options_.prefill_chunk;
+  int32_t budget = supervisor_->PrefillChunk(options_.prefill_chunk);
   for (const auto& active : running_) {
     if (active->prefilled() || budget == 0) continue;
     const int32_t left = static_cast<int32_t>(active->prompt_end) - active->session->kv.length;

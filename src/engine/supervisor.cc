@@ -31,6 +31,7 @@ EnergyPrices PricesOf(const DeviceProfile& profile) {
   prices.idle_w = profile.idle_w;
   prices.j_per_byte = profile.energy_per_byte_pj * 1e-12;
   prices.j_per_flop = profile.energy_per_flop_pj * 1e-12;
+  prices.die_j_per_c = profile.die_capacity_j_per_c;
   return prices;
 }
 
@@ -56,7 +57,8 @@ Result<std::unique_ptr<Supervisor>> Supervisor::Create(const std::string& teleme
     supervisor->plant_ = std::move(plant).value();
     supervisor->plant_source_.emplace(supervisor->plant_.get());
     supervisor->info_ = {supervisor->plant_source_->name(), true, false};
-    supervisor->accountant_.emplace(model, PricesOf(supervisor->plant_->profile()), EnergySource::kSimulated,
+    supervisor->prices_ = PricesOf(supervisor->plant_->profile());
+    supervisor->accountant_.emplace(model, supervisor->prices_, EnergySource::kSimulated,
                                     supervisor->now_s());
     supervisor->Look();
     return supervisor;
@@ -77,7 +79,8 @@ std::unique_ptr<Supervisor> Supervisor::Watch(std::unique_ptr<TelemetrySource> s
   const std::string name = source->name();
   const bool replayed = name.starts_with(kReplay);
   supervisor->info_ = {name, false, replayed};
-  const EnergyPrices prices = name.starts_with(kNvml) ? kGpuPrices : EnergyPrices{};
+  if (name.starts_with(kNvml)) supervisor->prices_ = kGpuPrices;
+  const EnergyPrices prices = supervisor->prices_;
   const double opened_s = supervisor->now_s();
   supervisor->accountant_.emplace(model, prices, replayed ? EnergySource::kReplayed : EnergySource::kCounter, opened_s);
   // The first reading here, so that the counter's start is known before any work.
@@ -122,7 +125,7 @@ void Supervisor::BeforeStep() {
   }
 }
 
-Status Supervisor::AfterStep(double start_s, StepRecord* record, std::span<const StepPart> parts) {
+Status Supervisor::AfterStep(double start_s, StepRecord* record, std::span<const StepPart> parts, int32_t queued) {
   if (plant_ != nullptr) {
     const Work work = WorkOf(*record);
     const DeviceProfile& profile = plant_->profile();
@@ -150,8 +153,26 @@ Status Supervisor::AfterStep(double start_s, StepRecord* record, std::span<const
   }
   if (sampler_ != nullptr) sampler_->SetWorking(true);
   // The control loop's place: everything it may see goes in here, everything it may say comes out.
-  if (controller_ != nullptr) decision_ = controller_->AfterStep({start_s, end_s, *record, Latest()});
+  if (controller_ != nullptr) decision_ = controller_->AfterStep({start_s, end_s, *record, Latest(), queued});
   return Status::Ok();
+}
+
+Supervisor::DeviceFacts Supervisor::Facts() {
+  DeviceFacts facts;
+  facts.prices = prices_;
+  const Snapshot now = Latest();
+  facts.power_limit_w = now.power_limit_w.value_or(0);
+  facts.temp_limit_c = now.temp_max_c ? *now.temp_max_c : now.temp_slowdown_c.value_or(0);
+  facts.shows_power = now.power_w || now.power_instant_w || now.energy_j;
+  facts.shows_temp = now.temp_c.has_value();
+  if (plant_ == nullptr) return facts;
+  const DeviceProfile& profile = plant_->profile();
+  facts.bytes_per_s = profile.bandwidth_gbps * 1e9;
+  facts.flops_per_s = profile.compute_tflops * 1e12;
+  facts.power_limit_w = profile.limit_w;
+  facts.temp_limit_c = profile.slowdown_c;
+  facts.shows_power = facts.shows_temp = true;
+  return facts;
 }
 
 void Supervisor::CatchUp() {

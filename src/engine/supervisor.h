@@ -34,9 +34,13 @@ class Supervisor {
   void BeforeStep();
   // From `start_s` on a step ran. Sets record->times under a plant, where they are virtual. kResourceExhausted: the
   // simulated device shut down or would take hours for the step.
-  Status AfterStep(double start_s, StepRecord* record, std::span<const StepPart> parts);
+  Status AfterStep(double start_s, StepRecord* record, std::span<const StepPart> parts, int32_t queued = 0);
   // The steering that was decided after the last step, once; null: none.
   std::shared_ptr<const Steering> TakeSteering() { return std::move(decision_.steering); }
+
+  // The bounds that were decided after the last step, within the engine's own.
+  int32_t PrefillChunk(int32_t own) const { return Bound(decision_.prefill_chunk, own); }
+  int32_t MaxSequences(int32_t own) const { return Bound(decision_.max_sequences, own); }
 
   // Joules of requests; null when nothing is accounted.
   EnergyAccountant* accountant() { return accountant_ ? &*accountant_ : nullptr; }
@@ -48,16 +52,27 @@ class Supervisor {
   void Rest();
 
   void SetController(std::unique_ptr<StepController> controller) { controller_ = std::move(controller); }
+  StepController* controller() { return controller_.get(); }
+  // What is known of the device before any work.
+  struct DeviceFacts {
+    EnergyPrices prices;
+    double bytes_per_s = 0, flops_per_s = 0;  // 0: unknown
+    double power_limit_w = 0, temp_limit_c = 0;  // the device's own; 0: unknown
+    bool shows_power = false, shows_temp = false;
+  };
+  DeviceFacts Facts();
   const TelemetryInfo& info() const { return info_; }
   // The newest reading; lost where there is none.
   Snapshot Latest();
 
  private:
   Supervisor() = default;
+  static int32_t Bound(int32_t decided, int32_t own) { return decided > 0 && decided < own ? decided : own; }
   void Look();
   void CatchUp();
 
   TelemetryInfo info_;
+  EnergyPrices prices_;
   std::unique_ptr<TelemetrySampler> sampler_;  // live
   uint64_t seen_readings_ = 0;
   std::unique_ptr<Plant> plant_;  // virtual

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine's control loop: made from its options and what the telemetry knows of the device, and shown.
+#include <utility>
+
+#include "base/errors.h"
+#include "engine/engine_impl.h"
+
+namespace thermoe {
+namespace {
+
+Result<ControlConfig> ConfigFrom(const ControlOptions& options) {
+  ControlConfig config;
+  const Result<RouterMode> router = ParseRouterMode(options.router);
+  if (!router.ok()) return router.status();
+  const Result<Preference> prefer = ParsePreference(options.prefer);
+  if (!prefer.ok()) return prefer.status();
+  config.router = *router;
+  config.prefer = *prefer;
+  config.limits = {options.power_limit_w, options.temp_limit_c, options.latency_target_ms};
+  config.quality_floor_nats = options.quality_floor_nats;
+  config.static_point.full_slots = options.static_point.full_slots;
+  config.static_point.k0 = options.static_point.guaranteed_slots;
+  config.static_point.k_max = options.static_point.max_slots;
+  config.static_point.soft_batch = options.static_point.soft_batch;
+  config.static_point.drop_below_frac = options.static_point.drop_below_frac;
+  config.state_path = options.state_path;
+  config.log_path = options.log_path;
+  return config;
+}
+
+// A limit that nothing measures could only be guessed at.
+Status CheckSensors(const ControlLimits& limits, const Supervisor::DeviceFacts& facts, const std::string& telemetry) {
+  const bool power = limits.power_w > 0 && !facts.shows_power, temp = limits.temp_c > 0 && !facts.shows_temp;
+  if (!power && !temp) return Status::Ok();
+  return InvalidArgument("{} limit: telemetry \"{}\" shows no {}; choose another source, or leave the limit out",
+                         power ? "power" : "temperature", telemetry, power ? "power" : "temperature");
+}
+
+}  // namespace
+
+Status EngineImpl::StartControl(Supervisor* supervisor) {
+  if (!options_.control.on()) return Status::Ok();
+  Result<ControlConfig> config = ConfigFrom(options_.control);
+  if (!config.ok()) return config.status();
+  const Supervisor::DeviceFacts facts = supervisor->Facts();
+  THERMOE_RETURN_IF_ERROR(CheckSensors(config->limits, facts, supervisor->info().name));
+  config->prices = facts.prices;
+  config->bytes_per_s = facts.bytes_per_s;
+  config->flops_per_s = facts.flops_per_s;
+  config->device_power_w = facts.power_limit_w;
+  config->device_temp_c = facts.temp_limit_c;
+  config->prefill_chunk = options_.prefill_chunk;
+  config->max_sequences = options_.max_sequences;
+  OperatingPoints front;
+  if (const std::string& path = options_.control.points_path;
+      !path.empty() && config->router == RouterMode::kAdaptive) {
+    Result<OperatingPoints> points = ReadOperatingPoints(path, model_->info().identity);
+    if (!points.ok()) return points.status();
+    front = std::move(*points);
+  }
+  const bool nested = model_->impl().experts().storage() == ExpertStorage::kNested;
+  Result<std::unique_ptr<ControlLoop>> loop = MakeControlLoop(
+      std::move(*config), std::move(front), SteeringShape{config_.layers, config_.experts, config_.slots, nested});
+  if (!loop.ok()) return loop.status();
+  loop_ = loop->get();
+  facts_ = facts;
+  supervisor->SetController(std::move(*loop));
+  return Status::Ok();
+}
+
+ControlView EngineImpl::control_view() {
+  ControlView view;
+  view.time_s = supervisor_->now_s();
+  const Snapshot now = supervisor_->Latest();
+  view.power_w = now.power_w ? *now.power_w : now.power_instant_w.value_or(0);
+  view.temp_c = now.temp_c.value_or(0);
+  const Supervisor::DeviceFacts facts = loop_ == nullptr ? supervisor_->Facts() : facts_;
+  view.device_power_w = facts.power_limit_w;
+  view.device_temp_c = facts.temp_limit_c;
+  if (loop_ == nullptr) return view;
+  const ControlStatus& status = loop_->status();
+  view.on = true;
+  view.router = options_.control.router;
+  view.power_limit_w = status.limits.power_w;
+  view.temp_limit_c = status.limits.temp_c;
+  view.latency_target_ms = status.limits.latency_ms;
+  if (status.power_w > 0) view.power_w = status.power_w;
+  view.latency_ms = status.latency_ms;
+  view.lambda_power = status.lambda_power;
+  view.lambda_temp = status.lambda_temp;
+  view.lambda_latency = status.lambda_latency;
+  view.point = status.point_index;
+  view.points = static_cast<int32_t>(loop_->points().size());
+  view.point_text = status.point_text;
+  view.reason = DecisionReasonName(status.reason);
+  view.point_loss_nats = status.point_loss_nats;
+  view.point_bytes_frac = status.point_bytes_frac;
+  view.pause_frac = status.pause_frac;
+  view.demand_w = status.demand_w;
+  view.safest = status.safest;
+  view.ticks = status.ticks;
+  view.point_changes = status.point_changes;
+  return view;
+}
+
+Status EngineImpl::SaveControl() {
+  if (loop_ == nullptr) return Status::Ok();
+  THERMOE_RETURN_IF_ERROR(loop_->FlushLog());
+  return loop_->SaveState();
+}
+
+}  // namespace thermoe
