@@ -18,8 +18,10 @@ namespace {
 
 const HelpPage kPage = {
     "thermoe replay LOG [--json]",
-    "Reads a decision log, as the control loop writes it, and makes every decision again from what it depended on: sensors, "
-    "steps, limits and the state that the run began with. No hardware and no model is needed. With the same build every "
+    "Reads a decision log, as the control loop writes it, and makes every decision again from what it depended on: "
+    "sensors, "
+    "steps, limits and the state that the run began with. No hardware and no model is needed. With the same build "
+    "every "
     "decision comes out the same to the bit; the first that does not is shown, and the exit status is 1.",
     " thermoe replay decisions.jsonl"};
 
@@ -44,7 +46,8 @@ Status RunReplay(const ReplayFlags& flags) {
                       report->cut ? "; the last line has no end and was left out" : ""));
   }
   if (report->difference.empty()) return Status::Ok();
-  return {StatusCode::kInternal, fmt::format("{}: {}; was it written by another build?", flags.path, report->difference)};
+  return {StatusCode::kInternal,
+          fmt::format("{}: {}; was it written by another build?", flags.path, report->difference)};
 }
 
 }  // namespace

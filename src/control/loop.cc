@@ -79,7 +79,8 @@ SteeringShape SteeringShapeOf(const ModelShape& model) {
   return {model.config.layers, model.config.experts, model.config.slots, model.nested};
 }
 
-Result<std::unique_ptr<ControlLoop>> MakeControlLoop(ControlConfig config, OperatingPoints front, const SteeringShape& shape) {
+Result<std::unique_ptr<ControlLoop>> MakeControlLoop(ControlConfig config, OperatingPoints front,
+                                                     const SteeringShape& shape) {
   THERMOE_RETURN_IF_ERROR(CheckConfig(config));
   std::vector<OperatingPoint> points(1);
   int32_t fixed = config.router == RouterMode::kPlain ? 0 : -1;

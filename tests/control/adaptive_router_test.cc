@@ -162,7 +162,8 @@ TEST(ControlLoopCost, StepsDoNotAllocateAndTicksAreQuick) {
   }
   std::sort(tick_us.begin(), tick_us.end());
   ASSERT_GT(tick_us.size(), 500u);
-  printf("tick: median %.2f us, 99 %% %.2f us; %ld allocations\n", tick_us[tick_us.size() / 2], tick_us[tick_us.size() * 99 / 100], allocations);
+  printf("tick: median %.2f us, 99 %% %.2f us; %ld allocations\n", tick_us[tick_us.size() / 2],
+         tick_us[tick_us.size() * 99 / 100], allocations);
   EXPECT_LT(tick_us[tick_us.size() / 2], 300);
   EXPECT_EQ(allocations, 0);
 }

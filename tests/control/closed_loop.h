@@ -27,7 +27,8 @@ inline DeviceProfile H100() {
 }
 
 inline OperatingPoints EmberFront() {
-  Result<OperatingPoints> front = ReadOperatingPoints(std::string(THERMOE_MODELS_DIR) + "/ember-22m-points.json", "5a3f15f35e53f425c113d15acdd24584");
+  Result<OperatingPoints> front = ReadOperatingPoints(std::string(THERMOE_MODELS_DIR) + "/ember-22m-points.json",
+                                                      "5a3f15f35e53f425c113d15acdd24584");
   EXPECT_TRUE(front.ok()) << front.status().message();
   return front.ok() ? *front : OperatingPoints{};
 }
@@ -48,7 +49,7 @@ struct Load {
   // Plain decode at batch 16: routed experts by 8 bits, and attention, norms, output and keys.
   double expert_bytes = 6.0e9, other_bytes = 0.5e9, decode_flops = 4e10;
   double burst_flops = 4.4e12, burst_bytes = 7e9;  // 6.5 ms or so of dense products
-  double requests_per_s = 0;  // decode steps come at this rate; 0: as fast as they can
+  double requests_per_s = 0;                       // decode steps come at this rate; 0: as fast as they can
 };
 
 struct Moment {
@@ -74,7 +75,8 @@ class ClosedLoop {
     if (decision.pause_s > 0) plant.Idle(std::min(decision.pause_s, 1.0));
     const double paused_s = plant.now_s();
     if (load.requests_per_s > 0 && paused_s < next_request_s) plant.Idle(next_request_s - paused_s);
-    if (load.requests_per_s > 0) next_request_s = std::max(next_request_s + 1 / load.requests_per_s, plant.now_s() - 0.1);
+    if (load.requests_per_s > 0)
+      next_request_s = std::max(next_request_s + 1 / load.requests_per_s, plant.now_s() - 0.1);
     const bool burst = load.prefill_every > 0 && ++since_burst > load.prefill_every;
     if (burst) since_burst = 0;
     const OperatingPoint& point = loop->points()[static_cast<size_t>(in_force)];
@@ -113,7 +115,8 @@ class ClosedLoop {
   }
 
   double EnergyAt(double time_s) const {
-    const auto after = std::lower_bound(trace.begin(), trace.end(), time_s, [](const Moment& m, double t) { return m.time_s < t; });
+    const auto after =
+        std::lower_bound(trace.begin(), trace.end(), time_s, [](const Moment& m, double t) { return m.time_s < t; });
     if (after == trace.begin()) return trace.front().energy_j;
     if (after == trace.end()) return trace.back().energy_j;
     const Moment &a = *(after - 1), &b = *after;

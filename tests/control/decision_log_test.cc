@@ -98,7 +98,8 @@ TEST(DecisionLog, HostileBytesGetOneSentence) {
   int refused = 0;
   for (int i = 0; i < 150; ++i) {
     std::string bad = text;
-    for (uint64_t n = 1 + random.Below(4); n > 0; --n) bad[random.Below(bad.size())] = static_cast<char>(32 + random.Below(95));
+    for (uint64_t n = 1 + random.Below(4); n > 0; --n)
+      bad[random.Below(bad.size())] = static_cast<char>(32 + random.Below(95));
     const Result<ReplayReport> report = ReplayText(bad, "log");
     if (report.ok()) continue;
     ++refused;
@@ -129,7 +130,8 @@ TEST(ControlState, GoesThroughAFileExactly) {
 TEST(ControlState, HostileFilesGetOneSentence) {
   const std::string good = ControlStateJson(ControlCore(H100Config(), std::vector<OperatingPoint>(1), -1).state());
   EXPECT_TRUE(ParseControlState(good, "s").ok());
-  for (const char* bad : {"", "{", "[]", "{\"schema_version\": 9}", "{\"schema_version\": 1}", "null", "{\"schema_version\": 1, \"lambda_power\": 3}"}) {
+  for (const char* bad : {"", "{", "[]", "{\"schema_version\": 9}", "{\"schema_version\": 1}", "null",
+                          "{\"schema_version\": 1, \"lambda_power\": 3}"}) {
     const Result<ControlState> state = ParseControlState(bad, "s");
     ASSERT_FALSE(state.ok()) << bad;
     EXPECT_EQ(state.status().code(), StatusCode::kCorrupt);
@@ -138,7 +140,8 @@ TEST(ControlState, HostileFilesGetOneSentence) {
   Random random(3);
   for (int i = 0; i < 500; ++i) {
     std::string text = good;
-    for (uint64_t n = 1 + random.Below(5); n > 0; --n) text[random.Below(text.size())] = static_cast<char>(random.Below(256));
+    for (uint64_t n = 1 + random.Below(5); n > 0; --n)
+      text[random.Below(text.size())] = static_cast<char>(random.Below(256));
     const Result<ControlState> state = ParseControlState(text, "s");
     if (!state.ok()) continue;
     ControlCore core(H100Config(), std::vector<OperatingPoint>(1), -1);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sensors that fail while the loop is closed: the safest point at once, limits kept by feed-forward, no overshoot on the way back.
+// Sensors that fail while the loop is closed: the safest point at once, limits kept by feed-forward, no overshoot on
+// the way back.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -63,7 +64,8 @@ TEST(LoopFaults, TenThousandRandomSequences) {
   for (uint64_t seed = 1; seed <= 10000; ++seed) {
     Random random(seed);
     ControlConfig config = H100Config();
-    config.limits = {random.Below(4) == 0 ? 0.0 : 250 + 300 * random.Uniform(), random.Below(2) == 0 ? 0.0 : 55 + 20 * random.Uniform(), 0};
+    config.limits = {random.Below(4) == 0 ? 0.0 : 250 + 300 * random.Uniform(),
+                     random.Below(2) == 0 ? 0.0 : 55 + 20 * random.Uniform(), 0};
     ClosedLoop run(config, ConstantScenario(25 + 10 * random.Uniform()), seed, front);
     run.corrupt = Injector{Random(seed * 77), kNone, 0, {}, 0};
     const Load load = Heavy(&random);
@@ -80,8 +82,10 @@ TEST(LoopFaults, TenThousandRandomSequences) {
     }
     if (config.limits.temp_c > 0) worst_over_c = std::max(worst_over_c, run.hottest_c - config.limits.temp_c);
   }
-  printf("worst second %.2f %% over, %d sequences with a second more than 4 %% over, hottest %.2f C over, %d safest steps\n",
-         100 * worst_frac, passed, worst_over_c, safest);
+  printf(
+      "worst second %.2f %% over, %d sequences with a second more than 4 %% over, hottest %.2f C over, %d safest "
+      "steps\n",
+      100 * worst_frac, passed, worst_over_c, safest);
   // Counters that leap by what may just be true are not told from measurements; a second may then pass the cap.
   EXPECT_LE(passed, 50);
   EXPECT_LT(worst_frac, 0.12);

@@ -27,8 +27,8 @@ void HoldsCaps(const Load& load, RouterMode router) {
     const double to_s = run.plant.now_s();
     const double mean_w = run.MeanPower(from_s + 2, to_s), worst_w = run.WorstSecond(from_s + 1, to_s);
     const ControlStatus& s = run.loop->status();
-    printf("cap %g: mean %.2f W, worst %.2f %%, demand %.1f, point %s, lambda %.2f\n", cap_w, mean_w, 100 * (worst_w / cap_w - 1),
-           s.demand_w, s.point_text.c_str(), s.lambda_power);
+    printf("cap %g: mean %.2f W, worst %.2f %%, demand %.1f, point %s, lambda %.2f\n", cap_w, mean_w,
+           100 * (worst_w / cap_w - 1), s.demand_w, s.point_text.c_str(), s.lambda_power);
     if (s.demand_w > cap_w) {
       EXPECT_NEAR(mean_w / cap_w, 1, 0.01) << cap_w;
     }
@@ -56,7 +56,8 @@ TEST(Loop, CheaperExpertsBuySpeedUnderACap) {
     double loss = 0, plain_loss = 0;
     const double adaptive = TokensPerSecond(RouterMode::kAdaptive, load, &loss);
     const double plain = TokensPerSecond(RouterMode::kPlain, load, &plain_loss);
-    printf("%s: %.0f against %.0f tokens/s, %.3f times, %.4f nats\n", mixed ? "mixed" : "decode", adaptive, plain, adaptive / plain, loss);
+    printf("%s: %.0f against %.0f tokens/s, %.3f times, %.4f nats\n", mixed ? "mixed" : "decode", adaptive, plain,
+           adaptive / plain, loss);
     EXPECT_GE(adaptive / plain, mixed ? 1.15 : 1.6);
     EXPECT_LE(loss, 0.02);
     EXPECT_EQ(plain_loss, 0);
@@ -72,8 +73,9 @@ TEST(Loop, KeepsTheTemperatureWhileTheRoomWarms) {
     ClosedLoop run(config, room);
     run.Run(240, Load{});
     const double mean_c = run.plant.temps_c()[kDie];
-    printf("limit %g C: hottest %.2f, at the end %.2f C, %.0f W, point %s, lambda %.2f changes %ld\n", limit_c, run.hottest_c, mean_c,
-           run.MeanPower(200, 240), run.loop->status().point_text.c_str(), run.loop->status().lambda_temp, run.loop->status().point_changes);
+    printf("limit %g C: hottest %.2f, at the end %.2f C, %.0f W, point %s, lambda %.2f changes %ld\n", limit_c,
+           run.hottest_c, mean_c, run.MeanPower(200, 240), run.loop->status().point_text.c_str(),
+           run.loop->status().lambda_temp, run.loop->status().point_changes);
     EXPECT_LT(run.hottest_c, limit_c + 1);
     EXPECT_GT(mean_c, limit_c - 3);  // nor is much given away
   }
@@ -87,8 +89,8 @@ TEST(Loop, KeepsTheLatencyTargetUnderABackgroundLoad) {
   ClosedLoop run(config, room);
   run.Run(40, Load{});
   const auto late = std::count_if(run.latencies_ms.begin(), run.latencies_ms.end(), [](double ms) { return ms > 2.6; });
-  printf("late %.3f %%, point %s, changes %ld\n", 100.0 * late / run.latencies_ms.size(), run.loop->status().point_text.c_str(),
-         run.loop->status().point_changes);
+  printf("late %.3f %%, point %s, changes %ld\n", 100.0 * late / run.latencies_ms.size(),
+         run.loop->status().point_text.c_str(), run.loop->status().point_changes);
   EXPECT_LE(late, 0.01 * run.latencies_ms.size());
   EXPECT_EQ(run.loop->status().point_index, 0);
 }

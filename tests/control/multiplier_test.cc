@@ -45,7 +45,8 @@ TEST(Multiplier, TheDerivativeActsBeforeTheIntegral) {
 
 TEST(Multiplier, SurvivesWhatIsNotFinite) {
   Multiplier multiplier;
-  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(), -1e300, 1e300}) {
+  for (const double bad :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(), -1e300, 1e300}) {
     const double value = multiplier.Update(bad, 0.1);
     EXPECT_TRUE(value >= 0 && value <= 1) << bad;
   }

@@ -7,8 +7,8 @@
 namespace thermoe {
 namespace {
 
-// At lambda 1 a point that halves a token's joules may lose 7.5 times the floor: the floor alone then bounds the choice. Fronts
-// are convex, so lambda in between reaches the points in between.
+// At lambda 1 a point that halves a token's joules may lose 7.5 times the floor: the floor alone then bounds the
+// choice. Fronts are convex, so lambda in between reaches the points in between.
 constexpr double kPriceInFloors = 15;
 constexpr double kLatencyMargin = 0.96;  // steps vary: a mean this far below the target keeps 99 % of them under it
 constexpr double kOverTargetNats = 5;    // per relative excess: more than any loss within a floor
@@ -52,22 +52,26 @@ int32_t AdaptiveRouter::Safest(double batch) const {
   int32_t best = 0;
   for (int32_t i = 1; i < static_cast<int32_t>(points_.size()); ++i) {
     if (!Allowed(i, batch)) continue;
-    if (BytesFracAt(points_[static_cast<size_t>(i)], batch) < BytesFracAt(points_[static_cast<size_t>(best)], batch)) best = i;
+    if (BytesFracAt(points_[static_cast<size_t>(i)], batch) < BytesFracAt(points_[static_cast<size_t>(best)], batch))
+      best = i;
   }
   return best;
 }
 
 RouterChoice AdaptiveRouter::Choose(const RouterInput& input) const {
   if (fixed_ >= 0) return {fixed_, DecisionReason::kFixed};
-  if (!input.mix->has_decode()) return {input.current, DecisionReason::kPrice};  // prompts alone: nothing to learn or gain
+  if (!input.mix->has_decode())
+    return {input.current, DecisionReason::kPrice};  // prompts alone: nothing to learn or gain
   RouterInput priced = input;
   if (prefer_ == Preference::kQuality) {
     // Pacing first: only the latency target has a price.
     priced.lambda_energy = 0;
-    const bool held = input.latency_target_s <= 0 || Outlook(0, priced).latency_s <= kLatencyMargin * input.latency_target_s;
+    const bool held =
+        input.latency_target_s <= 0 || Outlook(0, priced).latency_s <= kLatencyMargin * input.latency_target_s;
     if (held) return {0, input.lambda_energy > 0 ? DecisionReason::kPreferQuality : DecisionReason::kHeadroom};
   }
-  const bool latency_passed = input.latency_target_s > 0 && Outlook(0, priced).latency_s > kLatencyMargin * input.latency_target_s;
+  const bool latency_passed =
+      input.latency_target_s > 0 && Outlook(0, priced).latency_s > kLatencyMargin * input.latency_target_s;
   if (priced.lambda_energy <= 0 && priced.lambda_latency <= 0 && !latency_passed) return {0, DecisionReason::kHeadroom};
   const double batch = std::max(1.0, input.mix->batch());
   int32_t best = 0;
@@ -91,7 +95,9 @@ std::vector<OperatingPoint> UsablePoints(const OperatingPoints& front, const Ste
   const std::vector<size_t> front16 = ParetoFront(fits.points, &OperatingPoint::batch16);
   std::vector<OperatingPoint> usable(1);  // plain
   for (size_t i = 0; i < fits.points.size(); ++i) {
-    const auto in = [i](const std::vector<size_t>& indices) { return std::find(indices.begin(), indices.end(), i) != indices.end(); };
+    const auto in = [i](const std::vector<size_t>& indices) {
+      return std::find(indices.begin(), indices.end(), i) != indices.end();
+    };
     if ((in(front1) || in(front16)) && !fits.points[i].SameSettings(usable[0])) usable.push_back(fits.points[i]);
   }
   std::stable_sort(usable.begin() + 1, usable.end(), [](const OperatingPoint& a, const OperatingPoint& b) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdaptiveRouter: which operating point to run at, from the prices of energy and latency. A pure function of its inputs.
+// AdaptiveRouter: which operating point to run at, from the prices of energy and latency. A pure function of its
+// inputs.
 //
-// A point's score is loss + price of energy * joules per token + price of time * latency + what is predicted to pass the latency
-// target. Joules of a token are priced against a running mean over a minute, not against those of the present batch: so loss is
-// spent where a nat buys most joules (few sequences, decode), and not where it buys few.
+// A point's score is loss + price of energy * joules per token + price of time * latency + what is predicted to pass
+// the latency target. Joules of a token are priced against a running mean over a minute, not against those of the
+// present batch: so loss is spent where a nat buys most joules (few sequences, decode), and not where it buys few.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +18,10 @@ namespace thermoe {
 struct RouterInput {
   const LoadMix* mix = nullptr;
   const EnergyModel* model = nullptr;
-  double cap_w = 0;             // that pacing holds; 0: none
-  double latency_target_s = 0;  // 0: none
+  double cap_w = 0;                              // that pacing holds; 0: none
+  double latency_target_s = 0;                   // 0: none
   double lambda_energy = 0, lambda_latency = 0;  // 0 to 1
-  double reference_j = 0;       // joules of a token, running mean
+  double reference_j = 0;                        // joules of a token, running mean
   int32_t current = 0;
 };
 
@@ -28,7 +29,7 @@ struct RouterInput {
 struct PointOutlook {
   double loss_nats = 0, bytes_frac = 1;
   LoadCost cost;
-  double latency_s = 0;   // pause included
+  double latency_s = 0;  // pause included
   double j_per_token = 0;
   double score = 0;
 };
@@ -58,8 +59,8 @@ class AdaptiveRouter {
   Preference prefer_;
 };
 
-// Points of `front` that a model of `shape` can run, plain first, each measured on the most windows, that no other beats at both
-// batch sizes.
+// Points of `front` that a model of `shape` can run, plain first, each measured on the most windows, that no other
+// beats at both batch sizes.
 std::vector<OperatingPoint> UsablePoints(const OperatingPoints& front, const SteeringShape& shape);
 
 }  // namespace thermoe

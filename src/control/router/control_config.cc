@@ -45,11 +45,12 @@ Status CheckLimits(const ControlLimits& limits, double device_power_w, double de
   THERMOE_RETURN_IF_ERROR(CheckRange("temperature limit, C", limits.temp_c, 0, kMostTemp_c));
   THERMOE_RETURN_IF_ERROR(CheckRange("latency target, ms", limits.latency_ms, 0, kMostLatency_ms));
   if (device_power_w > 0 && limits.power_w > device_power_w) {
-    return InvalidArgument("power limit: {:g} W is above the device's own limit of {:g} W; choose a lower one", limits.power_w, device_power_w);
+    return InvalidArgument("power limit: {:g} W is above the device's own limit of {:g} W; choose a lower one",
+                           limits.power_w, device_power_w);
   }
   if (device_temp_c > 0 && limits.temp_c > device_temp_c) {
-    return InvalidArgument("temperature limit: {:g} C is above the device's own limit of {:g} C; choose a lower one", limits.temp_c,
-                           device_temp_c);
+    return InvalidArgument("temperature limit: {:g} C is above the device's own limit of {:g} C; choose a lower one",
+                           limits.temp_c, device_temp_c);
   }
   return Status::Ok();
 }

@@ -62,12 +62,12 @@ Status CheckLimits(const ControlLimits& limits, double device_power_w, double de
 
 // Why the last tick decided as it did.
 enum class DecisionReason : uint8_t {
-  kHeadroom,    // no limit presses: plain
-  kPrice,       // the cheapest point at the present multipliers
-  kDwell,       // another point would be chosen, but this one is too young
-  kFixed,       // the mode has one point
+  kHeadroom,       // no limit presses: plain
+  kPrice,          // the cheapest point at the present multipliers
+  kDwell,          // another point would be chosen, but this one is too young
+  kFixed,          // the mode has one point
   kPreferQuality,  // pacing first: the plain point while the latency target allows
-  kSafest,      // a sensor that a limit needs is unknown, stale or lost
+  kSafest,         // a sensor that a limit needs is unknown, stale or lost
 };
 const char* DecisionReasonName(DecisionReason reason);
 
@@ -79,17 +79,17 @@ struct ControlStatus {
   int32_t point_index = 0;  // in points(); 0 is plain
   std::string point_text = "plain";
   double point_loss_nats = 0, point_bytes_frac = 1;  // at the running batch
-  double batch = 0;          // decode rows of a step, running mean
-  double pause_frac = 0;     // share of the last second that steps were kept waiting
-  double power_w = 0;        // measured, over the last change of the counter; 0: unknown
-  double forecast_power_w = 0;  // what the chosen point and pacing are predicted to draw
-  double demand_w = 0;       // what the present steps would draw without a pause
-  double cap_w = 0;          // what pacing holds now: of power and temperature limit; 0: nothing
-  double temp_c = 0;         // measured; 0: unknown
+  double batch = 0;                                  // decode rows of a step, running mean
+  double pause_frac = 0;                             // share of the last second that steps were kept waiting
+  double power_w = 0;                                // measured, over the last change of the counter; 0: unknown
+  double forecast_power_w = 0;                       // what the chosen point and pacing are predicted to draw
+  double demand_w = 0;                               // what the present steps would draw without a pause
+  double cap_w = 0;            // what pacing holds now: of power and temperature limit; 0: nothing
+  double temp_c = 0;           // measured; 0: unknown
   double forecast_temp_c = 0;  // at the horizon
-  double latency_ms = 0;     // decode steps, running mean, pause included
+  double latency_ms = 0;       // decode steps, running mean, pause included
   double idle_w = 0, j_per_byte = 0, j_per_flop = 0;  // as identified
-  bool safest = false;       // sensors fail: safest point and feed-forward pacing
+  bool safest = false;                                // sensors fail: safest point and feed-forward pacing
   DecisionReason reason = DecisionReason::kHeadroom;
   int32_t prefill_chunk = 0, max_sequences = 0;  // bounds in force; 0: the engine's own
   int64_t ticks = 0, point_changes = 0;

@@ -7,14 +7,14 @@
 namespace thermoe {
 namespace {
 
-constexpr double kMean_s = 1;             // time constant of what the status shows as means
-constexpr double kLatencyShare = 0.1;     // of a step in the running mean of latency
-constexpr int32_t kLateSteps = 3;         // so many over the target in a row do not wait for the next tick
+constexpr double kMean_s = 1;          // time constant of what the status shows as means
+constexpr double kLatencyShare = 0.1;  // of a step in the running mean of latency
+constexpr int32_t kLateSteps = 3;      // so many over the target in a row do not wait for the next tick
 constexpr double kUrgentSpacing_s = 0.02;
-// The model learns from windows of several changes of the counter: each is cut somewhere within a step, and the longer, the less it
-// matters. The first are shorter, so that something is known soon.
+// The model learns from windows of several changes of the counter: each is cut somewhere within a step, and the longer,
+// the less it matters. The first are shorter, so that something is known soon.
 constexpr double kLearn_s = 0.45, kFirstLearn_s = 0.15;
-constexpr double kCounterPeriod_s = 0.1;  // of counters that move slower than steps
+constexpr double kCounterPeriod_s = 0.1;                 // of counters that move slower than steps
 constexpr double kMostOverDevice = 1.5, kCutStep_j = 1;  // a window is cut within steps
 constexpr double kMostRatio = 5;
 constexpr int32_t kMostAbsurd = 5;  // in a row
@@ -78,7 +78,8 @@ StepOutput ControlCore::AfterStep(const StepInput& step) {
   }
   Account(step);
   ReadEnergy(step);
-  const bool late = config_.limits.latency_ms > 0 && late_steps_ >= kLateSteps && step.end_s - tick_s_ >= kUrgentSpacing_s;
+  const bool late =
+      config_.limits.latency_ms > 0 && late_steps_ >= kLateSteps && step.end_s - tick_s_ >= kUrgentSpacing_s;
   const bool urgent = limits_changed_ || late || SensorsFail(step) != safest_;
   ticked_ = urgent || step.end_s - tick_s_ >= config_.tick_s;
   if (ticked_) Tick(step, urgent);
@@ -113,16 +114,21 @@ void ControlCore::Account(const StepInput& step) {
   }
 }
 
-// A counter that leaps is no measurement. What the model finds absurd again and again is, though: then the model is wrong.
+// A counter that leaps is no measurement. What the model finds absurd again and again is, though: then the model is
+// wrong.
 bool ControlCore::Plausible(double counted_j, const Window& window) {
-  if (config_.device_power_w > 0 && counted_j > kMostOverDevice * config_.device_power_w * window.work.seconds + kCutStep_j) return false;
-  const bool near = !model_.known() || (counted_j < kMostRatio * window.predicted_j && counted_j * kMostRatio > window.predicted_j);
+  if (config_.device_power_w > 0 &&
+      counted_j > kMostOverDevice * config_.device_power_w * window.work.seconds + kCutStep_j)
+    return false;
+  const bool near =
+      !model_.known() || (counted_j < kMostRatio * window.predicted_j && counted_j * kMostRatio > window.predicted_j);
   absurd_ = near ? 0 : absurd_ + 1;
   return near || absurd_ > kMostAbsurd;
 }
 
-// Closes the window where the counter moved: somewhere since the step before, and no longer ago than its period, so half of that ago
-// at best guess. The step or pause there is cut. What is wrong in that is noise, for the sums stay exact.
+// Closes the window where the counter moved: somewhere since the step before, and no longer ago than its period, so
+// half of that ago at best guess. The step or pause there is cut. What is wrong in that is noise, for the sums stay
+// exact.
 void ControlCore::ReadEnergy(const StepInput& step) {
   if (!step.sensors.energy_j) {
     if (seen_energy_) pacer_.Forgive();
@@ -142,7 +148,8 @@ void ControlCore::ReadEnergy(const StepInput& step) {
   const double between_s = std::max(0.0, after_s - step_s);
   Window after;
   after.work = {after_s, step_frac * last_.work.bytes, step_frac * last_.work.flops};
-  after.predicted_j = step_frac * (last_.predicted_j - model_.idle_w() * std::max(0.0, stretch_s - step_s)) + model_.idle_w() * between_s;
+  after.predicted_j = step_frac * (last_.predicted_j - model_.idle_w() * std::max(0.0, stretch_s - step_s)) +
+                      model_.idle_w() * between_s;
   window_.work += {-after.work.seconds, -after.work.bytes, -after.work.flops};
   window_.predicted_j -= after.predicted_j;
   if (anchored_ && !Plausible(energy_j - energy_j_, window_)) anchored_ = false;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The decisions of the control loop, without steering objects, files or clocks: StepInput to StepOutput. Reproducible to the bit.
+// The decisions of the control loop, without steering objects, files or clocks: StepInput to StepOutput. Reproducible
+// to the bit.
 #pragma once
 
 #include <vector>
@@ -79,7 +80,7 @@ class ControlCore {
   // Energy.
   bool seen_energy_ = false, anchored_ = false;
   double energy_j_ = 0, energy_moved_s_ = 0;  // the counter's last value, and since when it shows that
-  Window last_;  // the newest step, with what lies before it
+  Window last_;                               // the newest step, with what lies before it
   Window window_;
   WorkTotals learn_;  // the same since the model last learnt
   double learn_j_ = 0;

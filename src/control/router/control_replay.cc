@@ -61,7 +61,9 @@ struct Replayer {
     bool ok = true;
     const auto number = [&](const char* key, double* out) { ok = ok && c.contains(key) && Number(c[key], out); };
     const auto count = [&](const char* key, int32_t* out) { ok = ok && c.contains(key) && Count(c[key], out); };
-    const auto text = [&](const char* key) { return c.contains(key) && c[key].is_string() ? c[key].get<std::string>() : std::string(); };
+    const auto text = [&](const char* key) {
+      return c.contains(key) && c[key].is_string() ? c[key].get<std::string>() : std::string();
+    };
     number("power_limit_w", &config.limits.power_w);
     number("temp_limit_c", &config.limits.temp_c);
     number("latency_target_ms", &config.limits.latency_ms);
@@ -84,19 +86,22 @@ struct Replayer {
     if (!prefer.ok()) return Bad("config.prefer", "throughput or quality");
     config.router = *router;
     config.prefer = *prefer;
-    if (Status status = CheckConfig(config); !status.ok()) return Corrupt("{}: line {}: {}", source, line, status.message());
+    if (Status status = CheckConfig(config); !status.ok())
+      return Corrupt("{}: line {}: {}", source, line, status.message());
 
     if (!json.contains("points")) return Bad("points", "there");
-    const Result<OperatingPoints> points = ParseOperatingPoints(json["points"].dump(), fmt::format("{}: line {}: points", source, line));
+    const Result<OperatingPoints> points =
+        ParseOperatingPoints(json["points"].dump(), fmt::format("{}: line {}: points", source, line));
     if (!points.ok()) return points.status();
     double fixed = 0;
-    if (!json.contains("fixed") || !Number(json["fixed"], &fixed) || fixed != std::floor(fixed) || points->points.empty() || fixed < -1 ||
-        fixed >= static_cast<double>(points->points.size())) {
+    if (!json.contains("fixed") || !Number(json["fixed"], &fixed) || fixed != std::floor(fixed) ||
+        points->points.empty() || fixed < -1 || fixed >= static_cast<double>(points->points.size())) {
       return Bad("fixed", "-1 or the index of a point");
     }
     core = std::make_unique<ControlCore>(config, points->points, static_cast<int32_t>(fixed));
     if (!json.contains("state") || json["state"].is_null()) return Status::Ok();
-    const Result<ControlState> state = ParseControlState(json["state"].dump(), fmt::format("{}: line {}: state", source, line));
+    const Result<ControlState> state =
+        ParseControlState(json["state"].dump(), fmt::format("{}: line {}: state", source, line));
     if (!state.ok()) return state.status();
     return core->Restore(*state) ? Status::Ok() : Bad("state", "one that a control loop comes to");
   }
@@ -104,7 +109,8 @@ struct Replayer {
   Status Limits(const Json& json) {
     ControlLimits limits;
     if (!json.is_array() || json.size() != 3 || !Number(json[0], &limits.power_w) || !Number(json[1], &limits.temp_c) ||
-        !Number(json[2], &limits.latency_ms) || !CheckLimits(limits, config.device_power_w, config.device_temp_c).ok()) {
+        !Number(json[2], &limits.latency_ms) ||
+        !CheckLimits(limits, config.device_power_w, config.device_temp_c).ok()) {
       return Bad("limits", "three numbers within the device's own limits");
     }
     core->SetLimits(limits);
@@ -112,18 +118,20 @@ struct Replayer {
   }
 
   Status Step(const Json& row) {
-    if (!row.is_array() || (row.size() != kRow && row.size() != kRowWithSensors)) return Bad("a step", "12 or 16 values");
+    if (!row.is_array() || (row.size() != kRow && row.size() != kRowWithSensors))
+      return Bad("a step", "12 or 16 values");
     StepInput in;
     StepOutput logged;
     bool ok = Number(row[0], &in.start_s) && Number(row[1], &in.end_s) && Count(row[2], &in.prefill_tokens) &&
               Count(row[3], &in.decode_tokens) && Count(row[4], &in.queued) && Number(row[5], &in.expert_bytes) &&
               Number(row[6], &in.other_bytes) && Number(row[7], &in.flops) && Count(row[8], &logged.point) &&
-              Number(row[9], &logged.pause_s) && Count(row[10], &logged.prefill_chunk) && Count(row[11], &logged.max_sequences);
+              Number(row[9], &logged.pause_s) && Count(row[10], &logged.prefill_chunk) &&
+              Count(row[11], &logged.max_sequences);
     for (const double amount : {in.expert_bytes, in.other_bytes, in.flops}) ok = ok && amount >= 0 && amount < 2e18;
     if (ok && row.size() == kRowWithSensors) {
       int32_t state = 0;
-      ok = Count(row[12], &state) && state <= static_cast<int32_t>(SourceState::kLost) && Maybe(row[13], &sensors.temp_c) &&
-           Maybe(row[14], &sensors.power_w) && Maybe(row[15], &sensors.energy_j);
+      ok = Count(row[12], &state) && state <= static_cast<int32_t>(SourceState::kLost) &&
+           Maybe(row[13], &sensors.temp_c) && Maybe(row[14], &sensors.power_w) && Maybe(row[15], &sensors.energy_j);
       sensors.state = static_cast<SourceState>(state);
     }
     if (!ok) return Bad("a step", "of numbers in their ranges");
@@ -131,26 +139,31 @@ struct Replayer {
     const StepOutput made = core->AfterStep(in);
     ++report.steps;
     if (made == logged) return Status::Ok();
-    report.difference = fmt::format("line {}, step {} at {} s: logged point {}, pause {} s, chunk {}, sequences {}; made again point {}, pause {} s, "
-                                    "chunk {}, sequences {}", line, report.steps, in.end_s, logged.point, logged.pause_s, logged.prefill_chunk,
-                                    logged.max_sequences, made.point, made.pause_s, made.prefill_chunk, made.max_sequences);
+    report.difference = fmt::format(
+        "line {}, step {} at {} s: logged point {}, pause {} s, chunk {}, sequences {}; made again point {}, pause {} "
+        "s, "
+        "chunk {}, sequences {}",
+        line, report.steps, in.end_s, logged.point, logged.pause_s, logged.prefill_chunk, logged.max_sequences,
+        made.point, made.pause_s, made.prefill_chunk, made.max_sequences);
     return Status::Ok();
   }
 
   // Prices and forecasts of a tick too: they show a difference before it moves a decision.
   void CheckTick(const Json& json) {
     ++report.ticks;
-    const auto at = [&](const char* group, const char* key) { return json.contains(group) && json[group].is_object() && json[group].contains(key) ? json[group][key] : Json(); };
+    const auto at = [&](const char* group, const char* key) {
+      return json.contains(group) && json[group].is_object() && json[group].contains(key) ? json[group][key] : Json();
+    };
     const ControlStatus& s = core->status();
     const std::pair<std::pair<const char*, const char*>, double> values[] = {
-        {{"decision", "lambda_power"}, s.lambda_power}, {{"decision", "lambda_temp"}, s.lambda_temp},
+        {{"decision", "lambda_power"}, s.lambda_power},     {{"decision", "lambda_temp"}, s.lambda_temp},
         {{"decision", "lambda_latency"}, s.lambda_latency}, {{"decision", "cap_w"}, s.cap_w},
-        {{"predicted", "power_w"}, s.forecast_power_w}, {{"predicted", "temp_c"}, s.forecast_temp_c}};
+        {{"predicted", "power_w"}, s.forecast_power_w},     {{"predicted", "temp_c"}, s.forecast_temp_c}};
     for (const auto& [name, made] : values) {
       double logged = 0;
       if (Number(at(name.first, name.second), &logged) && logged == made) continue;
-      report.difference = fmt::format("line {}, tick at {} s: {}.{} was logged as {}, made again {}", line, s.time_s, name.first, name.second,
-                                      at(name.first, name.second).dump(), made);
+      report.difference = fmt::format("line {}, tick at {} s: {}.{} was logged as {}, made again {}", line, s.time_s,
+                                      name.first, name.second, at(name.first, name.second).dump(), made);
       return;
     }
   }

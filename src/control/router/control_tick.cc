@@ -10,10 +10,10 @@ namespace {
 
 constexpr double kDwell_s = 0.5;
 constexpr double kShortestTick_s = 1e-3;
-constexpr double kTempMargin_c = 0.7;     // below the limit: a sensor of whole degrees, and its noise
-constexpr double kCapRise_per_s = 0.05;   // of the cap that heat allows: it falls at once and rises slowly
-constexpr double kHeatBinds = 1.5;        // heat caps far above the demand are no caps
-constexpr double kBlindCap = 0.97;        // of a power cap that only feed-forward holds
+constexpr double kTempMargin_c = 0.7;    // below the limit: a sensor of whole degrees, and its noise
+constexpr double kCapRise_per_s = 0.05;  // of the cap that heat allows: it falls at once and rises slowly
+constexpr double kHeatBinds = 1.5;       // heat caps far above the demand are no caps
+constexpr double kBlindCap = 0.97;       // of a power cap that only feed-forward holds
 constexpr double kBlindDeviations = 2, kLeastBlindCap = 0.7;
 constexpr double kBlindHeatCap = 0.85;    // of the last cap that heat allowed
 constexpr double kBlindHeatDevice = 0.5;  // of the device's power, when heat was never seen
@@ -58,7 +58,8 @@ void ControlCore::Tick(const StepInput& step, bool urgent) {
   ++status_.ticks;
 }
 
-// What is left of a cap that only feed-forward holds: less what the model does not know at the mix that the cap leads to.
+// What is left of a cap that only feed-forward holds: less what the model does not know at the mix that the cap leads
+// to.
 double ControlCore::BlindFrac() const {
   const double cap_w = config_.limits.power_w;
   const LoadCost cost = mix_.CostAt(router_.points()[static_cast<size_t>(router_.Safest(mix_.batch()))], model_);
@@ -96,8 +97,8 @@ void ControlCore::SetCap(const SensorInput& sensors, double dt_s) {
   pacer_.SetCap(cap_w);
 }
 
-// Violations are those that the plain model without pacing would meet at the present load: measured, carried over by the identified
-// model. So a price does not fall because what it buys works, which would bring the violation back.
+// Violations are those that the plain model without pacing would meet at the present load: measured, carried over by
+// the identified model. So a price does not fall because what it buys works, which would bring the violation back.
 void ControlCore::MovePrices(double dt_s) {
   const LoadCost plain = mix_.CostAt(router_.points()[0], model_);
   const ControlLimits& limits = config_.limits;
@@ -121,7 +122,8 @@ void ControlCore::MovePrices(double dt_s) {
   move(&latency_, target_s > 0, late);
 
   const double j = router_.Outlook(0, InputNow()).j_per_token;
-  if (j > 0) reference_j_ = reference_j_ > 0 ? reference_j_ + (j - reference_j_) * -std::expm1(-dt_s / kReference_s) : j;
+  if (j > 0)
+    reference_j_ = reference_j_ > 0 ? reference_j_ + (j - reference_j_) * -std::expm1(-dt_s / kReference_s) : j;
 }
 
 void ControlCore::ChoosePoint(const StepInput& step, bool urgent) {
@@ -129,8 +131,9 @@ void ControlCore::ChoosePoint(const StepInput& step, bool urgent) {
   RouterChoice choice = router_.Choose(input);
   if (safest_) choice = {router_.Safest(mix_.batch()), DecisionReason::kSafest};
   const double target_s = input.latency_target_s;
-  const bool passed = urgent || (target_s > 0 && latency_s_ > target_s) ||
-                      (config_.limits.temp_c > 0 && step.sensors.temp_c && *step.sensors.temp_c > config_.limits.temp_c);
+  const bool passed =
+      urgent || (target_s > 0 && latency_s_ > target_s) ||
+      (config_.limits.temp_c > 0 && step.sensors.temp_c && *step.sensors.temp_c > config_.limits.temp_c);
   reason_ = choice.reason;
   if (choice.point != output_.point) {
     if (!passed && step.end_s - changed_s_ < kDwell_s) {
@@ -154,7 +157,8 @@ void ControlCore::BoundWork(const RouterInput& input, const StepInput& step) {
     const double row_s = mix_.mixed_step_s() / mix_.prefill_rows();
     double most_s = 1e9;
     if (input.cap_w > 0 && input.lambda_energy > 0) most_s = kBurst_s;
-    if (input.latency_target_s > 0 && mix_.has_decode()) most_s = std::min(most_s, kLatencyMargin * input.latency_target_s);
+    if (input.latency_target_s > 0 && mix_.has_decode())
+      most_s = std::min(most_s, kLatencyMargin * input.latency_target_s);
     int32_t chunk = config_.prefill_chunk;  // halves, so that noise does not move it
     while (chunk > kLeastChunk && row_s * chunk > most_s) chunk /= 2;
     output_.prefill_chunk = chunk < config_.prefill_chunk ? chunk : 0;
@@ -163,7 +167,8 @@ void ControlCore::BoundWork(const RouterInput& input, const StepInput& step) {
     const double ratio = std::max(latency_s_, router_.Outlook(output_.point, input).latency_s) / input.latency_target_s;
     const int32_t now = output_.max_sequences > 0 ? output_.max_sequences : config_.max_sequences;
     int32_t next = now;
-    if (ratio > 1 && reason_ != DecisionReason::kDwell) next = std::max(1, static_cast<int32_t>(std::min<double>(now, mix_.batch())) - 1);
+    if (ratio > 1 && reason_ != DecisionReason::kDwell)
+      next = std::max(1, static_cast<int32_t>(std::min<double>(now, mix_.batch())) - 1);
     if (ratio < 0.85 && now < config_.max_sequences) next = now + 1;
     if (next != now) bounded_s_ = step.end_s;
     output_.max_sequences = next < config_.max_sequences ? next : 0;

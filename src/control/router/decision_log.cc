@@ -76,10 +76,12 @@ DecisionLog::~DecisionLog() {
 }
 
 Status DecisionLog::Open(const std::string& path, const ControlConfig& config, const OperatingPoints& front,
-                         const std::vector<OperatingPoint>& points, int32_t fixed, const std::optional<ControlState>& state) {
+                         const std::vector<OperatingPoint>& points, int32_t fixed,
+                         const std::optional<ControlState>& state) {
   path_ = path;
   file_ = std::fopen(path.c_str(), "we");
-  if (file_ == nullptr) return InvalidArgument("{}: cannot be written ({}); check the folder and its room", path, std::strerror(errno));
+  if (file_ == nullptr)
+    return InvalidArgument("{}: cannot be written ({}); check the folder and its room", path, std::strerror(errno));
   rows_.reserve(kMostRows);
   Json header;
   header["decision_log"] = 1;
@@ -99,8 +101,8 @@ void DecisionLog::Add(const StepInput& input, const StepOutput& output, const Co
   if (core.ticked() || rows_.size() == kMostRows) WriteRows(core.ticked() ? &core : nullptr);
 }
 
-// A step: [start_s, end_s, prefill, decode, queued, expert_bytes, other_bytes, flops, point, pause_s, prefill_chunk, max_sequences] and,
-// where they changed, [..., source state, temp_c, power_w, energy_j].
+// A step: [start_s, end_s, prefill, decode, queued, expert_bytes, other_bytes, flops, point, pause_s, prefill_chunk,
+// max_sequences] and, where they changed, [..., source state, temp_c, power_w, energy_j].
 void DecisionLog::WriteRows(const ControlCore* core) {
   const auto out = std::back_inserter(line_);
   if (core != nullptr) {
@@ -111,9 +113,9 @@ void DecisionLog::WriteRows(const ControlCore* core) {
   for (size_t i = 0; i < rows_.size(); ++i) {
     const StepInput& in = rows_[i].input;
     const StepOutput& o = rows_[i].output;
-    fmt::format_to(out, "{}[{},{},{},{},{},{},{},{},{},{},{},{}", i == 0 ? "" : ",", in.start_s, in.end_s, in.prefill_tokens,
-                   in.decode_tokens, in.queued, in.expert_bytes, in.other_bytes, in.flops, o.point, o.pause_s, o.prefill_chunk,
-                   o.max_sequences);
+    fmt::format_to(out, "{}[{},{},{},{},{},{},{},{},{},{},{},{}", i == 0 ? "" : ",", in.start_s, in.end_s,
+                   in.prefill_tokens, in.decode_tokens, in.queued, in.expert_bytes, in.other_bytes, in.flops, o.point,
+                   o.pause_s, o.prefill_chunk, o.max_sequences);
     if (!has_written_ || !(in.sensors == written_)) {
       fmt::format_to(out, ",{}", static_cast<int>(in.sensors.state));
       Optional(&line_, in.sensors.temp_c);
@@ -127,13 +129,19 @@ void DecisionLog::WriteRows(const ControlCore* core) {
   line_.push_back(']');
   if (core != nullptr) {
     const ControlStatus& s = core->status();
-    fmt::format_to(out, ",\"measured\":{{\"counted_j\":{},\"predicted_j\":{},\"power_w\":{},\"temp_c\":{},\"latency_ms\":{},\"batch\":{}}}",
+    fmt::format_to(out,
+                   ",\"measured\":{{\"counted_j\":{},\"predicted_j\":{},\"power_w\":{},\"temp_c\":{},\"latency_ms\":{},"
+                   "\"batch\":{}}}",
                    core->counted_j(), core->predicted_j(), s.power_w, s.temp_c, s.latency_ms, s.batch);
-    fmt::format_to(out, ",\"decision\":{{\"point\":{},\"text\":\"{}\",\"reason\":\"{}\",\"cap_w\":{},\"lambda_power\":{},\"lambda_temp\":{},"
+    fmt::format_to(out,
+                   ",\"decision\":{{\"point\":{},\"text\":\"{}\",\"reason\":\"{}\",\"cap_w\":{},\"lambda_power\":{},"
+                   "\"lambda_temp\":{},"
                    "\"lambda_latency\":{},\"safest\":{},\"pause_frac\":{}}}",
-                   s.point_index, s.point_text, DecisionReasonName(s.reason), s.cap_w, s.lambda_power, s.lambda_temp, s.lambda_latency,
-                   s.safest, s.pause_frac);
-    fmt::format_to(out, ",\"predicted\":{{\"power_w\":{},\"temp_c\":{},\"demand_w\":{},\"idle_w\":{},\"j_per_byte\":{},\"j_per_flop\":{}}}",
+                   s.point_index, s.point_text, DecisionReasonName(s.reason), s.cap_w, s.lambda_power, s.lambda_temp,
+                   s.lambda_latency, s.safest, s.pause_frac);
+    fmt::format_to(out,
+                   ",\"predicted\":{{\"power_w\":{},\"temp_c\":{},\"demand_w\":{},\"idle_w\":{},\"j_per_byte\":{},\"j_"
+                   "per_flop\":{}}}",
                    s.forecast_power_w, s.forecast_temp_c, s.demand_w, s.idle_w, s.j_per_byte, s.j_per_flop);
   }
   line_.push_back('}');
@@ -150,7 +158,8 @@ void DecisionLog::Write() {
 void DecisionLog::AddLimits(const ControlLimits& limits) {
   if (file_ == nullptr || failed_) return;
   if (!rows_.empty()) WriteRows(nullptr);
-  fmt::format_to(std::back_inserter(line_), "{{\"limits\":[{},{},{}]}}\n", limits.power_w, limits.temp_c, limits.latency_ms);
+  fmt::format_to(std::back_inserter(line_), "{{\"limits\":[{},{},{}]}}\n", limits.power_w, limits.temp_c,
+                 limits.latency_ms);
   Write();
 }
 
@@ -158,7 +167,8 @@ Status DecisionLog::Flush() {
   if (file_ == nullptr) return Status::Ok();
   if (!rows_.empty() && !failed_) WriteRows(nullptr);
   failed_ = failed_ || std::fflush(file_) != 0;
-  if (failed_) return InvalidArgument("{}: the decision log could not be written to its end; check the room on its disk", path_);
+  if (failed_)
+    return InvalidArgument("{}: the decision log could not be written to its end; check the room on its disk", path_);
   return Status::Ok();
 }
 

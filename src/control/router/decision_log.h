@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every decision of a control loop as JSON lines, with all that it depended on; Replay makes them again (docs/control-loop.md).
+// Every decision of a control loop as JSON lines, with all that it depended on; Replay makes them again
+// (docs/control-loop.md).
 //
-// Line 1: {"decision_log": 1, "config", "fixed", "front_identity", "points", "state"}. Then a line a tick: {"tick", "time_s", "steps",
-// "measured", "decision", "predicted"}, and {"limits"} where they changed. Doubles are written so that they read back the same.
+// Line 1: {"decision_log": 1, "config", "fixed", "front_identity", "points", "state"}. Then a line a tick: {"tick",
+// "time_s", "steps", "measured", "decision", "predicted"}, and {"limits"} where they changed. Doubles are written so
+// that they read back the same.
 #pragma once
+
+#include <fmt/format.h>
 
 #include <cstdio>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <fmt/format.h>
 
 #include "control/router/control_core.h"
 #include "thermoe/status.h"
@@ -23,8 +25,8 @@ class DecisionLog {
   ~DecisionLog();
 
   // `state`: what the core was restored from. kInvalidArgument when `path` cannot be written.
-  Status Open(const std::string& path, const ControlConfig& config, const OperatingPoints& front, const std::vector<OperatingPoint>& points,
-              int32_t fixed, const std::optional<ControlState>& state);
+  Status Open(const std::string& path, const ControlConfig& config, const OperatingPoints& front,
+              const std::vector<OperatingPoint>& points, int32_t fixed, const std::optional<ControlState>& state);
   // After every step; formats and writes at ticks. Nothing is allocated in between.
   void Add(const StepInput& input, const StepOutput& output, const ControlCore& core);
   void AddLimits(const ControlLimits& limits);

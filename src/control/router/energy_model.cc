@@ -7,12 +7,13 @@
 namespace thermoe {
 namespace {
 
-// Prices drift slowly (leakage with temperature, clocks): a random walk of 10 % in 100 windows of half a second. Exponential forgetting
-// was tried and lost: at a constant load bytes, FLOPs and seconds keep one proportion, what is not excited is forgotten, and noise
-// then moves idle power to 0 within ten seconds.
+// Prices drift slowly (leakage with temperature, clocks): a random walk of 10 % in 100 windows of half a second.
+// Exponential forgetting was tried and lost: at a constant load bytes, FLOPs and seconds keep one proportion, what is
+// not excited is forgotten, and noise then moves idle power to 0 within ten seconds.
 constexpr double kDrift = 1e-4;
-constexpr double kLeastNoise = 0.0004, kMostNoise = 0.25;  // variance of a window's joules, relative: it is cut within steps
-constexpr double kNoiseShare = 0.1;                        // of a window in the running estimate of that
+constexpr double kLeastNoise = 0.0004,
+                 kMostNoise = 0.25;  // variance of a window's joules, relative: it is cut within steps
+constexpr double kNoiseShare = 0.1;  // of a window in the running estimate of that
 constexpr double kPriorVariance = 1;
 constexpr double kLeast = 1e-3, kMost = 1e3;  // relative to the prices
 constexpr double kLongest_s = 10;             // a longer window says little about now
@@ -80,7 +81,8 @@ void EnergyModel::LearnTime(double seconds, double bytes, double flops) {
   };
   if (state_.bytes_per_s <= 0 && bytes > 0) return follow(&state_.bytes_per_s, bytes / seconds);
   // Twice as slow as bytes explain, and nothing known of FLOPs: those are what it waited for.
-  if (state_.flops_per_s <= 0 && flops > 0 && seconds > 2 * by_bytes) return follow(&state_.flops_per_s, flops / seconds);
+  if (state_.flops_per_s <= 0 && flops > 0 && seconds > 2 * by_bytes)
+    return follow(&state_.flops_per_s, flops / seconds);
   if (by_flops > by_bytes) {
     follow(&state_.flops_per_s, flops / seconds);
   } else if (bytes > 0) {
@@ -117,7 +119,8 @@ double EnergyModel::Seconds(double bytes, double flops) const {
 
 bool EnergyModel::Restore(const State& state) {
   const auto rate = [](double value) { return value >= 0 && value < 1e18; };
-  if (!rate(state.bytes_per_s) || !rate(state.flops_per_s) || !(state.windows >= 0 && state.windows <= 1e6)) return false;
+  if (!rate(state.bytes_per_s) || !rate(state.flops_per_s) || !(state.windows >= 0 && state.windows <= 1e6))
+    return false;
   if (!(state.noise >= kLeastNoise && state.noise <= kMostNoise)) return false;
   for (int i = 0; i < kTerms; ++i) {
     if (!(state.value[i] >= kLeast && state.value[i] <= kMost)) return false;

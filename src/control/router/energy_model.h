@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a step costs on this device: joules = idle_w * seconds + j_per_byte * bytes + j_per_flop * FLOPs, identified from what a counter
-// counted (recursive least squares on relative errors, prices taken to drift: a Kalman filter of a random walk), and
-// seconds = max(bytes / bytes_per_s, FLOPs / flops_per_s), followed step by step.
+// What a step costs on this device: joules = idle_w * seconds + j_per_byte * bytes + j_per_flop * FLOPs, identified
+// from what a counter counted (recursive least squares on relative errors, prices taken to drift: a Kalman filter of a
+// random walk), and seconds = max(bytes / bytes_per_s, FLOPs / flops_per_s), followed step by step.
 #pragma once
 
 #include <array>
@@ -25,14 +25,15 @@ class EnergyModel {
  public:
   static constexpr int kTerms = 3;  // idle, bytes, FLOPs
   struct State {
-    std::array<double, kTerms> value;                      // relative to the prices
+    std::array<double, kTerms> value;                       // relative to the prices
     std::array<std::array<double, kTerms>, kTerms> spread;  // covariance
-    double noise = 0.0025;  // variance of a window's joules, relative
+    double noise = 0.0025;                                  // variance of a window's joules, relative
     double bytes_per_s = 0, flops_per_s = 0;
     double windows = 0;
   };
 
-  // `device_w`: the most that the device draws, 0 where unknown: until enough was measured, a step is taken to draw that.
+  // `device_w`: the most that the device draws, 0 where unknown: until enough was measured, a step is taken to draw
+  // that.
   EnergyModel(const EnergyPrices& prices, double bytes_per_s, double flops_per_s, double device_w);
 
   // Joules counted over `work`. What cannot be is ignored.

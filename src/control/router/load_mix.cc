@@ -55,7 +55,8 @@ LoadCost LoadMix::CostAt(const OperatingPoint& point, const EnergyModel& model) 
   double decode_busy_s = 0, decode_bytes = 0;
   if (decode_.steps > 0) {
     decode_bytes = decode_.other_bytes + decode_.expert_bytes * BytesFracAt(point, batch());
-    // Seconds by the model, which follows the last steps; a mean over half a second would lag behind a new background load.
+    // Seconds by the model, which follows the last steps; a mean over half a second would lag behind a new background
+    // load.
     decode_busy_s = model.Seconds(decode_bytes, decode_.flops);
     cost.decode_s = decode_busy_s / decode_.steps;
   }

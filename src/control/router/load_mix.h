@@ -15,11 +15,11 @@ double BytesFracAt(const OperatingPoint& point, double batch);
 // The present load at some point, for one mean step.
 struct LoadCost {
   double bytes = 0, flops = 0;
-  double work_j = 0;       // of bytes and FLOPs, without idle power
-  double busy_s = 0;       // running
-  double period_s = 0;     // from step to step without pacing: busy, and waiting for requests
-  double decode_s = 0;     // of one decode step, without pause
-  double demand_w = 0;     // mean power without pacing
+  double work_j = 0;    // of bytes and FLOPs, without idle power
+  double busy_s = 0;    // running
+  double period_s = 0;  // from step to step without pacing: busy, and waiting for requests
+  double decode_s = 0;  // of one decode step, without pause
+  double demand_w = 0;  // mean power without pacing
 };
 
 class LoadMix {
@@ -33,7 +33,9 @@ class LoadMix {
   double decode_tokens_per_step() const { return steps() > 0 ? decode_tokens_ / steps() : 0; }
   bool has_decode() const { return decode_.steps > 0.01; }
   bool has_prefill() const { return mixed_.steps > 0.01; }
-  double prefill_rows() const { return mixed_.steps > 0 ? prefill_tokens_ / mixed_.steps : 0; }  // of a step that has some
+  double prefill_rows() const {
+    return mixed_.steps > 0 ? prefill_tokens_ / mixed_.steps : 0;
+  }  // of a step that has some
   double mixed_step_s() const { return mixed_.steps > 0 ? mixed_.seconds / mixed_.steps : 0; }
 
  private:

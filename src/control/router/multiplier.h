@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The price of a constraint: a Lagrange multiplier moved by a PID rule on the constraint's violation (Stooke, Achiam and Abbeel,
-// Responsive Safety in Reinforcement Learning by PID Lagrangian Methods, ICML 2020).
+// The price of a constraint: a Lagrange multiplier moved by a PID rule on the constraint's violation (Stooke, Achiam
+// and Abbeel, Responsive Safety in Reinforcement Learning by PID Lagrangian Methods, ICML 2020).
 #pragma once
 
 namespace thermoe {
@@ -11,8 +11,8 @@ struct MultiplierGains {
   double ki_per_s = 8;
   double kd_s = 0.05;
   double smooth_s = 0.2;  // time constant of the moving average of v
-  // The integral forgets with this time constant, so that a violation which no actuator can end has a price in proportion to it
-  // (10 v at rest) instead of the highest there is.
+  // The integral forgets with this time constant, so that a violation which no actuator can end has a price in
+  // proportion to it (10 v at rest) instead of the highest there is.
   double leak_s = 1;
   double most = 1;
 };

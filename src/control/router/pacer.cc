@@ -7,8 +7,9 @@
 namespace thermoe {
 namespace {
 
-// Bounds as stretches of time at the cap. Credit: what may be drawn above the cap after a quiet stretch; 1 % of the second that the
-// cap is a mean over. Debts come in a step's size; beyond two seconds of the cap a model is wrong and paying would stop the machine.
+// Bounds as stretches of time at the cap. Credit: what may be drawn above the cap after a quiet stretch; 1 % of the
+// second that the cap is a mean over. Debts come in a step's size; beyond two seconds of the cap a model is wrong and
+// paying would stop the machine.
 constexpr double kCredit_s = 0.01, kDebt_s = 2;
 constexpr double kUnsettledCredit_s = 0.02, kUnsettledDebt_s = 0.5;
 constexpr double kSettle = 0.3;  // share of what a counter shows that enters at once: its windows are cut within steps

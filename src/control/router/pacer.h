@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pacing: idle between steps so that mean power meets a cap exactly, without rights on the device.
 //
-// A ledger in joules: what was drawn, less what the cap allows for the time that passed. After each step the pause that settles the
-// debt is debt / (cap - idle): feed-forward, with each step's own joules, so that a prefill burst is paid for right after it. What a
-// counter then shows to have been drawn beyond the prediction is added bit by bit: the slow, integral part.
+// A ledger in joules: what was drawn, less what the cap allows for the time that passed. After each step the pause that
+// settles the debt is debt / (cap - idle): feed-forward, with each step's own joules, so that a prefill burst is paid
+// for right after it. What a counter then shows to have been drawn beyond the prediction is added bit by bit: the slow,
+// integral part.
 #pragma once
 
 namespace thermoe {

@@ -51,7 +51,9 @@ struct Reader {
   }
 };
 
-Json LambdaJson(const ControlState::Lambda& lambda) { return {{"integral", lambda.integral}, {"smoothed", lambda.smoothed}}; }
+Json LambdaJson(const ControlState::Lambda& lambda) {
+  return {{"integral", lambda.integral}, {"smoothed", lambda.smoothed}};
+}
 
 Status CannotWrite(const std::string& path) {
   return InvalidArgument("{}: cannot be written ({}); check the folder and its room", path, std::strerror(errno));
@@ -79,8 +81,10 @@ std::string ControlStateJson(const ControlState& state) {
 }
 
 Result<ControlState> ParseControlState(std::string_view text, const std::string& source) {
-  const Json json = text.size() > kMostBytes ? Json(Json::value_t::discarded) : Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded() || !json.is_object()) return Corrupt("{}: is no state of the control loop; delete it to learn anew", source);
+  const Json json = text.size() > kMostBytes ? Json(Json::value_t::discarded)
+                                             : Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded() || !json.is_object())
+    return Corrupt("{}: is no state of the control loop; delete it to learn anew", source);
   ControlState state;
   Reader read{json, source, {}};
   double version = 0;

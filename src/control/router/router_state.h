@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the control loop learnt, as JSON: {"schema_version": 1, "lambda": ..., "energy": ..., "thermal": ..., "reference_j": ...}.
+// What the control loop learnt, as JSON: {"schema_version": 1, "lambda": ..., "energy": ..., "thermal": ...,
+// "reference_j": ...}.
 #pragma once
 
 #include <string>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// All that a decision depends on besides configuration and state, and all that one says: plain data, logged and replayed.
+// All that a decision depends on besides configuration and state, and all that one says: plain data, logged and
+// replayed.
 #pragma once
 
 #include <cstdint>

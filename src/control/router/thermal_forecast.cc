@@ -7,13 +7,15 @@
 namespace thermoe {
 namespace {
 
-constexpr double kRoom_c = 30;            // about
-constexpr double kFastShare = 0.5;        // of a device's whole rise above the room, that comes at once: 18 of 30 C on an H100
+constexpr double kRoom_c = 30;  // about
+constexpr double kFastShare =
+    0.5;  // of a device's whole rise above the room, that comes at once: 18 of 30 C on an H100
 constexpr double kDefaultFast_c_per_w = 0.04;
-constexpr double kFurthest = 5;           // of `fast` from the first guess, either way
+constexpr double kFurthest = 5;  // of `fast` from the first guess, either way
 // A weight of one change of 20 % of full power for the guess, and a memory of about 100 such changes.
 constexpr double kForget = 0.99, kGuessPower_w = 100, kLeastChange_w = 15;
-// Alpha-beta filter of the base, at ticks of 0.1 s: two seconds, so that a sensor's whole degrees do not show in the cap.
+// Alpha-beta filter of the base, at ticks of 0.1 s: two seconds, so that a sensor's whole degrees do not show in the
+// cap.
 constexpr double kAlpha = 0.06, kBeta = 0.0015;
 constexpr double kPower_s = 0.15;  // the die follows power with this
 constexpr double kMostSlope_c_per_s = 5;
@@ -22,7 +24,7 @@ constexpr double kMostSlope_c_per_s = 5;
 
 ThermalForecast::ThermalForecast(double device_w, double device_temp_c)
     : prior_c_per_w_(device_w > 0 && device_temp_c > kRoom_c ? kFastShare * (device_temp_c - kRoom_c) / device_w
-                                                              : kDefaultFast_c_per_w) {
+                                                             : kDefaultFast_c_per_w) {
   state_ = {prior_c_per_w_, prior_c_per_w_ * kGuessPower_w * kGuessPower_w, kGuessPower_w * kGuessPower_w};
 }
 
@@ -64,7 +66,9 @@ double ThermalForecast::PowerFor(double temp_c) const {
 }
 
 bool ThermalForecast::Restore(const State& state) {
-  if (!(state.fast_c_per_w >= prior_c_per_w_ / kFurthest * 0.999 && state.fast_c_per_w <= prior_c_per_w_ * kFurthest * 1.001)) return false;
+  if (!(state.fast_c_per_w >= prior_c_per_w_ / kFurthest * 0.999 &&
+        state.fast_c_per_w <= prior_c_per_w_ * kFurthest * 1.001))
+    return false;
   if (!(std::abs(state.moment_cw) < 1e12 && state.moment_ww > 0 && state.moment_ww < 1e12)) return false;
   state_ = state;
   return true;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Temperature some seconds ahead, by a small model identified from snapshots: temperature = base + fast * power. `fast` (C/W) is the
-// die above its surroundings, which follows power within a tick; the base (heat sink and room) moves slowly, with a slope. So the
-// power at which the limit will just be kept at the horizon is known before the limit is reached.
+// Temperature some seconds ahead, by a small model identified from snapshots: temperature = base + fast * power. `fast`
+// (C/W) is the die above its surroundings, which follows power within a tick; the base (heat sink and room) moves
+// slowly, with a slope. So the power at which the limit will just be kept at the horizon is known before the limit is
+// reached.
 #pragma once
 
 #include <array>
