@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/loop.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/errors.h"
+#include "control/router/control_core.h"
+#include "control/router/router_state.h"
+
+namespace thermoe {
+namespace {
+
+class Loop final : public ControlLoop {
+ public:
+  Loop(ControlConfig config, std::vector<OperatingPoint> points, int32_t fixed, const SteeringShape& shape)
+      : config_(std::move(config)), core_(config_, std::move(points), fixed) {
+    // Made here once, so that a tick only hands them out.
+    uint64_t version = 0;
+    for (const OperatingPoint& point : core_.router().points()) {
+      steerings_.push_back(std::make_shared<const Steering>(ToSteering(point, shape.layers, ++version)));
+    }
+  }
+
+  StepDecision AfterStep(const StepObservation& observation) override {
+    const StepOutput output = core_.AfterStep(InputFrom(observation));
+    StepDecision decision;
+    if (output.point != in_force_) decision.steering = steerings_[static_cast<size_t>(output.point)];
+    in_force_ = output.point;
+    decision.pause_s = output.pause_s;
+    decision.prefill_chunk = output.prefill_chunk;
+    decision.max_sequences = output.max_sequences;
+    return decision;
+  }
+
+  Status SetLimits(const ControlLimits& limits) override {
+    THERMOE_RETURN_IF_ERROR(CheckLimits(limits, config_.device_power_w, config_.device_temp_c));
+    core_.SetLimits(limits);
+    return Status::Ok();
+  }
+
+  // What an earlier run learnt, if there is a file.
+  Status LoadState() {
+    if (config_.state_path.empty()) return Status::Ok();
+    const Result<ControlState> state = ReadControlState(config_.state_path);
+    if (!state.ok()) return state.status().code() == StatusCode::kNotFound ? Status::Ok() : state.status();
+    if (core_.Restore(*state)) return Status::Ok();
+    return Corrupt("{}: holds values that no control loop comes to; delete it to learn anew", config_.state_path);
+  }
+  Status SaveState() const override {
+    return config_.state_path.empty() ? Status::Ok() : WriteControlState(config_.state_path, core_.state());
+  }
+  Status FlushLog() override { return Status::Ok(); }
+
+  const ControlStatus& status() const override { return core_.status(); }
+  const std::vector<OperatingPoint>& points() const override { return core_.router().points(); }
+
+ private:
+  ControlConfig config_;
+  ControlCore core_;
+  std::vector<std::shared_ptr<const Steering>> steerings_;  // [points]
+  int32_t in_force_ = 0;  // the engine starts plain
+};
+
+}  // namespace
+
+SteeringShape SteeringShapeOf(const ModelShape& model) {
+  return {model.config.layers, model.config.experts, model.config.slots, model.nested};
+}
+
+Result<std::unique_ptr<ControlLoop>> MakeControlLoop(ControlConfig config, OperatingPoints front, const SteeringShape& shape) {
+  THERMOE_RETURN_IF_ERROR(CheckConfig(config));
+  std::vector<OperatingPoint> points(1);
+  int32_t fixed = config.router == RouterMode::kPlain ? 0 : -1;
+  if (config.router == RouterMode::kAdaptive) points = UsablePoints(front, shape);
+  if (config.router == RouterMode::kStatic) {
+    THERMOE_RETURN_IF_ERROR(CheckSteering(ToSteering(config.static_point, shape.layers, 1), shape));
+    fixed = 0;
+    if (!config.static_point.SameSettings(points[0])) points.push_back(config.static_point), fixed = 1;
+  }
+  auto loop = std::make_unique<Loop>(std::move(config), std::move(points), fixed, shape);
+  THERMOE_RETURN_IF_ERROR(loop->LoadState());
+  return std::unique_ptr<ControlLoop>(std::move(loop));
+}
+
+}  // namespace thermoe

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the control loop is asked to keep, and what it shows: plain data.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "control/cost/cost_model.h"
+#include "control/router/operating_point.h"
+#include "thermoe/status.h"
+
+namespace thermoe {
+
+enum class RouterMode : uint8_t {
+  kPlain,     // the plain model; limits are kept by pacing alone
+  kStatic,    // one given point, and pacing
+  kAdaptive,  // points as the machine needs them, then pacing
+};
+const char* RouterModeName(RouterMode mode);  // "plain", "static", "adaptive"
+Result<RouterMode> ParseRouterMode(std::string_view name);
+
+// What gives way first: quality within the floor, or speed down to the latency target.
+enum class Preference : uint8_t { kThroughput, kQuality };
+const char* PreferenceName(Preference preference);  // "throughput", "quality"
+Result<Preference> ParsePreference(std::string_view name);
+
+// 0: none.
+struct ControlLimits {
+  double power_w = 0;     // mean over a second
+  double temp_c = 0;      // of the die
+  double latency_ms = 0;  // of a decode step, pause included: what a user sees between two tokens
+
+  bool any() const { return power_w > 0 || temp_c > 0 || latency_ms > 0; }
+  bool operator==(const ControlLimits&) const = default;
+};
+
+struct ControlConfig {
+  RouterMode router = RouterMode::kAdaptive;
+  OperatingPoint static_point;  // for kStatic; need not be in the front
+  ControlLimits limits;
+  double quality_floor_nats = 0.02;  // no point that loses more is chosen
+  Preference prefer = Preference::kThroughput;
+  double tick_s = 0.1;
+
+  // Before anything is measured.
+  EnergyPrices prices;
+  double bytes_per_s = 0, flops_per_s = 0;  // what the device reaches; 0: learnt from the first steps
+  // The device's own limits; 0: unknown. A limit above its device's is refused.
+  double device_power_w = 0, device_temp_c = 0;
+
+  // Bounds of the engine, which smaller chunks and batches start from; 0: those two actuators are not used.
+  int32_t prefill_chunk = 0, max_sequences = 0;
+
+  std::string state_path;  // read at start if it exists, written by SaveState; empty: nothing is kept
+  std::string log_path;    // decision log, JSON lines; empty: none
+};
+
+// Ranges, and limits against the device's own. One sentence names what and how to put it right.
+Status CheckConfig(const ControlConfig& config);
+Status CheckLimits(const ControlLimits& limits, double device_power_w, double device_temp_c);
+
+// Why the last tick decided as it did.
+enum class DecisionReason : uint8_t {
+  kHeadroom,    // no limit presses: plain
+  kPrice,       // the cheapest point at the present multipliers
+  kDwell,       // another point would be chosen, but this one is too young
+  kFixed,       // the mode has one point
+  kPreferQuality,  // pacing first: the plain point while the latency target allows
+  kSafest,      // a sensor that a limit needs is unknown, stale or lost
+};
+const char* DecisionReasonName(DecisionReason reason);
+
+// For a live view, the simulator and logs. Of the last tick where nothing else is said.
+struct ControlStatus {
+  double time_s = 0;  // of the last step's end
+  ControlLimits limits;
+  double lambda_power = 0, lambda_temp = 0, lambda_latency = 0;
+  int32_t point_index = 0;  // in points(); 0 is plain
+  std::string point_text = "plain";
+  double point_loss_nats = 0, point_bytes_frac = 1;  // at the running batch
+  double batch = 0;          // decode rows of a step, running mean
+  double pause_frac = 0;     // share of the last second that steps were kept waiting
+  double power_w = 0;        // measured, over the last change of the counter; 0: unknown
+  double forecast_power_w = 0;  // what the chosen point and pacing are predicted to draw
+  double demand_w = 0;       // what the present steps would draw without a pause
+  double cap_w = 0;          // what pacing holds now: of power and temperature limit; 0: nothing
+  double temp_c = 0;         // measured; 0: unknown
+  double forecast_temp_c = 0;  // at the horizon
+  double latency_ms = 0;     // decode steps, running mean, pause included
+  double idle_w = 0, j_per_byte = 0, j_per_flop = 0;  // as identified
+  bool safest = false;       // sensors fail: safest point and feed-forward pacing
+  DecisionReason reason = DecisionReason::kHeadroom;
+  int32_t prefill_chunk = 0, max_sequences = 0;  // bounds in force; 0: the engine's own
+  int64_t ticks = 0, point_changes = 0;
+};
+
+}  // namespace thermoe

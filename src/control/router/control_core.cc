@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/router/control_core.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace thermoe {
+namespace {
+
+constexpr double kMean_s = 1;             // time constant of what the status shows as means
+constexpr double kLatencyShare = 0.1;     // of a step in the running mean of latency
+constexpr int32_t kLateSteps = 3;         // so many over the target in a row do not wait for the next tick
+constexpr double kUrgentSpacing_s = 0.02;
+constexpr double kStaleEnergy_s = kStaleAfter_s;
+constexpr double kMostPower_w = 1e5, kMostTemp_c = 150, kLeastTemp_c = -50, kMostEnergy_j = 1e13;
+
+std::optional<double> Possible(const std::optional<double>& value, double low, double high) {
+  return value && *value >= low && *value <= high ? value : std::nullopt;
+}
+
+double Amount(double value) { return value >= 0 && value < 1e18 ? value : 0; }
+
+}  // namespace
+
+StepInput InputFrom(const StepObservation& observation) {
+  StepInput input;
+  const StepRecord& record = observation.record;
+  input.start_s = observation.start_s;
+  input.end_s = observation.end_s;
+  input.prefill_tokens = record.prefill_tokens;
+  input.decode_tokens = record.decode_tokens;
+  input.queued = observation.queued;
+  input.expert_bytes = Amount(record.expert_bytes);
+  input.other_bytes = Amount(record.weight_bytes - record.expert_bytes) + Amount(record.kv_bytes);
+  input.flops = Amount(record.flops);
+  const Snapshot& snapshot = observation.snapshot;
+  input.sensors.state = snapshot.state;
+  if (snapshot.state != SourceState::kLost) {
+    input.sensors.temp_c = Possible(snapshot.temp_c, kLeastTemp_c, kMostTemp_c);
+    input.sensors.power_w = Possible(snapshot.power_w, 0, kMostPower_w);
+    input.sensors.energy_j = Possible(snapshot.energy_j, 0, kMostEnergy_j);
+  }
+  return input;
+}
+
+ControlCore::ControlCore(const ControlConfig& config, std::vector<OperatingPoint> points, int32_t fixed)
+    : config_(config),
+      router_(std::move(points), fixed, config.quality_floor_nats, config.prefer),
+      model_(config.prices, config.bytes_per_s, config.flops_per_s, config.device_power_w),
+      forecast_(config.device_power_w, config.device_temp_c) {
+  for (const OperatingPoint& point : router_.points()) texts_.push_back(Describe(point));
+  output_.point = std::max(fixed, 0);
+  status_.limits = config_.limits;
+  status_.point_index = output_.point;
+  status_.point_text = texts_[static_cast<size_t>(output_.point)];
+  pacer_.SetCap(config_.limits.power_w);
+}
+
+void ControlCore::SetLimits(const ControlLimits& limits) {
+  limits_changed_ = limits_changed_ || !(limits == config_.limits);
+  config_.limits = limits;
+}
+
+// The heartbeat: account for what ran, tick when it is time or something is wrong, and say how long to wait.
+StepOutput ControlCore::AfterStep(const StepInput& step) {
+  if (!started_) {
+    last_end_s_ = step.start_s;
+    tick_s_ = step.start_s;
+    energy_moved_s_ = step.end_s;
+    started_ = true;
+  }
+  ReadEnergy(step);
+  Account(step);
+  const bool late = config_.limits.latency_ms > 0 && late_steps_ >= kLateSteps && step.end_s - tick_s_ >= kUrgentSpacing_s;
+  const bool urgent = limits_changed_ || late || SensorsFail(step) != safest_;
+  ticked_ = urgent || step.end_s - tick_s_ >= config_.tick_s;
+  if (ticked_) Tick(step, urgent);
+
+  const double passed_s = std::max(0.0, step.end_s - last_end_s_);
+  pause_s_ = pacer_.AfterStep(drawn_j_, passed_s, model_.idle_w());
+  last_end_s_ = std::max(last_end_s_, step.end_s);
+  output_.pause_s = pause_s_;
+  return output_;
+}
+
+// A step, and the time before it, as the model prices them.
+void ControlCore::Account(const StepInput& step) {
+  const double step_s = std::max(0.0, step.end_s - step.start_s);
+  const double passed_s = std::max(step_s, step.end_s - last_end_s_), between_s = passed_s - step_s;
+  const double gap_s = std::max(0.0, between_s - pause_s_);
+  drawn_j_ = model_.CautiousJoules(step_s, step.bytes(), step.flops) + model_.idle_w() * between_s;
+  window_.work += {passed_s, step.bytes(), step.flops};
+  window_.predicted_j += drawn_j_;
+  model_.LearnTime(step_s, step.bytes(), step.flops);
+  mix_.Add(step, router_.points()[static_cast<size_t>(output_.point)], gap_s);
+
+  const double keep = std::exp(-passed_s / kMean_s);
+  paused_s_ = paused_s_ * keep + std::min(between_s, pause_s_);
+  elapsed_s_ = elapsed_s_ * keep + passed_s;
+  if (step.decode_tokens > 0) {
+    const double latency_s = passed_s - gap_s;
+    latency_s_ += (latency_s_ > 0 ? kLatencyShare : 1) * (latency_s - latency_s_);
+    late_steps_ = latency_s * 1e3 > config_.limits.latency_ms ? late_steps_ + 1 : 0;
+  }
+}
+
+// Closes the window up to the step before when the counter moved. Its edge lies somewhere in the last step: noise that the model's
+// memory and the pacer's share average out, for the sums stay exact.
+void ControlCore::ReadEnergy(const StepInput& step) {
+  if (!step.sensors.energy_j) {
+    if (seen_energy_) pacer_.Forgive();
+    seen_energy_ = anchored_ = false;
+    energy_moved_s_ = step.end_s;
+    if (!step.sensors.power_w) window_ = {};  // else the tick closes it
+    return;
+  }
+  const double energy_j = *step.sensors.energy_j;
+  if (seen_energy_ && energy_j == energy_j_) return;
+  if (!seen_energy_ || energy_j < energy_j_ || step.end_s - energy_moved_s_ > 10 * kStaleEnergy_s) anchored_ = false;
+  if (anchored_) {
+    counted_j_ = energy_j - energy_j_;
+    predicted_j_ = window_.predicted_j;
+    measured_w_ = window_.work.seconds > 0 ? counted_j_ / window_.work.seconds : measured_w_;
+    tick_j_ += counted_j_;
+    tick_window_s_ += window_.work.seconds;
+    if (window_.work.seconds < kStaleEnergy_s * 3) pacer_.Correct(counted_j_ - predicted_j_);
+    model_.LearnEnergy(counted_j_, window_.work);
+  }
+  // The first value seen may be old; the first change is where counting starts.
+  anchored_ = seen_energy_ && energy_j > energy_j_;
+  seen_energy_ = true;
+  energy_j_ = energy_j;
+  energy_moved_s_ = step.end_s;
+  window_ = {};
+}
+
+// Whether a sensor that a limit needs is missing, now.
+bool ControlCore::SensorsFail(const StepInput& step) const {
+  const SensorInput& sensors = step.sensors;
+  const bool power = config_.limits.power_w > 0, temp = config_.limits.temp_c > 0;
+  if (!power && !temp) return false;
+  if (sensors.state == SourceState::kLost) return true;
+  const bool energy_rests = seen_energy_ && step.end_s - energy_moved_s_ > kStaleEnergy_s;
+  if (sensors.energy_j ? energy_rests : !sensors.power_w.has_value()) return true;
+  return temp && !sensors.temp_c;
+}
+
+}  // namespace thermoe

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// The decisions of the control loop, without steering objects, files or clocks: StepInput to StepOutput. Reproducible to the bit.
+#pragma once
+
+#include <vector>
+
+#include "control/router/adaptive_router.h"
+#include "control/router/control_config.h"
+#include "control/router/energy_model.h"
+#include "control/router/load_mix.h"
+#include "control/router/multiplier.h"
+#include "control/router/pacer.h"
+#include "control/router/step_input.h"
+#include "control/router/thermal_forecast.h"
+
+namespace thermoe {
+
+// What is kept from run to run.
+struct ControlState {
+  struct Lambda {
+    double integral = 0, smoothed = 0;
+  };
+  Lambda power, temp, latency;
+  EnergyModel::State energy;
+  ThermalForecast::State thermal;
+  double reference_j = 0;  // joules of a token
+};
+
+class ControlCore {
+ public:
+  // `points`: plain first; `fixed`: the only one to use, or -1.
+  ControlCore(const ControlConfig& config, std::vector<OperatingPoint> points, int32_t fixed);
+
+  StepOutput AfterStep(const StepInput& step);
+  void SetLimits(const ControlLimits& limits);  // checked by the caller
+
+  const ControlStatus& status() const { return status_; }
+  const AdaptiveRouter& router() const { return router_; }
+  bool ticked() const { return ticked_; }  // in the last AfterStep
+  // Joules counted, and predicted for the same stretch, when the counter last moved.
+  double counted_j() const { return counted_j_; }
+  double predicted_j() const { return predicted_j_; }
+
+  ControlState state() const;
+  // False, and nothing changes, when it is not one that a loop can come to.
+  bool Restore(const ControlState& state);
+
+ private:
+  struct Window {  // since the counter moved last
+    WorkTotals work;
+    double predicted_j = 0;
+  };
+
+  void Account(const StepInput& step);
+  void ReadEnergy(const StepInput& step);
+  bool SensorsFail(const StepInput& step) const;
+  void Tick(const StepInput& step, bool urgent);
+  void SetCap(const SensorInput& sensors, double dt_s);
+  void MovePrices(double dt_s);
+  void ChoosePoint(const StepInput& step, bool urgent);
+  void BoundWork(const RouterInput& input, const StepInput& step);
+  RouterInput InputNow() const;
+  void Show(const StepInput& step);
+
+  ControlConfig config_;
+  AdaptiveRouter router_;
+  std::vector<std::string> texts_;  // [points]
+  Multiplier power_, temp_, latency_;
+  EnergyModel model_;
+  ThermalForecast forecast_;
+  Pacer pacer_;
+  LoadMix mix_;
+
+  StepOutput output_;
+  double last_end_s_ = 0, pause_s_ = 0;
+  bool started_ = false;
+  // Energy.
+  bool seen_energy_ = false, anchored_ = false;
+  double energy_j_ = 0, energy_moved_s_ = 0;  // the counter's last value, and since when it shows that
+  Window window_;
+  double counted_j_ = 0, predicted_j_ = 0, measured_w_ = 0;
+  double tick_j_ = 0, tick_window_s_ = 0;  // counted since the last tick
+  // Running means.
+  double latency_s_ = 0, paused_s_ = 0, elapsed_s_ = 0, drawn_j_ = 0;
+  int32_t late_steps_ = 0;  // decode steps over the target in a row
+  // Ticks.
+  double tick_s_ = 0, changed_s_ = -1e9, bounded_s_ = -1e9;
+  bool safest_ = false, limits_changed_ = false, ticked_ = false;
+  double heat_cap_w_ = 0;  // that the temperature limit allows; 0: none or unknown
+  double reference_j_ = 0;
+  DecisionReason reason_ = DecisionReason::kHeadroom;
+  ControlStatus status_;
+};
+
+}  // namespace thermoe
