@@ -25,5 +25,6 @@ Command MakeDoctorCommand(CLI::App* root);
 Command MakeRecordCommand(CLI::App* root);
 Command MakeProfileCommand(CLI::App* root);
 Command MakeCalibrateCommand(CLI::App* root);
+Command MakeSimulateCommand(CLI::App* root);
 
 }  // namespace thermoe

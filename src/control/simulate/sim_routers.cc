@@ -23,7 +23,7 @@ struct Job {
   bool q4 = false;
 };
 
-Result<SimRun> RunJob(const SimSetup& setup, const Job& job, const std::function<bool(double)>& progress) {
+Result<SimRun> RunJob(const SimSetup& setup, const PointLoss& plain_loss, const Job& job, const std::function<bool(double)>& progress) {
   SimSetup own = setup;
   if (job.q4) {
     SimModel model = setup.scenario->model;
@@ -33,7 +33,7 @@ Result<SimRun> RunJob(const SimSetup& setup, const Job& job, const std::function
     if (!shape.ok()) return shape.status();
     own.shape = std::move(shape).value();
   }
-  const PointLoss loss(own.points, own.shape, job.q4 ? kQ4Loss_nats : 0);
+  const PointLoss loss = plain_loss.WithExtra(job.q4 ? kQ4Loss_nats : 0);
   Result<SimController> controller = MakeSimController(own, job.kind, job.point);
   if (!controller.ok()) return controller.status();
   Result<SimRun> run = RunScenario(*own.scenario, *own.profile, own.shape, loss, std::move(controller).value(), progress);
@@ -42,7 +42,7 @@ Result<SimRun> RunJob(const SimSetup& setup, const Job& job, const std::function
 }
 
 // Runs all, each as it would run alone. The first error in the order of `jobs` counts.
-Result<std::vector<SimRun>> RunJobs(const SimSetup& setup, const std::vector<Job>& jobs, int threads,
+Result<std::vector<SimRun>> RunJobs(const SimSetup& setup, const PointLoss& loss, const std::vector<Job>& jobs, int threads,
                                     const std::function<bool(double)>& progress) {
   std::vector<std::optional<Result<SimRun>>> results(jobs.size());
   std::vector<double> done(jobs.size());
@@ -51,7 +51,7 @@ Result<std::vector<SimRun>> RunJobs(const SimSetup& setup, const std::vector<Job
   std::mutex mutex;
   const auto work = [&] {
     for (size_t i = next++; i < jobs.size(); i = next++) {
-      results[i] = RunJob(setup, jobs[i], [&, i](double frac) {
+      results[i] = RunJob(setup, loss, jobs[i], [&, i](double frac) {
         const std::scoped_lock lock(mutex);
         done[i] = frac;
         double sum = 0;
@@ -120,7 +120,8 @@ Result<SimResults> Simulate(const SimSetup& setup, int threads, const std::funct
                              setup.scenario->path, setup.scenario->quality_floor_nats);
     }
   }
-  Result<std::vector<SimRun>> ran = RunJobs(setup, jobs, threads, progress);
+  const PointLoss loss(setup.points, setup.shape);
+  Result<std::vector<SimRun>> ran = RunJobs(setup, loss, jobs, threads, progress);
   if (!ran.ok()) return ran.status();
   std::vector<SimRun> all = std::move(ran).value();
   SimResults results;
@@ -139,7 +140,7 @@ Result<SimResults> Simulate(const SimSetup& setup, int threads, const std::funct
     }));
     results.runs.back().router = router;
   }
-  results.nats_per_mass = PointLoss(setup.points, setup.shape, 0).nats_per_mass();
+  results.nats_per_mass = loss.nats_per_mass();
   return {std::move(results)};
 }
 

@@ -28,13 +28,19 @@ Result<OperatingPoint> FindPoint(const OperatingPoints& points, const std::strin
 class PointLoss final : public SimLoss {
  public:
   // `points` as FitPoints gives them. `extra_nats` is added always: of weights that are kept in few bits.
-  PointLoss(OperatingPoints points, const ModelShape& shape, double extra_nats);
+  PointLoss(OperatingPoints points, const ModelShape& shape, double extra_nats = 0);
 
   double OfSettings(const Steering* steering, double batch) const override;
   double OfBiases(double mass_lost) const override { return std::max(0.0, nats_per_mass_ * mass_lost); }
   std::string TextOf(const Steering* steering) const override;
   // Nats for the whole of a token's gate mass, from points that exchange experts (k0, soft) against the same ones that do not.
   double nats_per_mass() const { return nats_per_mass_; }
+  // The same with other weights: pricing gate mass takes a while and does not depend on them.
+  PointLoss WithExtra(double extra_nats) const {
+    PointLoss other = *this;
+    other.extra_nats_ = extra_nats;
+    return other;
+  }
 
  private:
   const OperatingPoint* Find(const Steering& steering) const;
