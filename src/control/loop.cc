@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/loop.h"
 
-#include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "base/errors.h"
 #include "control/router/control_core.h"
+#include "control/router/decision_log.h"
 #include "control/router/router_state.h"
 
 namespace thermoe {
@@ -23,7 +24,9 @@ class Loop final : public ControlLoop {
   }
 
   StepDecision AfterStep(const StepObservation& observation) override {
-    const StepOutput output = core_.AfterStep(InputFrom(observation));
+    const StepInput input = InputFrom(observation);
+    const StepOutput output = core_.AfterStep(input);
+    log_.Add(input, output, core_);
     StepDecision decision;
     if (output.point != in_force_) decision.steering = steerings_[static_cast<size_t>(output.point)];
     in_force_ = output.point;
@@ -36,6 +39,7 @@ class Loop final : public ControlLoop {
   Status SetLimits(const ControlLimits& limits) override {
     THERMOE_RETURN_IF_ERROR(CheckLimits(limits, config_.device_power_w, config_.device_temp_c));
     core_.SetLimits(limits);
+    log_.AddLimits(limits);
     return Status::Ok();
   }
 
@@ -44,13 +48,18 @@ class Loop final : public ControlLoop {
     if (config_.state_path.empty()) return Status::Ok();
     const Result<ControlState> state = ReadControlState(config_.state_path);
     if (!state.ok()) return state.status().code() == StatusCode::kNotFound ? Status::Ok() : state.status();
+    restored_ = *state;
     if (core_.Restore(*state)) return Status::Ok();
     return Corrupt("{}: holds values that no control loop comes to; delete it to learn anew", config_.state_path);
   }
   Status SaveState() const override {
     return config_.state_path.empty() ? Status::Ok() : WriteControlState(config_.state_path, core_.state());
   }
-  Status FlushLog() override { return Status::Ok(); }
+  Status OpenLog(const OperatingPoints& front, int32_t fixed) {
+    if (config_.log_path.empty()) return Status::Ok();
+    return log_.Open(config_.log_path, config_, front, core_.router().points(), fixed, restored_);
+  }
+  Status FlushLog() override { return log_.Flush(); }
 
   const ControlStatus& status() const override { return core_.status(); }
   const std::vector<OperatingPoint>& points() const override { return core_.router().points(); }
@@ -59,6 +68,8 @@ class Loop final : public ControlLoop {
   ControlConfig config_;
   ControlCore core_;
   std::vector<std::shared_ptr<const Steering>> steerings_;  // [points]
+  DecisionLog log_;
+  std::optional<ControlState> restored_;
   int32_t in_force_ = 0;  // the engine starts plain
 };
 
@@ -80,6 +91,7 @@ Result<std::unique_ptr<ControlLoop>> MakeControlLoop(ControlConfig config, Opera
   }
   auto loop = std::make_unique<Loop>(std::move(config), std::move(points), fixed, shape);
   THERMOE_RETURN_IF_ERROR(loop->LoadState());
+  THERMOE_RETURN_IF_ERROR(loop->OpenLog(front, fixed));
   return std::unique_ptr<ControlLoop>(std::move(loop));
 }
 

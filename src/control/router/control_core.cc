@@ -11,6 +11,12 @@ constexpr double kMean_s = 1;             // time constant of what the status sh
 constexpr double kLatencyShare = 0.1;     // of a step in the running mean of latency
 constexpr int32_t kLateSteps = 3;         // so many over the target in a row do not wait for the next tick
 constexpr double kUrgentSpacing_s = 0.02;
+// The model learns from windows of several changes of the counter: each is cut somewhere within a step, and the longer, the less it
+// matters. The first are shorter, so that something is known soon.
+constexpr double kLearn_s = 0.45, kFirstLearn_s = 0.15;
+constexpr double kMostOverDevice = 1.5, kCutStep_j = 1;  // a window is cut within steps
+constexpr double kMostRatio = 5;
+constexpr int32_t kMostAbsurd = 5;  // in a row
 constexpr double kStaleEnergy_s = kStaleAfter_s;
 constexpr double kMostPower_w = 1e5, kMostTemp_c = 150, kLeastTemp_c = -50, kMostEnergy_j = 1e13;
 
@@ -25,8 +31,8 @@ double Amount(double value) { return value >= 0 && value < 1e18 ? value : 0; }
 StepInput InputFrom(const StepObservation& observation) {
   StepInput input;
   const StepRecord& record = observation.record;
-  input.start_s = observation.start_s;
-  input.end_s = observation.end_s;
+  input.start_s = std::isfinite(observation.start_s) ? observation.start_s : 0;
+  input.end_s = std::isfinite(observation.end_s) ? observation.end_s : input.start_s;
   input.prefill_tokens = record.prefill_tokens;
   input.decode_tokens = record.decode_tokens;
   input.queued = observation.queued;
@@ -88,7 +94,8 @@ void ControlCore::Account(const StepInput& step) {
   const double step_s = std::max(0.0, step.end_s - step.start_s);
   const double passed_s = std::max(step_s, step.end_s - last_end_s_), between_s = passed_s - step_s;
   const double gap_s = std::max(0.0, between_s - pause_s_);
-  drawn_j_ = model_.CautiousJoules(step_s, step.bytes(), step.flops) + model_.idle_w() * between_s;
+  const WorkTotals work{step_s, step.bytes(), step.flops};
+  drawn_j_ = (safest_ ? model_.CautiousJoules(work) : model_.Joules(work)) + model_.idle_w() * between_s;
   window_.work += {passed_s, step.bytes(), step.flops};
   window_.predicted_j += drawn_j_;
   model_.LearnTime(step_s, step.bytes(), step.flops);
@@ -104,6 +111,14 @@ void ControlCore::Account(const StepInput& step) {
   }
 }
 
+// A counter that leaps is no measurement. What the model finds absurd again and again is, though: then the model is wrong.
+bool ControlCore::Plausible(double counted_j, const Window& window) {
+  if (config_.device_power_w > 0 && counted_j > kMostOverDevice * config_.device_power_w * window.work.seconds + kCutStep_j) return false;
+  const bool near = !model_.known() || (counted_j < kMostRatio * window.predicted_j && counted_j * kMostRatio > window.predicted_j);
+  absurd_ = near ? 0 : absurd_ + 1;
+  return near || absurd_ > kMostAbsurd;
+}
+
 // Closes the window up to the step before when the counter moved. Its edge lies somewhere in the last step: noise that the model's
 // memory and the pacer's share average out, for the sums stay exact.
 void ControlCore::ReadEnergy(const StepInput& step) {
@@ -117,6 +132,7 @@ void ControlCore::ReadEnergy(const StepInput& step) {
   const double energy_j = *step.sensors.energy_j;
   if (seen_energy_ && energy_j == energy_j_) return;
   if (!seen_energy_ || energy_j < energy_j_ || step.end_s - energy_moved_s_ > 10 * kStaleEnergy_s) anchored_ = false;
+  if (anchored_ && !Plausible(energy_j - energy_j_, window_)) anchored_ = false;
   if (anchored_) {
     counted_j_ = energy_j - energy_j_;
     predicted_j_ = window_.predicted_j;
@@ -124,7 +140,16 @@ void ControlCore::ReadEnergy(const StepInput& step) {
     tick_j_ += counted_j_;
     tick_window_s_ += window_.work.seconds;
     if (window_.work.seconds < kStaleEnergy_s * 3) pacer_.Correct(counted_j_ - predicted_j_);
-    model_.LearnEnergy(counted_j_, window_.work);
+    learn_ += window_.work;
+    learn_j_ += counted_j_;
+    if (learn_.seconds >= (model_.known() ? kLearn_s : kFirstLearn_s)) {
+      model_.LearnEnergy(learn_j_, learn_);
+      learn_ = {};
+      learn_j_ = 0;
+    }
+  } else {
+    learn_ = {};
+    learn_j_ = 0;
   }
   // The first value seen may be old; the first change is where counting starts.
   anchored_ = seen_energy_ && energy_j > energy_j_;

@@ -53,8 +53,10 @@ class ControlCore {
 
   void Account(const StepInput& step);
   void ReadEnergy(const StepInput& step);
+  bool Plausible(double counted_j, const Window& window);
   bool SensorsFail(const StepInput& step) const;
   void Tick(const StepInput& step, bool urgent);
+  double BlindFrac() const;
   void SetCap(const SensorInput& sensors, double dt_s);
   void MovePrices(double dt_s);
   void ChoosePoint(const StepInput& step, bool urgent);
@@ -78,6 +80,9 @@ class ControlCore {
   bool seen_energy_ = false, anchored_ = false;
   double energy_j_ = 0, energy_moved_s_ = 0;  // the counter's last value, and since when it shows that
   Window window_;
+  WorkTotals learn_;  // the same since the model last learnt
+  double learn_j_ = 0;
+  int32_t absurd_ = 0;  // windows in a row that the model does not believe
   double counted_j_ = 0, predicted_j_ = 0, measured_w_ = 0;
   double tick_j_ = 0, tick_window_s_ = 0;  // counted since the last tick
   // Running means.

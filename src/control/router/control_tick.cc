@@ -14,6 +14,7 @@ constexpr double kTempMargin_c = 0.7;     // below the limit: a sensor of whole 
 constexpr double kCapRise_per_s = 0.05;   // of the cap that heat allows: it falls at once and rises slowly
 constexpr double kHeatBinds = 1.5;        // heat caps far above the demand are no caps
 constexpr double kBlindCap = 0.97;        // of a power cap that only feed-forward holds
+constexpr double kBlindDeviations = 2, kLeastBlindCap = 0.7;
 constexpr double kBlindHeatCap = 0.85;    // of the last cap that heat allowed
 constexpr double kBlindHeatDevice = 0.5;  // of the device's power, when heat was never seen
 constexpr double kLatencyMargin = 0.96;
@@ -57,6 +58,15 @@ void ControlCore::Tick(const StepInput& step, bool urgent) {
   ++status_.ticks;
 }
 
+// What is left of a cap that only feed-forward holds: less what the model does not know at the mix that the cap leads to.
+double ControlCore::BlindFrac() const {
+  const double cap_w = config_.limits.power_w;
+  const LoadCost cost = mix_.CostAt(router_.points()[static_cast<size_t>(router_.Safest(mix_.batch()))], model_);
+  const double room_w = std::max(cap_w - model_.idle_w(), 0.02 * cap_w);
+  const WorkTotals paced = {std::max(cost.period_s, cost.work_j / room_w), cost.bytes, cost.flops};
+  return std::clamp(kBlindCap - kBlindDeviations * model_.UncertaintyFrac(paced), kLeastBlindCap, kBlindCap);
+}
+
 // What pacing holds: the lower of the power limit and what heat allows.
 void ControlCore::SetCap(const SensorInput& sensors, double dt_s) {
   const double limit_c = config_.limits.temp_c;
@@ -81,7 +91,7 @@ void ControlCore::SetCap(const SensorInput& sensors, double dt_s) {
     heat_cap_w_ = 0;
   }
   if (!safest_) heat_w = heat_cap_w_;
-  double cap_w = config_.limits.power_w * (safest_ ? kBlindCap : 1);
+  double cap_w = config_.limits.power_w * (safest_ ? BlindFrac() : 1);
   if (heat_w > 0) cap_w = cap_w > 0 ? std::min(cap_w, heat_w) : heat_w;
   pacer_.SetCap(cap_w);
 }

@@ -7,10 +7,13 @@
 namespace thermoe {
 namespace {
 
-constexpr double kForget = 0.98;  // a memory of about 50 windows of 0.1 s
-constexpr double kNoise = 0.0009;  // variance of a window's joules, relative: its edges are known to a step of some milliseconds
+// Prices drift slowly (leakage with temperature, clocks): a random walk of 10 % in 100 windows of half a second. Exponential forgetting
+// was tried and lost: at a constant load bytes, FLOPs and seconds keep one proportion, what is not excited is forgotten, and noise
+// then moves idle power to 0 within ten seconds.
+constexpr double kDrift = 1e-4;
+constexpr double kLeastNoise = 0.0004, kMostNoise = 0.25;  // variance of a window's joules, relative: it is cut within steps
+constexpr double kNoiseShare = 0.1;                        // of a window in the running estimate of that
 constexpr double kPriorVariance = 1;
-constexpr double kMostVariance = 100;
 constexpr double kLeast = 1e-3, kMost = 1e3;  // relative to the prices
 constexpr double kLongest_s = 10;             // a longer window says little about now
 // A step's share in the running mean of speed: ten steps follow a background load within 30 ms.
@@ -39,30 +42,26 @@ void EnergyModel::LearnEnergy(double joules, const WorkTotals& work) {
                                         prior_[2] * work.flops / joules};
   auto& p = state_.spread;
   std::array<double, kTerms> px{};
-  double error = 1, denominator = kForget * kNoise;
+  double error = 1, explained = 0;
   for (int i = 0; i < kTerms; ++i) {
     for (int j = 0; j < kTerms; ++j) px[i] += p[i][j] * x[j];
     error -= state_.value[i] * x[i];
-    denominator += x[i] * px[i];
+    explained += x[i] * px[i];
   }
-  if (!std::isfinite(denominator) || !(denominator > 0)) return;
-  bool sound = true;
+  // What errors are not due to prices that are not known yet is noise.
+  const double surprise = std::clamp(error * error - explained, kLeastNoise, kMostNoise);
+  state_.noise += kNoiseShare * (surprise - state_.noise);
+  const double denominator = state_.noise + explained;
+  if (!std::isfinite(denominator)) return;
   for (int i = 0; i < kTerms; ++i) {
     state_.value[i] = std::clamp(state_.value[i] + px[i] / denominator * error, kLeast, kMost);
-    for (int j = 0; j <= i; ++j) p[i][j] = p[j][i] = (p[i][j] - px[i] * px[j] / denominator) / kForget;
+    for (int j = 0; j <= i; ++j) p[i][j] = p[j][i] = p[i][j] - px[i] * px[j] / denominator;
   }
-  for (int i = 0; i < kTerms; ++i) sound = sound && p[i][i] > 0 && std::isfinite(p[i][i]);
-  for (int i = 0; i < kTerms && sound; ++i) {
-    // A direction that is never excited would grow without end: scaled back, its correlations with it.
-    if (p[i][i] <= kMostVariance) continue;
-    const double scale = std::sqrt(kMostVariance / p[i][i]);
+  for (int i = 0; i < kTerms; ++i) {
+    p[i][i] += kDrift;
+    if (p[i][i] <= kPriorVariance) continue;  // never less sure than at first
+    const double scale = std::sqrt(kPriorVariance / p[i][i]);
     for (int j = 0; j < kTerms; ++j) p[i][j] *= scale, p[j][i] *= scale;
-  }
-  if (!sound) {
-    for (int i = 0; i < kTerms; ++i) {
-      p[i].fill(0);
-      p[i][i] = kPriorVariance;
-    }
   }
   state_.windows = std::min(state_.windows + 1, 1e6);
 }
@@ -93,9 +92,21 @@ double EnergyModel::Joules(const WorkTotals& work) const {
   return idle_w() * work.seconds + j_per_byte() * work.bytes + j_per_flop() * work.flops;
 }
 
-double EnergyModel::CautiousJoules(double step_s, double bytes, double flops) const {
-  const double joules = Joules({step_s, bytes, flops});
-  return known() ? joules : std::max(joules, device_w_ * step_s);
+double EnergyModel::CautiousJoules(const WorkTotals& work) const {
+  const double joules = Joules(work);
+  return known() ? joules : std::max(joules, device_w_ * work.seconds);
+}
+
+double EnergyModel::UncertaintyFrac(const WorkTotals& work) const {
+  const double joules = Joules(work);
+  if (!(joules > 0)) return 1;
+  const std::array<double, kTerms> x = {prior_[0] * work.seconds / joules, prior_[1] * work.bytes / joules,
+                                        prior_[2] * work.flops / joules};
+  double variance = 0;
+  for (int i = 0; i < kTerms; ++i) {
+    for (int j = 0; j < kTerms; ++j) variance += x[i] * state_.spread[i][j] * x[j];
+  }
+  return std::sqrt(std::max(variance, 0.0));
 }
 
 double EnergyModel::Seconds(double bytes, double flops) const {
@@ -107,9 +118,10 @@ double EnergyModel::Seconds(double bytes, double flops) const {
 bool EnergyModel::Restore(const State& state) {
   const auto rate = [](double value) { return value >= 0 && value < 1e18; };
   if (!rate(state.bytes_per_s) || !rate(state.flops_per_s) || !(state.windows >= 0 && state.windows <= 1e6)) return false;
+  if (!(state.noise >= kLeastNoise && state.noise <= kMostNoise)) return false;
   for (int i = 0; i < kTerms; ++i) {
     if (!(state.value[i] >= kLeast && state.value[i] <= kMost)) return false;
-    if (!(state.spread[i][i] > 0 && state.spread[i][i] <= kMostVariance * 1.0001)) return false;
+    if (!(state.spread[i][i] > 0 && state.spread[i][i] <= kPriorVariance * 1.0001)) return false;
     for (int j = 0; j < i; ++j) {
       const double p = state.spread[i][j];
       if (p != state.spread[j][i] || !(p * p <= state.spread[i][i] * state.spread[j][j])) return false;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a step costs on this device: joules = idle_w * seconds + j_per_byte * bytes + j_per_flop * FLOPs, identified from what a counter
-// counted (recursive least squares with forgetting on relative errors, as energy/power_fit.h with one input more), and
+// counted (recursive least squares on relative errors, prices taken to drift: a Kalman filter of a random walk), and
 // seconds = max(bytes / bytes_per_s, FLOPs / flops_per_s), followed step by step.
 #pragma once
 
@@ -27,6 +27,7 @@ class EnergyModel {
   struct State {
     std::array<double, kTerms> value;                      // relative to the prices
     std::array<std::array<double, kTerms>, kTerms> spread;  // covariance
+    double noise = 0.0025;  // variance of a window's joules, relative
     double bytes_per_s = 0, flops_per_s = 0;
     double windows = 0;
   };
@@ -41,7 +42,9 @@ class EnergyModel {
 
   double Joules(const WorkTotals& work) const;
   // The same, but never too little while little is known.
-  double CautiousJoules(double step_s, double bytes, double flops) const;
+  double CautiousJoules(const WorkTotals& work) const;
+  // One standard deviation of Joules(work), relative: what is not known of the prices yet.
+  double UncertaintyFrac(const WorkTotals& work) const;
   double Seconds(double bytes, double flops) const;
   bool known() const { return state_.windows >= kEnough; }
 

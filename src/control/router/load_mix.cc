@@ -60,7 +60,9 @@ LoadCost LoadMix::CostAt(const OperatingPoint& point, const EnergyModel& model) 
     cost.decode_s = decode_busy_s / decode_.steps;
   }
   const double mixed_bytes = mixed_.expert_bytes + mixed_.other_bytes;
-  cost.work_j = (model.j_per_byte() * (decode_bytes + mixed_bytes) + model.j_per_flop() * (decode_.flops + mixed_.flops)) / all;
+  cost.bytes = (decode_bytes + mixed_bytes) / all;
+  cost.flops = (decode_.flops + mixed_.flops) / all;
+  cost.work_j = model.j_per_byte() * cost.bytes + model.j_per_flop() * cost.flops;
   const double busy_s = decode_busy_s + mixed_.seconds, present_s = decode_.seconds + mixed_.seconds + gap_s_;
   // Time without requests means that their rate is given, not the machine's: running faster only waits longer.
   const bool waiting = gap_s_ > 0.02 * present_s;

@@ -14,6 +14,7 @@ double BytesFracAt(const OperatingPoint& point, double batch);
 
 // The present load at some point, for one mean step.
 struct LoadCost {
+  double bytes = 0, flops = 0;
   double work_j = 0;       // of bytes and FLOPs, without idle power
   double busy_s = 0;       // running
   double period_s = 0;     // from step to step without pacing: busy, and waiting for requests

@@ -67,6 +67,7 @@ std::string ControlStateJson(const ControlState& state) {
   json["lambda_latency"] = LambdaJson(state.latency);
   json["energy"] = {{"value", state.energy.value},
                     {"spread", state.energy.spread},
+                    {"noise", state.energy.noise},
                     {"bytes_per_s", state.energy.bytes_per_s},
                     {"flops_per_s", state.energy.flops_per_s},
                     {"windows", state.energy.windows}};
@@ -94,6 +95,7 @@ Result<ControlState> ParseControlState(std::string_view text, const std::string&
   lambda("lambda_power", &state.power);
   lambda("lambda_temp", &state.temp);
   lambda("lambda_latency", &state.latency);
+  read.Number("energy", "noise", &state.energy.noise);
   read.Number("energy", "bytes_per_s", &state.energy.bytes_per_s);
   read.Number("energy", "flops_per_s", &state.energy.flops_per_s);
   read.Number("energy", "windows", &state.energy.windows);
