@@ -101,6 +101,7 @@ Json DwellJson(const SimDwell& dwell) {
   json["end_s"] = dwell.end_s;
   json["cap_w"] = dwell.cap_w;
   json["mean_w"] = dwell.mean_w;
+  json["tokens_per_s"] = dwell.tokens_per_s;
   json["worst_1s_frac"] = dwell.worst_1s_frac;
   json["settle_s"] = dwell.settle_s;
   json["cap_binds"] = dwell.bound;

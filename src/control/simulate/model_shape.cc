@@ -5,7 +5,7 @@
 
 namespace thermoe {
 
-// The sizes of model/roles.cc's table; simulate_scenario_test.cc compares the two on a synthesised file.
+// The sizes of model/roles.cc's table.
 Result<ModelShape> SimModelShape(const SimModel& model) {
   Result<ModelConfig> known = SynthConfig(model.arch);
   if (!known.ok()) return known.status();

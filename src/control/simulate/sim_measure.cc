@@ -25,7 +25,7 @@ double MeanOfSecond(const std::vector<SimSample>& samples, size_t last, double f
 }
 
 void MeasureDwell(const std::vector<SimSample>& samples, SimDwell* dwell, double* over_s) {
-  double joules = 0, seconds = 0, violated_s = dwell->start_s;
+  double joules = 0, tokens = 0, seconds = 0, violated_s = dwell->start_s;
   const bool is_short = dwell->end_s - dwell->start_s < 2 * kMeanFrom_s;
   dwell->worst_1s_frac = -1;
   for (size_t i = 0; i < samples.size(); ++i) {
@@ -33,6 +33,7 @@ void MeasureDwell(const std::vector<SimSample>& samples, SimDwell* dwell, double
     if (begin_s < dwell->start_s - kSlack_s || end_s > dwell->end_s + kSlack_s) continue;
     if (is_short || begin_s >= dwell->start_s + kMeanFrom_s - kSlack_s) {
       joules += samples[i].power_w * (end_s - begin_s);
+      tokens += samples[i].tokens_per_s * (end_s - begin_s);
       seconds += end_s - begin_s;
     }
     if (end_s < dwell->start_s + 1 - kSlack_s) continue;  // no whole second yet
@@ -43,6 +44,7 @@ void MeasureDwell(const std::vector<SimSample>& samples, SimDwell* dwell, double
     if (over_frac > kViolation_frac) *over_s += end_s - begin_s;
   }
   dwell->mean_w = seconds > 0 ? joules / seconds : 0;
+  dwell->tokens_per_s = seconds > 0 ? tokens / seconds : 0;
   dwell->settle_s = violated_s - dwell->start_s;
   dwell->bound = std::abs(dwell->mean_w / dwell->cap_w - 1) <= kSettled_frac;
 }

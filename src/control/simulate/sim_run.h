@@ -46,7 +46,8 @@ struct SimSample {
 // Between two changes of a cap.
 struct SimDwell {
   double start_s = 0, end_s = 0, cap_w = 0;
-  double mean_w = 0;           // from 2 s after its start; the whole of a shorter one
+  double mean_w = 0;           // from 2 s after its start; the whole of one shorter than 4 s
+  double tokens_per_s = 0;     // decoded, over the same time
   double worst_1s_frac = 0;    // worst 1 s average that starts at least 1 s after its start, over the cap, less 1; may be negative
   double settle_s = 0;         // from then on every 1 s average is at most 2 % above the cap; the dwell's length: never
   bool bound = false;          // the cap held something back: the mean lies within 2 % of it
