@@ -56,6 +56,7 @@ TEST(SimScenarioTest, RefusesHostileFilesInOneSentence) {
       {"schema = 1\nduration_s = 1e99\n", "duration_s"},
       {"schema = 1\nduration_s = \"long\"\n", "a text"},
       {"schema = [[[[", "line 1"},
+      {"schema = 1\n[\x0fmodel]\n", "line 2: there is a control character"},
       {"schema = 1\nduration_s = 5\n[model]\narch = \"gpt-9\"\n", "no synthetic model"},
       {"schema = 1\nduration_s = 5\n[model]\nlayers = 17\n", "16 layers"},
       {"schema = 1\nduration_s = 5\n[model]\nlayers = 1.5\n", "whole number"},
@@ -93,7 +94,7 @@ TEST(SimScenarioTest, RandomBytesNeverCrash) {
     for (int change = 0; change < 3; ++change) text[random.Below(text.size())] = static_cast<char>(random.Next());
     file.Write(text);
     const Result<SimScenario> scenario = LoadSimScenario(file.path());
-    if (!scenario.ok()) EXPECT_FALSE(scenario.status().message().empty());
+    EXPECT_TRUE(scenario.ok() || !scenario.status().message().empty());
   }
 }
 
