@@ -26,5 +26,6 @@ Command MakeRecordCommand(CLI::App* root);
 Command MakeReplayCommand(CLI::App* root);
 Command MakeProfileCommand(CLI::App* root);
 Command MakeCalibrateCommand(CLI::App* root);
+Command MakeSimulateCommand(CLI::App* root);
 
 }  // namespace thermoe

@@ -110,7 +110,8 @@ int Main(int argc, char** argv, bool json) {
   const std::vector<Command> commands = {MakeRunCommand(&root), MakeEvalCommand(&root), MakeBenchCommand(&root),
                                          MakeInspectCommand(&root), MakeSynthCommand(&root),
                                          MakeDoctorCommand(&root), MakeRecordCommand(&root), MakeReplayCommand(&root),
-                                         MakeProfileCommand(&root), MakeCalibrateCommand(&root)};
+                                         MakeProfileCommand(&root), MakeCalibrateCommand(&root),
+                                         MakeSimulateCommand(&root)};
   try {
     root.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/plant/toml_file.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 
 // Its errors come back as values; no exception may cross our functions.
 #define TOML_EXCEPTIONS 0
@@ -61,7 +64,17 @@ Result<TomlFile> TomlFile::Open(const std::string& path) {
   if (!std::filesystem::is_regular_file(path, error)) {
     return NotFound("{}: no such file; give the path of a TOML file like those in data/profiles", path);
   }
-  const toml::parse_result parsed = toml::parse_file(path);
+  std::ifstream stream(path, std::ios::binary);
+  const std::string text((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  // TOML has no control characters; toml++ 3.3 asserts on one that begins the name of a table.
+  const auto control = std::find_if(text.begin(), text.end(), [](char c) {
+    return (static_cast<unsigned char>(c) < 0x20 && c != '\t' && c != '\n' && c != '\r') || c == 0x7f;
+  });
+  if (control != text.end()) {
+    return InvalidArgument("{}: line {}: there is a control character; give a text file in TOML", path,
+                           1 + std::count(text.begin(), control, '\n'));
+  }
+  const toml::parse_result parsed = toml::parse(text, path);
   if (!parsed) {
     return InvalidArgument("{}: line {}: {}; correct the TOML there", path, parsed.error().source().begin.line,
                            parsed.error().description());
