@@ -37,10 +37,10 @@ namespace {
 
 struct Scene {
   LoadMix mix;
-  EnergyModel model{{120, 130e-12, 1e-12, 20}, 2.88e12, 7e14, 700};
+  EnergyModel model;
   RouterInput input;
 
-  explicit Scene(int batch = 16) {
+  explicit Scene(int batch = 16) : model({120, 130e-12, 1e-12, 20}, 2.88e12, 7e14, 700) {
     for (int i = 0; i < 100; ++i) {
       StepInput step;
       step.start_s = i * 0.0025, step.end_s = step.start_s + 0.0025;
