@@ -84,4 +84,79 @@ OpCost ExpertsCost(std::span<const FfnWeights> experts, const LayerRecord& recor
   return cost;
 }
 
+OpCost AddRowCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 2, 1); }
+OpCost GainCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 2, 2); }
+
+OpCost LowRankCost(int64_t tokens, int64_t in, int64_t out, int64_t rank) {
+  OpCost cost = ElementCost(tokens, in, 1, 2.0 * static_cast<double>(rank));
+  cost += ElementCost(tokens, out, 2, 2.0 * static_cast<double>(rank));
+  cost += ElementCost(rank, in + out, 1, 0);
+  cost += ElementCost(tokens, rank, 1, 0);
+  return cost;
+}
+
+OpCost ScaleSlotsCost(int64_t tokens, int64_t slots) { return ElementCost(tokens, slots, 3, 2); }
+
+// The share of two of an expert's three matrices.
+OpCost ExpertInnerCost(std::span<const FfnWeights> experts, const LayerRecord& record) {
+  const FfnWeights& one = experts.front();
+  const auto bytes = [&](Planes planes) { return static_cast<double>(one.gate.bytes(planes) + one.up.bytes(planes)); };
+  const double slots = record.slots_full + record.slots_hi;
+  OpCost cost;
+  cost.weight_bytes = record.distinct_experts * bytes(Planes::kHi) +
+                      record.distinct_full_experts * (bytes(Planes::kBoth) - bytes(Planes::kHi));
+  cost.activation_bytes = 4.0 * slots * static_cast<double>(one.gate.cols + 2 * one.gate.rows);
+  cost.flops = 4.0 * slots * static_cast<double>(one.gate.cols) * static_cast<double>(one.gate.rows);
+  return cost;
+}
+
+OpCost LinearBackwardCost(const WeightMatrix& weight, int64_t tokens) {
+  OpCost cost = LinearCost(weight, tokens);
+  cost += ElementCost(tokens, weight.cols, 1, 0);  // dx is read, too
+  return cost;
+}
+
+OpCost NormBackwardCost(int64_t rows, int64_t cols) { return ElementCost(rows, cols, 4, 10); }
+OpCost GainBackwardCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 3, 4); }
+OpCost SumRowsCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 1, 1); }
+
+OpCost LowRankBackwardCost(int64_t tokens, int64_t in, int64_t out, int64_t rank) {
+  OpCost cost = ElementCost(tokens, in, 3, 4.0 * static_cast<double>(rank));  // da, dx
+  cost += ElementCost(tokens, out, 1, 4.0 * static_cast<double>(rank));       // db, dinner
+  cost += ElementCost(rank, in + out, 3, 0);
+  cost += ElementCost(tokens, rank, 2, 0);
+  return cost;
+}
+
+OpCost ClampBackwardCost(int64_t rows, int64_t cols) { return ElementCost(rows, cols, 3, 1); }
+
+OpCost AttentionBackwardCost(int64_t tokens, int64_t positions, int64_t own_positions, int64_t distinct_positions, int32_t heads,
+                             int32_t kv_heads, int32_t head_dim) {
+  const double row = 4.0 * head_dim;
+  OpCost cost;
+  cost.kv_bytes = 2.0 * row * kv_heads * static_cast<double>(distinct_positions);
+  cost.activation_bytes = (4.0 * heads + 2.0 * kv_heads) * row * static_cast<double>(tokens);  // q, out, dout, dq; dk, dv
+  cost.flops = heads * head_dim * (6.0 * static_cast<double>(positions) + 4.0 * static_cast<double>(own_positions));
+  return cost;
+}
+
+OpCost ExpertsBackwardCost(std::span<const FfnWeights> experts, const LayerRecord& record) {
+  OpCost cost = ExpertsCost(experts, record);  // the same products, transposed
+  const FfnWeights& one = experts.front();
+  const double slots = record.slots_full + record.slots_hi;
+  cost.activation_bytes += 4.0 * slots * static_cast<double>(2 * one.gate.rows);  // gate and up come in and become gradients
+  return cost;
+}
+
+OpCost SelectBackwardCost(int64_t tokens, int64_t experts, int64_t slots) {
+  OpCost cost = ElementCost(tokens, experts, 2, 8);
+  cost.activation_bytes += 12.0 * static_cast<double>(tokens) * static_cast<double>(slots);
+  return cost;
+}
+
+OpCost ScaleSlotsBackwardCost(int64_t tokens, int64_t slots) { return ElementCost(tokens, slots, 4, 4); }
+OpCost SwiGluBackwardCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 5, 10); }
+OpCost AddBackwardCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 3, 3); }
+OpCost LossBackwardCost(int64_t rows, int64_t vocab) { return ElementCost(rows, vocab, 2, 4); }
+
 }  // namespace thermoe::kernels

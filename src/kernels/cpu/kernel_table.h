@@ -136,6 +136,7 @@ struct IntTransposedArgs {
   IntPacking packing = IntPacking::kQ8_0;
   int64_t groups = 0;                   // of 16 rows: all of the matrix
   int64_t first_block = 0, blocks = 0;  // of 32 columns; at most kMostTaskBlocks
+  int64_t matrix_blocks = 0;            // all there are
   const std::byte* data = nullptr;      // the first group
   int64_t group_bytes = 0;
   int64_t scales_at = 0, codes_at = 0;
