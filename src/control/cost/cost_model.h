@@ -23,8 +23,8 @@ namespace thermoe {
 // One measured operation.
 struct CostPoint {
   OperationShape shape;
-  double latency_us = 0;       // median of the runs
-  double spread_frac = 0;      // half the distance of the runs' quartiles, over the median
+  double latency_us = 0;       // lower quartile of the visits
+  double spread_frac = 0;      // half the distance of the visits' quartiles, over latency_us
   std::optional<double> energy_j;  // of one call, idle power included; unknown without a counter
   double bytes = 0, flops = 0;     // CostOf(shape)
   bool held_out = false;           // measured to test predictions; the model does not read it
