@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "control/cost/profile_store.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sqlite3.h>
@@ -8,6 +6,8 @@
 
 #include <filesystem>
 #include <fstream>
+
+#include "control/cost/profile_store.h"
 
 namespace thermoe {
 namespace {
@@ -96,14 +96,26 @@ TEST_F(ProfileStoreTest, GivesBackWhatItGot) {
   }
 }
 
+TEST_F(ProfileStoreTest, OpenedToReadMakesAndChangesNothing) {
+  EXPECT_EQ(ProfileStore::OpenToRead(path_).status().code(), StatusCode::kNotFound);
+  EXPECT_FALSE(fs::exists(path_));
+  ASSERT_TRUE(Open()->Add(kKey, MakePoint(1)).ok());
+  const auto store = std::move(ProfileStore::OpenToRead(path_)).value();
+  EXPECT_EQ(store->Load(kKey)->size(), 1u);
+  EXPECT_FALSE(store->Add(kKey, MakePoint(2)).ok());
+  EXPECT_EQ(store->Load(kKey)->size(), 1u);
+}
+
 TEST_F(ProfileStoreTest, KeepsKeysApartAndShapesOnce) {
   const auto store = Open();
   ASSERT_TRUE(store->Add(kKey, MakePoint(1)).ok());
   CostPoint again = MakePoint(1);
   again.latency_us = 2;
   ASSERT_TRUE(store->Add(kKey, again).ok());
-  for (ProfileKey other : {ProfileKey{"b", kKey.backend, kKey.model, kKey.build}, ProfileKey{kKey.device, "b", kKey.model, kKey.build},
-                           ProfileKey{kKey.device, kKey.backend, "b", kKey.build}, ProfileKey{kKey.device, kKey.backend, kKey.model, "b"}}) {
+  for (ProfileKey other :
+       {ProfileKey{"b", kKey.backend, kKey.model, kKey.build}, ProfileKey{kKey.device, "b", kKey.model, kKey.build},
+        ProfileKey{kKey.device, kKey.backend, "b", kKey.build},
+        ProfileKey{kKey.device, kKey.backend, kKey.model, "b"}}) {
     EXPECT_TRUE(store->Load(other)->empty());
   }
   ASSERT_EQ(store->Load(kKey)->size(), 1u);

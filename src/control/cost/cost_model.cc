@@ -8,11 +8,14 @@
 #include <iterator>
 #include <utility>
 
+#include "runtime/kv_layout.h"
+
 namespace thermoe {
 namespace {
 
 // Uncertainty, one standard deviation, relative. A point that is alone cannot know its own bias: at least kPointFrac.
-// Between points it grows with the distance (in octaves) to the nearest; beyond the edge faster, for no second point holds it.
+// Between points it grows with the distance (in octaves) to the nearest; beyond the edge faster, for no second point
+// holds it.
 constexpr double kPointFrac = 0.02;
 constexpr double kPerOctaveInside = 0.05;
 constexpr double kPerOctaveOutside = 0.25;
@@ -20,7 +23,9 @@ constexpr double kRooflineKnownFamily = 0.5;  // the family was measured at othe
 constexpr double kRooflineFrac = 1.0;
 constexpr double kLogOctave = 0.6931471805599453;
 
-bool IsMixed(const OperationShape& shape) { return IsExpert(shape.family) && shape.slots_full > 0 && shape.slots_hi > 0; }
+bool IsMixed(const OperationShape& shape) {
+  return IsExpert(shape.family) && shape.slots_full > 0 && shape.slots_hi > 0;
+}
 
 double LogOf(double value) { return std::log(std::max(value, 1e-3)); }
 
@@ -31,15 +36,20 @@ double Median(std::vector<double> values) {
   return *middle;
 }
 
-// The full and the hi jobs of a mixed call, each as a call of its own.
-OperationShape PartOf(const OperationShape& shape, bool full) {
-  OperationShape part = shape;
-  if (shape.family != Family::kExpertNative) part.family = full ? Family::kExpertNestedBoth : Family::kExpertNestedHi;
-  part.experts_full = full ? shape.experts_full : 0;
-  part.experts_hi = full ? 0 : shape.experts_hi;
-  part.experts = part.experts_full + part.experts_hi;
-  (full ? part.slots_hi : part.slots_full) = 0;
-  return part;
+// A call of as many jobs as `shape`'s full and hi ones together, all of them like its full ones, or its hi ones.
+OperationShape AllLike(const OperationShape& shape, bool full) {
+  OperationShape all = shape;
+  const int64_t jobs = shape.experts_full + shape.experts_hi;
+  const int64_t own_jobs = std::max<int64_t>(full ? shape.experts_full : shape.experts_hi, 1);
+  const auto slots = static_cast<int64_t>(std::llround(static_cast<double>(full ? shape.slots_full : shape.slots_hi) *
+                                                       static_cast<double>(jobs) / static_cast<double>(own_jobs)));
+  if (shape.family != Family::kExpertNative) all.family = full ? Family::kExpertNestedBoth : Family::kExpertNestedHi;
+  all.experts = jobs;
+  all.experts_full = full ? jobs : 0;
+  all.experts_hi = full ? 0 : jobs;
+  all.slots_full = full ? slots : 0;
+  all.slots_hi = full ? 0 : slots;
+  return all;
 }
 
 // Least squares under the order of the line, by pooling neighbours that break it.
@@ -120,23 +130,29 @@ KernelCostModel::Key KernelCostModel::KeyOf(const OperationShape& shape) {
           shape.matrix.rows, shape.matrix.cols, shape.kv_heads,  shape.rope_dim};
 }
 
-// Experts: how many, and slots of each. Decode attention: rows, and positions of each. Prefill: rows, and positions over those of a
-// prompt without a past, which makes latency a product of powers of both. All others: rows.
+// Experts: how many, and slots of each. Decode attention: rows, and positions of each: whole blocks of keys once there
+// is more than one, for a block is computed as a whole. Prefill: rows, and positions over those of a prompt without a
+// past, which makes latency a product of powers of both. All others: rows.
 KernelCostModel::Coords KernelCostModel::CoordsOf(const OperationShape& shape) {
   const auto tokens = static_cast<double>(shape.tokens);
   if (IsExpert(shape.family)) {
     const double experts = static_cast<double>(std::max<int64_t>(shape.experts_full + shape.experts_hi, 1));
     return {LogOf(experts), LogOf(static_cast<double>(shape.slots_full + shape.slots_hi) / experts)};
   }
-  const double own = shape.family == Family::kAttentionPrefill ? tokens * (tokens + 1) / 2 : tokens;
-  if (IsAttention(shape.family)) return {LogOf(tokens), LogOf(static_cast<double>(shape.positions) / std::max(own, 1.0))};
+  const auto positions = static_cast<double>(shape.positions);
+  if (shape.family == Family::kAttentionDecode) {
+    const double each = positions / std::max(tokens, 1.0);
+    return {LogOf(tokens), LogOf(each <= kKvBlock ? each : kKvBlock * std::ceil(each / kKvBlock))};
+  }
+  if (shape.family == Family::kAttentionPrefill)
+    return {LogOf(tokens), LogOf(positions / std::max(tokens * (tokens + 1) / 2, 1.0))};
   return {0, LogOf(tokens)};
 }
 
 KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPrices& prices) : prices_(prices) {
   std::erase_if(points, [](const CostPoint& point) {
-    return point.held_out || !std::isfinite(point.latency_us) || point.latency_us <= 0 || !InfoOf(point.shape.family).in_build ||
-           IsMixed(point.shape);
+    return point.held_out || !std::isfinite(point.latency_us) || point.latency_us <= 0 ||
+           !InfoOf(point.shape.family).in_build || IsMixed(point.shape);
   });
   points_ = points.size();
   if (points.empty()) return;
@@ -174,7 +190,8 @@ KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPric
   for (size_t f = 0; f < ratios.size(); ++f) slowness_[f] = Median(std::move(ratios[f]));
 }
 
-// Noise can make a larger operation look faster. Pooling along each axis takes out most of it without bias; what is left is lifted.
+// Noise can make a larger operation look faster. Pooling along each axis takes out most of it without bias; what is
+// left is lifted.
 void KernelCostModel::MakeMonotone(Table* table) {
   for (int round = 0; round < 4; ++round) {
     for (Line& line : table->lines) {
@@ -201,7 +218,8 @@ void KernelCostModel::MakeMonotone(Table* table) {
 
 KernelCostModel::Reading KernelCostModel::ReadLine(const Line& line, double y) {
   const std::vector<Node>& nodes = line.nodes;
-  const auto above = std::lower_bound(nodes.begin(), nodes.end(), y, [](const Node& node, double at) { return node.y < at; });
+  const auto above =
+      std::lower_bound(nodes.begin(), nodes.end(), y, [](const Node& node, double at) { return node.y < at; });
   if (above != nodes.end() && above->y == y) return {above->log_latency, above->spread_frac, 0, above->watts, false};
   if (above == nodes.begin() || above == nodes.end()) {
     // Beyond the edge: on along the last segment, at most proportionally to size.
@@ -230,7 +248,8 @@ KernelCostModel::Reading KernelCostModel::Read(const Table& table, const Coords&
     }
     return reading;
   };
-  const auto found = std::lower_bound(lines.begin(), lines.end(), at[0], [](const Line& line, double x) { return line.x < x; });
+  const auto found =
+      std::lower_bound(lines.begin(), lines.end(), at[0], [](const Line& line, double x) { return line.x < x; });
   const std::ptrdiff_t above = found - lines.begin(), count = std::ssize(lines);
   if (above < count && found->x == at[0]) return read(above);
   if (above == 0 || above == count) {
@@ -294,10 +313,10 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
   }
   if (!IsExpert(shape.family)) return Single(shape, watts);
   if (!IsMixed(shape)) {
-    CostPrediction one = Single(PartOf(shape, shape.slots_full > 0), watts);
+    CostPrediction one = Single(AllLike(shape, shape.slots_full > 0), watts);
     if (shape.family == Family::kExpertNative || shape.slots_full == 0) return one;
     // Both planes are more bytes than one: where noise says that they are faster, they are taken to be as fast.
-    OperationShape hi = PartOf(shape, true);
+    OperationShape hi = AllLike(shape, true);
     hi.family = Family::kExpertNestedHi;
     std::swap(hi.experts_full, hi.experts_hi);
     std::swap(hi.slots_full, hi.slots_hi);
@@ -307,20 +326,25 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
     }
     return one;
   }
+  // Jobs of both kinds share a call, its forks and its threads: each kind costs its share of a call of as many jobs
+  // like its own.
   double full_w = 0, hi_w = 0;
-  const CostPrediction full = Single(PartOf(shape, true), &full_w), hi = Single(PartOf(shape, false), &hi_w);
+  const CostPrediction full = Single(AllLike(shape, true), &full_w), hi = Single(AllLike(shape, false), &hi_w);
+  const double share =
+      static_cast<double>(shape.experts_full) / static_cast<double>(shape.experts_full + shape.experts_hi);
+  const double full_us = share * full.latency_us, hi_us = (1 - share) * hi.latency_us;
   CostPrediction sum;
   sum.basis = std::max(full.basis, hi.basis);
-  sum.latency_us = full.latency_us + hi.latency_us;
-  sum.uncertainty_frac =
-      std::hypot(full.uncertainty_frac * full.latency_us, hi.uncertainty_frac * hi.latency_us) / sum.latency_us;
-  sum.uncertainty_frac = std::max({sum.uncertainty_frac, kPerOctaveInside, kPointFrac});  // they share a call and its threads
-  if (full_w > 0 && hi_w > 0) *watts = (full_w * full.latency_us + hi_w * hi.latency_us) / sum.latency_us;
+  sum.latency_us = full_us + hi_us;
+  sum.uncertainty_frac = std::hypot(full.uncertainty_frac * full_us, hi.uncertainty_frac * hi_us) / sum.latency_us;
+  sum.uncertainty_frac = std::max({sum.uncertainty_frac, kPerOctaveInside, kPointFrac});
+  if (full_w > 0 && hi_w > 0) *watts = (full_w * full_us + hi_w * hi_us) / sum.latency_us;
   return sum;
 }
 
 // The five costs that follow from latency.
-void KernelCostModel::Finish(const OperationShape& shape, double watts, const Snapshot* now, CostPrediction* prediction) const {
+void KernelCostModel::Finish(const OperationShape& shape, double watts, const Snapshot* now,
+                             CostPrediction* prediction) const {
   const kernels::OpCost cost = CostOf(shape);
   const double bytes = BytesOf(cost), seconds = prediction->latency_us * 1e-6;
   prediction->memory_bytes = bytes;
@@ -343,14 +367,15 @@ void KernelCostModel::Finish(const OperationShape& shape, double watts, const Sn
 CostPrediction KernelCostModel::Predict(const OperationShape& shape, const Snapshot* now) const {
   double watts = 0;
   CostPrediction prediction = Plain(shape, &watts);
-  if (const Stage stage = StageOf(shape.family); stage != Stage::kNone) prediction.latency_us *= correction(stage).factor();
+  if (const Stage stage = StageOf(shape.family); stage != Stage::kNone)
+    prediction.latency_us *= correction(stage).factor();
   Finish(shape, watts, now, &prediction);
   return prediction;
 }
 
-std::array<double, kStages> KernelCostModel::PlainStages(const ModelShape& model, const StepShape& step) const {
+std::array<double, kStages> KernelCostModel::PlainStages(std::span<const PlannedOperation> plan) const {
   std::array<double, kStages> stages = {};
-  for (const PlannedOperation& operation : OperationsOfStep(model, step)) {
+  for (const PlannedOperation& operation : plan) {
     double watts = 0;
     stages[static_cast<size_t>(operation.stage)] += Plain(operation.shape, &watts).latency_us;
   }
@@ -358,7 +383,8 @@ std::array<double, kStages> KernelCostModel::PlainStages(const ModelShape& model
 }
 
 StepPrediction KernelCostModel::PredictStep(const ModelShape& model, const StepShape& step, const Snapshot* now) const {
-  const std::array<double, kStages> plain = PlainStages(model, step);
+  const std::vector<PlannedOperation> plan = OperationsOfStep(model, step);
+  const std::array<double, kStages> plain = PlainStages(plan);
   StepPrediction result;
   std::array<double, kStages> scale = {};
   for (size_t s = 0; s < kStages; ++s) {
@@ -370,7 +396,7 @@ StepPrediction KernelCostModel::PredictStep(const ModelShape& model, const StepS
   total.energy_measured = true;
   double flops = 0;
   // Errors of equal calls in different layers are the same error: they add up instead of averaging out.
-  for (const PlannedOperation& operation : OperationsOfStep(model, step)) {
+  for (const PlannedOperation& operation : plan) {
     double watts = 0;
     CostPrediction one = Plain(operation.shape, &watts);
     one.latency_us *= scale[static_cast<size_t>(operation.stage)];
@@ -392,31 +418,43 @@ StepPrediction KernelCostModel::PredictStep(const ModelShape& model, const StepS
   return result;
 }
 
-bool KernelCostModel::Learn(const ModelShape& model, const StepRecord& record) {
+std::optional<LearntStep> KernelCostModel::Learn(const ModelShape& model, const StepRecord& record) {
   if (record.tokens <= 0 || record.tokens != record.prefill_tokens + record.decode_tokens || record.logit_rows < 0 ||
       record.layers.size() != model.layers.size() || !std::isfinite(record.kv_bytes) || record.kv_bytes < 0) {
-    return false;
+    return std::nullopt;
   }
   const StageTimes& times = record.times;
   const double measured[kStages] = {times.embed_us,   times.attention_us, times.gate_us,
                                     times.experts_us, times.logits_us,    times.sample_us};
-  const std::array<double, kStages> plain = PlainStages(model, StepShapeFrom(record, model));
-  bool learnt = false;
+  StepShapeFrom(record, model, &learnt_step_);
+  OperationsOfStep(model, learnt_step_, &learnt_plan_);
+  const std::array<double, kStages> plain = PlainStages(learnt_plan_);
+  LearntStep step;
   for (size_t s = 0; s < kStages; ++s) {
-    if (plain[s] > 0) learnt = corrections_[s].Learn(plain[s], measured[s]) || learnt;
+    if (plain[s] <= 0) continue;
+    const double corrected_us = corrections_[s].Apply(plain[s]);
+    if (!corrections_[s].Learn(plain[s], measured[s])) continue;
+    step.measured_us += measured[s];
+    step.corrected_us += corrected_us;
+    step.plain_us += plain[s];
   }
-  return learnt;
+  if (step.measured_us <= 0) return std::nullopt;
+  return step;
 }
 
 std::string KernelCostModel::Describe() const {
-  std::string text = fmt::format("{} points; the most that one reached: {:.1f} GB/s, {:.1f} GFLOP/s; the shortest call {:.2f} us\n",
-                                 points_, peak_gbps(), peak_gflops(), call_us_);
+  std::string text =
+      fmt::format("{} points; the most that one reached: {:.1f} GB/s, {:.1f} GFLOP/s; the shortest call {:.2f} us\n",
+                  points_, peak_gbps(), peak_gflops(), call_us_);
   for (const auto& [key, table] : tables_) {
     const auto& [family, type, down, interleaved, rows, cols, kv_heads, rope] = key;
     text += fmt::format("\n{} {} {}x{}\n", InfoOf(family).name, TraitsOf(type).name, rows, cols);
     for (const Line& line : table.lines) {
-      text += table.lines.size() > 1 ? fmt::format("  {} {:.0f}:", IsExpert(family) ? "experts" : "rows", std::exp(line.x)) : " ";
-      for (const Node& node : line.nodes) text += fmt::format(" {:.4g}: {:.4g} us", std::exp(node.y), std::exp(node.log_latency));
+      text += table.lines.size() > 1
+                  ? fmt::format("  {} {:.0f}:", IsExpert(family) ? "experts" : "rows", std::exp(line.x))
+                  : " ";
+      for (const Node& node : line.nodes)
+        text += fmt::format(" {:.4g}: {:.4g} us", std::exp(node.y), std::exp(node.log_latency));
       text += '\n';
     }
   }

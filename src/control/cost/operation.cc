@@ -54,7 +54,8 @@ WeightMatrix MatrixOf(const MatrixShape& shape, DType type) {
 kernels::OpCost ExpertCostOf(const OperationShape& shape) {
   FfnWeights expert;
   expert.gate = expert.up = MatrixOf(shape.matrix, shape.matrix.type);
-  expert.down = MatrixOf({shape.down_type, shape.matrix.cols, shape.matrix.rows, shape.matrix.interleaved}, shape.down_type);
+  expert.down =
+      MatrixOf({shape.down_type, shape.matrix.cols, shape.matrix.rows, shape.matrix.interleaved}, shape.down_type);
   LayerRecord record;
   record.distinct_experts = static_cast<int32_t>(shape.experts);
   record.distinct_full_experts = static_cast<int32_t>(shape.experts_full);
@@ -63,14 +64,18 @@ kernels::OpCost ExpertCostOf(const OperationShape& shape) {
   return kernels::ExpertsCost({&expert, 1}, record);
 }
 
-
 // Collects the calls of one step.
 class StepPlan {
  public:
-  StepPlan(const ModelShape& model, const StepShape& step)
-      : model_(model), config_(model.config), step_(step), tokens_(step.prefill_tokens + step.decode_tokens) {}
+  StepPlan(const ModelShape& model, const StepShape& step, std::vector<PlannedOperation>* plan)
+      : model_(model),
+        config_(model.config),
+        step_(step),
+        tokens_(step.prefill_tokens + step.decode_tokens),
+        plan_(*plan) {}
 
-  std::vector<PlannedOperation> Make() {
+  void Make() {
+    plan_.clear();
     stage_ = Stage::kEmbed;
     Add(Family::kEmbed, model_.embedding, tokens_);
     for (size_t l = 0; l < model_.layers.size(); ++l) {
@@ -79,7 +84,6 @@ class StepPlan {
       ExpertStage(model_.layers[l], l < step_.layers.size() ? step_.layers[l] : LayerUse{});
     }
     LogitStage();
-    return std::move(plan_);
   }
 
  private:
@@ -110,7 +114,8 @@ class StepPlan {
       Add(Family::kRope, {DType::kF32, 1, width, false}, tokens_).rope_dim = config_.attention.rope_dim;
     }
     AddRows(Family::kStoreKv, tokens_, kv_width);
-    AddAttention(Family::kAttentionPrefill, step_.prefill_tokens, step_.prefill_positions, step_.prefill_distinct_positions);
+    AddAttention(Family::kAttentionPrefill, step_.prefill_tokens, step_.prefill_positions,
+                 step_.prefill_distinct_positions);
     AddAttention(Family::kAttentionDecode, step_.decode_tokens, step_.decode_positions, step_.decode_positions);
     Add(Family::kLinearO, layer.o, tokens_);
     AddRows(Family::kAdd, tokens_, config_.hidden);
@@ -133,7 +138,7 @@ class StepPlan {
 
   void ExpertStage(const LayerShape& layer, const LayerUse& use) {
     stage_ = Stage::kExperts;
-    const Family family = !model_.nested       ? Family::kExpertNative
+    const Family family = !model_.nested      ? Family::kExpertNative
                           : use.slots_hi == 0 ? Family::kExpertNestedBoth
                                               : Family::kExpertNestedHi;
     OperationShape& shape = Add(family, layer.expert_gate, tokens_);
@@ -168,7 +173,7 @@ class StepPlan {
   const StepShape& step_;
   int64_t tokens_;
   Stage stage_ = Stage::kNone;
-  std::vector<PlannedOperation> plan_;
+  std::vector<PlannedOperation>& plan_;
 };
 
 }  // namespace
@@ -183,7 +188,9 @@ const FamilyInfo* FindFamily(std::string_view name) {
   return nullptr;
 }
 
-MatrixShape ShapeOf(const WeightMatrix& matrix) { return {matrix.type, matrix.rows, matrix.cols, matrix.interleaved()}; }
+MatrixShape ShapeOf(const WeightMatrix& matrix) {
+  return {matrix.type, matrix.rows, matrix.cols, matrix.interleaved()};
+}
 
 kernels::OpCost CostOf(const OperationShape& shape) {
   const MatrixShape& matrix = shape.matrix;
@@ -201,8 +208,9 @@ kernels::OpCost CostOf(const OperationShape& shape) {
     case Family::kStoreKv: return kernels::StoreKvCost(shape.tokens, matrix.cols);
     case Family::kAttentionPrefill:
     case Family::kAttentionDecode:
-      return kernels::AttentionCost(shape.tokens, shape.positions, shape.distinct_positions, static_cast<int32_t>(matrix.rows),
-                                    shape.kv_heads, static_cast<int32_t>(matrix.cols));
+      return kernels::AttentionCost(shape.tokens, shape.positions, shape.distinct_positions,
+                                    static_cast<int32_t>(matrix.rows), shape.kv_heads,
+                                    static_cast<int32_t>(matrix.cols));
     case Family::kClamp: return kernels::ClampCost(shape.tokens, matrix.cols);
     case Family::kSelect: return kernels::SelectCost(shape.tokens, matrix.cols, matrix.rows);
     case Family::kExpertNative:
@@ -231,15 +239,17 @@ std::string TextOf(const OperationShape& shape) {
   if (shape.kv_heads > 0) text += fmt::format(" kv heads {}", shape.kv_heads);
   if (shape.rope_dim > 0) text += fmt::format(" rope {}", shape.rope_dim);
   text += fmt::format(" tokens {}", shape.tokens);
-  if (IsAttention(shape.family)) text += fmt::format(" positions {} distinct {}", shape.positions, shape.distinct_positions);
+  if (IsAttention(shape.family))
+    text += fmt::format(" positions {} distinct {}", shape.positions, shape.distinct_positions);
   if (IsExpert(shape.family)) {
-    text += fmt::format(" experts {} full {} hi {} slots full {} hi {}", shape.experts, shape.experts_full, shape.experts_hi,
-                        shape.slots_full, shape.slots_hi);
+    text += fmt::format(" experts {} full {} hi {} slots full {} hi {}", shape.experts, shape.experts_full,
+                        shape.experts_hi, shape.slots_full, shape.slots_hi);
   }
   return text;
 }
 
-ModelShape ShapeOf(const ModelConfig& config, const ModelWeights& weights, std::span<const std::span<const FfnWeights>> experts) {
+ModelShape ShapeOf(const ModelConfig& config, const ModelWeights& weights,
+                   std::span<const std::span<const FfnWeights>> experts) {
   THERMOE_CHECK(experts.size() == weights.layers.size());
   ModelShape shape;
   shape.config = config;
@@ -273,6 +283,14 @@ ModelShape ShapeOf(const ModelConfig& config, const ModelWeights& weights, std::
 
 StepShape StepShapeFrom(const StepRecord& record, const ModelShape& model) {
   StepShape step;
+  StepShapeFrom(record, model, &step);
+  return step;
+}
+
+void StepShapeFrom(const StepRecord& record, const ModelShape& model, StepShape* into) {
+  StepShape step;
+  step.layers = std::move(into->layers);
+  step.layers.clear();
   step.prefill_tokens = record.prefill_tokens;
   step.decode_tokens = record.decode_tokens;
   step.logit_rows = record.logit_rows;
@@ -292,14 +310,20 @@ StepShape StepShapeFrom(const StepRecord& record, const ModelShape& model) {
     step.prefill_positions = step.prefill_tokens * (first + std::max(last, first)) / 2;
   }
   for (const LayerRecord& layer : record.layers) {
-    step.layers.push_back({layer.distinct_experts, layer.distinct_full_experts, layer.distinct_hi_experts, layer.slots_full,
-                           layer.slots_hi});
+    step.layers.push_back({layer.distinct_experts, layer.distinct_full_experts, layer.distinct_hi_experts,
+                           layer.slots_full, layer.slots_hi});
   }
-  return step;
+  *into = std::move(step);
 }
 
 std::vector<PlannedOperation> OperationsOfStep(const ModelShape& model, const StepShape& step) {
-  return StepPlan(model, step).Make();
+  std::vector<PlannedOperation> plan;
+  OperationsOfStep(model, step, &plan);
+  return plan;
+}
+
+void OperationsOfStep(const ModelShape& model, const StepShape& step, std::vector<PlannedOperation>* plan) {
+  StepPlan(model, step, plan).Make();
 }
 
 }  // namespace thermoe
