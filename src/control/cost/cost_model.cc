@@ -36,6 +36,17 @@ double Median(std::vector<double> values) {
   return *middle;
 }
 
+Family FamilyLike(Family family, bool full) {
+  switch (family) {
+    case Family::kExpertInner:
+    case Family::kExpertInnerHi: return full ? Family::kExpertInner : Family::kExpertInnerHi;
+    case Family::kExpertBackward:
+    case Family::kExpertBackwardHi: return full ? Family::kExpertBackward : Family::kExpertBackwardHi;
+    case Family::kExpertNative: return family;
+    default: return full ? Family::kExpertNestedBoth : Family::kExpertNestedHi;
+  }
+}
+
 // A call of as many jobs as `shape`'s full and hi ones together, all of them like its full ones, or its hi ones.
 OperationShape AllLike(const OperationShape& shape, bool full) {
   OperationShape all = shape;
@@ -43,7 +54,7 @@ OperationShape AllLike(const OperationShape& shape, bool full) {
   const int64_t own_jobs = std::max<int64_t>(full ? shape.experts_full : shape.experts_hi, 1);
   const auto slots = static_cast<int64_t>(std::llround(static_cast<double>(full ? shape.slots_full : shape.slots_hi) *
                                                        static_cast<double>(jobs) / static_cast<double>(own_jobs)));
-  if (shape.family != Family::kExpertNative) all.family = full ? Family::kExpertNestedBoth : Family::kExpertNestedHi;
+  all.family = FamilyLike(shape.family, full);
   all.experts = jobs;
   all.experts_full = full ? jobs : 0;
   all.experts_hi = full ? 0 : jobs;
@@ -114,6 +125,26 @@ Stage StageOf(Family family) {
     case Family::kAttentionDecode:
     case Family::kClamp:
     case Family::kAdd: return Stage::kAttention;
+    case Family::kAddRow:
+    case Family::kGain:
+    case Family::kLowRank:
+    case Family::kScaleSlots:
+    case Family::kLinearBackward:
+    case Family::kNormBackward:
+    case Family::kGainBackward:
+    case Family::kSumRows:
+    case Family::kLowRankBackward:
+    case Family::kClampBackward:
+    case Family::kAttentionBackward:
+    case Family::kSelectBackward:
+    case Family::kScaleSlotsBackward:
+    case Family::kSwiGluBackward:
+    case Family::kAddBackward:
+    case Family::kLossBackward:
+    case Family::kExpertInner:
+    case Family::kExpertInnerHi:
+    case Family::kExpertBackward:
+    case Family::kExpertBackwardHi:  // outside of steps' stages
     case Family::kTttBackward:
     case Family::kTttOptimiser:
     case Family::kTttPseudoLabels:
@@ -144,8 +175,7 @@ KernelCostModel::Coords KernelCostModel::CoordsOf(const OperationShape& shape) {
     const double each = positions / std::max(tokens, 1.0);
     return {LogOf(tokens), LogOf(each <= kKvBlock ? each : kKvBlock * std::ceil(each / kKvBlock))};
   }
-  if (shape.family == Family::kAttentionPrefill)
-    return {LogOf(tokens), LogOf(positions / std::max(tokens * (tokens + 1) / 2, 1.0))};
+  if (IsAttention(shape.family)) return {LogOf(tokens), LogOf(positions / std::max(tokens * (tokens + 1) / 2, 1.0))};
   return {0, LogOf(tokens)};
 }
 
@@ -317,7 +347,7 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
     if (shape.family == Family::kExpertNative || shape.slots_full == 0) return one;
     // Both planes are more bytes than one: where noise says that they are faster, they are taken to be as fast.
     OperationShape hi = AllLike(shape, true);
-    hi.family = Family::kExpertNestedHi;
+    hi.family = FamilyLike(shape.family, false);
     std::swap(hi.experts_full, hi.experts_hi);
     std::swap(hi.slots_full, hi.slots_hi);
     if (tables_.contains(KeyOf(hi))) {

@@ -33,6 +33,26 @@ constexpr std::array<FamilyInfo, kFamilies> kTable = {{
     {Family::kSwiGlu, "swiglu", "SwiGlu", true},
     {Family::kAdd, "add", "Add", true},
     {Family::kSample, "sample", "", true},
+    {Family::kAddRow, "add row", "AddRow", true},
+    {Family::kGain, "gain", "Gain", true},
+    {Family::kLowRank, "low rank", "LowRank", true},
+    {Family::kScaleSlots, "scale slots", "ScaleSlots", true},
+    {Family::kLinearBackward, "linear backward", "LinearBackward", true},
+    {Family::kNormBackward, "norm backward", "RmsNormBackward", true},
+    {Family::kGainBackward, "gain backward", "GainBackward", true},
+    {Family::kSumRows, "sum rows", "SumRows", true},
+    {Family::kLowRankBackward, "low rank backward", "LowRankBackward", true},
+    {Family::kClampBackward, "clamp backward", "ClampBackward", true},
+    {Family::kAttentionBackward, "attention backward", "AttentionBackward", true},
+    {Family::kSelectBackward, "select backward", "SelectBackward", true},
+    {Family::kScaleSlotsBackward, "scale slots backward", "ScaleSlotsBackward", true},
+    {Family::kSwiGluBackward, "swiglu backward", "SwiGluBackward", true},
+    {Family::kAddBackward, "add backward", "AddBackward", true},
+    {Family::kLossBackward, "loss backward", "LossBackward", true},
+    {Family::kExpertInner, "expert inner", "ExpertInner", true},
+    {Family::kExpertInnerHi, "expert inner hi", "ExpertInner", true},
+    {Family::kExpertBackward, "experts backward", "ExpertFfnBackward", true},
+    {Family::kExpertBackwardHi, "experts backward hi", "ExpertFfnBackward", true},
     {Family::kTttBackward, "backward of layers", "", false},
     {Family::kTttOptimiser, "optimiser step", "", false},
     {Family::kTttPseudoLabels, "pseudo-label pass", "", false},
@@ -61,6 +81,9 @@ kernels::OpCost ExpertCostOf(const OperationShape& shape) {
   record.distinct_full_experts = static_cast<int32_t>(shape.experts_full);
   record.slots_full = static_cast<int32_t>(shape.slots_full);
   record.slots_hi = static_cast<int32_t>(shape.slots_hi);
+  if (shape.family == Family::kExpertInner || shape.family == Family::kExpertInnerHi)
+    return kernels::ExpertInnerCost({&expert, 1}, record);
+  if (IsExpertBackward(shape.family)) return kernels::ExpertsBackwardCost({&expert, 1}, record);
   return kernels::ExpertsCost({&expert, 1}, record);
 }
 
@@ -215,10 +238,34 @@ kernels::OpCost CostOf(const OperationShape& shape) {
     case Family::kSelect: return kernels::SelectCost(shape.tokens, matrix.cols, matrix.rows);
     case Family::kExpertNative:
     case Family::kExpertNestedBoth:
-    case Family::kExpertNestedHi: return ExpertCostOf(shape);
+    case Family::kExpertNestedHi:
+    case Family::kExpertInner:
+    case Family::kExpertInnerHi:
+    case Family::kExpertBackward:
+    case Family::kExpertBackwardHi: return ExpertCostOf(shape);
     case Family::kSwiGlu: return kernels::SwiGluCost(shape.tokens, matrix.cols);
     case Family::kAdd: return kernels::AddCost(shape.tokens, matrix.cols);
     case Family::kSample: return kernels::SampleCost(shape.tokens, matrix.cols);
+    case Family::kAddRow: return kernels::AddRowCost(shape.tokens, matrix.cols);
+    case Family::kGain: return kernels::GainCost(shape.tokens, matrix.cols);
+    case Family::kLowRank: return kernels::LowRankCost(shape.tokens, matrix.cols, matrix.rows, kProfiledRank);
+    case Family::kScaleSlots: return kernels::ScaleSlotsCost(shape.tokens, matrix.rows);
+    case Family::kLinearBackward: return kernels::LinearBackwardCost(MatrixOf(matrix, matrix.type), shape.tokens);
+    case Family::kNormBackward: return kernels::NormBackwardCost(shape.tokens, matrix.cols);
+    case Family::kGainBackward: return kernels::GainBackwardCost(shape.tokens, matrix.cols);
+    case Family::kSumRows: return kernels::SumRowsCost(shape.tokens, matrix.cols);
+    case Family::kLowRankBackward:
+      return kernels::LowRankBackwardCost(shape.tokens, matrix.cols, matrix.rows, kProfiledRank);
+    case Family::kClampBackward: return kernels::ClampBackwardCost(shape.tokens, matrix.cols);
+    case Family::kAttentionBackward:
+      return kernels::AttentionBackwardCost(shape.tokens, shape.positions, shape.tokens * (shape.tokens + 1) / 2,
+                                            shape.distinct_positions, static_cast<int32_t>(matrix.rows), shape.kv_heads,
+                                            static_cast<int32_t>(matrix.cols));
+    case Family::kSelectBackward: return kernels::SelectBackwardCost(shape.tokens, matrix.cols, matrix.rows);
+    case Family::kScaleSlotsBackward: return kernels::ScaleSlotsBackwardCost(shape.tokens, matrix.rows);
+    case Family::kSwiGluBackward: return kernels::SwiGluBackwardCost(shape.tokens, matrix.cols);
+    case Family::kAddBackward: return kernels::AddBackwardCost(shape.tokens, matrix.cols);
+    case Family::kLossBackward: return kernels::LossBackwardCost(shape.tokens, matrix.cols);
     case Family::kTttBackward:
     case Family::kTttOptimiser:
     case Family::kTttPseudoLabels:

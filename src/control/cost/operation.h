@@ -40,6 +40,28 @@ enum class Family : uint8_t {
   kSwiGlu,
   kAdd,
   kSample,
+  // Test-time training (kernels/backward_ops.h). Products of all roles share a family: a tier prices them by their
+  // matrix.
+  kAddRow,
+  kGain,
+  kLowRank,
+  kScaleSlots,
+  kLinearBackward,
+  kNormBackward,
+  kGainBackward,
+  kSumRows,
+  kLowRankBackward,
+  kClampBackward,
+  kAttentionBackward,
+  kSelectBackward,
+  kScaleSlotsBackward,
+  kSwiGluBackward,
+  kAddBackward,
+  kLossBackward,
+  kExpertInner,
+  kExpertInnerHi,
+  kExpertBackward,
+  kExpertBackwardHi,
   // Test-time training and the adaptive router: places for operations that this build does not have.
   kTttBackward,
   kTttOptimiser,
@@ -49,11 +71,20 @@ enum class Family : uint8_t {
   kAdapterUpdate,
   kTttGuard,
 };
-inline constexpr int kFamilies = 28;
-inline bool IsExpert(Family family) { return family >= Family::kExpertNative && family <= Family::kExpertNestedHi; }
-inline bool IsAttention(Family family) {
-  return family == Family::kAttentionPrefill || family == Family::kAttentionDecode;
+inline constexpr int kFamilies = 48;
+inline bool IsExpertBackward(Family family) {
+  return family >= Family::kExpertInner && family <= Family::kExpertBackwardHi;
 }
+inline bool IsExpert(Family family) {
+  return (family >= Family::kExpertNative && family <= Family::kExpertNestedHi) || IsExpertBackward(family);
+}
+inline bool IsAttention(Family family) {
+  return family == Family::kAttentionPrefill || family == Family::kAttentionDecode ||
+         family == Family::kAttentionBackward;
+}
+
+// The rank that low-rank families are measured at.
+inline constexpr int64_t kProfiledRank = 4;
 
 // Rows of the output matrix's product that the forward pass computes at once (forward/step.h; engine/profile_target.cc
 // checks).
@@ -89,7 +120,7 @@ MatrixShape ShapeOf(const WeightMatrix& matrix);
 struct OperationShape {
   Family family = Family::kEmbed;
   // Weights: their shape. Attention: [heads, head_dim]. Select: [K, E]. Experts: the gate matrix, [F, D].
-  // Norm, rope, store, add, SwiGLU, clamp, sample: [1, width of a row].
+  // Norm, rope, store, add, SwiGLU, clamp, sample, loss: [1, width of a row]. Low rank: [out, in], at kProfiledRank.
   MatrixShape matrix;
   DType down_type = DType::kF32;   // experts
   int32_t kv_heads = 0;            // attention

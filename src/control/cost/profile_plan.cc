@@ -29,6 +29,7 @@ class Planner {
     AddPrefill();
     AddDecode();
     AddExperts();
+    AddBackward();
     // Neighbours in a table are measured minutes apart: what disturbs the machine for a while does not bend a whole
     // curve.
     Random random(1);
@@ -185,6 +186,76 @@ class Planner {
       if (slots_full + slots_hi <= most_slots)
         Add(Experts(layer, std::max(d, std::max(full, hi)), full, hi, slots_full, slots_hi), true);
     }
+  }
+
+  void AddOf(Family family, const MatrixShape& matrix, int64_t tokens, bool held_out) {
+    OperationShape shape;
+    shape.family = family;
+    shape.matrix = matrix;
+    shape.tokens = tokens;
+    Add(shape, held_out);
+  }
+  // What test-time training launches for a segment of so many rows; tiers take some of it.
+  void AddBackward(int64_t rows, bool held_out) {
+    const ModelConfig& config = model_.config;
+    const auto wide = [](int64_t width) { return MatrixShape{DType::kF32, 1, width, false}; };
+    const MatrixShape slots{DType::kF32, config.slots, config.experts, false};
+    for (const LayerShape& layer : model_.layers) {
+      for (const MatrixShape& matrix : {layer.q, layer.k, layer.v, layer.o}) {
+        AddOf(Family::kLinearBackward, matrix, rows, held_out);
+        AddOf(Family::kLowRank, {DType::kF32, matrix.rows, matrix.cols, false}, rows, held_out);
+        AddOf(Family::kLowRankBackward, {DType::kF32, matrix.rows, matrix.cols, false}, rows, held_out);
+      }
+      AddOf(Family::kLinearBackward, layer.gate, rows, held_out);
+      if (layer.q_norm > 0)
+        AddOf(Family::kNormBackward, wide(layer.q_norm), rows * layer.q.rows / layer.q_norm, held_out);
+      if (layer.k_norm > 0)
+        AddOf(Family::kNormBackward, wide(layer.k_norm), rows * layer.k.rows / layer.k_norm, held_out);
+      if (config.attention.clip_qkv > 0) AddOf(Family::kClampBackward, wide(layer.q.rows), rows, held_out);
+      if (layer.shared_gate_proj.rows == 0) continue;
+      for (const MatrixShape& matrix : {layer.shared_gate_proj, layer.shared_up, layer.shared_down}) {
+        AddOf(Family::kLinearBackward, matrix, rows, held_out);
+      }
+      AddOf(Family::kSwiGluBackward, wide(config.shared_width), rows, held_out);
+      if (layer.shared_gate.rows == 0) continue;
+      AddOf(Family::kLinearBackward, layer.shared_gate, rows, held_out);
+      AddOf(Family::kAddBackward, wide(config.hidden), rows, held_out);
+    }
+    for (const Family family :
+         {Family::kAddRow, Family::kGain, Family::kNormBackward, Family::kGainBackward, Family::kSumRows}) {
+      AddOf(family, wide(config.hidden), rows, held_out);
+    }
+    for (const Family family : {Family::kScaleSlots, Family::kSelectBackward, Family::kScaleSlotsBackward}) {
+      AddOf(family, slots, rows, held_out);
+    }
+    AddOf(Family::kLossBackward, wide(config.vocab), std::min(rows, kLogitRows), held_out);
+    AddOf(Family::kLinearBackward, model_.output, std::min(rows, kLogitRows), held_out);
+    for (const int64_t past : {int64_t{0}, 2 * rows}) {
+      if (past + rows > config.context) continue;
+      Add(Attention(Family::kAttentionBackward, rows, rows * past + rows * (rows + 1) / 2, past + rows), held_out);
+    }
+    AddExpertsBackward(rows, held_out);
+  }
+  void AddExpertsBackward(int64_t rows, bool held_out) {
+    const int64_t experts = model_.config.experts, each = rows * model_.config.slots / experts;
+    if (each == 0) return;
+    for (const LayerShape& layer : model_.layers) {
+      for (const bool full : {true, false}) {
+        if (!full && !model_.nested) continue;
+        OperationShape shape = full ? Experts(layer, experts, experts, 0, each * experts, 0)
+                                    : Experts(layer, experts, 0, experts, 0, each * experts);
+        shape.family = full ? Family::kExpertInner : Family::kExpertInnerHi;
+        Add(shape, held_out);
+        shape.family = full ? Family::kExpertBackward : Family::kExpertBackwardHi;
+        Add(shape, held_out);
+      }
+    }
+  }
+  void AddBackward() {
+    for (const int64_t rows : quick_ ? std::vector<int64_t>{16, 64} : std::vector<int64_t>{8, 16, 32, 64, 128, 256}) {
+      AddBackward(rows, false);
+    }
+    for (const int64_t rows : quick_ ? std::vector<int64_t>{32} : std::vector<int64_t>{24, 96}) AddBackward(rows, true);
   }
 
   const ModelShape& model_;

@@ -176,7 +176,7 @@ void Profiler::PlaceRows(const OperationShape& shape) {
     }
     return;
   }
-  const int64_t past = shape.family == Family::kAttentionPrefill ? shape.distinct_positions - rows : 0;
+  const int64_t past = IsAttention(shape.family) ? shape.distinct_positions - rows : 0;
   for (int64_t t = 0; t < rows; ++t) kv_rows_.push_back({kv_blocks_.data(), static_cast<int32_t>(past + t)});
 }
 
@@ -189,12 +189,22 @@ Profiler::Call Profiler::KvCall(const OperationShape& shape) {
       ops_->StoreKv({k, v, kv_rows_, cache_->layer(static_cast<int32_t>(turn % layers))});
     };
   }
-  if (shape.distinct_positions > kKvPositions && shape.family == Family::kAttentionPrefill) return {};
+  if (shape.distinct_positions > kKvPositions && shape.family != Family::kAttentionDecode) return {};
   const auto heads = static_cast<int32_t>(shape.matrix.rows);
   const int64_t width = shape.matrix.rows * shape.matrix.cols;
   const ConstRows q{in_.data(), shape.tokens, width};
   const MutRows out{out_.data(), shape.tokens, width};
   const float scale = 1.0f / std::sqrt(static_cast<float>(shape.matrix.cols));
+  if (shape.family == Family::kAttentionBackward) {
+    const int64_t kv_width = int64_t{shape.kv_heads} * shape.matrix.cols;
+    fourth_.resize(static_cast<size_t>(2 * shape.tokens * kv_width));
+    const ConstRows dout{third_.data(), shape.tokens, width};
+    const MutRows dk{fourth_.data(), shape.tokens, kv_width}, dv{dk.data + dk.size(), shape.tokens, kv_width};
+    return [=, this](size_t turn) {
+      const KvLayer cache = cache_->layer(static_cast<int32_t>(turn % layers));
+      ops_->AttentionBackward({q, kv_rows_, cache, heads, scale, q, dout, out, dk, dv});
+    };
+  }
   return [=, this](size_t turn) {
     ops_->Attention({q, kv_rows_, cache_->layer(static_cast<int32_t>(turn % layers)), heads, scale, out});
   };
@@ -260,6 +270,7 @@ Profiler::Call Profiler::ExpertCall(const OperationShape& shape) {
                 hidden = target_.config->hidden;
   inner_.resize(static_cast<size_t>(all * width));
   slot_out_.resize(static_cast<size_t>(all * hidden));
+  if (IsExpertBackward(shape.family)) return ExpertBackwardCall(shape, std::move(layers));
   const ConstRows x{in_.data(), shape.tokens, hidden};
   const MutRows inner{inner_.data(), all, width}, slot_out{slot_out_.data(), all, hidden},
       out{out_.data(), shape.tokens, hidden};
@@ -273,6 +284,7 @@ Profiler::Call Profiler::CallOf(const OperationShape& shape) {
   if (IsAttention(shape.family) || shape.family == Family::kStoreKv) return KvCall(shape);
   if (shape.family == Family::kSelect) return SelectCall(shape);
   if (Call call = RowCall(shape)) return call;
+  if (Call call = BackwardCall(shape)) return call;
   return LinearCall(shape);
 }
 

@@ -77,6 +77,13 @@ class Profiler {
   Call KvCall(const OperationShape& shape);
   Call SelectCall(const OperationShape& shape);
   Call ExpertCall(const OperationShape& shape);
+  // profiler_backward.cc
+  Call BackwardCall(const OperationShape& shape);
+  Call BackwardRowCall(const OperationShape& shape);
+  Call LinearBackwardCall(const OperationShape& shape);
+  Call LowRankCall(const OperationShape& shape);
+  Call SlotWeightCall(const OperationShape& shape);
+  Call ExpertBackwardCall(const OperationShape& shape, std::vector<int32_t> layers);
   void PlaceRows(const OperationShape& shape);
   void PlaceSlots(const OperationShape& shape);
 
@@ -103,6 +110,8 @@ class Profiler {
   std::vector<Planes> slot_planes_;
   std::vector<kernels::Selection::Job> jobs_;
   std::vector<float> inner_, slot_out_;
+  std::vector<float> fourth_, weight_gradient_, low_rank_;  // set by the calls of profiler_backward.cc
+  std::vector<int32_t> targets_;
 };
 
 }  // namespace thermoe
