@@ -131,7 +131,7 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count) {
 
 void EngineImpl::OnLogits(size_t row, std::span<float> logits) {
   ActiveRequest* active = row_owner_[row];
-  if (std::any_of(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); })) finite_ = false;
+  if (!AllFinite(logits)) finite_ = false;
   const auto position = static_cast<size_t>(batch_.rows[row].position);
   const bool last = position + 1 == active->prompt_end;
   const KeepLogits keep = active->request.keep_logits;

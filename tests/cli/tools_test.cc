@@ -18,14 +18,15 @@ TEST_F(ToolsTest, BenchKeys) {
   const Json json =
       ThermoeJson({"bench", TinyModel(), "--prefill", "16,32", "--decode", "4", "--batch", "3", "--repeat", "2"});
   EXPECT_THAT(Keys(json),
-              UnorderedElementsAre("schema_version", "model", "device", "steering", "repeat", "seed", "vs", "results"));
+              UnorderedElementsAre("schema_version", "model", "device", "steering", "control", "repeat", "seed", "vs", "results"));
   EXPECT_GT(json["device"]["memory_read_gbps"], 0.1);
   std::vector<std::string> names;
   for (const Json& result : json["results"]) {
     EXPECT_THAT(Keys(result),
                 UnorderedElementsAre("name", "tokens", "batch", "tokens_per_s", "bytes_per_token", "bandwidth_frac",
                                      "expert_bytes_per_token", "stage_us_per_token", "vs_tokens_per_s", "ratio",
-                                     "plain_tokens_per_s", "gain", "experts_gain"));
+                                     "plain_tokens_per_s", "gain", "experts_gain", "joules_per_token", "energy_source",
+                                     "energy_estimated_frac", "telemetry_cost_frac"));
     EXPECT_GT(result["stage_us_per_token"]["experts"], 0);
     EXPECT_LT(result["expert_bytes_per_token"], result["bytes_per_token"]);
     EXPECT_TRUE(result["ratio"].is_null());
@@ -69,6 +70,14 @@ TEST_F(ToolsTest, BenchAgainstACommand) {
   ExpectRefused(with("echo 5"), {"--vs", "1 rates", "2 tests"});
   ExpectRefused(with("echo 5; echo 0"), {"--vs", "rate of 0"});
   ExpectRefused(with("exit 7"), {"--vs", "exit code 7"});
+  ExpectRefused(with("kill -9 $$"), {"--vs", "signal 9"});
+  ExpectRefused(with("exec 2>/dev/null; no-such-command-here"), {"--vs", "found no such command"});
+  ExpectRefused(with("cat"), {"--vs", "0 rates"});  // its input is empty, not ours
+  for (const std::string command : {"sleep 60", "sleep 60 & echo 5; echo 6", "exec >&-; sleep 60"}) {
+    std::vector<std::string> hangs = with(command);
+    hangs.insert(hangs.end(), {"--vs-limit", "1"});
+    ExpectRefused(hangs, {"--vs", "after 1 s", "--vs-limit"});
+  }
 }
 
 // File, keys and values, and 64 MiB for all the rest.
