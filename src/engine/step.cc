@@ -45,6 +45,7 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
                    steering_.get(), batch_,                          workspace_,               record_, *this};
   Forward(step);
   if (Status status = supervisor_->AfterStep(start_s, &record_, parts_, static_cast<int32_t>(queue_.size())); !status.ok()) return status;
+  if (!supervisor_->info().simulated) pricer_->Observe(supervisor_->now_s(), record_);
   CommitRows();
   StampTimes();
   RetireFinished();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
 
+#include <filesystem>
+
 #include "cli_test_util.h"
 
 namespace thermoe {
@@ -32,6 +34,9 @@ TEST_F(ProfileTest, MeasuresKeepsShowsAndPlots) {
   EXPECT_EQ(again["measured"], 0) << "a complete profile is only read";
   EXPECT_EQ(again["held_out"], first["held_out"]);
 
+  ExpectRefused({"profile", TinyModel(), "--threads", "2", "--store", Path("profiles.sqlite"), "--show"},
+                {"no profile of this model", "without --show"});
+
   const ProcessResult shown = Thermoe(Arguments({"--show"}));
   EXPECT_EQ(shown.exit_code, 0) << shown.err;
   EXPECT_THAT(shown.out, HasSubstr("attention decode"));
@@ -39,7 +44,8 @@ TEST_F(ProfileTest, MeasuresKeepsShowsAndPlots) {
 }
 
 TEST_F(ProfileTest, RefusesWhatItCannotUse) {
-  ExpectRefused(Arguments({"--show"}), {"no profile of this model", "without --show"});
+  ExpectRefused(Arguments({"--show"}), {"profiles.sqlite", "no such file", "thermoe profile"});
+  EXPECT_FALSE(std::filesystem::exists(Path("profiles.sqlite"))) << "--show makes nothing";
   WriteAll(Path("profiles.sqlite"), "this is no database, whatever its name says, and it is long enough to be looked at");
   ExpectRefused(Arguments(), {"profiles.sqlite"});
 }

@@ -18,7 +18,8 @@
 
 namespace thermoe {
 
-inline constexpr SteeringShape kOlmoe = {16, 64, 8, true};
+// Not inline: the library has an Architecture of this name.
+constexpr SteeringShape kOlmoe = {16, 64, 8, true};
 
 inline DeviceProfile H100() {
   Result<DeviceProfile> profile = LoadDeviceProfile(std::string(THERMOE_SOURCE_DIR) + "/data/profiles/h100.toml");

@@ -9,7 +9,7 @@ namespace thermoe {
 
 class StageCorrection {
  public:
-  static constexpr double kLeastFactor = 0.25, kMostFactor = 4;
+  static constexpr double kLeastFactor = 1.0 / 16, kMostFactor = 16;  // a roofline of nothing known may be as far off
   static constexpr double kMostOffset_us = 2000;
 
   // False when the pair cannot be true and was ignored.
