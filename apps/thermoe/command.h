@@ -24,6 +24,7 @@ Command MakeSynthCommand(CLI::App* root);
 Command MakeDoctorCommand(CLI::App* root);
 Command MakeRecordCommand(CLI::App* root);
 Command MakeReplayCommand(CLI::App* root);
+Command MakeReportCommand(CLI::App* root);
 Command MakeProfileCommand(CLI::App* root);
 Command MakeCalibrateCommand(CLI::App* root);
 Command MakeSimulateCommand(CLI::App* root);

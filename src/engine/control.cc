@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine's control loop: made from its options and what the telemetry knows of the device, and shown.
+#include <filesystem>
 #include <utility>
 
 #include "base/errors.h"
@@ -44,6 +45,11 @@ Status EngineImpl::StartControl(Supervisor* supervisor) {
   if (!config.ok()) return config.status();
   const Supervisor::DeviceFacts facts = supervisor->Facts();
   THERMOE_RETURN_IF_ERROR(CheckSensors(config->limits, facts, supervisor->info().name));
+  const TelemetryInfo& info = supervisor->info();
+  config->model = std::filesystem::path(model_->info().path).filename().string();
+  config->telemetry = info.name;
+  config->simulated = info.simulated;
+  config->replayed = info.replayed;
   config->prices = facts.prices;
   config->bytes_per_s = facts.bytes_per_s;
   config->flops_per_s = facts.flops_per_s;
