@@ -21,6 +21,7 @@ Command MakeEvalCommand(CLI::App* root);
 Command MakeBenchCommand(CLI::App* root);
 Command MakeInspectCommand(CLI::App* root);
 Command MakeSynthCommand(CLI::App* root);
+Command MakeDemoCommand(CLI::App* root);
 Command MakeDoctorCommand(CLI::App* root);
 Command MakeRecordCommand(CLI::App* root);
 Command MakeReplayCommand(CLI::App* root);

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <utility>
 
+#include "flags.h"
 #include "interrupt.h"
 #include "output.h"
 #include "terminal.h"
@@ -44,7 +45,7 @@ void AddLiveFlag(CLI::App* app, std::string* mode) {
                 "Show speed, power, heat, routing and experts in use while it runs, on standard error; q stops the "
                 "run. --live=log "
                 "prints a line a second instead, as --live does where there is no terminal.")
-      ->check(CLI::IsMember({"view", "log"}))
+      ->check(OneOf({"view", "log"}))
       ->group("Output options");
 }
 
@@ -158,10 +159,9 @@ void Live::Show() {
 }
 
 void Live::Finish() {
-  if (screen_ == nullptr) return;
-  Show();
+  if (screen_ != nullptr) Show();  // the last picture
   screen_.reset();
-  PrintNote(LiveLogLine(frame_) + "\n");
+  Show();
 }
 
 }  // namespace thermoe

@@ -34,7 +34,7 @@ class Live {
   void SetTitle(std::string title);
   // Whether a picture is drawn: then generated text is shown in it, and only after it on standard output.
   bool drawing() const { return screen_ != nullptr; }
-  // The last frame, then the terminal as it was.
+  // The last picture and the terminal as it was; then a last line.
   void Finish();
 
  private:
