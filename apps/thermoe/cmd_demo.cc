@@ -27,6 +27,8 @@ namespace {
 
 constexpr const char* kDevice = "plant:small";
 constexpr int kParallel = 4, kTokens = 160;
+constexpr double kSlowest =
+    2;  // on a machine slower than the simulated device a round ends after so many times its length
 constexpr std::array kPrompts = {"The old lighthouse keeper looked out over the sea and",
                                  "It was the coldest night of the winter when",
                                  "My grandfather kept bees, and every spring he",
@@ -78,7 +80,7 @@ class Writer {
     const double start_s = engine_.now_s(), machine_s = MachineSeconds();
     Round round;
     std::vector<Event> events;
-    while (engine_.now_s() - start_s < seconds && MachineSeconds() - machine_s < seconds && !Interrupted()) {
+    while (engine_.now_s() - start_s < seconds && MachineSeconds() - machine_s < kSlowest * seconds && !Interrupted()) {
       while (static_cast<int>(streams_.size()) < kParallel) THERMOE_RETURN_IF_ERROR(Submit());
       events.clear();
       const Result<bool> stepped = engine_.Step(&events);
@@ -157,6 +159,7 @@ Result<Round> RunRound(const DemoFlags& flags, const std::shared_ptr<const Model
   const std::unique_ptr<Live> live = Live::Start(flags.json ? "" : flags.live, engine->get());
   if (live != nullptr) live->SetTitle(title);
   Result<Round> round = Writer(engine->get(), live.get()).Run(flags.seconds / 2);
+  if (live != nullptr && !live->drawing()) live->Finish();  // its last line; after pictures the summary says it all
   if (round.ok()) round->router = router;
   return round;
 }

@@ -45,17 +45,17 @@ class Chart {
   }
 
  private:
-  // A diagram from 0 to what `most` fits under, its lines above its grid.
+  // A diagram up to what `most` fits under, its lines above its grid.
   void Add(const char* title, double height, double most, const std::vector<LegendEntry>& legend,
            const std::function<std::string()>& lines) {
     panel_.height = height;
-    panel_.high = NiceTop(panel_.low + most * 1.02, height < 100 ? 4 : 5);
+    panel_.high = NiceTop(panel_.low, most, height < 100 ? 4 : 5);
     body_ += panel_.Frame(title, true) + Legend(legend, panel_.right, panel_.top - 8) + lines();
     panel_.top += height + kGap;
     panel_.low = 0;
   }
   void Simple(const char* title, const TimeSeries& series, double most) {
-    Add(title, kLow, most / 1.02, {}, [&] { return panel_.Line(series, LineColour(0)); });
+    Add(title, kLow, most, {}, [&] { return panel_.Line(series, LineColour(0)); });
   }
   // The mean of the last second, and behind it, faint, every value.
   std::string WithMean(const TimeSeries& series) const {
@@ -71,12 +71,13 @@ class Chart {
     for (size_t i = 0; i < heat.size(); ++i) {
       if (!(limit[i].value <= 0 || heat[i].value < limit[i].value)) heat[i].value = std::nan("");
     }
-    const double shown = Most(power) > 0 ? Most(power) : 1.0;
+    // Single readings may lie far outside: a counter seen to move late and then on time.
+    const double highest = 1.25 * Most(TrailingMean(power, kWindow_s)), shown = highest > 0 ? highest : 1.0;
     const bool has_heat = Most(heat) > 0;
     std::vector<LegendEntry> legend = {{"mean of 1 s", LineColour(0), false}};
     if (has_heat) legend.push_back({"what heat allows", LineColour(1), false});
     if (Most(limit) > 0) legend.push_back({"limit", kLimitColour, true});
-    Add("power, W", kTall, std::max(shown, std::min(Most(limit), 4 * shown)), legend,
+    Add("power, W", kTall, std::max(shown, std::min(1.05 * Most(limit), 4 * shown)), legend,
         [&] { return (has_heat ? panel_.Line(heat, LineColour(1)) : "") + WithMean(power) + panel_.Limit(limit); });
   }
 
@@ -87,13 +88,13 @@ class Chart {
     for (const TimeValue& value : temp) {
       if (value.value < least) least = value.value;
     }
-    const double most = std::max({Most(temp), Most(limit), least + 5});
+    const double most = std::max({Most(temp) + 0.5, Most(limit) + 0.5, least + 5});
     const double step = NiceStep(most - least, 4);
     panel_.low = least > 0 ? step * std::floor(least / step) : 0;
     panel_.height = kTall;
     std::vector<LegendEntry> legend;
     if (Most(limit) > 0) legend.push_back({"limit", kLimitColour, true});
-    Add("die temperature, C", kTall, most - panel_.low, legend,
+    Add("die temperature, C", kTall, most, legend,
         [&] { return panel_.Line(temp, LineColour(1), 2, 1) + panel_.Limit(limit); });
   }
 
@@ -117,16 +118,17 @@ class Chart {
     const bool near = floor > 0 && floor <= 2 * Most(loss);
     std::vector<LegendEntry> legend;
     if (near) legend.push_back({"floor", kLimitColour, true});
-    Add("loss of the point, nats per token", kLow, std::max({1e-3, Most(loss), near ? floor : 0.0}), legend, [&] {
-      return panel_.Line(loss, LineColour(2), 1.6, 1) +
-             (near ? panel_.Limit({{panel_.from_s, panel_.to_s, floor}}) : "");
-    });
+    Add("loss of the point, nats per token", kLow, 1.05 * std::max({1e-3, Most(loss), near ? floor : 0.0}), legend,
+        [&] {
+          return panel_.Line(loss, LineColour(2), 1.6, 1) +
+                 (near ? panel_.Limit({{panel_.from_s, panel_.to_s, floor}}) : "");
+        });
   }
 
   void Multipliers() {
     const TimeSeries power = TickSeries(log_, &RunTick::lambda_power), temp = TickSeries(log_, &RunTick::lambda_temp),
                      latency = TickSeries(log_, &RunTick::lambda_latency);
-    Add("multipliers: how hard a limit presses", kLow, std::max({1.0 / 1.02, Most(power), Most(temp), Most(latency)}),
+    Add("multipliers: how hard a limit presses", kLow, std::max({1.0, Most(power), Most(temp), Most(latency)}),
         {{"power", LineColour(0), false}, {"temperature", LineColour(1), false}, {"latency", LineColour(3), false}},
         [&] {
           return panel_.Line(power, LineColour(0)) + panel_.Line(temp, LineColour(1)) +
@@ -138,9 +140,8 @@ class Chart {
     const TimeSeries target = LimitSeries(log_, &RunLimits::latency_ms),
                      latency = ZeroUnknown(TickSeries(log_, &RunTick::latency_ms));
     if (!(Most(target) > 0)) return;
-    Add("latency of decode steps, pauses included, ms", kLow,
-        std::max(Most(target), std::min(Most(latency), 4 * Most(target))), {{"target", kLimitColour, true}},
-        [&] { return panel_.Line(latency, LineColour(3)) + panel_.Limit(target); });
+    Add("latency of decode steps, pauses included, ms", kLow, 1.05 * std::max(Most(target), Most(latency)),
+        {{"target", kLimitColour, true}}, [&] { return panel_.Line(latency, LineColour(3)) + panel_.Limit(target); });
   }
 
   const RunLog& log_;

@@ -61,9 +61,9 @@ double NiceStep(double range, int most) {
   return 10 * power;
 }
 
-double NiceTop(double value, int parts) {
-  const double step = NiceStep(value, parts);
-  return step * std::ceil(value / step - 1e-9);
+double NiceTop(double low, double value, int parts) {
+  const double step = NiceStep(std::max(value - low, 1e-9), parts);
+  return low + step * std::max(1.0, std::ceil((value - low) / step - 1e-9));
 }
 
 double TimePanel::X(double time_s) const {

@@ -27,8 +27,8 @@ double SvgTextWidth(std::string_view text);
 
 // A step of 1, 2 or 5 times a power of ten that divides `range` into at most `most` parts.
 double NiceStep(double range, int most);
-// The least NiceStep multiple that `value` fits under.
-double NiceTop(double value, int parts);
+// The least `low` + n * NiceStep that `value` fits under.
+double NiceTop(double low, double value, int parts);
 
 // One diagram: its place in the document and its ranges.
 struct TimePanel {

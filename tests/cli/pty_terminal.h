@@ -17,7 +17,8 @@ namespace thermoe {
 // thermoe with all three streams on a terminal of that size.
 class Terminal {
  public:
-  Terminal(const std::vector<std::string>& arguments, int columns, bool no_color, int rows = 24, const std::string& term = "xterm") {
+  Terminal(const std::vector<std::string>& arguments, int columns, bool no_color, int rows = 24,
+           const std::string& term = "xterm") {
     winsize size{};
     size.ws_row = static_cast<unsigned short>(rows);
     size.ws_col = static_cast<unsigned short>(columns);
@@ -41,7 +42,9 @@ class Terminal {
     close(master_);
   }
 
-  void Type(const std::string& text) { EXPECT_EQ(write(master_, text.data(), text.size()), static_cast<ssize_t>(text.size())); }
+  void Type(const std::string& text) {
+    EXPECT_EQ(write(master_, text.data(), text.size()), static_cast<ssize_t>(text.size()));
+  }
   void Signal(int number) { EXPECT_EQ(kill(child_, number), 0); }
   void Resize(int columns, int rows) {
     winsize size{};
