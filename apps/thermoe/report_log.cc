@@ -15,7 +15,7 @@
 namespace thermoe {
 namespace {
 
-constexpr size_t kPause = 9, kRow = 12, kState = 12, kEnergy = 15, kRowWithSensors = 16;
+constexpr size_t kPoint = 8, kPause = 9, kRow = 12, kState = 12, kEnergy = 15, kRowWithSensors = 16;
 constexpr double kMostTime_s = 1e9, kMostCount = 1 << 30, kMostPower_w = 1e6, kMostValue = 1e12;
 
 // One line's reader. The first thing that is wrong stays.
@@ -119,7 +119,13 @@ class Reader {
     }
     if (started_ && end_s < step_end_s_) return Bad("a step", "later than the one before it");
     if (!Count(row[2], &prefilled) || !Count(row[3], &decoded)) return Bad("tokens of a step", "whole numbers");
+    int64_t point = 0;
+    if (!Count(row[kPoint], &point) || static_cast<size_t>(point) >= log_.points.size())
+      return Bad("a step's point", "the index of an operating point");
     if (!started_) now_.from_s = start_s;
+    // A row tells the choice after its step: in force before the first one is what it left as it was.
+    if (now_.steps == 0) now_.point = started_ ? point_ : static_cast<size_t>(point);
+    point_ = static_cast<size_t>(point);
     if (row.size() == kRowWithSensors) THERMOE_RETURN_IF_ERROR(Sensors(row, end_s));
     if (decoded > 0) {
       ++now_.decode_steps;
@@ -177,7 +183,6 @@ class Reader {
     double point = 0;
     THERMOE_RETURN_IF_ERROR(Field(json, "decision", "point", 0, static_cast<double>(log_.points.size() - 1), &point));
     if (point != std::floor(point)) return Bad("decision.point", "a whole number");
-    tick.point = static_cast<size_t>(point);
     tick.loss_nats = LossAt(log_.points[tick.point], std::max(1.0, tick.batch));
     if (json.contains("decision"))
       tick.reason = Text(json["decision"], "reason"), tick.safest = Flag(json["decision"], "safest");
@@ -194,6 +199,7 @@ class Reader {
   RunLimits limits_;
   RunTick now_;  // since the last tick
   bool started_ = false;
+  size_t point_ = 0;  // after the last step
   double step_end_s_ = 0, pause_s_ = 0, counter_s_ = 0;
   std::optional<double> counter_j_;
 };

@@ -26,8 +26,8 @@ struct RunTick {
   double cap_w = 0;  // what pacing held: of the power limit and what heat allowed
   double lambda_power = 0, lambda_temp = 0, lambda_latency = 0;
   double pause_frac = 0;  // of the last second
-  size_t point = 0;
-  double loss_nats = 0;  // of that point at that batch
+  size_t point = 0;       // in force when it began
+  double loss_nats = 0;   // of that point at that batch
   std::string reason;
   bool safest = false;
   RunLimits limits;
