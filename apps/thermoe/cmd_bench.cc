@@ -395,7 +395,7 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
 }
 
 Status Bench(BenchFlags flags) {
-  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering));
+  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering, &flags.telemetry));
   if (flags.control.on() && (flags.baseline || flags.telemetry_cost)) {
     return InvalidArgument("{} changes the engine between runs; it does not go with the control loop",
                            flags.baseline ? "--baseline" : "--telemetry-cost");

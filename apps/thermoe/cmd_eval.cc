@@ -227,7 +227,7 @@ void PrintTable(const EvalFlags& flags, const std::vector<FileScores>& files) {
 }
 
 Status Run(EvalFlags flags) {
-  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering));
+  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering, &flags.telemetry));
   const Result<std::string> telemetry = ResolveTelemetry(flags.telemetry);
   if (!telemetry.ok()) return telemetry.status();
   if (flags.control.on() && flags.baseline) {

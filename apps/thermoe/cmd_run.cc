@@ -99,7 +99,7 @@ Result<RunContext> Prepare(const RunFlags& flags, const std::string& telemetry) 
 }
 
 Status Run(RunFlags flags) {
-  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering));
+  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering, &flags.telemetry));
   THERMOE_RETURN_IF_ERROR(CheckFlags(flags));
   // A wrong path is told before anything waits for standard input.
   if (const Result<std::string> path = ResolveModel(flags.model.model); !path.ok()) return path.status();

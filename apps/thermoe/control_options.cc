@@ -41,9 +41,13 @@ Status ReadText(TomlFile* file, const char* key, std::optional<std::string>* val
   return Status::Ok();
 }
 
-Status ReadFile(ControlFlags* flags) {
-  Result<TomlFile> file = TomlFile::Open(flags->file);
+Status ReadFile(ControlFlags* flags, std::string* telemetry) {
+  if (flags->file->empty()) return InvalidArgument("--control: the path is empty; name a TOML file");
+  Result<TomlFile> file = TomlFile::Open(*flags->file);
   if (!file.ok()) return file.status();
+  std::optional<std::string> source;
+  THERMOE_RETURN_IF_ERROR(ReadText(&*file, "telemetry", &source));
+  if (source && flags->app->get_option("--telemetry")->count() == 0) *telemetry = *source;
   THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "power-limit", kPower, &flags->power_limit_w));
   THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "temp-limit", kTemp, &flags->temp_limit_c));
   THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "latency-target", kLatency, &flags->latency_target_ms));
@@ -52,21 +56,12 @@ Status ReadFile(ControlFlags* flags) {
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "router", &flags->router));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "points", &flags->points));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "decision-log", &flags->decision_log));
-  return file->CheckAllRead();
+  THERMOE_RETURN_IF_ERROR(file->CheckAllRead());
+  if (flags->on() || source) return Status::Ok();
+  return InvalidArgument("{}: holds no key; write at least one, for example power-limit = 2.5", *flags->file);
 }
 
 std::string RouterOf(const ControlFlags& flags) { return flags.router.value_or("adaptive"); }
-
-// What calibrate measured on this machine, else what is shipped with the bundled model; "" where there is neither.
-std::string FindPoints(const ModelInfo& model) {
-  std::error_code error;
-  if (const Result<std::string> folder = StateFolder(); folder.ok()) {
-    std::string path = *folder + "/" + model.identity + "-points.json";
-    if (fs::exists(path, error)) return path;
-  }
-  const Result<std::string> path = BundledPoints();
-  return path.ok() && ReadOperatingPoints(*path, model.identity).ok() ? *path : "";
-}
 
 std::string StatePath(const ModelInfo& model, const std::string& telemetry) {
   const Result<std::string> folder = StateFolder();
@@ -83,6 +78,16 @@ std::string StatePath(const ModelInfo& model, const std::string& telemetry) {
 
 }  // namespace
 
+std::string FindPoints(const ModelInfo& model) {
+  std::error_code error;
+  if (const Result<std::string> folder = StateFolder(); folder.ok()) {
+    std::string path = *folder + "/" + model.identity + "-points.json";
+    if (fs::exists(path, error)) return path;
+  }
+  const Result<std::string> path = BundledPoints();
+  return path.ok() && ReadOperatingPoints(*path, model.identity).ok() ? *path : "";
+}
+
 void AddControlFlags(CLI::App* app, ControlFlags* flags) {
   flags->app = app;
   AddNumber(app, "--power-limit", &flags->power_limit_w, kPower, "Keep the device's power, mean over a second, at most at X watts.")
@@ -96,8 +101,8 @@ void AddControlFlags(CLI::App* app, ControlFlags* flags) {
             "Never choose a way of routing that loses more than X nats per token; default 0.02.")
       ->type_name("NATS")
       ->group(kGroup);
-  const auto choice = [&](const char* name, std::optional<std::string>* value, std::vector<std::string> choices, const std::string& help) {
-    app->add_option(name, *value, help)->check(CLI::IsMember(std::move(choices)))->type_name("WORD")->group(kGroup);
+  const auto choice = [&](const char* name, std::optional<std::string>* value, const std::vector<std::string>& choices, const std::string& help) {
+    AddChoice(app, name, value, choices, help)->group(kGroup);
   };
   choice("--prefer", &flags->prefer, {"throughput", "quality"}, "What to keep longest under a limit; default throughput.");
   choice("--router", &flags->router, {"plain", "static", "adaptive"},
@@ -115,13 +120,15 @@ void AddControlFlags(CLI::App* app, ControlFlags* flags) {
       ->group(kGroup);
 }
 
-Status ResolveControl(ControlFlags* flags, SteeringFlags* steering) {
-  if (!flags->file.empty()) THERMOE_RETURN_IF_ERROR(ReadFile(flags));
+Status ResolveControl(ControlFlags* flags, SteeringFlags* steering, std::string* telemetry) {
+  if (flags->file) THERMOE_RETURN_IF_ERROR(ReadFile(flags, telemetry));
   if (!flags->on()) return Status::Ok();
+  if (flags->points && flags->points->empty()) return InvalidArgument("--points: the path is empty; name a file of operating points");
+  if (flags->decision_log && flags->decision_log->empty()) return InvalidArgument("--decision-log: the path is empty; name a file to write");
   const std::string router = RouterOf(*flags);
-  if (const auto mode = ParseRouterMode(router); !mode.ok()) return InvalidArgument("--control {}: {}", flags->file, mode.status().message());
+  if (const auto mode = ParseRouterMode(router); !mode.ok()) return InvalidArgument("--control {}: {}", *flags->file, mode.status().message());
   if (flags->prefer && !ParsePreference(*flags->prefer).ok()) {
-    return InvalidArgument("--control {}: {}", flags->file, ParsePreference(*flags->prefer).status().message());
+    return InvalidArgument("--control {}: {}", *flags->file, ParsePreference(*flags->prefer).status().message());
   }
   const bool is_static = router == "static";
   if (is_static && !steering->steers()) {
@@ -131,7 +138,8 @@ Status ResolveControl(ControlFlags* flags, SteeringFlags* steering) {
     return InvalidArgument("--router static takes no --expert-bias or --plane-cap; leave --router out to steer by files");
   }
   if (!is_static && steering->steers()) {
-    return InvalidArgument("--router {} chooses the routing itself; leave the steering flags out or use --router static", router);
+    return InvalidArgument("--router {} {}; leave the steering flags out or use --router static", router,
+                           router == "plain" ? "runs the plain model" : "chooses the routing itself");
   }
   if (router == "adaptive" && flags->app->get_option("--experts")->count() == 0) steering->experts = "nested";
   return Status::Ok();

@@ -31,12 +31,17 @@ Result<ControlConfig> ConfigFrom(const ControlOptions& options) {
   return config;
 }
 
-// A limit that nothing measures could only be guessed at.
-Status CheckSensors(const ControlLimits& limits, const Supervisor::DeviceFacts& facts, const std::string& telemetry) {
+// A limit that nothing measures could only be guessed at; one that an idle device passes cannot be kept. What a real one draws idle is
+// learnt later.
+Status CheckDevice(const ControlLimits& limits, const Supervisor::DeviceFacts& facts, const TelemetryInfo& info) {
   const bool power = limits.power_w > 0 && !facts.shows_power, temp = limits.temp_c > 0 && !facts.shows_temp;
+  if (info.simulated && limits.power_w > 0 && limits.power_w <= facts.prices.idle_w) {
+    return InvalidArgument("power limit: {:g} W is not above the {:g} W that {} draws idle; choose a higher one", limits.power_w,
+                           facts.prices.idle_w, info.name);
+  }
   if (!power && !temp) return Status::Ok();
-  return InvalidArgument("{} limit: telemetry \"{}\" shows no {}; choose another source, or leave the limit out",
-                         power ? "power" : "temperature", telemetry, power ? "power" : "temperature");
+  return InvalidArgument("{} limit: telemetry \"{}\" shows no {}; choose another source (thermoe doctor lists them) or leave the limit out",
+                         power ? "power" : "temperature", info.name, power ? "power" : "temperature");
 }
 
 }  // namespace
@@ -73,7 +78,12 @@ Status EngineImpl::StartControl(Supervisor* supervisor) {
     facts.bytes_per_s = pricer_->DecodeBytesPerSecond();
     facts.flops_per_s = pricer_->PrefillFlopsPerSecond(options_.prefill_chunk);
   }
-  THERMOE_RETURN_IF_ERROR(CheckSensors(config->limits, facts, supervisor->info().name));
+  const TelemetryInfo& info = supervisor->info();
+  THERMOE_RETURN_IF_ERROR(CheckDevice(config->limits, facts, info));
+  config->model = std::filesystem::path(model_->info().path).filename().string();
+  config->telemetry = info.name;
+  config->simulated = info.simulated;
+  config->replayed = info.replayed;
   config->prices = facts.prices;
   config->bytes_per_s = facts.bytes_per_s;
   config->flops_per_s = facts.flops_per_s;

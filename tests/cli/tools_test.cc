@@ -17,8 +17,8 @@ class ToolsTest : public CliTest {};
 TEST_F(ToolsTest, BenchKeys) {
   const Json json =
       ThermoeJson({"bench", TinyModel(), "--prefill", "16,32", "--decode", "4", "--batch", "3", "--repeat", "2"});
-  EXPECT_THAT(Keys(json),
-              UnorderedElementsAre("schema_version", "model", "device", "steering", "control", "repeat", "seed", "vs", "results"));
+  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "device", "steering", "control", "repeat",
+                                               "seed", "vs", "results"));
   EXPECT_GT(json["device"]["memory_read_gbps"], 0.1);
   std::vector<std::string> names;
   for (const Json& result : json["results"]) {
@@ -39,7 +39,8 @@ TEST_F(ToolsTest, BenchKeys) {
 }
 
 TEST_F(ToolsTest, BenchAgainstNoSteering) {
-  const Json json = ThermoeJson({"bench", TinyModel(), "--prefill", "0", "--decode", "8", "--batch", "0", "--repeat", "3", "--k-max", "1", "--baseline"});
+  const Json json = ThermoeJson({"bench", TinyModel(), "--prefill", "0", "--decode", "8", "--batch", "0", "--repeat",
+                                 "3", "--k-max", "1", "--baseline"});
   const Json& decode = json["results"][0];
   EXPECT_GT(decode["plain_tokens_per_s"]["median"], 0);
   EXPECT_GT(decode["gain"]["median"], 0.2);
@@ -55,7 +56,8 @@ TEST_F(ToolsTest, BenchAgainstACommand) {
     all.push_back(command);
     return all;
   };
-  for (const std::string command : {"echo loading; echo 100; echo ' 2.5e1 '", "echo '[{\"avg_ts\": 100}, {\"avg_ts\": 25}]'"}) {
+  for (const std::string command :
+       {"echo loading; echo 100; echo ' 2.5e1 '", "echo '[{\"avg_ts\": 100}, {\"avg_ts\": 25}]'"}) {
     const Json json = ThermoeJson(with(command));
     EXPECT_EQ(json["vs"], command);
     EXPECT_EQ(json["results"][0]["vs_tokens_per_s"]["median"], 100);
@@ -86,7 +88,8 @@ TEST_F(ToolsTest, PeakMemoryOfARun) {
   GTEST_SKIP() << "a sanitizer needs memory of its own";
 #endif
   const auto check = [&](const std::string& model, int context, const std::string& experts) {
-    std::vector<std::string> run = {"run", "-p", "It was a dark", "-n", "32", "--experts", experts, "--ignore-end", "--ctx", std::to_string(context)};
+    std::vector<std::string> run = {"run",       "-p",    "It was a dark", "-n",    "32",
+                                    "--experts", experts, "--ignore-end",  "--ctx", std::to_string(context)};
     std::vector<std::string> inspect = {"inspect"};
     for (auto* args : {&run, &inspect}) {
       if (!model.empty()) args->insert(args->begin() + 1, model);

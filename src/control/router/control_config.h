@@ -52,6 +52,9 @@ struct ControlConfig {
   // Bounds of the engine, which smaller chunks and batches start from; 0: those two actuators are not used.
   int32_t prefill_chunk = 0, max_sequences = 0;
 
+  std::string model, telemetry;  // their names, for whoever reads the log
+  bool simulated = false, replayed = false;
+
   std::string state_path;  // read at start if it exists, written by SaveState; empty: nothing is kept
   std::string log_path;    // decision log, JSON lines; empty: none
 };

@@ -18,6 +18,10 @@ constexpr size_t kMostRows = 4096;  // between two ticks; more are written early
 
 Json ConfigJson(const ControlConfig& config) {
   Json json;
+  json["model"] = config.model;
+  json["telemetry"] = config.telemetry;
+  json["simulated"] = config.simulated;
+  json["replayed"] = config.replayed;
   json["router"] = RouterModeName(config.router);
   json["prefer"] = PreferenceName(config.prefer);
   json["power_limit_w"] = config.limits.power_w;
