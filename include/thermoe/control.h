@@ -3,6 +3,7 @@
 // control loop does for that (docs/control-loop.md).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 
@@ -60,12 +61,19 @@ struct ControlOptions {
   double latency_target_ms = 0;  // of a decode step, pauses included
   double quality_floor_nats = 0.02;   // no point that loses more is chosen
   std::string prefer = "throughput";  // or "quality": what gives way last
+  bool ttha = false;  // the hardware adapter: learns which experts to avoid while a limit presses; for "adaptive"
   LayerSteering static_point;         // every layer's; without bias and plane caps
   std::string points_path;  // operating points of this model, for "adaptive"; "": plain alone
   std::string state_path;   // what the loop learnt, read when it is made and written by Engine::SaveControl; "": kept nowhere
   std::string log_path;     // decision log, written anew; "": none
 
   bool on() const { return !router.empty(); }
+};
+
+// One term of what the hardware adapter descends.
+struct AdapterTerm {
+  const char* name = "";  // "ttha_power_loss"
+  double weight = 0, value = 0;
 };
 
 // The control loop as it is now, for a view. Without a loop only what sensors say is filled in.
@@ -85,6 +93,9 @@ struct ControlView {
   double demand_w = 0;             // what would be drawn without a pause
   bool safest = false;             // sensors that a limit needs fail
   int64_t ticks = 0, point_changes = 0;
+  bool ttha = false;     // the hardware adapter is on
+  double ttha_gain = 0;  // 0 to 1: how much of its biases is in force
+  std::array<AdapterTerm, 7> ttha_terms;
 };
 
 }  // namespace thermoe

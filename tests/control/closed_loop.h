@@ -15,6 +15,8 @@
 #include "control/loop.h"
 #include "control/plant/plant_source.h"
 #include "control/router/load_mix.h"
+#include "control/simulate/sim_routing.h"
+#include "control/simulate/sim_scenario.h"
 
 namespace thermoe {
 
@@ -92,6 +94,7 @@ class ClosedLoop {
     const double start_s = plant.now_s();
     const WorkOutcome outcome = plant.Run({r.weight_bytes + r.kv_bytes, r.flops});
     r.times.total_us = outcome.duration_s * 1e6;
+    if (gates) gates->Step(rows, burst ? 512 : 0, steering, &record);
     Snapshot snapshot = source.Read();
     if (corrupt) corrupt(&snapshot);
     decision = loop->AfterStep({start_s, plant.now_s(), record, snapshot, 0});
@@ -103,15 +106,35 @@ class ClosedLoop {
     last_end_s = plant.now_s();
     if (decision.steering) {
       ++steerings_given;
+      steering = decision.steering;
       for (size_t i = 0; i < steerings.size(); ++i) {
         Steering same = *decision.steering;
         same.version = 0;
+        same.sample_gate_rows = 0;
+        for (LayerSteering& layer : same.layers) layer.selection_bias.clear();
         if (same == steerings[i]) in_force = static_cast<int>(i);
       }
     }
     trace.push_back({plant.now_s(), plant.energy_j()});
     paused_s_sum += decision.pause_s;
     hottest_c = std::max(hottest_c, plant.temps_c()[kDie]);
+  }
+
+  // From now on records say which experts the gates of a drawn model chose, and show rows of logits where asked to.
+  void DrawGates(int32_t batch) {
+    const Result<ModelShape> shape = SimModelShape(SimModel{});
+    ASSERT_TRUE(shape.ok());
+    gates = std::make_unique<SimRouting>(shape->config, true, batch, 1);
+    for (int32_t row = 0; row < batch; ++row) rows.push_back(row);
+  }
+  // Of all biases in force.
+  float StrongestBias() const {
+    float strongest = 0;
+    if (steering == nullptr) return 0;
+    for (const LayerSteering& layer : steering->layers) {
+      for (const float bias : layer.selection_bias) strongest = std::max(strongest, std::fabs(bias));
+    }
+    return strongest;
   }
 
   double EnergyAt(double time_s) const {
@@ -135,6 +158,9 @@ class ClosedLoop {
   std::unique_ptr<ControlLoop> loop;
   std::vector<Steering> steerings;
   std::function<void(Snapshot*)> corrupt;
+  std::unique_ptr<SimRouting> gates;
+  std::vector<int32_t> rows;
+  std::shared_ptr<const Steering> steering;  // in force; null: plain
   StepDecision decision;
   StepRecord record;
   int in_force = 0, since_burst = 0, steerings_given = 0;

@@ -13,6 +13,7 @@
 #include "control/router/pacer.h"
 #include "control/router/step_input.h"
 #include "control/router/thermal_forecast.h"
+#include "control/router/ttha_adapter.h"
 
 namespace thermoe {
 
@@ -25,6 +26,7 @@ struct ControlState {
   EnergyModel::State energy;
   ThermalForecast::State thermal;
   double reference_j = 0;  // joules of a token
+  std::string ttha;        // weights of the hardware adapter as JSON; "": none
 };
 
 class ControlCore {
@@ -42,6 +44,14 @@ class ControlCore {
   double counted_j() const { return counted_j_; }
   double predicted_j() const { return predicted_j_; }
 
+  // Machine, limits and multipliers as the hardware adapter reads them; what it observed itself is left out.
+  TthaObserved Observed() const;
+  // What the device is doing, beside what `now` says.
+  void AddTo(TthaDevice* device, int32_t queued) const;
+  // For the status; null: off.
+  void ShowAdapter(const TthaReport* report);
+
+  // Without the adapter's.
   ControlState state() const;
   // False, and nothing changes, when it is not one that a loop can come to.
   bool Restore(const ControlState& state);

@@ -126,6 +126,45 @@ void ControlCore::MovePrices(double dt_s) {
     reference_j_ = reference_j_ > 0 ? reference_j_ + (j - reference_j_) * -std::expm1(-dt_s / kReference_s) : j;
 }
 
+TthaObserved ControlCore::Observed() const {
+  TthaObserved observed;
+  const RouterInput input = InputNow();
+  const LoadMix::DecodeStep step = mix_.decode_step();
+  TthaMachine& machine = observed.machine;
+  machine.fixed_us = 1e6 * model_.Seconds(step.other_bytes, 0);
+  machine.us_per_byte = 1e6 * model_.Seconds(1, 0);
+  machine.fixed_j = model_.j_per_byte() * step.other_bytes + model_.j_per_flop() * step.flops;
+  machine.j_per_byte = model_.j_per_byte();
+  machine.idle_w = model_.idle_w();
+  machine.period_us = 1e6 * latency_s_;
+  if (forecast_.known()) {
+    machine.temp_rest_c = forecast_.TempAt(0);
+    machine.c_per_w = forecast_.state().fast_c_per_w;
+  }
+  TthaLimits& limits = observed.limits;
+  limits.power_w = pacer_.cap_w();
+  limits.temp_c = config_.limits.temp_c;
+  limits.latency_us = 1e3 * config_.limits.latency_ms;
+  const double plain_s = router_.Outlook(0, input).latency_s;
+  if (plain_s > 0) limits.reference_tokens_per_s = mix_.batch() / plain_s;
+  observed.multipliers = {power_.value(), temp_.value(), latency_.value(), 0};
+  return observed;
+}
+
+void ControlCore::AddTo(TthaDevice* device, int32_t queued) const {
+  if (config_.limits.latency_ms > 0 && latency_s_ > 0)
+    device->latency_slack_frac = 1 - latency_s_ * 1e3 / config_.limits.latency_ms;
+  device->queued = queued;
+}
+
+void ControlCore::ShowAdapter(const TthaReport* report) {
+  status_.ttha = report != nullptr;
+  if (report == nullptr) return;
+  status_.ttha_gain = report->gain;
+  status_.ttha_weight = report->weight;
+  status_.ttha_value = report->value;
+}
+
 void ControlCore::ChoosePoint(const StepInput& step, bool urgent) {
   const RouterInput input = InputNow();
   RouterChoice choice = router_.Choose(input);
@@ -202,7 +241,7 @@ void ControlCore::Show(const StepInput& step) {
 
 ControlState ControlCore::state() const {
   const auto lambda = [](const Multiplier& m) { return ControlState::Lambda{m.integral(), m.smoothed()}; };
-  return {lambda(power_), lambda(temp_), lambda(latency_), model_.state(), forecast_.state(), reference_j_};
+  return {lambda(power_), lambda(temp_), lambda(latency_), model_.state(), forecast_.state(), reference_j_, ""};
 }
 
 bool ControlCore::Restore(const ControlState& state) {

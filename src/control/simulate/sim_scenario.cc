@@ -115,6 +115,7 @@ Status ReadLimits(TomlFile* file, SimScenario* scenario) {
   THERMOE_RETURN_IF_ERROR(ReadNumber(file, "limits.temp_c", 0, 200, &scenario->temp_c));
   THERMOE_RETURN_IF_ERROR(ReadNumber(file, "limits.latency_ms", 0, 1e6, &scenario->latency_ms));
   THERMOE_RETURN_IF_ERROR(ReadNumber(file, "limits.quality_floor_nats", 0, 10, &scenario->quality_floor_nats));
+  THERMOE_RETURN_IF_ERROR(ReadChoice(file, "limits.ttha", "on", "off", &scenario->ttha));
   return ReadChoice(file, "limits.prefer", "quality", "throughput", &scenario->prefer_quality);
 }
 
@@ -130,10 +131,10 @@ Result<std::vector<std::string>> ParseRouters(const std::string& text) {
   for (size_t at = 0; at <= text.size();) {
     const size_t end = std::min(text.find(';', at), text.size());
     const std::string name = Trimmed(text.substr(at, end - at));
-    const bool known = name == "plain" || name == "q4" || name == "adaptive" || name == "adaptive-no-adapter" ||
+    const bool known = name == "plain" || name == "q4" || name == "adaptive" || name == "adaptive-no-adapter" || name == "adaptive-adapter" ||
                        (name.starts_with("static:") && name.size() > 7);
     if (!known) {
-      return InvalidArgument("there is no router \"{}\"; choose among plain, q4, adaptive, adaptive-no-adapter, static:best and "
+      return InvalidArgument("there is no router \"{}\"; choose among plain, q4, adaptive, adaptive-no-adapter, adaptive-adapter, static:best and "
                              "static:SETTINGS such as \"static:full 0, soft 0.15\", separated by semicolons",
                              name);
     }

@@ -48,6 +48,7 @@ struct SimScenario {
   double temp_c = 0, latency_ms = 0;
   double quality_floor_nats = 0.02;
   bool prefer_quality = false;
+  bool ttha = false;  // the hardware adapter, for the router "adaptive"
   std::vector<std::string> routers;
   double duration_s = 0;
   uint64_t seed = 1;
