@@ -100,7 +100,9 @@ void AddControlFlags(CLI::App* app, ControlFlags* flags) {
   const auto choice = [&](const char* name, std::optional<std::string>* value, std::vector<std::string> choices, const std::string& help) {
     app->add_option(name, *value, help)->check(CLI::IsMember(std::move(choices)))->type_name("WORD")->group(kGroup);
   };
-  choice("--prefer", &flags->prefer, {"throughput", "quality"}, "What to keep longest under a limit; default throughput.");
+  choice("--prefer", &flags->prefer, {"throughput", "quality", "energy"},
+         "What to keep longest under a limit; default throughput. energy: joules count without a limit, too: the most frugal routing within "
+         "the quality floor, at whatever load there is.");
   choice("--router", &flags->router, {"plain", "static", "adaptive"},
          "How limits are kept: plain by pauses alone; static by the steering flags given and pauses; adaptive (default with any of "
          "these flags) by cheaper experts first, then pauses. adaptive keeps experts nested unless --experts says otherwise.");

@@ -60,7 +60,7 @@ struct ControlOptions {
   double temp_limit_c = 0;       // of the die
   double latency_target_ms = 0;  // of a decode step, pauses included
   double quality_floor_nats = 0.02;   // no point that loses more is chosen
-  std::string prefer = "throughput";  // or "quality": what gives way last
+  std::string prefer = "throughput";  // or "quality": what gives way last; "energy": joules count without a limit, too
   bool ttha = false;  // the hardware adapter: learns which experts to avoid while a limit presses; for "adaptive"
   LayerSteering static_point;         // every layer's; without bias and plane caps
   std::string points_path;  // operating points of this model, for "adaptive"; "": plain alone

@@ -20,7 +20,7 @@
 
 namespace thermoe {
 
-inline constexpr SteeringShape kOlmoe = {16, 64, 8, true};
+inline constexpr SteeringShape kOlmoeShape = {16, 64, 8, true};
 
 inline DeviceProfile H100() {
   Result<DeviceProfile> profile = LoadDeviceProfile(std::string(THERMOE_SOURCE_DIR) + "/data/profiles/h100.toml");
@@ -62,10 +62,10 @@ class ClosedLoop {
  public:
   ClosedLoop(const ControlConfig& config, Scenario scenario, uint64_t seed = 1, OperatingPoints front = EmberFront())
       : plant(H100(), std::move(scenario), seed), source(&plant) {
-    Result<std::unique_ptr<ControlLoop>> made = MakeControlLoop(config, std::move(front), kOlmoe);
+    Result<std::unique_ptr<ControlLoop>> made = MakeControlLoop(config, std::move(front), kOlmoeShape);
     EXPECT_TRUE(made.ok()) << made.status().message();
     if (made.ok()) loop = std::move(*made);
-    for (const OperatingPoint& point : loop->points()) steerings.push_back(ToSteering(point, kOlmoe.layers, 0));
+    for (const OperatingPoint& point : loop->points()) steerings.push_back(ToSteering(point, kOlmoeShape.layers, 0));
   }
 
   void Run(double seconds, const Load& load) {
@@ -150,6 +150,15 @@ class ClosedLoop {
     double worst = 0;
     for (double t = from_s; t + 1 <= to_s; t += 0.02) worst = std::max(worst, MeanPower(t, t + 1));
     return worst;
+  }
+  // The longest time on end that the mean over a second lay above `power_w`.
+  double LongestOver(double power_w, double from_s, double to_s) const {
+    double longest = 0, since = from_s;
+    for (double t = from_s; t + 1 <= to_s; t += 0.02) {
+      if (MeanPower(t, t + 1) <= power_w) since = t;
+      longest = std::max(longest, t - since);
+    }
+    return longest;
   }
   double mean_loss() const { return tokens > 0 ? loss_sum / tokens : 0; }
 

@@ -28,7 +28,7 @@ ControlConfig WithAdapter(double power_w) {
 
 // Half of the experts of every layer in group 0, which the gates like more.
 std::vector<uint16_t> Halves() {
-  std::vector<uint16_t> placement(static_cast<size_t>(kOlmoe.layers * kOlmoe.experts));
+  std::vector<uint16_t> placement(static_cast<size_t>(kOlmoeShape.layers * kOlmoeShape.experts));
   for (size_t i = 0; i < placement.size(); ++i) placement[i] = i % 64 < 32 ? 0 : 1;
   return placement;
 }
@@ -151,7 +151,7 @@ TEST(ExpertSteering, RefusesAStateThatIsNone) {
   ASSERT_TRUE(state.ok());
   state->ttha = "{\"weights\": []}";
   ASSERT_TRUE(WriteControlState(config.state_path, *state).ok());
-  const auto made = MakeControlLoop(config, EmberFront(), kOlmoe);
+  const auto made = MakeControlLoop(config, EmberFront(), kOlmoeShape);
   ASSERT_FALSE(made.ok());
   EXPECT_NE(made.status().message().find("ttha: "), std::string::npos) << made.status().message();
 }
@@ -174,11 +174,11 @@ TEST(ExpertSteering, BalancesGroupsWhateverTheLimits) {
   EXPECT_GT(moved, 0);
 
   config.placement.pop_back();
-  EXPECT_FALSE(MakeControlLoop(config, EmberFront(), kOlmoe).ok());
+  EXPECT_FALSE(MakeControlLoop(config, EmberFront(), kOlmoeShape).ok());
 }
 
 TEST(ExpertSteering, ATickOfALearningLoopAllocatesNothing) {
-  auto made = MakeControlLoop(WithAdapter(350), EmberFront(), kOlmoe);
+  auto made = MakeControlLoop(WithAdapter(350), EmberFront(), kOlmoeShape);
   ASSERT_TRUE(made.ok());
   const Result<ModelShape> shape = SimModelShape(SimModel{});
   ASSERT_TRUE(shape.ok());

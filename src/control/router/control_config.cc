@@ -11,7 +11,7 @@ namespace thermoe {
 namespace {
 
 constexpr std::array<const char*, 3> kModes = {"plain", "static", "adaptive"};
-constexpr std::array<const char*, 2> kPreferences = {"throughput", "quality"};
+constexpr std::array<const char*, 3> kPreferences = {"throughput", "quality", "energy"};
 constexpr std::array<const char*, 6> kReasons = {"headroom", "price", "dwell", "fixed", "prefer quality", "safest"};
 constexpr double kMostPower_w = 1e5, kMostTemp_c = 150, kMostLatency_ms = 1e6;
 constexpr size_t kMostPlaced = 1 << 20;
@@ -39,7 +39,7 @@ Result<Preference> ParsePreference(std::string_view name) {
   for (size_t i = 0; i < kPreferences.size(); ++i) {
     if (name == kPreferences[i]) return static_cast<Preference>(i);
   }
-  return InvalidArgument("prefer: \"{}\" is none; choose throughput or quality", name);
+  return InvalidArgument("prefer: \"{}\" is none; choose throughput, quality or energy", name);
 }
 
 Status CheckLimits(const ControlLimits& limits, double device_power_w, double device_temp_c) {

@@ -22,9 +22,10 @@ enum class RouterMode : uint8_t {
 const char* RouterModeName(RouterMode mode);  // "plain", "static", "adaptive"
 Result<RouterMode> ParseRouterMode(std::string_view name);
 
-// What gives way first: quality within the floor, or speed down to the latency target.
-enum class Preference : uint8_t { kThroughput, kQuality };
-const char* PreferenceName(Preference preference);  // "throughput", "quality"
+// What gives way first under a limit: quality within the floor, or speed down to the latency target. kEnergy: as
+// kThroughput, and quality within the floor gives way for joules without a limit, too.
+enum class Preference : uint8_t { kThroughput, kQuality, kEnergy };
+const char* PreferenceName(Preference preference);  // "throughput", "quality", "energy"
 Result<Preference> ParsePreference(std::string_view name);
 
 // 0: none.

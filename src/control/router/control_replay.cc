@@ -86,7 +86,7 @@ struct Replayer {
     const Result<RouterMode> router = ParseRouterMode(text("router"));
     const Result<Preference> prefer = ParsePreference(text("prefer"));
     if (!router.ok()) return Bad("config.router", "plain, static or adaptive");
-    if (!prefer.ok()) return Bad("config.prefer", "throughput or quality");
+    if (!prefer.ok()) return Bad("config.prefer", "throughput, quality or energy");
     config.router = *router;
     config.prefer = *prefer;
     if (Status status = CheckConfig(config); !status.ok())

@@ -15,6 +15,7 @@ constexpr double kCapRise_per_s = 0.05;  // of the cap that heat allows: it fall
 constexpr double kHeatBinds = 1.5;       // heat caps far above the demand are no caps
 constexpr double kBlindCap = 0.97;       // of a power cap that only feed-forward holds
 constexpr double kBlindDeviations = 2, kLeastBlindCap = 0.7;
+constexpr double kSureEnough = 0.03, kCaution = 2, kMostCaution = 0.4;
 constexpr double kBlindHeatCap = 0.85;    // of the last cap that heat allowed
 constexpr double kBlindHeatDevice = 0.5;  // of the device's power, when heat was never seen
 constexpr double kLatencyMargin = 0.96;
@@ -52,6 +53,7 @@ void ControlCore::Tick(const StepInput& step, bool urgent) {
     window_ = {};
   }
   SetCap(step.sensors, dt_s);
+  SetCaution();
   MovePrices(dt_s);
   ChoosePoint(step, urgent);
   Show(step);
@@ -61,11 +63,28 @@ void ControlCore::Tick(const StepInput& step, bool urgent) {
 // What is left of a cap that only feed-forward holds: less what the model does not know at the mix that the cap leads
 // to.
 double ControlCore::BlindFrac() const {
+  const double unsure_frac = PacedUncertainty(router_.Safest(mix_.batch()));
+  return std::clamp(kBlindCap - kBlindDeviations * unsure_frac, kLeastBlindCap, kBlindCap);
+}
+
+// Of a mean step's joules at `point`, at the pace that the power limit leads to.
+double ControlCore::PacedUncertainty(int32_t point) const {
   const double cap_w = config_.limits.power_w;
-  const LoadCost cost = mix_.CostAt(router_.points()[static_cast<size_t>(router_.Safest(mix_.batch()))], model_);
+  const LoadCost cost = mix_.CostAt(router_.points()[static_cast<size_t>(point)], model_);
   const double room_w = std::max(cap_w - model_.idle_w(), 0.02 * cap_w);
   const WorkTotals paced = {std::max(cost.period_s, cost.work_j / room_w), cost.bytes, cost.flops};
-  return std::clamp(kBlindCap - kBlindDeviations * model_.UncertaintyFrac(paced), kLeastBlindCap, kBlindCap);
+  return model_.UncertaintyFrac(paced);
+}
+
+// After sensors failed, what is paced for is more until prices are known well: they were last learnt while little ran,
+// and a second above the cap is not made good later.
+void ControlCore::SetCaution() {
+  wary_ = wary_ || safest_;
+  caution_frac_ = 0;
+  if (!wary_ || safest_ || !(config_.limits.power_w > 0)) return;
+  const double unsure_frac = PacedUncertainty(output_.point) - kSureEnough;
+  wary_ = unsure_frac > 0;
+  caution_frac_ = std::clamp(kCaution * unsure_frac, 0.0, kMostCaution);
 }
 
 // What pacing holds: the lower of the power limit and what heat allows.
