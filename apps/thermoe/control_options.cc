@@ -54,6 +54,7 @@ Status ReadFile(ControlFlags* flags, std::string* telemetry) {
   THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "quality-floor", kFloor, &flags->quality_floor_nats));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "prefer", &flags->prefer));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "router", &flags->router));
+  THERMOE_RETURN_IF_ERROR(ReadText(&*file, "ttha", &flags->ttha));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "points", &flags->points));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "decision-log", &flags->decision_log));
   THERMOE_RETURN_IF_ERROR(file->CheckAllRead());
@@ -104,10 +105,14 @@ void AddControlFlags(CLI::App* app, ControlFlags* flags) {
   const auto choice = [&](const char* name, std::optional<std::string>* value, const std::vector<std::string>& choices, const std::string& help) {
     AddChoice(app, name, value, choices, help)->group(kGroup);
   };
-  choice("--prefer", &flags->prefer, {"throughput", "quality"}, "What to keep longest under a limit; default throughput.");
+  choice("--prefer", &flags->prefer, {"throughput", "quality", "energy"},
+         "What to keep longest under a limit; default throughput. energy: joules count without a limit, too: the most frugal routing within "
+         "the quality floor, at whatever load there is.");
   choice("--router", &flags->router, {"plain", "static", "adaptive"},
          "How limits are kept: plain by pauses alone; static by the steering flags given and pauses; adaptive (default with any of "
          "these flags) by cheaper experts first, then pauses. adaptive keeps experts nested unless --experts says otherwise.");
+  choice("--ttha", &flags->ttha, {"on", "off"},
+         "Learn which experts to avoid while a limit presses, on top of the points of the adaptive router; default off (docs/ttha.md).");
   app->add_option("--points", flags->points,
                   "Operating points to choose among (thermoe calibrate); default: those measured here, else those of the bundled model.")
       ->type_name("FILE")
@@ -129,6 +134,12 @@ Status ResolveControl(ControlFlags* flags, SteeringFlags* steering, std::string*
   if (const auto mode = ParseRouterMode(router); !mode.ok()) return InvalidArgument("--control {}: {}", *flags->file, mode.status().message());
   if (flags->prefer && !ParsePreference(*flags->prefer).ok()) {
     return InvalidArgument("--control {}: {}", *flags->file, ParsePreference(*flags->prefer).status().message());
+  }
+  if (flags->ttha && *flags->ttha != "on" && *flags->ttha != "off") {
+    return InvalidArgument("--control {}: ttha is \"{}\"; make it \"on\" or \"off\"", flags->file, *flags->ttha);
+  }
+  if (flags->ttha == "on" && router != "adaptive") {
+    return InvalidArgument("--ttha on is for the adaptive router, not for --router {}; leave one of them out", router);
   }
   const bool is_static = router == "static";
   if (is_static && !steering->steers()) {
@@ -155,6 +166,7 @@ Result<ControlOptions> ControlOptionsFrom(const ControlFlags& flags, const Steer
   options.latency_target_ms = flags.latency_target_ms.value_or(0);
   options.quality_floor_nats = flags.quality_floor_nats.value_or(options.quality_floor_nats);
   options.prefer = flags.prefer.value_or(options.prefer);
+  options.ttha = flags.ttha == "on";
   if (options.router == "static") {
     LayerSteering& point = options.static_point;
     point.full_slots = steering.full_slots.value_or(kAllSlots);
@@ -190,6 +202,11 @@ Json ControlJson(const ControlView& view) {
   json["point_changes"] = view.point_changes;
   json["pause_frac"] = view.pause_frac;
   json["safest"] = view.safest;
+  json["ttha"] = view.ttha ? Json::object() : Json();
+  if (view.ttha) {
+    json["ttha"]["gain"] = view.ttha_gain;
+    for (const AdapterTerm& term : view.ttha_terms) json["ttha"][term.name] = {{"weight", term.weight}, {"value", term.value}};
+  }
   return json;
 }
 

@@ -26,6 +26,7 @@ Result<ControlConfig> ConfigFrom(const ControlOptions& options) {
   config.static_point.k_max = options.static_point.max_slots;
   config.static_point.soft_batch = options.static_point.soft_batch;
   config.static_point.drop_below_frac = options.static_point.drop_below_frac;
+  config.ttha = options.ttha;
   config.state_path = options.state_path;
   config.log_path = options.log_path;
   return config;
@@ -140,6 +141,11 @@ ControlView EngineImpl::control_view() {
   view.safest = status.safest;
   view.ticks = status.ticks;
   view.point_changes = status.point_changes;
+  view.ttha = status.ttha;
+  view.ttha_gain = status.ttha_gain;
+  for (size_t term = 0; term < kTthaTerms; ++term) {
+    view.ttha_terms[term] = {TthaTermName(static_cast<TthaTerm>(term)), status.ttha_weight[term], status.ttha_value[term]};
+  }
   return view;
 }
 
