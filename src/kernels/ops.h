@@ -110,7 +110,7 @@ struct ExpertFfnArgs {
   MutRows out;                            // [T, D] += sum over slots, in slot order, of weight * down(silu(gate x) * up x)
   // Where a backward pass follows: gate x and up x of the kept slots of rows [keep_first, keep_first + keep_rows), by token
   // and slot: row (token - keep_first) * K + slot. [keep_rows * K, F]; data null: not kept.
-  MutRows keep_gate, keep_up;
+  MutRows keep_gate = {}, keep_up = {};
   int64_t keep_first = 0, keep_rows = 0;
 };
 

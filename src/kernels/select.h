@@ -10,4 +10,10 @@ namespace thermoe::kernels {
 // Fills *args.out. E <= kMaxExperts, K <= min(E, kMaxSlots).
 void SelectExperts(const SelectArgs& args);
 
+// Fills jobs, job_count and order from expert and planes (all their rows); touches no record.
+void DispatchSelection(int64_t experts, Selection* selection);
+
+// Fills args.dlogits.
+void SelectExpertsBackward(const SelectBackwardArgs& args);
+
 }  // namespace thermoe::kernels

@@ -51,6 +51,25 @@ class CpuOps final : public Ops {
   void SwiGlu(const SwiGluArgs& args) const override;
   void Add(const AddArgs& args) const override;
 
+  void AddRow(const AddRowArgs& args) const override;
+  void Gain(const GainArgs& args) const override;
+  void LowRank(const LowRankArgs& args) const override;
+  void ScaleSlots(const ScaleSlotsArgs& args) const override;
+  void ExpertInner(const ExpertInnerArgs& args) const override;
+  void LinearBackward(const LinearBackwardArgs& args) const override;
+  void RmsNormBackward(const RmsNormBackwardArgs& args) const override;
+  void GainBackward(const GainBackwardArgs& args) const override;
+  void SumRows(const SumRowsArgs& args) const override;
+  void LowRankBackward(const LowRankBackwardArgs& args) const override;
+  void ClampBackward(const ClampBackwardArgs& args) const override;
+  void AttentionBackward(const AttentionBackwardArgs& args) const override;
+  void ExpertFfnBackward(const ExpertFfnBackwardArgs& args) const override;
+  void SelectBackward(const SelectBackwardArgs& args) const override;
+  void ScaleSlotsBackward(const ScaleSlotsBackwardArgs& args) const override;
+  void SwiGluBackward(const SwiGluBackwardArgs& args) const override;
+  void AddBackward(const AddBackwardArgs& args) const override;
+  void LossBackward(const LossBackwardArgs& args) const override;
+
  private:
   // Rows of an attention tile: neighbours in the step that belong to one sequence.
   struct RowTile {
