@@ -12,6 +12,7 @@
 #include "thermoe/status.h"
 #include "thermoe/steering.h"
 #include "thermoe/tokenizer.h"
+#include "thermoe/ttt.h"
 
 namespace thermoe {
 
@@ -40,6 +41,8 @@ struct Request {
   bool ignore_end = false;        // go on past end_ids() and stop_ids
   // Continue a session: its keys and values stay, `prompt` comes after what it holds. kNoSession: a fresh context, freed at the end.
   SessionId session = kNoSession;
+  // Test-time training of the fresh context, from zero deltas; null: none. Sessions have SetTtt instead.
+  std::shared_ptr<const TttOptions> ttt;
   // Teacher forcing: the i-th generated token is forced[i] instead of a sample; its log-probability is recorded. Generation ends after them.
   std::vector<TokenId> forced;
   // Record the log-probability of prompt[i] given the ids before it, for i >= 1 (i >= 0 in a session that holds ids already).
@@ -79,6 +82,7 @@ struct RequestResult {
   std::vector<float> logits;           // [rows, vocab] as keep_logits asks; kAll: prompt rows then one row per generated token's position
   RequestTimings timings;
   RequestEnergy energy;
+  TttStats ttt;  // of the session, when the request ended
 };
 
 struct EngineOptions {
@@ -132,6 +136,17 @@ class Engine {
   virtual Result<int> SessionLength(SessionId session) const = 0;
   // Frees its blocks. kInvalidArgument for a session that is unknown or runs a request.
   virtual Status CloseSession(SessionId session) = 0;
+
+  // Test-time training of a session: from here on its prompts are read in segments and, where `options` names groups, learnt from;
+  // generated tokens are not. Deltas and the optimiser start anew. kInvalidArgument: options out of range, a segment longer than
+  // prefill_chunk, a window that does not fit the context, activations beyond their bound, a session that is unknown or runs a request.
+  virtual Status SetTtt(SessionId session, const TttOptions& options) = 0;
+  virtual Result<TttStats> SessionTtt(SessionId session) const = 0;
+  // The session's deltas and optimiser as a safetensors file, replaced at once. kInvalidArgument: the session adapts nothing.
+  virtual Status SaveDeltas(SessionId session, const std::string& path) const = 0;
+  // Into a session whose SetTtt named the same groups, rank and layers. kInvalidArgument: deltas of another model or shape; kCorrupt,
+  // kNotFound. The session keeps what it had then.
+  virtual Status LoadDeltas(SessionId session, const std::string& path) = 0;
 
   // Takes effect from the next step on. kInvalidArgument where it does not fit the model (sizes, ranges, full
   // slots or plane caps on another storage than nested). nullptr: the plain model.

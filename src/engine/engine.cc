@@ -152,7 +152,14 @@ Result<RequestId> EngineImpl::Submit(Request request) try {
 Status EngineImpl::CheckRequest(const Request& request, const Session* session) const {
   if (request.prompt.empty()) return InvalidArgument("the prompt is empty; give at least one token");
   const size_t held = session == nullptr ? 0 : session->tokens.size();
-  if (request.prompt.size() + held > static_cast<size_t>(context_)) {
+  const Adaptation* reading = session == nullptr ? nullptr : session->ttt.get();
+  const TttOptions* ttt = reading != nullptr ? &reading->options() : request.ttt.get();
+  if (request.ttt != nullptr) {
+    if (session != nullptr) return InvalidArgument("a request on a session brings its own test-time training; use SetTtt on the session");
+    THERMOE_RETURN_IF_ERROR(CheckTtt(*request.ttt));
+  }
+  const bool restarts = ttt != nullptr && ttt->keep > 0;
+  if (!restarts && request.prompt.size() + held > static_cast<size_t>(context_)) {
     return InvalidArgument("the prompt has {} tokens{} but the context holds {}; shorten the prompt or raise --ctx (the model allows {})",
                            request.prompt.size(), held > 0 ? fmt::format(" after the session's {}", held) : "", context_,
                            config_.context);

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+// Test-time training of sessions: reading in segments, context restarts, the streaming step (docs/test-time-training.md).
+#include <algorithm>
+
+#include "base/errors.h"
+#include "engine/engine_impl.h"
+
+namespace thermoe {
+namespace {
+
+// Tokens that a restart keeps: whole segments, at least one.
+int32_t KeptBy(const TttOptions& options) { return std::max(1, options.keep / options.segment) * options.segment; }
+
+}  // namespace
+
+Status EngineImpl::CheckTtt(const TttOptions& options) const {
+  THERMOE_RETURN_IF_ERROR(CheckTttOptions(options));
+  if (options.segment > options_.prefill_chunk) {
+    return InvalidArgument("a segment has {} tokens but a step takes {}; shorten the segment or raise the prefill chunk", options.segment,
+                           options_.prefill_chunk);
+  }
+  const int window = options.window > 0 ? options.window : context_;
+  if (window > context_) return InvalidArgument("the window of {} tokens passes the context of {}; lower it or raise --ctx", window, context_);
+  if (options.keep > 0 && KeptBy(options) + options.segment > window) {
+    return InvalidArgument("a restart keeps {} tokens, which leaves no room for a segment of {} in a window of {}; keep fewer",
+                           KeptBy(options), options.segment, window);
+  }
+  if (!options.adapts()) return Status::Ok();
+  if (options.objective == TttObjective::kFeatureAlignment) {
+    return Unsupported("feature alignment needs statistics of activations; record some with `thermoe calibrate --features`");
+  }
+  const DeltaLayout layout(config_, options);
+  const int64_t least = Tape::BytesFor(config_, layout.lowest_layer(), options.segment, false);
+  if (least > options.activation_bytes) {
+    return ResourceExhausted("activations of a segment of {} tokens take {} MiB but {} are allowed; shorten the segment or adapt fewer layers",
+                             options.segment, (least >> 20) + 1, options.activation_bytes >> 20);
+  }
+  return Status::Ok();
+}
+
+Status EngineImpl::StartTtt(Session* session, const TttOptions& options) {
+  THERMOE_RETURN_IF_ERROR(CheckTtt(options));
+  const size_t first = session->first();
+  session->ttt = std::make_unique<Adaptation>(config_, options);
+  session->ttt->first = first;
+  return Status::Ok();
+}
+
+Status EngineImpl::SetTtt(SessionId id, const TttOptions& options) try {
+  const Result<Session*> session = IdleSession(id);
+  if (!session.ok()) return session.status();
+  return StartTtt(*session, options);
+} catch (const std::bad_alloc&) {
+  return ResourceExhausted("memory ran out for a session's deltas; adapt fewer groups or layers, or lower the rank");
+}
+
+Result<TttStats> EngineImpl::SessionTtt(SessionId id) const {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end() || found->second->temporary) return InvalidArgument("session {} is not open", id);
+  return found->second->ttt == nullptr ? TttStats{} : found->second->ttt->stats;
+}
+
+Status EngineImpl::SaveDeltas(SessionId id, const std::string& path) const {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end() || found->second->temporary) return InvalidArgument("session {} is not open", id);
+  const Adaptation* adaptation = found->second->ttt.get();
+  if (adaptation == nullptr || !adaptation->adapts()) return InvalidArgument("session {} adapts nothing, so there are no deltas to save", id);
+  return WriteDeltas(path, model_->info().identity, *adaptation);
+}
+
+Status EngineImpl::LoadDeltas(SessionId id, const std::string& path) {
+  const Result<Session*> session = IdleSession(id);
+  if (!session.ok()) return session.status();
+  Adaptation* adaptation = (*session)->ttt.get();
+  if (adaptation == nullptr || !adaptation->adapts()) return InvalidArgument("session {} adapts nothing; name a tier before its deltas are loaded", id);
+  return ReadDeltas(path, model_->info().identity, adaptation);
+}
+
+Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
+  Session* session = active->session;
+  Adaptation& ttt = *session->ttt;
+  const TttOptions& options = ttt.options();
+  const auto left = static_cast<int32_t>(active->prompt_end - session->computed());
+  int32_t count = std::min(left, options.segment);
+  const int32_t window = options.window > 0 ? options.window : context_;
+  if (session->kv.length >= ttt.recompute_until && options.keep > 0 && session->kv.length + count > window) {
+    const auto kept = static_cast<size_t>(std::min(KeptBy(options), session->kv.length));
+    ttt.first = session->computed() - kept;
+    cache_->Truncate(&session->kv, 0);
+    ttt.recompute_until = static_cast<int32_t>(kept);
+    ++ttt.stats.restarts;
+    ttt.stats.recomputed_tokens += static_cast<int64_t>(kept);
+  }
+  if (session->kv.length < ttt.recompute_until) {
+    count = std::min(ttt.recompute_until - session->kv.length, *budget);
+    *budget -= count;
+    return AddRows(active, count, true);
+  }
+  ttt.recompute_until = 0;
+  // A segment is read whole, whatever the others in the step: where it is cut must not depend on them.
+  const bool alone = batch_.rows.empty() || batch_.rows.back().kind != kernels::RowKind::kPrefill;
+  if (learner_ != nullptr || (count > *budget && !alone)) return Status::Ok();
+  *budget -= std::min(count, *budget);
+  ++ttt.stats.segments;
+  const auto first_row = static_cast<int64_t>(batch_.rows.size());
+  THERMOE_RETURN_IF_ERROR(AddRows(active, count));
+  // The rest of a prompt teaches too little where it is short.
+  if (ttt.adapts() && 2 * count >= options.segment) BeginLearning(active, first_row, count);
+  return Status::Ok();
+}
+
+void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows) {
+  Session* session = active->session;
+  Adaptation& ttt = *session->ttt;
+  const TttOptions& options = ttt.options();
+  const int32_t lowest = ttt.layout().lowest_layer();
+  const bool keep_inner = Tape::KeepsInner(config_, lowest, options.segment, options.activation_bytes);
+  if (tape_ == nullptr || tape_->lowest_layer() > lowest || tape_->max_rows() < options.segment || tape_->keeps_inner() != keep_inner) {
+    tape_.reset();
+    backward_.reset();
+    tape_ = std::make_unique<Tape>(config_, lowest, options.segment, keep_inner);
+    backward_ = std::make_unique<BackwardWorkspace>(config_, std::max(options.segment, kLogitTile), keep_inner);
+  }
+  tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, session->kv.length);
+  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, nullptr, 0, 0});
+  learning_->Begin();
+  learner_ = active;
+  learner_first_row_ = first_row;
+  const bool next_token = options.objective == TttObjective::kNll;
+  for (int64_t i = 0; i < rows; ++i) {
+    BatchRow& row = batch_.rows[static_cast<size_t>(first_row + i)];
+    const size_t next = session->first() + static_cast<size_t>(row.position) + 1;
+    const bool known = next < session->tokens.size();
+    row.target = known ? session->tokens[next] : next_token ? -1 : 0;
+    if (row.target >= 0 && !row.wants_logits) {
+      row.wants_logits = true;
+      ++parts_.back().logit_rows;
+    }
+  }
+}
+
+void EngineImpl::Learn(StepContext& step) {
+  const WorkCount before{record_.weight_bytes, record_.kv_bytes, record_.flops};
+  Backward(step);
+  Update(&record_);
+  const int steps = learner_->session->ttt->options().steps;
+  for (int round = 1; round < steps; ++round) PassAgain();
+  learnt_ = {record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops};
+}
+
+void EngineImpl::Update(StepRecord* record) {
+  StageTimer timer(&record->times.learn_us);
+  if (learning_->loss_rows == 0) return;
+  Adaptation& ttt = *learner_->session->ttt;
+  const float share = 1.0f / static_cast<float>(learning_->loss_rows);
+  for (float& value : ttt.gradient()) value *= share;
+  ttt.optimizer().Step(ttt.gradient(), ttt.mutable_deltas().values);
+  ++ttt.stats.updates;
+  ttt.stats.adapted_tokens += tape_->rows;
+}
+
+// A further step on the same segment: its rows alone pass again, with the deltas as they are now, over their own keys and values.
+void EngineImpl::PassAgain() {
+  class NoSink final : public LogitSink {
+    void OnLogits(size_t, std::span<float>) override {}
+  } nobody;
+  const auto first = batch_.rows.begin() + learner_first_row_;
+  again_.rows.assign(first, first + tape_->rows);
+  tape_->first = 0;
+  learning_->Begin();
+  std::vector<LayerRecord> layers = std::move(again_record_.layers);
+  again_record_ = StepRecord{};
+  again_record_.layers = std::move(layers);
+  again_record_.layers.resize(record_.layers.size());
+  StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,         *cache_,
+                   steering_.get(), again_,                          workspace_,               again_record_, nobody};
+  step.learning = &*learning_;
+  Forward(step);
+  Backward(step);
+  Update(&again_record_);
+  record_.weight_bytes += again_record_.weight_bytes;
+  record_.expert_bytes += again_record_.expert_bytes;
+  record_.kv_bytes += again_record_.kv_bytes;
+  record_.flops += again_record_.flops;
+  record_.times.learn_us += again_record_.times.total_us + again_record_.times.learn_us;
+}
+
+// What the step cost each session that reads in segments, after it: work by rows, what was learnt by the learner alone.
+void EngineImpl::CountTtt(double seconds) {
+  const WorkCount learnt = learner_ == nullptr ? WorkCount{} : learnt_;
+  const EnergyPrices& prices = supervisor_->prices();
+  const auto joules = [&prices](const WorkCount& work) {
+    return (work.weight_bytes + work.kv_bytes) * prices.j_per_byte + work.flops * prices.j_per_flop;
+  };
+  const WorkCount shared{record_.weight_bytes - learnt.weight_bytes, record_.kv_bytes - learnt.kv_bytes, record_.flops - learnt.flops};
+  const double row_frac = 1.0 / static_cast<double>(row_owner_.size());
+  for (ActiveRequest* active : row_owner_) {
+    if (active->session->ttt == nullptr) continue;
+    active->session->ttt->stats.flops += shared.flops * row_frac;
+    active->step_j += joules(shared) * row_frac;
+  }
+  if (learner_ == nullptr) return;
+  TttStats& stats = learner_->session->ttt->stats;
+  const double all_j = joules(shared) + joules(learnt);
+  stats.flops += learnt.flops;
+  learner_->step_j += joules(learnt);
+  learner_->learn_j += joules(learnt);
+  // Under a plant the stages' times are not known: by what they would cost.
+  stats.adapt_seconds += record_.times.learn_us > 0 ? record_.times.learn_us * 1e-6 : all_j > 0 ? seconds * joules(learnt) / all_j : 0;
+}
+
+// When a request ends: its joules between reading and learning.
+void EngineImpl::SettleTtt(ActiveRequest* active) {
+  if (active->session == nullptr || active->session->ttt == nullptr) return;
+  TttStats& stats = active->session->ttt->stats;
+  EnergyAccountant* accountant = supervisor_->accountant();
+  if (accountant == nullptr || active->account < 0) {
+    stats.adapt_joules = -1;
+  } else if (active->step_j > 0) {
+    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + accountant->Read(active->account).prefill_j * active->learn_j / active->step_j;
+  }
+  active->result.ttt = stats;
+}
+
+}  // namespace thermoe

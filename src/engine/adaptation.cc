@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/adaptation.h"
+
+namespace thermoe {
+
+Adaptation::Adaptation(const ModelConfig& config, const TttOptions& options)
+    : options_(options),
+      deltas_(Deltas::Start(std::make_shared<DeltaLayout>(config, options), options.seed)),
+      optimizer_(deltas_.layout, options),
+      gradient_(deltas_.values.size()) {
+  stats.delta_bytes = static_cast<int64_t>(deltas_.values.size() * sizeof(float));
+}
+
+}  // namespace thermoe
