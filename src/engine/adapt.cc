@@ -4,6 +4,7 @@
 
 #include "base/errors.h"
 #include "engine/engine_impl.h"
+#include "engine/features.h"
 
 namespace thermoe {
 namespace {
@@ -26,8 +27,8 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
                            KeptBy(options), options.segment, window);
   }
   if (!options.adapts()) return Status::Ok();
-  if (options.objective == TttObjective::kFeatureAlignment) {
-    return Unsupported("feature alignment needs statistics of activations; record some with `thermoe calibrate --features`");
+  if (options.objective == TttObjective::kFeatureAlignment && options.features_path.empty()) {
+    return InvalidArgument("feature alignment needs statistics of activations; measure them with thermoe calibrate --features FILE and name the file");
   }
   const DeltaLayout layout(config_, options);
   const int64_t least = Tape::BytesFor(config_, layout.lowest_layer(), options.segment, false);
@@ -40,8 +41,15 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
 
 Status EngineImpl::StartTtt(Session* session, const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(CheckTtt(options));
+  std::shared_ptr<const FeatureStatistics> features;
+  if (options.adapts() && options.objective == TttObjective::kFeatureAlignment) {
+    Result<std::shared_ptr<const FeatureStatistics>> read =
+        ReadFeatures(options.features_path, model_->info().identity, config_.layers, config_.hidden);
+    if (!read.ok()) return read.status();
+    features = std::move(read).value();
+  }
   const size_t first = session->first();
-  session->ttt = std::make_unique<Adaptation>(config_, options);
+  session->ttt = std::make_unique<Adaptation>(config_, options, std::move(features));
   session->ttt->first = first;
   return Status::Ok();
 }
@@ -122,7 +130,7 @@ void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t
     backward_ = std::make_unique<BackwardWorkspace>(config_, std::max(options.segment, kLogitTile), keep_inner);
   }
   tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, session->kv.length);
-  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, nullptr, 0, 0});
+  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), 0, 0});
   learning_->Begin();
   learner_ = active;
   learner_first_row_ = first_row;
@@ -132,7 +140,7 @@ void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t
     const size_t next = session->first() + static_cast<size_t>(row.position) + 1;
     const bool known = next < session->tokens.size();
     row.target = known ? session->tokens[next] : next_token ? -1 : 0;
-    if (row.target >= 0 && !row.wants_logits) {
+    if (row.target >= 0 && !row.wants_logits && options.objective != TttObjective::kFeatureAlignment) {
       row.wants_logits = true;
       ++parts_.back().logit_rows;
     }
@@ -150,9 +158,10 @@ void EngineImpl::Learn(StepContext& step) {
 
 void EngineImpl::Update(StepRecord* record) {
   StageTimer timer(&record->times.learn_us);
-  if (learning_->loss_rows == 0) return;
+  const bool by_rows = learning_->features == nullptr;  // feature alignment is a mean already
+  if (by_rows && learning_->loss_rows == 0) return;
   Adaptation& ttt = *learner_->session->ttt;
-  const float share = 1.0f / static_cast<float>(learning_->loss_rows);
+  const float share = by_rows ? 1.0f / static_cast<float>(learning_->loss_rows) : 1.0f;
   for (float& value : ttt.gradient()) value *= share;
   ttt.optimizer().Step(ttt.gradient(), ttt.mutable_deltas().values);
   ++ttt.stats.updates;
