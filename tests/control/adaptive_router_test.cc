@@ -5,32 +5,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <cstdlib>
-#include <new>
 
 #include "closed_loop.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define THERMOE_COUNTS_ALLOCATIONS 0  // the sanitizers have an operator new of their own
-#else
-#define THERMOE_COUNTS_ALLOCATIONS 1
-#endif
-
-namespace {
-std::atomic<int64_t> g_allocations{0};
-}  // namespace
-
-#if THERMOE_COUNTS_ALLOCATIONS
-void* operator new(size_t size) {
-  g_allocations.fetch_add(1, std::memory_order_relaxed);
-  if (void* memory = std::malloc(size > 0 ? size : 1)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-#endif
+#include "support/count_allocations.h"
 
 namespace thermoe {
 namespace {
@@ -152,11 +130,11 @@ TEST(ControlLoopCost, StepsDoNotAllocateAndTicksAreQuick) {
     now_s += 0.0023;
     energy_j += 0.0023 * 500;
     snapshot.time_s = now_s, snapshot.temp_c = 50, snapshot.energy_j = energy_j, snapshot.power_w = 500;
-    const int64_t ticks = (*made)->status().ticks, before = g_allocations.load();
+    const int64_t ticks = (*made)->status().ticks, before = testing::Allocations();
     const auto begin = std::chrono::steady_clock::now();
     const StepDecision decision = (*made)->AfterStep({start_s, now_s, record, snapshot, 0});
     const double us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count();
-    if (i > 100) allocations += g_allocations.load() - before;
+    if (i > 100) allocations += testing::Allocations() - before;
     if ((*made)->status().ticks > ticks) tick_us.push_back(us);
     now_s += decision.pause_s, energy_j += decision.pause_s * 120;
   }

@@ -1,44 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// A running engine allocates nothing: every operator new of this program is counted while steps run.
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
+// A running engine allocates nothing: operator new is counted while steps run.
 #include "engine/engine_impl.h"
 #include "engine/profile_target.h"
+#include "support/count_allocations.h"
 #include "support/fixtures.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define THERMOE_COUNTS_ALLOCATIONS 0  // the sanitizers have an operator new of their own
-#else
-#define THERMOE_COUNTS_ALLOCATIONS 1
-#endif
-
-namespace {
-std::atomic<int64_t> g_allocations{0};
-thread_local bool t_reads_sensors = false;  // the sampler's thread, which may allocate
-void CountAllocation() {
-  if (!t_reads_sensors) g_allocations.fetch_add(1, std::memory_order_relaxed);
-}
-}  // namespace
-
-#if THERMOE_COUNTS_ALLOCATIONS
-void* operator new(size_t size) {
-  CountAllocation();
-  if (void* memory = std::malloc(size > 0 ? size : 1)) return memory;
-  throw std::bad_alloc();
-}
-void* operator new(size_t size, std::align_val_t align) {
-  CountAllocation();
-  const auto step = static_cast<size_t>(align);
-  if (void* memory = std::aligned_alloc(step, (size + step - 1) / step * step)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
-#endif
 
 namespace thermoe::testing {
 namespace {
@@ -63,13 +28,13 @@ int64_t AllocationsOfDecode(Engine* engine, int batch, int steps) {
     std::vector<Event> events;
     events.reserve(64);
     EXPECT_TRUE(engine->Step(&events).ok());  // the prompts
-    const int64_t before = g_allocations.load();
+    const int64_t before = Allocations();
     for (int step = 0; step < steps; ++step) {
       events.clear();
       EXPECT_TRUE(engine->Step(&events).ok());
       EXPECT_EQ(engine->last_step().decode_tokens, batch);
     }
-    if (!warm_up) counted = g_allocations.load() - before;
+    if (!warm_up) counted = Allocations() - before;
     for (events.clear(); *engine->Step(&events);) events.clear();
     for (const RequestId id : ids) EXPECT_TRUE(engine->TakeResult(id).ok());
   }
@@ -77,12 +42,12 @@ int64_t AllocationsOfDecode(Engine* engine, int batch, int steps) {
 }
 
 TEST(Allocation, NoneInADecodeStep) {
-  if (!THERMOE_COUNTS_ALLOCATIONS) GTEST_SKIP() << "a sanitizer counts for itself";
-  const int64_t before = g_allocations.load();
+  if (!kCountsAllocations) GTEST_SKIP() << "a sanitizer counts for itself";
+  const int64_t before = Allocations();
   static int* volatile kept;  // or the compiler leaves both out
   kept = new int(7);
   delete kept;
-  ASSERT_GT(g_allocations.load(), before) << "allocations are not counted";
+  ASSERT_GT(Allocations(), before) << "allocations are not counted";
   for (const ExpertStorage storage : {ExpertStorage::kNative, ExpertStorage::kNested}) {
     const auto model = OpenModel(EmberPath(), storage);
     EngineOptions options;
@@ -110,7 +75,7 @@ class BusySource : public TelemetrySource {
   std::string name() const override { return "busy"; }
   Snapshot Read() override {
     // The first reading is made where the source is opened.
-    t_reads_sensors = readings_ > 0;
+    CountThisThread(readings_ == 0);
     const auto text = std::make_unique<std::string>(1000, 'x');
     Snapshot snapshot;
     snapshot.state = SourceState::kOk;
@@ -124,7 +89,7 @@ class BusySource : public TelemetrySource {
 };
 
 TEST(Allocation, NoneInADecodeStepBesideASampler) {
-  if (!THERMOE_COUNTS_ALLOCATIONS) GTEST_SKIP() << "a sanitizer counts for itself";
+  if (!kCountsAllocations) GTEST_SKIP() << "a sanitizer counts for itself";
   const auto model = OpenModel(EmberPath());
   EngineOptions options;
   options.max_sequences = 8;
