@@ -48,9 +48,12 @@ Status EngineImpl::StartTtt(Session* session, const TttOptions& options) {
     if (!read.ok()) return read.status();
     features = std::move(read).value();
   }
-  const size_t first = session->first();
-  session->ttt = std::make_unique<Adaptation>(config_, options, std::move(features));
-  session->ttt->first = first;
+  auto fresh = std::make_unique<Adaptation>(config_, options, std::move(features));
+  if (session->ttt != nullptr) {
+    fresh->first = session->ttt->first;
+    fresh->recompute_until = session->ttt->recompute_until;
+  }
+  session->ttt = std::move(fresh);
   return Status::Ok();
 }
 
@@ -107,7 +110,7 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
   ttt.recompute_until = 0;
   // A segment is read whole, whatever the others in the step: where it is cut must not depend on them.
   const bool alone = batch_.rows.empty() || batch_.rows.back().kind != kernels::RowKind::kPrefill;
-  if (learner_ != nullptr || (count > *budget && !alone)) return Status::Ok();
+  if ((learner_ != nullptr && ttt.adapts()) || (count > *budget && !alone)) return Status::Ok();
   *budget -= std::min(count, *budget);
   ++ttt.stats.segments;
   const auto first_row = static_cast<int64_t>(batch_.rows.size());
@@ -130,17 +133,17 @@ void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t
     backward_ = std::make_unique<BackwardWorkspace>(config_, std::max(options.segment, kLogitTile), keep_inner);
   }
   tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, session->kv.length);
-  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), 0, 0});
+  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features()});
   learning_->Begin();
   learner_ = active;
   learner_first_row_ = first_row;
-  const bool next_token = options.objective == TttObjective::kNll;
+  if (options.objective == TttObjective::kFeatureAlignment) return;  // learns from activations, not from logits
   for (int64_t i = 0; i < rows; ++i) {
     BatchRow& row = batch_.rows[static_cast<size_t>(first_row + i)];
     const size_t next = session->first() + static_cast<size_t>(row.position) + 1;
-    const bool known = next < session->tokens.size();
-    row.target = known ? session->tokens[next] : next_token ? -1 : 0;
-    if (row.target >= 0 && !row.wants_logits && options.objective != TttObjective::kFeatureAlignment) {
+    // The last row has no next token yet, and sampling may have changed its logits: no objective learns from it.
+    row.target = next < session->tokens.size() ? session->tokens[next] : -1;
+    if (row.target >= 0 && !row.wants_logits) {
       row.wants_logits = true;
       ++parts_.back().logit_rows;
     }
@@ -148,7 +151,7 @@ void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t
 }
 
 void EngineImpl::Learn(StepContext& step) {
-  const WorkCount before{record_.weight_bytes, record_.kv_bytes, record_.flops};
+  const WorkCount before{record_.weight_bytes - learning_->spent_bytes, record_.kv_bytes, record_.flops - learning_->spent_flops};
   Backward(step);
   Update(&record_);
   const int steps = learner_->session->ttt->options().steps;
@@ -158,10 +161,9 @@ void EngineImpl::Learn(StepContext& step) {
 
 void EngineImpl::Update(StepRecord* record) {
   StageTimer timer(&record->times.learn_us);
-  const bool by_rows = learning_->features == nullptr;  // feature alignment is a mean already
-  if (by_rows && learning_->loss_rows == 0) return;
+  if (learning_->loss_rows == 0) return;
   Adaptation& ttt = *learner_->session->ttt;
-  const float share = by_rows ? 1.0f / static_cast<float>(learning_->loss_rows) : 1.0f;
+  const float share = 1.0f / static_cast<float>(learning_->loss_rows);
   for (float& value : ttt.gradient()) value *= share;
   ttt.optimizer().Step(ttt.gradient(), ttt.mutable_deltas().values);
   ++ttt.stats.updates;
@@ -203,16 +205,17 @@ void EngineImpl::CountTtt(double seconds) {
   };
   const WorkCount shared{record_.weight_bytes - learnt.weight_bytes, record_.kv_bytes - learnt.kv_bytes, record_.flops - learnt.flops};
   const double row_frac = 1.0 / static_cast<double>(row_owner_.size());
-  for (ActiveRequest* active : row_owner_) {
+  for (size_t row = 0; row < row_owner_.size(); ++row) {
+    ActiveRequest* active = row_owner_[row];
     if (active->session->ttt == nullptr) continue;
     active->session->ttt->stats.flops += shared.flops * row_frac;
-    active->step_j += joules(shared) * row_frac;
+    if (batch_.rows[row].kind == kernels::RowKind::kPrefill) active->prefill_j += joules(shared) * row_frac;
   }
   if (learner_ == nullptr) return;
   TttStats& stats = learner_->session->ttt->stats;
   const double all_j = joules(shared) + joules(learnt);
   stats.flops += learnt.flops;
-  learner_->step_j += joules(learnt);
+  learner_->prefill_j += joules(learnt);
   learner_->learn_j += joules(learnt);
   // Under a plant the stages' times are not known: by what they would cost.
   stats.adapt_seconds += record_.times.learn_us > 0 ? record_.times.learn_us * 1e-6 : all_j > 0 ? seconds * joules(learnt) / all_j : 0;
@@ -225,8 +228,8 @@ void EngineImpl::SettleTtt(ActiveRequest* active) {
   EnergyAccountant* accountant = supervisor_->accountant();
   if (accountant == nullptr || active->account < 0) {
     stats.adapt_joules = -1;
-  } else if (active->step_j > 0) {
-    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + accountant->Read(active->account).prefill_j * active->learn_j / active->step_j;
+  } else if (active->prefill_j > 0) {
+    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + accountant->Read(active->account).prefill_j * active->learn_j / active->prefill_j;
   }
   active->result.ttt = stats;
 }

@@ -76,7 +76,7 @@ class FeaturePass {
         batch.rows.push_back({ids[begin + i], &sequence, position + static_cast<int32_t>(i), kernels::RowKind::kPrefill, false, nullptr, -1});
       }
       tape_->Begin(0, static_cast<int64_t>(count), &deltas_, &sequence, position);
-      Learning learning{*tape_, *backward_, {}, TttObjective::kFeatureAlignment, 0, nullptr, 0, 0};
+      Learning learning{*tape_, *backward_, {}, TttObjective::kFeatureAlignment};
       NoSink nobody;
       StepContext step{config_, model_.loaded().weights, model_.experts(), *ops_, *cache_, nullptr, batch, workspace_, record_, nobody};
       step.learning = &learning;

@@ -17,7 +17,10 @@ void Learn(StepContext& step, std::span<const size_t> tile, MutRows h, MutRows l
   const auto count = std::count_if(begin, tile.end(), in_segment);
   if (count == 0) return;
   const int64_t at = begin - tile.begin();
+  const double weight_bytes = step.record.weight_bytes, flops = step.record.flops;
   LearnFromLogits(step, static_cast<int64_t>(*begin) - tape.first, {h.row(at), count, h.cols}, {logits.row(at), count, logits.cols});
+  step.learning->spent_bytes += step.record.weight_bytes - weight_bytes;
+  step.learning->spent_flops += step.record.flops - flops;
 }
 
 }  // namespace
@@ -33,6 +36,8 @@ void Logits(StepContext& step) {
     {
       StageTimer timer(&step.record.times.logits_us);
       for (; next < rows.size() && count < kLogitTile; ++next) {
+        // A segment begins a tile of its own: sums over its tiles must not depend on the rows before it.
+        if (count > 0 && step.learning != nullptr && static_cast<int64_t>(next) == step.learning->tape.first) break;
         if (!rows[next].wants_logits) continue;
         std::copy_n(step.x().row(static_cast<int64_t>(next)), config.hidden, ws.logit_rows.data() + count * config.hidden);
         tile[count++] = next;

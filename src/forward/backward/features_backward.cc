@@ -13,6 +13,7 @@ namespace thermoe {
 void FeaturesBackward(Learning& learning, int32_t layer, ConstRows x, MutRows dx) {
   constexpr double kEpsilon = 1e-6;
   const FeatureStatistics& features = *learning.features;
+  learning.loss_rows = 1;  // one loss for the whole segment
   const double share = 1.0 / (static_cast<double>(features.layers) * static_cast<double>(x.cols)), rows = static_cast<double>(x.rows);
   for (int64_t c = 0; c < x.cols; ++c) {
     const auto at = static_cast<size_t>(layer * x.cols + c);

@@ -66,7 +66,8 @@ struct Learning {
   float confidence = 0;
   const FeatureStatistics* features = nullptr;  // of kFeatureAlignment
   double loss_nats = 0;       // summed over the rows that took part
-  int64_t loss_rows = 0;
+  int64_t loss_rows = 0;      // what the gradient is divided by
+  double spent_bytes = 0, spent_flops = 0;  // of the step's record, what LearnFromLogits added
 
   const DeltaLayout& layout() const { return *tape.deltas->layout; }
   // Null where the deltas do not have it.
@@ -76,7 +77,7 @@ struct Learning {
   std::span<float> GradientOf(const DeltaTensor& tensor) const {
     return gradient.subspan(static_cast<size_t>(tensor.offset), static_cast<size_t>(tensor.size()));
   }
-  // Sets gradient, dx and losses to zero.
+  // Sets gradient, dx, losses and what was spent to zero.
   void Begin();
 };
 
