@@ -97,7 +97,7 @@ Result<DeltasFile> OpenDeltas(const std::string& path) {
   if (!file.ok()) return file.status();
   opened.file = std::move(file).value();
   Result<SafetensorsFile> tensors = ParseSafetensors(path, opened.file->bytes());
-  if (!tensors.ok()) return tensors.status();
+  if (!tensors.ok()) return Corrupt("{}: holds no deltas of thermoe, or was cut; give a whole file that --ttt-save wrote", path);
   opened.tensors = std::move(tensors).value();
   Result<std::map<std::string, std::string>> metadata = MetadataOf(path, opened.tensors.header);
   if (!metadata.ok()) return metadata.status();
