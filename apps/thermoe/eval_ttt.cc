@@ -126,8 +126,6 @@ Result<TttScores> ScoreStreams(Engine* engine, const std::vector<EvalWindow>& st
     scores.adapted_seconds += with->seconds;
     scores.plain_flops += without->stats.flops;
     scores.adapted_flops += with->stats.flops;
-    const double seen = static_cast<double>(stream.ids.size()), again = static_cast<double>(without->stats.recomputed_tokens);
-    scores.prediction_flops += without->stats.flops * seen / (seen + again);
   }
   return scores;
 }
@@ -151,8 +149,7 @@ Json TttScoresJson(const TttScores& scores, const TttOptions& options) {
   json["updates"] = total.updates;
   json["restarts"] = total.restarts;
   json["recomputed_tokens"] = total.recomputed_tokens;
-  json["passes_per_token"] = scores.adapted_flops / scores.prediction_flops;
-  json["plain_passes_per_token"] = scores.plain_flops / scores.prediction_flops;
+  json["passes_per_token"] = scores.passes();
   json["delta_bytes"] = total.delta_bytes;
   return json;
 }
@@ -165,7 +162,7 @@ void PrintTttTable(const std::vector<TttScores>& files) {
                WithCommas(static_cast<int64_t>(scores.plain.size())), fmt::format("{:.4f}", scores.plain_nll()),
                fmt::format("{:.4f}", scores.adapted_nll()), fmt::format("{:+.4f}", scores.adapted_nll() - scores.plain_nll()),
                fmt::format("{:+.4f}", *std::max_element(changes.begin(), changes.end())),
-               fmt::format("{:.2f}", scores.adapted_flops / scores.prediction_flops),
+               fmt::format("{:.2f}", scores.passes()),
                fmt::format("x{:.2f}", scores.adapted_seconds / scores.plain_seconds)});
   }
   table.Print();

@@ -20,12 +20,12 @@ struct TttScores {
   std::vector<WindowScore> plain, adapted;  // [streams]
   std::vector<TttStats> stats;              // [streams] of the adapted pass
   double plain_seconds = 0, adapted_seconds = 0;
-  double plain_flops = 0, adapted_flops = 0;
-  double prediction_flops = 0;  // of one forward pass over every token, context restarts left out
+  double plain_flops = 0, adapted_flops = 0;  // context restarts counted in both
 
   int64_t tokens() const;
   double plain_nll() const;
   double adapted_nll() const;
+  double passes() const { return adapted_flops / plain_flops; }  // forward passes that a token costs
 };
 
 // `flags`: save and load need a single stream.

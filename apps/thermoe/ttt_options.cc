@@ -19,13 +19,16 @@ void AddTttFlags(CLI::App* app, TttFlags* flags) {
                   "What is learnt: nll (next token, the default), entropy, pseudo-labels or features.")
       ->type_name("NAME")
       ->group(kGroup);
+  app->add_option("--ttt-features", flags->features, "Statistics of activations that 'thermoe calibrate --features' wrote.")
+      ->type_name("FILE")
+      ->group(kGroup);
   app->add_option("--ttt-load", flags->load, "Start from the deltas in FILE.")->type_name("FILE")->group(kGroup);
   app->add_option("--ttt-save", flags->save, "Write the deltas to FILE at the end.")->type_name("FILE")->group(kGroup);
 }
 
 Result<TttOptions> TttOptionsFrom(const TttFlags& flags) {
   if (!flags.on()) {
-    for (const auto& [name, value] : {std::pair{"--ttt-objective", &flags.objective}, {"--ttt-load", &flags.load}, {"--ttt-save", &flags.save}}) {
+    for (const auto& [name, value] : {std::pair{"--ttt-objective", &flags.objective}, {"--ttt-features", &flags.features}, {"--ttt-load", &flags.load}, {"--ttt-save", &flags.save}}) {
       if (!value->empty()) return InvalidArgument("{} needs a tier; add --ttt TIER", name);
     }
   }
@@ -37,6 +40,7 @@ Result<TttOptions> TttOptionsFrom(const TttFlags& flags) {
     if (!objective.ok()) return InvalidArgument("--ttt-objective: {}", objective.status().message());
     options->objective = *objective;
   }
+  if (!flags.features.empty()) options->features_path = flags.features;
   return options;
 }
 

@@ -16,6 +16,7 @@ namespace thermoe {
 struct TttFlags {
   std::string tier = "off";  // a name of TttTiers(), or a TOML file
   std::string objective;     // empty: the tier's own
+  std::string features;      // statistics of activations, for the objective of that name
   std::string save, load;    // files of deltas
 
   bool on() const { return tier != "off"; }

@@ -5,6 +5,7 @@
 
 #include "base/errors.h"
 #include "engine/engine_impl.h"
+#include "engine/features.h"
 
 namespace thermoe {
 namespace {
@@ -27,8 +28,8 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
                            KeptBy(options), options.segment, window);
   }
   if (!options.adapts()) return Status::Ok();
-  if (options.objective == TttObjective::kFeatureAlignment) {
-    return Unsupported("feature alignment needs statistics of activations; record some with `thermoe calibrate --features`");
+  if (options.objective == TttObjective::kFeatureAlignment && options.features_path.empty()) {
+    return InvalidArgument("feature alignment needs statistics of activations; measure them with thermoe calibrate --features FILE and name the file");
   }
   const DeltaLayout layout(config_, options);
   const int64_t least = LearningBytes(config_, layout.lowest_layer(), options.segment, false);
@@ -41,7 +42,14 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
 
 Status EngineImpl::StartTtt(Session* session, const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(CheckTtt(options));
-  auto fresh = std::make_unique<Adaptation>(config_, options);
+  std::shared_ptr<const FeatureStatistics> features;
+  if (options.adapts() && options.objective == TttObjective::kFeatureAlignment) {
+    Result<std::shared_ptr<const FeatureStatistics>> read =
+        ReadFeatures(options.features_path, model_->info().identity, config_.layers, config_.hidden);
+    if (!read.ok()) return read.status();
+    features = std::move(read).value();
+  }
+  auto fresh = std::make_unique<Adaptation>(config_, options, std::move(features));
   if (session->ttt != nullptr) {
     fresh->first = session->ttt->first;
     fresh->recompute_until = session->ttt->recompute_until;
@@ -149,7 +157,7 @@ void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t
     backward_ = std::make_unique<BackwardWorkspace>(config_, options.segment, keep_inner);
   }
   tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, session->kv.length);
-  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence});
+  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features()});
   learning_->Begin();
   learner_ = active;
   learner_first_row_ = first_row;

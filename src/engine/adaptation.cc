@@ -3,8 +3,9 @@
 
 namespace thermoe {
 
-Adaptation::Adaptation(const ModelConfig& config, const TttOptions& options)
+Adaptation::Adaptation(const ModelConfig& config, const TttOptions& options, std::shared_ptr<const FeatureStatistics> features)
     : options_(options),
+      features_(std::move(features)),
       deltas_(Deltas::Start(std::make_shared<DeltaLayout>(config, options), options.seed)),
       optimizer_(deltas_.layout, options),
       gradient_(deltas_.values.size()) {

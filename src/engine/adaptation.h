@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "forward/backward/learn.h"
 #include "forward/backward/optimizer.h"
 #include "forward/deltas.h"
 #include "model/config.h"
@@ -15,8 +16,8 @@ namespace thermoe {
 
 class Adaptation {
  public:
-  // `options` has been checked against the engine.
-  Adaptation(const ModelConfig& config, const TttOptions& options);
+  // `options` has been checked against the engine. `features`: of the feature alignment objective, else null.
+  Adaptation(const ModelConfig& config, const TttOptions& options, std::shared_ptr<const FeatureStatistics> features);
 
   const TttOptions& options() const { return options_; }
   bool adapts() const { return options_.adapts(); }
@@ -29,6 +30,7 @@ class Adaptation {
   std::span<float> gradient() { return gradient_; }
   // For a session with the same contents: deltas, optimiser and place in the text; its statistics begin anew.
   std::unique_ptr<Adaptation> Fork() const;
+  const FeatureStatistics* features() const { return features_.get(); }
 
   // Tokens of the session that come before position 0 of its context: those that restarts let go.
   size_t first = 0;
@@ -38,6 +40,7 @@ class Adaptation {
 
  private:
   TttOptions options_;
+  std::shared_ptr<const FeatureStatistics> features_;
   Deltas deltas_;
   DeltaOptimizer optimizer_;
   std::vector<float> gradient_;

@@ -96,7 +96,7 @@ class EngineImpl final : public Engine, private LogitSink {
   Status StartControl(Supervisor* supervisor);
 
   // step.cc
-  void Admit();
+  Status Admit();
   Status Schedule();
   Status AddRows(ActiveRequest* active, int32_t count, bool recompute = false);
   void OnLogits(size_t row, std::span<float> logits) override;
