@@ -40,22 +40,19 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
   return Status::Ok();
 }
 
-Status EngineImpl::StartTtt(Session* session, const TttOptions& options) {
+Result<std::shared_ptr<const FeatureStatistics>> EngineImpl::PrepareTtt(const TttOptions& options) const {
   THERMOE_RETURN_IF_ERROR(CheckTtt(options));
-  std::shared_ptr<const FeatureStatistics> features;
-  if (options.adapts() && options.objective == TttObjective::kFeatureAlignment) {
-    Result<std::shared_ptr<const FeatureStatistics>> read =
-        ReadFeatures(options.features_path, model_->info().identity, config_.layers, config_.hidden);
-    if (!read.ok()) return read.status();
-    features = std::move(read).value();
-  }
+  if (!options.adapts() || options.objective != TttObjective::kFeatureAlignment) return std::shared_ptr<const FeatureStatistics>();
+  return ReadFeatures(options.features_path, model_->info().identity, config_.layers, config_.hidden);
+}
+
+void EngineImpl::StartTtt(Session* session, const TttOptions& options, std::shared_ptr<const FeatureStatistics> features) {
   auto fresh = std::make_unique<Adaptation>(config_, options, std::move(features));
   if (session->ttt != nullptr) {
     fresh->first = session->ttt->first;
     fresh->recompute_until = session->ttt->recompute_until;
   }
   session->ttt = std::move(fresh);
-  return Status::Ok();
 }
 
 void EngineImpl::CutSession(Session* session, size_t tokens) {
@@ -80,7 +77,10 @@ void EngineImpl::CutSession(Session* session, size_t tokens) {
 Status EngineImpl::SetTtt(SessionId id, const TttOptions& options) try {
   const Result<Session*> session = IdleSession(id);
   if (!session.ok()) return session.status();
-  return StartTtt(*session, options);
+  Result<std::shared_ptr<const FeatureStatistics>> features = PrepareTtt(options);
+  if (!features.ok()) return features.status();
+  StartTtt(*session, options, std::move(features).value());
+  return Status::Ok();
 } catch (const std::bad_alloc&) {
   return ResourceExhausted("memory ran out for a session's deltas; adapt fewer groups or layers, or lower the rank");
 }

@@ -137,6 +137,11 @@ Result<RequestId> EngineImpl::Submit(Request request) try {
   }
   THERMOE_RETURN_IF_ERROR(CheckRequest(request, session));
   auto active = std::make_unique<ActiveRequest>();
+  if (request.ttt != nullptr) {
+    Result<std::shared_ptr<const FeatureStatistics>> features = PrepareTtt(*request.ttt);
+    if (!features.ok()) return features.status();
+    active->features = std::move(features).value();
+  }
   active->id = next_id_++;
   active->submitted_s = supervisor_->now_s();
   active->random = Random(request.sampling.seed);
@@ -154,9 +159,8 @@ Status EngineImpl::CheckRequest(const Request& request, const Session* session) 
   const size_t held = session == nullptr ? 0 : session->tokens.size() - session->first();
   const Adaptation* reading = session == nullptr ? nullptr : session->ttt.get();
   const TttOptions* ttt = reading != nullptr ? &reading->options() : request.ttt.get();
-  if (request.ttt != nullptr) {
-    if (session != nullptr) return InvalidArgument("a request on a session brings its own test-time training; use SetTtt on the session");
-    THERMOE_RETURN_IF_ERROR(CheckTtt(*request.ttt));
+  if (request.ttt != nullptr && session != nullptr) {
+    return InvalidArgument("a request on a session brings its own test-time training; use SetTtt on the session");
   }
   const bool restarts = ttt != nullptr && ttt->keep > 0;
   const int most = ttt != nullptr ? WindowOf(*ttt) : context_;
