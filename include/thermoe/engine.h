@@ -127,10 +127,11 @@ class Engine {
 
   // A session keeps its keys and values from request to request. kResourceExhausted when all max_sequences are in use.
   virtual Result<SessionId> OpenSession() = 0;
-  // A second session with the same contents; blocks are shared until either writes. Errors: as OpenSession, and kInvalidArgument
-  // for a session that is unknown or runs a request.
+  // A second session with the same contents; blocks are shared until either writes. Deltas and their optimiser are copied, TttStats
+  // begin anew. Errors: as OpenSession, and kInvalidArgument for a session that is unknown or runs a request.
   virtual Result<SessionId> ForkSession(SessionId session) = 0;
-  // Forgets all but the first `tokens` ids. kInvalidArgument for a session that is unknown or runs a request, or more than it holds.
+  // Forgets all but the first `tokens` ids; deltas stay as they are. Where context restarts (SetTtt) let go of the context of those
+  // ids, it restarts with the newest of them. kInvalidArgument for a session that is unknown or runs a request, or more than it holds.
   virtual Status TruncateSession(SessionId session, int tokens) = 0;
   // Ids that it holds. kInvalidArgument for an unknown session.
   virtual Result<int> SessionLength(SessionId session) const = 0;
@@ -138,8 +139,9 @@ class Engine {
   virtual Status CloseSession(SessionId session) = 0;
 
   // Test-time training of a session: from here on its prompts are read in segments and, where `options` names groups, learnt from;
-  // generated tokens are not. Deltas and the optimiser start anew. kInvalidArgument: options out of range, a segment longer than
-  // prefill_chunk, a window that does not fit the context, activations beyond their bound, a session that is unknown or runs a request.
+  // generated tokens are not. Deltas and the optimiser start anew; keys and values stay. kInvalidArgument: options out of range, a
+  // segment longer than prefill_chunk, a window that does not fit the context, a session that is unknown or runs a request.
+  // kResourceExhausted: activations beyond their bound. kUnsupported: feature alignment without statistics.
   virtual Status SetTtt(SessionId session, const TttOptions& options) = 0;
   virtual Result<TttStats> SessionTtt(SessionId session) const = 0;
   // The session's deltas and optimiser as a safetensors file, replaced at once. kInvalidArgument: the session adapts nothing.

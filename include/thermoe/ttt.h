@@ -77,8 +77,9 @@ struct TttOptions {
   // When a segment would pass `window` positions (0: the engine's context) the context restarts: the newest `keep` tokens are computed
   // again, with the deltas as they are, from position 0. 0: no restarts; a longer text is refused.
   int window = 0, keep = 512;
-  // Most bytes of kept activations. Experts' inner activations are computed again in the backward pass where keeping them
-  // would pass it; a segment that does not fit even so is refused.
+  // Most bytes of kept activations and of the backward pass's own buffers, which the sessions of an engine share (the largest need
+  // counts). Experts' inner activations are computed again in the backward pass where keeping them would pass it; a segment that
+  // does not fit even so is refused. A session's own: TttStats::delta_bytes.
   int64_t activation_bytes = int64_t{256} << 20;
   uint64_t seed = 0;           // of the low-rank starts
   std::string features_path;   // statistics for kFeatureAlignment
@@ -105,7 +106,7 @@ struct TttStats {
   double flops = 0;            // of everything that the session computed: forward, backward, recomputation
   double adapt_seconds = 0;    // of the engine's clock: backward passes, updates and further steps
   double adapt_joules = 0;     // of the same; negative: nothing measures or predicts them
-  int64_t delta_bytes = 0;     // of the session's deltas; twice as much again for Adam's moments
+  int64_t delta_bytes = 0;     // of the session's deltas; their gradient takes as much again, each of the optimiser's moments too
 };
 
 }  // namespace thermoe

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Test-time training of sessions: reading in segments, context restarts, the streaming step (docs/test-time-training.md).
 #include <algorithm>
+#include <new>
 
 #include "base/errors.h"
 #include "engine/engine_impl.h"
@@ -20,7 +21,7 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
     return InvalidArgument("a segment has {} tokens but a step takes {}; shorten the segment or raise the prefill chunk", options.segment,
                            options_.prefill_chunk);
   }
-  const int window = options.window > 0 ? options.window : context_;
+  const int window = WindowOf(options);
   if (window > context_) return InvalidArgument("the window of {} tokens passes the context of {}; lower it or raise --ctx", window, context_);
   if (options.keep > 0 && KeptBy(options) + options.segment > window) {
     return InvalidArgument("a restart keeps {} tokens, which leaves no room for a segment of {} in a window of {}; keep fewer",
@@ -31,36 +32,55 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
     return InvalidArgument("feature alignment needs statistics of activations; measure them with thermoe calibrate --features FILE and name the file");
   }
   const DeltaLayout layout(config_, options);
-  const int64_t least = Tape::BytesFor(config_, layout.lowest_layer(), options.segment, false);
+  const int64_t least = LearningBytes(config_, layout.lowest_layer(), options.segment, false);
   if (least > options.activation_bytes) {
-    return ResourceExhausted("activations of a segment of {} tokens take {} MiB but {} are allowed; shorten the segment or adapt fewer layers",
-                             options.segment, (least >> 20) + 1, options.activation_bytes >> 20);
+    return ResourceExhausted("a backward pass through a segment of {} tokens takes {} KiB but {} are allowed; shorten the segment or adapt fewer layers",
+                             options.segment, (least >> 10) + 1, options.activation_bytes >> 10);
   }
   return Status::Ok();
 }
 
-Status EngineImpl::StartTtt(Session* session, const TttOptions& options) {
+Result<std::shared_ptr<const FeatureStatistics>> EngineImpl::PrepareTtt(const TttOptions& options) const {
   THERMOE_RETURN_IF_ERROR(CheckTtt(options));
-  std::shared_ptr<const FeatureStatistics> features;
-  if (options.adapts() && options.objective == TttObjective::kFeatureAlignment) {
-    Result<std::shared_ptr<const FeatureStatistics>> read =
-        ReadFeatures(options.features_path, model_->info().identity, config_.layers, config_.hidden);
-    if (!read.ok()) return read.status();
-    features = std::move(read).value();
-  }
+  if (!options.adapts() || options.objective != TttObjective::kFeatureAlignment) return std::shared_ptr<const FeatureStatistics>();
+  return ReadFeatures(options.features_path, model_->info().identity, config_.layers, config_.hidden);
+}
+
+void EngineImpl::StartTtt(Session* session, const TttOptions& options, std::shared_ptr<const FeatureStatistics> features) {
   auto fresh = std::make_unique<Adaptation>(config_, options, std::move(features));
   if (session->ttt != nullptr) {
     fresh->first = session->ttt->first;
     fresh->recompute_until = session->ttt->recompute_until;
   }
   session->ttt = std::move(fresh);
-  return Status::Ok();
+}
+
+void EngineImpl::CutSession(Session* session, size_t tokens) {
+  session->tokens.resize(tokens);
+  Adaptation* ttt = session->ttt.get();
+  if (ttt == nullptr) return cache_->Truncate(&session->kv, static_cast<int32_t>(tokens));
+  if (ttt->first > 0 && tokens <= ttt->first) {
+    const size_t kept = std::min(static_cast<size_t>(std::min(KeptBy(ttt->options()), WindowOf(ttt->options()))), tokens);
+    cache_->Truncate(&session->kv, 0);
+    ttt->first = tokens - kept;
+    ttt->recompute_until = std::max(static_cast<int32_t>(kept) - 1, 0);  // the last one is read with what comes next, which it predicts
+    if (kept == 0) return;
+    ++ttt->stats.restarts;
+    ttt->stats.recomputed_tokens += ttt->recompute_until;
+    return;
+  }
+  const auto length = static_cast<int32_t>(tokens - ttt->first);
+  cache_->Truncate(&session->kv, std::min(length, session->kv.length));
+  ttt->recompute_until = std::min(ttt->recompute_until, length);
 }
 
 Status EngineImpl::SetTtt(SessionId id, const TttOptions& options) try {
   const Result<Session*> session = IdleSession(id);
   if (!session.ok()) return session.status();
-  return StartTtt(*session, options);
+  Result<std::shared_ptr<const FeatureStatistics>> features = PrepareTtt(options);
+  if (!features.ok()) return features.status();
+  StartTtt(*session, options, std::move(features).value());
+  return Status::Ok();
 } catch (const std::bad_alloc&) {
   return ResourceExhausted("memory ran out for a session's deltas; adapt fewer groups or layers, or lower the rank");
 }
@@ -71,20 +91,24 @@ Result<TttStats> EngineImpl::SessionTtt(SessionId id) const {
   return found->second->ttt == nullptr ? TttStats{} : found->second->ttt->stats;
 }
 
-Status EngineImpl::SaveDeltas(SessionId id, const std::string& path) const {
+Status EngineImpl::SaveDeltas(SessionId id, const std::string& path) const try {
   const auto found = sessions_.find(id);
   if (found == sessions_.end() || found->second->temporary) return InvalidArgument("session {} is not open", id);
   const Adaptation* adaptation = found->second->ttt.get();
   if (adaptation == nullptr || !adaptation->adapts()) return InvalidArgument("session {} adapts nothing, so there are no deltas to save", id);
   return WriteDeltas(path, model_->info().identity, *adaptation);
+} catch (const std::bad_alloc&) {
+  return ResourceExhausted("{}: memory ran out while deltas were saved; free some", path);
 }
 
-Status EngineImpl::LoadDeltas(SessionId id, const std::string& path) {
+Status EngineImpl::LoadDeltas(SessionId id, const std::string& path) try {
   const Result<Session*> session = IdleSession(id);
   if (!session.ok()) return session.status();
   Adaptation* adaptation = (*session)->ttt.get();
   if (adaptation == nullptr || !adaptation->adapts()) return InvalidArgument("session {} adapts nothing; name a tier before its deltas are loaded", id);
   return ReadDeltas(path, model_->info().identity, adaptation);
+} catch (const std::bad_alloc&) {
+  return ResourceExhausted("{}: memory ran out while deltas were loaded; free some", path);
 }
 
 Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
@@ -93,7 +117,7 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
   const TttOptions& options = ttt.options();
   const auto left = static_cast<int32_t>(active->prompt_end - session->computed());
   int32_t count = std::min(left, options.segment);
-  const int32_t window = options.window > 0 ? options.window : context_;
+  const int32_t window = WindowOf(options);
   if (session->kv.length >= ttt.recompute_until && options.keep > 0 && session->kv.length + count > window) {
     const auto kept = static_cast<size_t>(std::min(KeptBy(options), session->kv.length));
     ttt.first = session->computed() - kept;
@@ -125,12 +149,12 @@ void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t
   Adaptation& ttt = *session->ttt;
   const TttOptions& options = ttt.options();
   const int32_t lowest = ttt.layout().lowest_layer();
-  const bool keep_inner = Tape::KeepsInner(config_, lowest, options.segment, options.activation_bytes);
+  const bool keep_inner = LearningBytes(config_, lowest, options.segment, true) <= options.activation_bytes;
   if (tape_ == nullptr || tape_->lowest_layer() > lowest || tape_->max_rows() < options.segment || tape_->keeps_inner() != keep_inner) {
     tape_.reset();
     backward_.reset();
     tape_ = std::make_unique<Tape>(config_, lowest, options.segment, keep_inner);
-    backward_ = std::make_unique<BackwardWorkspace>(config_, std::max(options.segment, kLogitTile), keep_inner);
+    backward_ = std::make_unique<BackwardWorkspace>(config_, options.segment, keep_inner);
   }
   tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, session->kv.length);
   learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features()});

@@ -12,4 +12,11 @@ Adaptation::Adaptation(const ModelConfig& config, const TttOptions& options, std
   stats.delta_bytes = static_cast<int64_t>(deltas_.values.size() * sizeof(float));
 }
 
+std::unique_ptr<Adaptation> Adaptation::Fork() const {
+  auto fork = std::make_unique<Adaptation>(*this);
+  fork->stats = TttStats{};
+  fork->stats.delta_bytes = stats.delta_bytes;
+  return fork;
+}
+
 }  // namespace thermoe

@@ -28,6 +28,8 @@ class Adaptation {
   DeltaOptimizer& optimizer() { return optimizer_; }
   const DeltaOptimizer& optimizer() const { return optimizer_; }
   std::span<float> gradient() { return gradient_; }
+  // For a session with the same contents: deltas, optimiser and place in the text; its statistics begin anew.
+  std::unique_ptr<Adaptation> Fork() const;
   const FeatureStatistics* features() const { return features_.get(); }
 
   // Tokens of the session that come before position 0 of its context: those that restarts let go.
@@ -50,5 +52,7 @@ Status WriteDeltas(const std::string& path, const std::string& model_identity, c
 // Into an adaptation of the same groups, rank and layers. kNotFound, kCorrupt, kInvalidArgument (another model or other groups);
 // nothing changes then.
 Status ReadDeltas(const std::string& path, const std::string& model_identity, Adaptation* adaptation);
+// The same from the file's bytes; `path` is for messages.
+Status ParseDeltas(const std::string& path, std::span<const std::byte> bytes, const std::string& model_identity, Adaptation* adaptation);
 
 }  // namespace thermoe

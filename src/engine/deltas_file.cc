@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // A session's deltas on disk: a safetensors file. Metadata: "format" "thermoe-deltas", "schema_version", "model" (its identity),
-// "tier", "rank", "steps" (of the optimiser), "optimizer", "groups" (JSON: name -> learning rate, last layers). Tensors, all F32:
-// "GROUP.LAYER.whole|a|b" [rows, cols], and the optimiser's moments under "m." and "v." before that name.
+// "tier", "rank", "steps" (of the optimiser), "optimizer", "groups" (JSON: name -> learning rate, last layers), "checksum" (FNV-1a,
+// 64 bits in hex, over the whole file with the checksum's own digits as zeros). Tensors, all F32: "GROUP.LAYER.whole|a|b" [rows, cols],
+// and the optimiser's moments under "m." and "v." before that name.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <optional>
 
 #include "base/errors.h"
 #include "base/mapped_file.h"
@@ -21,6 +21,7 @@ namespace {
 using nlohmann::json;
 constexpr int kSchemaVersion = 1;
 constexpr std::string_view kFormat = "thermoe-deltas";
+constexpr std::string_view kNoChecksum = "0000000000000000";
 
 std::string NameOf(const DeltaTensor& tensor) {
   const std::string_view part = tensor.part == DeltaPart::kWhole ? "whole" : tensor.part == DeltaPart::kA ? "a" : "b";
@@ -35,6 +36,24 @@ json GroupsJson(const TttOptions& options) {
   return groups;
 }
 
+// Any single changed byte changes it: each step is a bijection of the state.
+uint64_t Fnv1a(std::string_view bytes, uint64_t state) {
+  for (const char byte : bytes) state = (state ^ static_cast<unsigned char>(byte)) * 0x100000001b3;
+  return state;
+}
+
+std::string ChecksumOf(std::string_view before, std::string_view after) {
+  return fmt::format("{:016x}", Fnv1a(after, Fnv1a(kNoChecksum, Fnv1a(before, 0xcbf29ce484222325))));
+}
+
+// Where the checksum's digits stand in the file, or npos.
+size_t ChecksumAt(std::string_view bytes, size_t header_bytes) {
+  constexpr std::string_view kKey = "\"checksum\":\"";
+  const size_t found = bytes.substr(0, header_bytes).find(kKey);
+  return found == std::string_view::npos || found + kKey.size() + kNoChecksum.size() > header_bytes ? std::string_view::npos
+                                                                                                  : found + kKey.size();
+}
+
 // Header with offsets, then the tensors one after the other.
 std::string FileBytes(const std::string& model_identity, const Adaptation& adaptation) {
   const TttOptions& options = adaptation.options();
@@ -47,6 +66,7 @@ std::string FileBytes(const std::string& model_identity, const Adaptation& adapt
                             {"rank", std::to_string(options.rank)},
                             {"steps", std::to_string(optimizer.steps())},
                             {"optimizer", std::string(TttOptimizerName(options.optimizer))},
+                            {"checksum", kNoChecksum},
                             {"groups", GroupsJson(options).dump()}};
   std::string data;
   const auto add = [&](std::string_view prefix, std::span<const float> values) {
@@ -65,11 +85,15 @@ std::string FileBytes(const std::string& model_identity, const Adaptation& adapt
   text.resize((text.size() + 7) / 8 * 8, ' ');
   const uint64_t length = text.size();
   std::string bytes(reinterpret_cast<const char*>(&length), sizeof(length));
-  return bytes + text + data;
+  const size_t header_bytes = bytes.size() + text.size();
+  bytes += text + data;
+  const size_t at = ChecksumAt(bytes, header_bytes);
+  const std::string_view whole = bytes;
+  const std::string checksum = ChecksumOf(whole.substr(0, at), whole.substr(at + kNoChecksum.size()));
+  return bytes.replace(at, checksum.size(), checksum);
 }
 
 struct DeltasFile {
-  std::optional<MappedFile> file;
   SafetensorsFile tensors;
   std::map<std::string, std::string> metadata;
 };
@@ -91,12 +115,9 @@ Result<std::map<std::string, std::string>> MetadataOf(const std::string& path, s
   return metadata;
 }
 
-Result<DeltasFile> OpenDeltas(const std::string& path) {
+Result<DeltasFile> OpenDeltas(const std::string& path, std::span<const std::byte> bytes) {
   DeltasFile opened;
-  Result<MappedFile> file = MappedFile::Open(path);
-  if (!file.ok()) return file.status();
-  opened.file = std::move(file).value();
-  Result<SafetensorsFile> tensors = ParseSafetensors(path, opened.file->bytes());
+  Result<SafetensorsFile> tensors = ParseSafetensors(path, bytes);
   if (!tensors.ok()) return Corrupt("{}: holds no deltas of thermoe, or was cut; give a whole file that --ttt-save wrote", path);
   opened.tensors = std::move(tensors).value();
   Result<std::map<std::string, std::string>> metadata = MetadataOf(path, opened.tensors.header);
@@ -137,6 +158,15 @@ Result<int64_t> NumberOf(const std::string& path, const DeltasFile& file, const 
   return number;
 }
 
+Status CheckChecksum(const std::string& path, std::span<const std::byte> bytes, size_t header_bytes) {
+  const std::string_view whole(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  const size_t at = ChecksumAt(whole, header_bytes), width = kNoChecksum.size();
+  if (at == std::string_view::npos || whole.substr(at, width) != ChecksumOf(whole.substr(0, at), whole.substr(at + width))) {
+    return Corrupt("{}: its checksum does not fit its bytes; the file is damaged, save the deltas again", path);
+  }
+  return Status::Ok();
+}
+
 }  // namespace
 
 Status WriteDeltas(const std::string& path, const std::string& model_identity, const Adaptation& adaptation) {
@@ -144,7 +174,13 @@ Status WriteDeltas(const std::string& path, const std::string& model_identity, c
 }
 
 Status ReadDeltas(const std::string& path, const std::string& model_identity, Adaptation* adaptation) {
-  const Result<DeltasFile> file = OpenDeltas(path);
+  const Result<MappedFile> file = MappedFile::Open(path);
+  if (!file.ok()) return file.status();
+  return ParseDeltas(path, file->bytes(), model_identity, adaptation);
+}
+
+Status ParseDeltas(const std::string& path, std::span<const std::byte> bytes, const std::string& model_identity, Adaptation* adaptation) {
+  const Result<DeltasFile> file = OpenDeltas(path, bytes);
   if (!file.ok()) return file.status();
   const auto identity = file->metadata.find("model");
   if (identity == file->metadata.end() || identity->second != model_identity) {
@@ -169,6 +205,11 @@ Status ReadDeltas(const std::string& path, const std::string& model_identity, Ad
     if (!read.ok()) return read.status();
     second = std::move(read).value();
   }
+  const size_t sets = second.empty() ? 2 : 3;  // of values for each tensor
+  if (file->tensors.tensors.size() != sets * adaptation->layout().tensors().size()) {
+    return InvalidArgument("{}: holds more tensors than the tier adapts; name the groups and layers it was saved with", path);
+  }
+  THERMOE_RETURN_IF_ERROR(CheckChecksum(path, bytes, file->tensors.header.size()));
   adaptation->optimizer().Restore(*steps, *first, second);
   adaptation->mutable_deltas().values = std::move(values).value();
   return Status::Ok();

@@ -75,7 +75,13 @@ class EngineImpl final : public Engine, private LogitSink {
 
   // adapt.cc
   Status CheckTtt(const TttOptions& options) const;
-  Status StartTtt(Session* session, const TttOptions& options);
+  // Positions that the context of a session may have before it restarts.
+  int32_t WindowOf(const TttOptions& options) const { return options.window > 0 ? options.window : context_; }
+  // Checks options and reads the statistics that they name; null where they name none.
+  Result<std::shared_ptr<const FeatureStatistics>> PrepareTtt(const TttOptions& options) const;
+  void StartTtt(Session* session, const TttOptions& options, std::shared_ptr<const FeatureStatistics> features);
+  // Cuts a session's tokens and its context. Where restarts let go of what was in the context then, the newest tokens are read again.
+  void CutSession(Session* session, size_t tokens);
   // The next rows of a prompt that is read in segments: part of a restart, or a whole segment. At most one segment a step is learnt
   // from; others wait. Takes what it adds from *budget.
   Status AddSegment(ActiveRequest* active, int32_t* budget);
@@ -92,7 +98,7 @@ class EngineImpl final : public Engine, private LogitSink {
   Status StartControl(Supervisor* supervisor);
 
   // step.cc
-  Status Admit();
+  void Admit();
   Status Schedule();
   Status AddRows(ActiveRequest* active, int32_t count, bool recompute = false);
   void OnLogits(size_t row, std::span<float> logits) override;

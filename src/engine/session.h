@@ -33,6 +33,7 @@ struct ActiveRequest {
   Session* session = nullptr;   // null while queued without one
   size_t prompt_begin = 0, prompt_end = 0;  // the prompt's place in session->tokens, set when admitted
   Random random{0};
+  std::shared_ptr<const FeatureStatistics> features;  // that request.ttt names
   RequestResult result;         // result.finish is set once the request is over
 
   bool prefilled() const { return session->computed() >= prompt_end; }

@@ -34,7 +34,7 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   if (queue_.empty() && running_.empty()) return false;
   supervisor_->BeforeStep();
   if (auto steering = supervisor_->TakeSteering(); steering != nullptr) THERMOE_RETURN_IF_ERROR(SetSteering(std::move(steering)));
-  THERMOE_RETURN_IF_ERROR(Admit());
+  Admit();
   if (running_.empty()) return false;
   events_ = events;
   const double start_s = supervisor_->now_s();
@@ -63,15 +63,15 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
 }
 
 // Queued requests start while there is room, in order; one that waits for room holds up those behind it, so none starves.
-Status EngineImpl::Admit() {
+void EngineImpl::Admit() {
   const auto most = static_cast<size_t>(supervisor_->MaxSequences(options_.max_sequences));
   while (!queue_.empty() && running_.size() < most) {
     ActiveRequest* active = queue_.front().get();
     if (active->session == nullptr) {
-      if (static_cast<int>(sessions_.size()) >= options_.max_sequences) return Status::Ok();
+      if (static_cast<int>(sessions_.size()) >= options_.max_sequences) return;
       active->session = NewSession(true);
       active->session->busy = true;
-      if (active->request.ttt != nullptr) THERMOE_RETURN_IF_ERROR(StartTtt(active->session, *active->request.ttt));
+      if (active->request.ttt != nullptr) StartTtt(active->session, *active->request.ttt, std::move(active->features));
     }
     Session* session = active->session;
     const std::vector<TokenId>& prompt = active->request.prompt;
@@ -99,7 +99,6 @@ Status EngineImpl::Admit() {
     running_.push_back(std::move(queue_.front()));
     queue_.erase(queue_.begin());
   }
-  return Status::Ok();
 }
 
 Status EngineImpl::Schedule() {

@@ -58,6 +58,9 @@ class BackwardWorkspace {
   static void VisitBuffers(BackwardWorkspace& ws, const ModelConfig& config, int64_t rows, bool keeps_inner, const Visitor& visit);
 };
 
+// What learning from segments of up to `max_rows` rows takes: tape and workspace, with or without the experts' inner activations.
+int64_t LearningBytes(const ModelConfig& config, int32_t lowest_layer, int64_t max_rows, bool keeps_inner);
+
 struct Learning {
   Tape& tape;
   BackwardWorkspace& ws;

@@ -33,10 +33,6 @@ int64_t Tape::BytesFor(const ModelConfig& config, int32_t lowest_layer, int64_t 
   return bytes * (config.layers - lowest_layer) + 2 * rows * config.hidden * static_cast<int64_t>(sizeof(float));
 }
 
-bool Tape::KeepsInner(const ModelConfig& config, int32_t lowest_layer, int64_t rows, int64_t limit) {
-  return BytesFor(config, lowest_layer, rows, true) <= limit;
-}
-
 Tape::Tape(const ModelConfig& config, int32_t lowest_layer, int64_t max_rows, bool keep_inner)
     : output(static_cast<size_t>(max_rows * config.hidden)),
       dx(output.size()),

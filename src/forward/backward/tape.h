@@ -35,8 +35,6 @@ struct LayerTape {
 
 class Tape {
  public:
-  // Whether the experts' inner activations of `rows` rows fit into `limit` bytes beside the rest.
-  static bool KeepsInner(const ModelConfig& config, int32_t lowest_layer, int64_t rows, int64_t limit);
   static int64_t BytesFor(const ModelConfig& config, int32_t lowest_layer, int64_t rows, bool keep_inner);
 
   // Room for `max_rows` rows of the layers from `lowest_layer` on.

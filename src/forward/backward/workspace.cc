@@ -42,6 +42,10 @@ int64_t BackwardWorkspace::BytesFor(const ModelConfig& config, int64_t max_rows,
   return bytes;
 }
 
+int64_t LearningBytes(const ModelConfig& config, int32_t lowest_layer, int64_t max_rows, bool keeps_inner) {
+  return Tape::BytesFor(config, lowest_layer, max_rows, keeps_inner) + BackwardWorkspace::BytesFor(config, max_rows, keeps_inner);
+}
+
 void Learning::Begin() {
   std::fill(gradient.begin(), gradient.end(), 0.0f);
   std::fill(tape.dx.begin(), tape.dx.end(), 0.0f);
