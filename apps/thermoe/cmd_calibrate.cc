@@ -125,7 +125,11 @@ Status StartOrResume(Calibration* run) {
     const std::string& path = run->flags.texts[i];
     file.texts.push_back({i < run->flags.names.size() ? run->flags.names[i] : fs::path(path).filename().string(), hash.Hex()});
   }
-  if (!fs::exists(run->path)) return Status::Ok();
+  std::error_code error;
+  if (!fs::exists(run->path, error)) return Status::Ok();
+  if (!fs::is_regular_file(run->path, error)) {
+    return InvalidArgument("{}: is a folder or a device; points are kept in a file: choose another --out", run->path);
+  }
   Result<OperatingPoints> earlier = ReadOperatingPoints(run->path, info.identity);
   if (!earlier.ok()) return earlier.status();
   const auto same_text = [](const CalibrationText& a, const CalibrationText& b) { return a.identity == b.identity; };
