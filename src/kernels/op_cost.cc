@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/op_cost.h"
 
+#include "kernels/ops.h"
+
 namespace thermoe::kernels {
 namespace {
 
@@ -68,6 +70,41 @@ OpCost SwiGluCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, col
 OpCost AddCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 3, 2); }
 OpCost ClampCost(int64_t rows, int64_t cols) { return ElementCost(rows, cols, 2, 2); }
 OpCost SampleCost(int64_t rows, int64_t vocab) { return ElementCost(rows, vocab, 1, 1); }
+
+OpCost LinearBackwardCost(const WeightMatrix& weight, int64_t tokens) { return LinearCost(weight, tokens); }
+
+OpCost AttentionBackwardCost(int64_t rows, int64_t first, int32_t heads, int32_t kv_heads, int32_t head_dim) {
+  const double row = 4.0 * head_dim, own = 0.5 * static_cast<double>(rows) * static_cast<double>(rows + 1);
+  const double seen = static_cast<double>(rows) * static_cast<double>(first) + own;
+  OpCost cost;
+  cost.kv_bytes = 2.0 * row * kv_heads * static_cast<double>(first + rows);
+  cost.activation_bytes = row * static_cast<double>(rows) * (4.0 * heads + 2.0 * kv_heads);
+  // Scores, their gradients and those of the queries over all positions; keys and values over the segment's own.
+  cost.flops = heads * head_dim * (6.0 * seen + 4.0 * own);
+  return cost;
+}
+
+namespace {
+
+// Products of `matrices` of an expert's three for every kept slot, each expert's read once for each precision.
+OpCost SlotsCost(std::span<const FfnWeights> experts, const Selection& selection, double matrices) {
+  OpCost cost;
+  for (const Selection::Job& job : selection.jobs.first(static_cast<size_t>(selection.job_count))) {
+    const FfnWeights& expert = experts[static_cast<size_t>(job.expert)];
+    const double elements = static_cast<double>(expert.gate.rows) * static_cast<double>(expert.gate.cols);
+    cost.weight_bytes += ExpertBytes(expert, job.planes) * matrices / 3;
+    cost.flops += 2.0 * matrices * job.count * elements;
+    cost.activation_bytes += 4.0 * matrices * job.count * static_cast<double>(expert.gate.rows + expert.gate.cols);
+  }
+  return cost;
+}
+
+}  // namespace
+
+OpCost ExpertInnerCost(std::span<const FfnWeights> experts, const Selection& selection) { return SlotsCost(experts, selection, 2); }
+OpCost ExpertFfnBackwardCost(std::span<const FfnWeights> experts, const Selection& selection) {
+  return SlotsCost(experts, selection, 3);
+}
 
 double ExpertBytes(const FfnWeights& expert, Planes planes) {
   return static_cast<double>(expert.gate.bytes(planes) + expert.up.bytes(planes) + expert.down.bytes(planes));

@@ -11,6 +11,8 @@
 
 namespace thermoe::kernels {
 
+struct Selection;
+
 struct OpCost {
   double weight_bytes = 0;
   double activation_bytes = 0;  // inputs read and outputs written once
@@ -37,6 +39,13 @@ OpCost SwiGluCost(int64_t tokens, int64_t cols);
 OpCost AddCost(int64_t tokens, int64_t cols);
 OpCost ClampCost(int64_t rows, int64_t cols);
 OpCost SampleCost(int64_t rows, int64_t vocab);
+
+// Gradients of a segment. The transposed products read and multiply what the forward ones do.
+OpCost LinearBackwardCost(const WeightMatrix& weight, int64_t tokens);
+// `rows` positions from `first` on.
+OpCost AttentionBackwardCost(int64_t rows, int64_t first, int32_t heads, int32_t kv_heads, int32_t head_dim);
+OpCost ExpertInnerCost(std::span<const FfnWeights> experts, const Selection& selection);
+OpCost ExpertFfnBackwardCost(std::span<const FfnWeights> experts, const Selection& selection);
 
 // One expert's matrices by these planes.
 double ExpertBytes(const FfnWeights& expert, Planes planes);

@@ -15,6 +15,7 @@
 #include <string_view>
 
 #include "base/views.h"
+#include "kernels/backward_ops.h"
 #include "model/config.h"
 #include "model/formats.h"
 #include "model/weights.h"
@@ -107,6 +108,10 @@ struct ExpertFfnArgs {
   MutRows inner;                          // scratch [T * K, F], by order
   MutRows slot_out;                       // scratch [T * K, D], by token * K + slot
   MutRows out;                            // [T, D] += sum over slots, in slot order, of weight * down(silu(gate x) * up x)
+  // Where a backward pass follows: gate x and up x of the kept slots of rows [keep_first, keep_first + keep_rows), by token
+  // and slot: row (token - keep_first) * K + slot. [keep_rows * K, F]; data null: not kept.
+  MutRows keep_gate = {}, keep_up = {};
+  int64_t keep_first = 0, keep_rows = 0;
 };
 
 struct SwiGluArgs {
@@ -137,6 +142,27 @@ class Ops {
   virtual void ExpertFfn(const ExpertFfnArgs& args) const = 0;
   virtual void SwiGlu(const SwiGluArgs& args) const = 0;
   virtual void Add(const AddArgs& args) const = 0;
+
+  // Test-time training: deltas in the forward pass, and gradients (backward_ops.h).
+  virtual void AddRow(const AddRowArgs& args) const = 0;
+  virtual void Gain(const GainArgs& args) const = 0;
+  virtual void LowRank(const LowRankArgs& args) const = 0;
+  virtual void ScaleSlots(const ScaleSlotsArgs& args) const = 0;
+  virtual void ExpertInner(const ExpertInnerArgs& args) const = 0;
+  virtual void LinearBackward(const LinearBackwardArgs& args) const = 0;
+  virtual void RmsNormBackward(const RmsNormBackwardArgs& args) const = 0;
+  virtual void GainBackward(const GainBackwardArgs& args) const = 0;
+  virtual void SumRows(const SumRowsArgs& args) const = 0;
+  virtual void LowRankBackward(const LowRankBackwardArgs& args) const = 0;
+  virtual void ClampBackward(const ClampBackwardArgs& args) const = 0;
+  virtual void AttentionBackward(const AttentionBackwardArgs& args) const = 0;
+  virtual void ExpertFfnBackward(const ExpertFfnBackwardArgs& args) const = 0;
+  virtual void SelectBackward(const SelectBackwardArgs& args) const = 0;
+  virtual void ScaleSlotsBackward(const ScaleSlotsBackwardArgs& args) const = 0;
+  virtual void SwiGluBackward(const SwiGluBackwardArgs& args) const = 0;
+  virtual void AddBackward(const AddBackwardArgs& args) const = 0;
+  virtual void LossBackward(const LossBackwardArgs& args) const = 0;
+
   // x = min(max(x, -limit), limit), in place; not a number stays so.
   virtual void Clamp(MutRows x, float limit) const {
     for (int64_t i = 0; i < x.size(); ++i) x.data[i] = x.data[i] > limit ? limit : x.data[i] < -limit ? -limit : x.data[i];

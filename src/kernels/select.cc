@@ -179,30 +179,12 @@ void Weigh(const SelectArgs& args, const Rules& rules, int64_t t, Choice choice)
   record.gate_mass_lost += 1.0 - static_cast<double>(mass) / static_cast<double>(plain);
 }
 
-// Groups the kept slots by (expert, planes): a counting sort, so tokens rise inside a group.
-void Dispatch(const SelectArgs& args) {
-  Selection& out = *args.out;
-  const int64_t slots = args.logits.rows * args.slots;
-  const auto group = [&](int64_t at) { return 2 * out.expert.data[at] + (out.planes.data[at] == Planes::kHi ? 1 : 0); };
-  int32_t start[2 * kMaxExperts] = {};
-  for (int64_t at = 0; at < slots; ++at) {
-    if (out.expert.data[at] >= 0) ++start[group(at)];
+void CountDistinct(const Selection& selection) {
+  LayerRecord& record = *selection.record;
+  for (const Selection::Job& job : selection.jobs.first(static_cast<size_t>(selection.job_count))) {
+    ++(job.planes == Planes::kBoth ? record.distinct_full_experts : record.distinct_hi_experts);
   }
-  out.job_count = 0;
-  int32_t total = 0;
-  for (int32_t g = 0; g < 2 * args.logits.cols; ++g) {
-    const int32_t count = start[g];
-    start[g] = total;
-    total += count;
-    if (count == 0) continue;
-    const Planes planes = g % 2 == 0 ? Planes::kBoth : Planes::kHi;
-    out.jobs[static_cast<size_t>(out.job_count++)] = {g / 2, planes, start[g], count};
-    ++(planes == Planes::kBoth ? out.record->distinct_full_experts : out.record->distinct_hi_experts);
-  }
-  for (int64_t at = 0; at < slots; ++at) {
-    if (out.expert.data[at] >= 0) out.order[static_cast<size_t>(start[group(at)]++)] = static_cast<int32_t>(at);
-  }
-  for (const int32_t count : out.record->expert_slots) out.record->distinct_experts += count > 0;
+  for (const int32_t count : record.expert_slots) record.distinct_experts += count > 0;
 }
 
 void ResetRecord(int64_t experts, LayerRecord* record) {
@@ -214,11 +196,36 @@ void ResetRecord(int64_t experts, LayerRecord* record) {
 
 }  // namespace
 
+// A counting sort, so tokens rise inside a group.
+void DispatchSelection(int64_t experts, Selection* selection) {
+  Selection& out = *selection;
+  THERMOE_CHECK(experts <= kMaxExperts);
+  const int64_t slots = out.expert.size();
+  const auto group = [&](int64_t at) { return 2 * out.expert.data[at] + (out.planes.data[at] == Planes::kHi ? 1 : 0); };
+  int32_t start[2 * kMaxExperts] = {};
+  for (int64_t at = 0; at < slots; ++at) {
+    if (out.expert.data[at] >= 0) ++start[group(at)];
+  }
+  out.job_count = 0;
+  int32_t total = 0;
+  for (int32_t g = 0; g < 2 * experts; ++g) {
+    const int32_t count = start[g];
+    start[g] = total;
+    total += count;
+    if (count == 0) continue;
+    out.jobs[static_cast<size_t>(out.job_count++)] = {g / 2, g % 2 == 0 ? Planes::kBoth : Planes::kHi, start[g], count};
+  }
+  for (int64_t at = 0; at < slots; ++at) {
+    if (out.expert.data[at] >= 0) out.order[static_cast<size_t>(start[group(at)]++)] = static_cast<int32_t>(at);
+  }
+}
+
 void SelectExperts(const SelectArgs& args) {
   Selection& out = *args.out;
   const int64_t tokens = args.logits.rows, experts = args.logits.cols;
   THERMOE_CHECK(experts <= kMaxExperts && args.slots <= kMaxSlots && args.slots <= experts);
   THERMOE_CHECK(static_cast<int64_t>(args.kinds.size()) == tokens && out.scores.cols == experts);
+  THERMOE_CHECK(out.expert.rows == tokens && out.expert.cols == args.slots);
   const Rules rules = ResolveRules(args);
   ResetRecord(experts, out.record);
   // Padding rows score nothing and select nothing.
@@ -250,7 +257,8 @@ void SelectExperts(const SelectArgs& args) {
     Extend(out.scores.row(t), bias, experts, args.slots, batch_aware(t) ? &held_by_batch : nullptr, &choice);
     Weigh(args, rules, t, choice);
   }
-  Dispatch(args);
+  DispatchSelection(experts, &out);
+  CountDistinct(out);
 }
 
 }  // namespace thermoe::kernels

@@ -72,6 +72,78 @@ class CountingOps final : public kernels::Ops {
     Count("Add", args.x.rows, 1, args.x.cols);
     ops_.Add(args);
   }
+  void AddRow(const kernels::AddRowArgs& args) const override {
+    Count("AddRow", args.out.rows, 1, args.out.cols);
+    ops_.AddRow(args);
+  }
+  void Gain(const kernels::GainArgs& args) const override {
+    Count("Gain", args.x.rows, 1, args.x.cols);
+    ops_.Gain(args);
+  }
+  void LowRank(const kernels::LowRankArgs& args) const override {
+    Count("LowRank", args.x.rows, args.out.cols, args.x.cols);
+    ops_.LowRank(args);
+  }
+  void ScaleSlots(const kernels::ScaleSlotsArgs& args) const override {
+    Count("ScaleSlots", args.weight.rows, 1, args.weight.cols);
+    ops_.ScaleSlots(args);
+  }
+  void ExpertInner(const kernels::ExpertInnerArgs& args) const override {
+    Count("ExpertInner", args.x.rows, args.gate.cols, args.x.cols);
+    ops_.ExpertInner(args);
+  }
+  void LinearBackward(const kernels::LinearBackwardArgs& args) const override {
+    Count("LinearBackward", args.dy.rows, args.weight.rows, args.weight.cols);
+    ops_.LinearBackward(args);
+  }
+  void RmsNormBackward(const kernels::RmsNormBackwardArgs& args) const override {
+    Count("RmsNormBackward", args.x.rows, 1, args.x.cols);
+    ops_.RmsNormBackward(args);
+  }
+  void GainBackward(const kernels::GainBackwardArgs& args) const override {
+    Count("GainBackward", args.x.rows, 1, args.x.cols);
+    ops_.GainBackward(args);
+  }
+  void SumRows(const kernels::SumRowsArgs& args) const override {
+    Count("SumRows", args.x.rows, 1, args.x.cols);
+    ops_.SumRows(args);
+  }
+  void LowRankBackward(const kernels::LowRankBackwardArgs& args) const override {
+    Count("LowRankBackward", args.x.rows, args.dy.cols, args.x.cols);
+    ops_.LowRankBackward(args);
+  }
+  void ClampBackward(const kernels::ClampBackwardArgs& args) const override {
+    Count("ClampBackward", args.x.rows, 1, args.x.cols);
+    ops_.ClampBackward(args);
+  }
+  void AttentionBackward(const kernels::AttentionBackwardArgs& args) const override {
+    Count("AttentionBackward", args.q.rows, args.heads, args.cache.head_dim);
+    ops_.AttentionBackward(args);
+  }
+  void ExpertFfnBackward(const kernels::ExpertFfnBackwardArgs& args) const override {
+    Count("ExpertFfnBackward", args.dx.rows, args.gate.cols, args.dx.cols);
+    ops_.ExpertFfnBackward(args);
+  }
+  void SelectBackward(const kernels::SelectBackwardArgs& args) const override {
+    Count("SelectBackward", args.logits.rows, args.selection->slots, args.logits.cols);
+    ops_.SelectBackward(args);
+  }
+  void ScaleSlotsBackward(const kernels::ScaleSlotsBackwardArgs& args) const override {
+    Count("ScaleSlotsBackward", args.weight.rows, 1, args.weight.cols);
+    ops_.ScaleSlotsBackward(args);
+  }
+  void SwiGluBackward(const kernels::SwiGluBackwardArgs& args) const override {
+    Count("SwiGluBackward", args.gate.rows, 1, args.gate.cols);
+    ops_.SwiGluBackward(args);
+  }
+  void AddBackward(const kernels::AddBackwardArgs& args) const override {
+    Count("AddBackward", args.x.rows, 1, args.x.cols);
+    ops_.AddBackward(args);
+  }
+  void LossBackward(const kernels::LossBackwardArgs& args) const override {
+    Count("LossBackward", args.logits.rows, 1, args.logits.cols);
+    ops_.LossBackward(args);
+  }
   void Clamp(MutRows x, float limit) const override {
     Count("Clamp", x.rows, 1, x.cols);
     ops_.Clamp(x, limit);

@@ -40,6 +40,14 @@ void CheckShapes(const ExpertFfnArgs& args, const FfnWeights& expert) {
   THERMOE_CHECK(expert.down.cols == args.inner.cols && expert.down.rows == args.slot_out.cols);
 }
 
+// Columns [first, first + width) of gate x and up x of a slot go where a backward pass finds them.
+void KeepInner(const ExpertFfnArgs& args, int64_t slot, int64_t first, int64_t width, const float* gate, const float* up) {
+  const int64_t at = slot - args.keep_first * args.selection->slots;
+  if (args.keep_gate.data == nullptr || at < 0 || at >= args.keep_rows * args.selection->slots) return;
+  std::copy_n(gate, width, args.keep_gate.row(at) + first);
+  std::copy_n(up, width, args.keep_up.row(at) + first);
+}
+
 }  // namespace
 
 void CpuOps::ExpertFfn(const ExpertFfnArgs& args) const {
@@ -47,6 +55,9 @@ void CpuOps::ExpertFfn(const ExpertFfnArgs& args) const {
   const int64_t slots = args.x.rows * selection.slots;
   THERMOE_CHECK(args.inner.rows >= slots && args.slot_out.rows >= slots && args.slot_out.cols == args.out.cols);
   THERMOE_CHECK(args.out.rows == args.x.rows && selection.expert.rows == args.x.rows && selection.slots <= kMaxSlots);
+  THERMOE_CHECK(args.keep_gate.data == nullptr ||
+                (args.keep_gate.rows >= args.keep_rows * selection.slots && args.keep_gate.cols == args.inner.cols &&
+                 args.keep_up.size() == args.keep_gate.size()));
   if (selection.job_count == 0) return;
   for (int32_t j = 0; j < selection.job_count; ++j) {
     CheckShapes(args, args.experts[static_cast<size_t>(selection.jobs[static_cast<size_t>(j)].expert)]);
@@ -81,6 +92,7 @@ void CpuOps::GateAndUp(const ExpertFfnArgs& args) const {
     const int64_t width = std::min(plan.rows, any.rows - first);
     for (int32_t i = 0; i < job.count; ++i) {
       float* gate = args.inner.row(job.first + i) + first;
+      KeepInner(args, selection.order[static_cast<size_t>(job.first + i)], first, width, gate, own.up_rows[static_cast<size_t>(i)]);
       kernels_->swiglu(gate, own.up_rows[static_cast<size_t>(i)], width, gate);
     }
   });

@@ -14,14 +14,29 @@ double Dot(const std::vector<float>& w, const float* x) {
   return sum;
 }
 
+// Rows of keep_gate and keep_up for a slot; null where it is not kept.
+struct Kept {
+  float* gate = nullptr;
+  float* up = nullptr;
+};
+Kept KeptRows(const ExpertFfnArgs& args, int64_t slot) {
+  const int64_t at = slot - args.keep_first * args.selection->slots;
+  if (args.keep_gate.data == nullptr || at < 0 || at >= args.keep_rows * args.selection->slots) return {};
+  return {args.keep_gate.row(at), args.keep_up.row(at)};
+}
+
 // One slot: inner = silu(gate x) * (up x), out = down inner; the matrices are read by `planes`.
-void Slot(const FfnWeights& expert, Planes planes, const float* x, float* inner, float* out) {
+void Slot(const FfnWeights& expert, Planes planes, const float* x, Kept kept, float* inner, float* out) {
   std::vector<float> w(static_cast<size_t>(expert.gate.cols));
   for (int64_t r = 0; r < expert.gate.rows; ++r) {
     DecodeRow(expert.gate, r, planes, w.data());
     const double gate = Dot(w, x);
     DecodeRow(expert.up, r, planes, w.data());
-    inner[r] = static_cast<float>(gate / (1.0 + std::exp(-gate)) * Dot(w, x));
+    const double up = Dot(w, x);
+    inner[r] = static_cast<float>(gate / (1.0 + std::exp(-gate)) * up);
+    if (kept.gate == nullptr) continue;
+    kept.gate[r] = static_cast<float>(gate);
+    kept.up[r] = static_cast<float>(up);
   }
   w.resize(static_cast<size_t>(expert.down.cols));
   for (int64_t r = 0; r < expert.down.rows; ++r) {
@@ -34,12 +49,14 @@ void Slot(const FfnWeights& expert, Planes planes, const float* x, float* inner,
 
 void ExpertFfn(const ExpertFfnArgs& args) {
   const Selection& selection = *args.selection;
+  THERMOE_CHECK(args.keep_gate.data == nullptr || (args.keep_gate.rows >= args.keep_rows * selection.slots &&
+                                                   args.keep_up.size() == args.keep_gate.size()));
   for (int32_t j = 0; j < selection.job_count; ++j) {
     const Selection::Job& job = selection.jobs[static_cast<size_t>(j)];
     for (int32_t i = job.first; i < job.first + job.count; ++i) {
       const int32_t slot = selection.order[static_cast<size_t>(i)];
-      Slot(args.experts[static_cast<size_t>(job.expert)], job.planes, args.x.row(slot / selection.slots), args.inner.row(i),
-           args.slot_out.row(slot));
+      Slot(args.experts[static_cast<size_t>(job.expert)], job.planes, args.x.row(slot / selection.slots),
+           KeptRows(args, slot), args.inner.row(i), args.slot_out.row(slot));
     }
   }
   for (int64_t t = 0; t < args.x.rows; ++t) {

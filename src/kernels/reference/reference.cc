@@ -20,6 +20,25 @@ class ReferenceOps final : public Ops {
   void ExpertFfn(const ExpertFfnArgs& args) const override { reference::ExpertFfn(args); }
   void SwiGlu(const SwiGluArgs& args) const override { reference::SwiGlu(args); }
   void Add(const AddArgs& args) const override { reference::Add(args); }
+
+  void AddRow(const AddRowArgs& args) const override { reference::AddRow(args); }
+  void Gain(const GainArgs& args) const override { reference::Gain(args); }
+  void LowRank(const LowRankArgs& args) const override { reference::LowRank(args); }
+  void ScaleSlots(const ScaleSlotsArgs& args) const override { reference::ScaleSlots(args); }
+  void ExpertInner(const ExpertInnerArgs& args) const override { reference::ExpertInner(args); }
+  void LinearBackward(const LinearBackwardArgs& args) const override { reference::LinearBackward(args); }
+  void RmsNormBackward(const RmsNormBackwardArgs& args) const override { reference::RmsNormBackward(args); }
+  void GainBackward(const GainBackwardArgs& args) const override { reference::GainBackward(args); }
+  void SumRows(const SumRowsArgs& args) const override { reference::SumRows(args); }
+  void LowRankBackward(const LowRankBackwardArgs& args) const override { reference::LowRankBackward(args); }
+  void ClampBackward(const ClampBackwardArgs& args) const override { reference::ClampBackward(args); }
+  void AttentionBackward(const AttentionBackwardArgs& args) const override { reference::AttentionBackward(args); }
+  void ExpertFfnBackward(const ExpertFfnBackwardArgs& args) const override { reference::ExpertFfnBackward(args); }
+  void SelectBackward(const SelectBackwardArgs& args) const override { SelectExpertsBackward(args, 0, args.logits.rows); }
+  void ScaleSlotsBackward(const ScaleSlotsBackwardArgs& args) const override { reference::ScaleSlotsBackward(args); }
+  void SwiGluBackward(const SwiGluBackwardArgs& args) const override { reference::SwiGluBackward(args); }
+  void AddBackward(const AddBackwardArgs& args) const override { reference::AddBackward(args); }
+  void LossBackward(const LossBackwardArgs& args) const override { reference::LossBackward(args); }
 };
 
 }  // namespace

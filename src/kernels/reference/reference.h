@@ -16,4 +16,22 @@ void ExpertFfn(const ExpertFfnArgs& args);
 void SwiGlu(const SwiGluArgs& args);
 void Add(const AddArgs& args);
 
+void AddRow(const AddRowArgs& args);
+void Gain(const GainArgs& args);
+void LowRank(const LowRankArgs& args);
+void ScaleSlots(const ScaleSlotsArgs& args);
+void ExpertInner(const ExpertInnerArgs& args);
+void LinearBackward(const LinearBackwardArgs& args);
+void RmsNormBackward(const RmsNormBackwardArgs& args);
+void GainBackward(const GainBackwardArgs& args);
+void SumRows(const SumRowsArgs& args);
+void LowRankBackward(const LowRankBackwardArgs& args);
+void ClampBackward(const ClampBackwardArgs& args);
+void AttentionBackward(const AttentionBackwardArgs& args);
+void ExpertFfnBackward(const ExpertFfnBackwardArgs& args);
+void ScaleSlotsBackward(const ScaleSlotsBackwardArgs& args);
+void SwiGluBackward(const SwiGluBackwardArgs& args);
+void AddBackward(const AddBackwardArgs& args);
+void LossBackward(const LossBackwardArgs& args);
+
 }  // namespace thermoe::kernels::reference
