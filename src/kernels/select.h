@@ -13,7 +13,7 @@ void SelectExperts(const SelectArgs& args);
 // Fills jobs, job_count and order from expert and planes (all their rows); touches no record.
 void DispatchSelection(int64_t experts, Selection* selection);
 
-// Fills args.dlogits.
-void SelectExpertsBackward(const SelectBackwardArgs& args);
+// Fills rows [first, first + rows) of args.dlogits.
+void SelectExpertsBackward(const SelectBackwardArgs& args, int64_t first, int64_t rows);
 
 }  // namespace thermoe::kernels

@@ -59,14 +59,14 @@ void SelectRowBackward(const SelectBackwardArgs& args, int64_t t) {
 
 }  // namespace
 
-void SelectExpertsBackward(const SelectBackwardArgs& args) {
+void SelectExpertsBackward(const SelectBackwardArgs& args, int64_t first, int64_t rows) {
   const int64_t tokens = args.logits.rows, experts = args.logits.cols;
   const Selection& selection = *args.selection;
   THERMOE_CHECK(experts <= kMaxExperts && selection.slots <= kMaxSlots && selection.slots <= experts);
   THERMOE_CHECK(selection.expert.rows == tokens && args.dlogits.rows == tokens && args.dlogits.cols == experts);
   THERMOE_CHECK(args.weight.rows == tokens && args.weight.cols == selection.slots &&
                 args.dweight.size() == args.weight.size());
-  for (int64_t t = 0; t < tokens; ++t) SelectRowBackward(args, t);
+  for (int64_t t = first; t < first + rows; ++t) SelectRowBackward(args, t);
 }
 
 }  // namespace thermoe::kernels

@@ -35,6 +35,16 @@ MatrixTile TileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int6
 // Groups of 16 rows from row `first` on (a multiple of 16), without activations and outputs.
 IntDotArgs IntTileOf(const WeightMatrix& matrix, Planes planes, int64_t first, int64_t rows);
 
+// Whether rows of this type are decoded in registers; others are decoded to floats, tile by tile, where they cannot be interleaved.
+bool HasFloatKernel(DType type);
+
+// How the columns of a matrix are cut into tasks of a backward pass; as PlanTiles.
+struct ColumnPlan {
+  int64_t cols = 0;   // of a tile, a multiple of 32; the last may have fewer
+  int64_t tiles = 0;  // of a matrix
+};
+ColumnPlan PlanColumns(int threads, const WeightMatrix& matrix, int64_t matrices);
+
 class CpuOps final : public Ops {
  public:
   CpuOps(const KernelTable* kernels, ThreadPool* threads);
@@ -117,6 +127,28 @@ class CpuOps final : public Ops {
   std::byte* codes_row(int64_t t) const { return reinterpret_cast<std::byte*>(codes_.data()) + t * codes_stride_; }
   void PlanRowTiles(const AttentionArgs& args, int32_t most_rows) const;
   void AttendTile(const AttentionArgs& args, const RowTile& tile, int32_t kv_head, ThreadScratch& scratch) const;
+
+  // All rows of a weight matrix, taken transposed, times some of the rows that SetGradient has set.
+  struct TransposedTile {
+    const WeightMatrix& weight;
+    Planes planes;
+    int gradient;           // of gradients_
+    int64_t first, cols;    // columns of the matrix
+    int64_t row, tokens;    // of the gradient
+  };
+  // Makes room for `count` rows; as_words: also as words, of which there are `words` rows.
+  void PrepareGradient(int gradient, int64_t count, int64_t cols, bool as_words, int64_t words) const;
+  void SetGradient(int gradient, int64_t at, const float* x, int64_t words_row) const;
+  void QuantiseGradient(int gradient, const float* x, int64_t cols, int64_t words_row) const;
+  // Adds to the thread's sums, which ClearSums has made.
+  void MultiplyTransposed(const TransposedTile& tile, int thread) const;
+  void ClearSums(int64_t tokens, int64_t cols, int thread) const;
+  void InnerProducts(const ExpertInnerArgs& args, WeightMatrix FfnWeights::*role, MutRows out) const;
+  void DownBackward(const ExpertFfnBackwardArgs& args) const;
+  void SwiGluOfSlots(const ExpertFfnBackwardArgs& args) const;
+  void GateAndUpBackward(const ExpertFfnBackwardArgs& args) const;
+  void AttentionTileBackward(const AttentionBackwardArgs& args, int64_t first, int32_t head, ThreadScratch& scratch) const;
+  void AddOuterProduct(ConstRows coef, ConstRows w, MutRows out) const;
   void GateAndUp(const ExpertFfnArgs& args) const;
   void Down(const ExpertFfnArgs& args) const;
   void Combine(const ExpertFfnArgs& args) const;
@@ -131,6 +163,9 @@ class CpuOps final : public Ops {
   mutable FloatBuffer codes_;           // rows of QuantRowBytes, codes_stride_ apart
   mutable int64_t codes_stride_ = 0;    // 0: the rows are used as floats only
   mutable std::vector<RowTile> row_tiles_;
+  mutable GradientRows gradients_[2];
+  mutable WordRows word_rows_[2];
+  mutable FloatBuffer inner_gradient_;  // [kept slots, F]
 };
 
 }  // namespace thermoe::kernels::cpu

@@ -260,15 +260,15 @@ inline __attribute__((always_inline)) void PrefetchNextPanel(const std::byte* ro
     __builtin_prefetch(lo_row + kPanelRows * m.lo_row_bytes + b * 16, 0, 2);
 }
 
-// Columns [first, first + cols) of kPanelRows rows as floats, kPanelCols apart.
+// Columns [first, first + cols) of some rows as floats, `stride` apart.
 template <class Isa, Packing kPacking>
-void DecodePanel(const MatrixTile& m, int64_t row, int64_t rows, int64_t first, int64_t cols, float* panel) {
+void DecodePanel(const MatrixTile& m, int64_t row, int64_t rows, int64_t first, int64_t cols, float* panel, int64_t stride) {
   typename Isa::F w[Isa::kBlockVectors];
   const int64_t blocks = cols / kQuantBlock, left = Decoder<Isa, kPacking>::LeftOver(cols);
   for (int64_t r = 0; r < rows; ++r) {
     const std::byte* weights = m.data + (row + r) * m.row_bytes;
     const std::byte* lo = kPacking == Packing::kNestedBoth ? m.lo + (row + r) * m.lo_row_bytes : nullptr;
-    float* out = panel + r * kPanelCols;
+    float* out = panel + r * stride;
     for (int64_t b = 0; b < blocks; ++b, out += kQuantBlock) {
       PrefetchNextPanel<kPacking>(weights, lo, m, first / kQuantBlock + b);
       Isa::template Block<kPacking>(weights, lo, first / kQuantBlock + b, w);
@@ -302,7 +302,7 @@ void PanelRows(const DotArgs& args, int64_t row, int64_t token, int64_t tokens) 
       panel.w = m.data + row * m.row_bytes + at * 4;
       panel.stride_bytes = m.row_bytes;
     } else {
-      DecodePanel<Isa, kPacking>(m, row, panel.rows, at, panel.cols, args.scratch);
+      DecodePanel<Isa, kPacking>(m, row, panel.rows, at, panel.cols, args.scratch, kPanelCols);
       panel.w = reinterpret_cast<const std::byte*>(args.scratch);
       panel.stride_bytes = kPanelCols * 4;
     }

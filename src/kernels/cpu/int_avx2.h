@@ -100,6 +100,44 @@ struct Int {
     *first = _mm_extract_epi32(sums, 0);
     *last = _mm_extract_epi32(sums, 1);
   }
+  // Words, for products with the transposed weight (int_transposed.h).
+  static constexpr int kWordTokens = 5;  // 2 x 5 accumulators, 2 vectors of weights, codes and a product of 16 registers
+  static I SubBytes(I a, int value) { return _mm256_sub_epi8(a, _mm256_set1_epi8(static_cast<char>(value))); }
+  // sum + the products of two words each.
+  static I DotWords(I sum, I w, I x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)); }
+  // 8 floats, rounded to nearest even.
+  static void StoreWords(const __m256 a, std::byte* to) {
+    const I whole = _mm256_cvtps_epi32(a);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), words);
+  }
+  template <int kShift, bool kOffsets>
+  static void StorePairs(const I (&codes)[8], const WordScales& scales, std::byte* to) {
+    const I by_pairs =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+    for (int q = 0; q < 4; ++q) {
+      const I first = _mm256_shuffle_epi8(codes[q], by_pairs), last = _mm256_shuffle_epi8(codes[q + 4], by_pairs);
+      // Lane i: columns 4 q.. and 16 + 4 q.. of pair 2 i, and of pair 2 i + 1.
+      const I even = _mm256_unpacklo_epi64(first, last), odd = _mm256_unpackhi_epi64(first, last);
+      StorePair<kShift, kOffsets>(_mm256_castsi256_si128(even), scales, 0, q, to);
+      StorePair<kShift, kOffsets>(_mm256_castsi256_si128(odd), scales, 1, q, to);
+      StorePair<kShift, kOffsets>(_mm256_extracti128_si256(even, 1), scales, 2, q, to);
+      StorePair<kShift, kOffsets>(_mm256_extracti128_si256(odd, 1), scales, 3, q, to);
+    }
+  }
+  template <int kShift, bool kOffsets>
+  static inline __attribute__((always_inline)) void StorePair(__m128i bytes, const WordScales& scales, int pair, int q,
+                                                              std::byte* to) {
+    I words = _mm256_slli_epi16(_mm256_cvtepi8_epi16(bytes), 8 + kShift);
+    words = _mm256_mulhrs_epi16(words, Halves(scales.first + 4 * pair, scales.last + 4 * pair));
+    if constexpr (kOffsets) words = _mm256_add_epi16(words, Four(scales.offset + 4 * pair));
+    std::byte* at = to + pair * kWordPairBytes + q * 16;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm256_castsi256_si128(words));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at + 64), _mm256_extracti128_si256(words, 1));
+  }
+  static I Halves(const std::byte* low, const std::byte* high) {
+    return _mm256_blend_epi32(Four(low), Four(high), 0xf0);
+  }
   static __m256 ToFloat(I a) { return _mm256_cvtepi32_ps(a); }
   static __m256 Scales(const std::byte* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));

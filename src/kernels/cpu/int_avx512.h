@@ -91,6 +91,53 @@ struct Int {
     *first = _mm_extract_epi32(sums, 0);
     *last = _mm_extract_epi32(sums, 1);
   }
+  // Words, for products with the transposed weight (int_transposed.h).
+  static constexpr int kWordTokens = 12;  // 2 x 12 accumulators, 2 vectors of weights and 1 of codes of 32 registers
+  static I SubBytes(I a, int value) { return _mm512_sub_epi8(a, _mm512_set1_epi8(static_cast<char>(value))); }
+  // sum + the products of two words each.
+  static I DotWords(I sum, I w, I x) { return _mm512_dpwssd_epi32(sum, w, x); }
+  // 16 floats, rounded to nearest even.
+  static void StoreWords(const __m512 a, std::byte* to) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a)));
+  }
+  template <int kShift, bool kOffsets>
+  static void StorePairs(const I (&codes)[8], const WordScales& scales, std::byte* to) {
+    const I by_pairs = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+    I by_columns[8];  // 8 bytes a pair of rows
+    for (int q = 0; q < 8; ++q) by_columns[q] = _mm512_shuffle_epi8(codes[q], by_pairs);
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; ++odd) {
+      I a[4];  // lane i: columns 4 q.. and 16 + 4 q.. of pair 2 i + odd
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        a[q] = odd == 0 ? _mm512_unpacklo_epi64(by_columns[q], by_columns[q + 4])
+                        : _mm512_unpackhi_epi64(by_columns[q], by_columns[q + 4]);
+      }
+      const I ab_low = _mm512_shuffle_i64x2(a[0], a[1], 0x44), ab_high = _mm512_shuffle_i64x2(a[0], a[1], 0xee);
+      const I cd_low = _mm512_shuffle_i64x2(a[2], a[3], 0x44), cd_high = _mm512_shuffle_i64x2(a[2], a[3], 0xee);
+      StorePair<kShift, kOffsets>(_mm512_shuffle_i64x2(ab_low, cd_low, 0x88), scales, odd, to);
+      StorePair<kShift, kOffsets>(_mm512_shuffle_i64x2(ab_low, cd_low, 0xdd), scales, 2 + odd, to);
+      StorePair<kShift, kOffsets>(_mm512_shuffle_i64x2(ab_high, cd_high, 0x88), scales, 4 + odd, to);
+      StorePair<kShift, kOffsets>(_mm512_shuffle_i64x2(ab_high, cd_high, 0xdd), scales, 6 + odd, to);
+    }
+  }
+  // Lane i: columns 4 i.. and 16 + 4 i.. of a pair of rows.
+  template <int kShift, bool kOffsets>
+  static inline __attribute__((always_inline)) void StorePair(I bytes, const WordScales& scales, int pair, std::byte* to) {
+    I low = _mm512_unpacklo_epi8(_mm512_setzero_si512(), bytes), high = _mm512_unpackhi_epi8(_mm512_setzero_si512(), bytes);
+    if constexpr (kShift > 0) {
+      low = _mm512_slli_epi16(low, kShift);
+      high = _mm512_slli_epi16(high, kShift);
+    }
+    low = _mm512_mulhrs_epi16(low, Four(scales.first + 4 * pair));
+    high = _mm512_mulhrs_epi16(high, Four(scales.last + 4 * pair));
+    if constexpr (kOffsets) {
+      low = _mm512_add_epi16(low, Four(scales.offset + 4 * pair));
+      high = _mm512_add_epi16(high, Four(scales.offset + 4 * pair));
+    }
+    _mm512_storeu_si512(to + pair * kWordPairBytes, low);
+    _mm512_storeu_si512(to + pair * kWordPairBytes + 64, high);
+  }
   static __m512 ToFloat(I a) { return _mm512_cvtepi32_ps(a); }
   static __m512 Scales(const std::byte* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));

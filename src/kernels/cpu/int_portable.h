@@ -131,6 +131,51 @@ struct Int {
       (i < 16 ? *first : *last) += static_cast<int8_t>(bits & 0xff);
     }
   }
+  // Words, for products with the transposed weight (int_transposed.h).
+  static constexpr int kWordTokens = 2;
+  static I SubBytes(I a, int value) {
+    for (uint32_t& four : a.lanes) {
+      uint32_t less = 0;
+      for (int i = 0; i < 4; ++i) less |= static_cast<uint32_t>((Byte(four, i) - value) & 255) << (8 * i);
+      four = less;
+    }
+    return a;
+  }
+  static int32_t Word(uint32_t two, int i) { return static_cast<int16_t>((two >> (16 * i)) & 65535u); }
+  static int32_t Word(const std::byte* from) {
+    int16_t word;
+    std::memcpy(&word, from, 2);
+    return word;
+  }
+  // sum + the products of two words each.
+  static I DotWords(I sum, I w, I x) {
+    for (int l = 0; l < 8; ++l) {
+      const int32_t products = Word(w.lanes[l], 0) * Word(x.lanes[l], 0) + Word(w.lanes[l], 1) * Word(x.lanes[l], 1);
+      sum.lanes[l] += static_cast<uint32_t>(products);
+    }
+    return sum;
+  }
+  // 8 floats, rounded to nearest even.
+  static void StoreWords(Isa::F a, std::byte* to) {
+    float lanes[8];
+    Isa::Store(lanes, a);
+    for (int l = 0; l < 8; ++l) {
+      const float shifted = lanes[l] + 12582912.0f;  // leaves the rounded integer in the low bits
+      std::memcpy(to + 2 * l, &shifted, 2);
+    }
+  }
+  template <int kShift, bool kOffsets>
+  static void StorePairs(const I (&codes)[8], const WordScales& scales, std::byte* to) {
+    for (int row = 0; row < 8; ++row) {
+      for (int column = 0; column < 32; ++column) {
+        const int32_t code = SignedByte(codes[column / 4].lanes[row], column % 4) * (256 << kShift);
+        const int32_t ratio = Word((column < 16 ? scales.first : scales.last) + 2 * row);
+        const int32_t offset = kOffsets ? Word(scales.offset + 2 * row) : 0;
+        const auto word = static_cast<int16_t>(((code * ratio + (1 << 14)) >> 15) + offset);
+        std::memcpy(to + row / 2 * kWordPairBytes + column * 4 + row % 2 * 2, &word, 2);
+      }
+    }
+  }
   static Isa::F ToFloat(I a) {
     float lanes[8];
     for (int l = 0; l < 8; ++l) lanes[l] = static_cast<float>(static_cast<int32_t>(a.lanes[l]));

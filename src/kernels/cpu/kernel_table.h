@@ -76,6 +76,77 @@ struct IntDotArgs {
 // 2 KiB into L1 4-bit weights were read 20 % more slowly (41 against 51 GB/s; 4 to 16 KiB into L2 are alike).
 static constexpr int64_t kPrefetchAhead = 8192;
 
+// --- Products with the transposed weight: x[t][c] += sum over rows r of dy[t][r] * w[r, c]. ---
+
+// out[a][c] += sum over steps s of coef[a][s * coef_step] * w[s, c], each a chain of multiply-adds in rising s.
+struct AddProductArgs {
+  const float* const* coef = nullptr;  // [rows]
+  int64_t coef_step = 1;
+  int64_t steps = 0;
+  const std::byte* w = nullptr;  // rows of `cols` floats, w_stride bytes apart
+  int64_t w_stride = 0;
+  float* const* out = nullptr;  // [rows], from column out_at on
+  int64_t out_at = 0;
+  int64_t rows = 0, cols = 0;
+};
+
+// Columns [first, first + cols) of weight rows as floats; dy's chain of multiply-adds goes through the rows in rising order.
+struct TransposedArgs {
+  MatrixTile weight;
+  int64_t first = 0, cols = 0;       // first: a multiple of 32
+  const float* const* dy = nullptr;  // [tokens], of weight's first row on
+  float* const* out = nullptr;       // [tokens] += from column 0 on
+  int64_t tokens = 0;
+  float* scratch = nullptr;  // [kTransposedScratchFloats], 64-byte aligned
+};
+// 64 rows by 64 columns of floats (16 KiB) stay in L1 beside 64 floats of six tokens.
+static constexpr int64_t kTransposedPanel = 64;
+static constexpr int64_t kTransposedScratchFloats = kTransposedPanel * kTransposedPanel;
+
+// The same for interleaved weights, in integers. Chunks of 64 rows: a token's dy as words of 13 bits and a scale, weights as
+// words of 14 bits with one scale for 64 rows and 32 columns, two rows of a column side by side, made for each chunk and used
+// by all tokens. 64 products of 12 and 13 bits without sign stay below 2^31, so a chunk's sum is exact; chunks are added in
+// rising order, one multiply-add each. Both roundings are below 2^-12 of the largest value of a chunk.
+// Half the byte products' rate and twice that of float ones. Tried: bf16 products (VDPBF16PS), a tenth slower than words here,
+// coarser, and not on every AVX-512 machine. Byte products would need dy times the scale of each (row, 32 columns) as new
+// codes: some 6 operations for 16 values, where the product of those takes 8.
+static constexpr int64_t kChunkRows = 64;
+static constexpr int64_t kWordPairBytes = 128;  // of 32 columns and 2 rows
+static constexpr float kLargestWeightWord = 8191, kLargestGradientWord = 4095;
+// Scales below this are 0: what they belong to changes nothing, and their inverse might overflow.
+static constexpr float kLeastScale = 1e-32f;
+
+// For the rows of one call of Int::StorePairs, as words by row: what codes are multiplied by (columns 0 to 15, and 16 to 31),
+// and what is added then.
+struct WordScales {
+  const std::byte* first = nullptr;
+  const std::byte* last = nullptr;
+  const std::byte* offset = nullptr;
+};
+
+// Gradients as words: for each chunk [rows] x 64 words, then [rows] scales.
+struct WordRows {
+  const std::byte* data = nullptr;
+  int64_t rows = 0;
+  int64_t chunk_bytes() const { return (rows * (2 * kChunkRows + 4) + 63) / 64 * 64; }
+};
+
+struct IntTransposedArgs {
+  IntPacking packing = IntPacking::kQ8_0;
+  int64_t groups = 0;                   // of 16 rows: all of the matrix
+  int64_t first_block = 0, blocks = 0;  // of 32 columns
+  const std::byte* data = nullptr;      // the first group
+  int64_t group_bytes = 0;
+  int64_t scales_at = 0, codes_at = 0;
+  const std::byte* lo = nullptr;  // kBoth
+  int64_t lo_group_bytes = 0;
+  WordRows dy;
+  const int32_t* row = nullptr;  // [tokens] of dy
+  float* const* out = nullptr;   // [tokens] += from column 0 on
+  int64_t tokens = 0;
+  std::byte* panel = nullptr;  // scratch [kChunkRows / 2 * kWordPairBytes], 64-byte aligned
+};
+
 // The panel product's blocking (many tokens). A panel of 8 x 512 floats (16 KiB) and the 512 columns of a register
 // tile's 6 tokens (12 KiB) share an L1 of 32 KiB or more. 96 tokens of up to 2,048 columns (768 KiB) are read from L2
 // once a panel; each token tile decodes the weights again, which costs some 4 % of its product.
@@ -130,6 +201,20 @@ struct KernelTable {
   void (*rope)(float* x, int32_t heads, int32_t head_dim, int32_t rope_dim, bool halves, const float* cosines,
                const float* sines) = nullptr;
   void (*attention_tile)(const AttentionTileArgs& args) = nullptr;
+
+  void (*add_product)(const AddProductArgs& args) = nullptr;
+  void (*transposed)(const TransposedArgs& args) = nullptr;
+  void (*int_transposed)(const IntTransposedArgs& args) = nullptr;
+  // Row `row` of `out` (whose data is meant to be written), chunk after chunk.
+  void (*quantise_words)(const float* dy, int64_t cols, const WordRows& out, int64_t row, std::byte* data) = nullptr;
+  // dx[i] += r gain[i] dy[i] - x[i] r^3 / n * sum(x gain dy), r as in rms_norm.
+  void (*rms_norm_backward)(const float* x, const float* gain, const float* dy, int64_t n, float epsilon, float* dx) = nullptr;
+  // gate, up: gradients of scale * dout . (silu(gate) up), in place. Returns dout . (silu(gate) up).
+  float (*swiglu_backward)(const float* dout, float scale, int64_t n, float* gate, float* up) = nullptr;
+  // logits become scale times their gradient; returns the loss. target < 0: entropy.
+  float (*loss_backward)(int64_t target, float scale, int64_t n, float* logits) = nullptr;
+  // scores [n] become p = softmax(scale * scores), dp [n] becomes scale * p * (dp - along).
+  void (*softmax_backward)(float* scores, float* dp, int64_t n, float scale, float along) = nullptr;
 };
 
 // Null where the build has no such instructions. Whether the machine has them is dispatch.cc's business.

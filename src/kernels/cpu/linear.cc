@@ -31,9 +31,6 @@ Packing PackingOf(DType type, Planes planes) {
   return Packing::kF32;
 }
 
-// The other types are decoded to floats, tile by tile, where they cannot be interleaved.
-bool HasFloatKernel(DType type) { return type <= DType::kQ4_0 || type == DType::kNested8; }
-
 IntPacking IntPackingOf(DType type, Planes planes) {
   switch (type) {
     case DType::kQ8_0: return IntPacking::kQ8_0;
@@ -53,6 +50,8 @@ IntPacking IntPackingOf(DType type, Planes planes) {
 }
 
 }  // namespace
+
+bool HasFloatKernel(DType type) { return type <= DType::kQ4_0 || type == DType::kNested8; }
 
 TilePlan PlanTiles(int threads, const WeightMatrix& matrix, int64_t matrices) {
   const int64_t tasks = std::max<int64_t>(1, kTasksPerThread * threads / matrices);

@@ -4,8 +4,11 @@
 #include "kernels/cpu/attention_tile.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/cpu/int_dot.h"
+#include "kernels/cpu/int_transposed.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/rows_backward.h"
+#include "kernels/cpu/transposed.h"
 
 namespace thermoe::kernels::cpu {
 
@@ -22,6 +25,14 @@ constexpr KernelTable MakeTable() {
   table.add_weighted = AddWeightedRows<Isa>;
   table.rope = RopeRow<Isa>;
   table.attention_tile = AttentionTile<Isa>;
+  table.add_product = AddProduct<Isa>;
+  table.transposed = Transposed<Isa>;
+  table.int_transposed = IntTransposed<Isa, Int>;
+  table.quantise_words = QuantiseWords<Isa, Int>;
+  table.rms_norm_backward = RmsNormBackwardRow<Isa>;
+  table.swiglu_backward = SwiGluBackwardRow<Isa>;
+  table.loss_backward = LossBackwardRow<Isa>;
+  table.softmax_backward = SoftmaxBackwardRow<Isa>;
   return table;
 }
 

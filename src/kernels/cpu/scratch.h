@@ -37,6 +37,18 @@ struct alignas(64) ThreadScratch {
   std::vector<float*> up_rows;  // [tokens of a job] into `up`
   FloatBuffer decoded;          // rows of a matrix whose type has no float kernel
   FloatBuffer attention;        // AttentionStateFloats(kMaxQueries, head_dim)
+  // Backward.
+  FloatBuffer sums;                // [tokens of a task, columns of a task] gradients on their way
+  std::vector<float*> sum_rows;    // [tokens of a task] into `sums`
+  std::vector<const float*> from;  // [tokens of a task] rows that begin at some of the weight's rows
+  FloatBuffer scores, dscores;     // [rows of an attention tile, positions]
+};
+
+// Gradients that meet transposed weights.
+struct GradientRows {
+  std::vector<const float*> x;  // [count] as floats
+  std::vector<int32_t> words;   // [count] rows of `codes`
+  FloatBuffer codes;            // a WordRows's data
 };
 
 // Where the rows of one product lie: the first `count` entries are set by the operation that runs.

@@ -34,7 +34,7 @@ class ReferenceOps final : public Ops {
   void ClampBackward(const ClampBackwardArgs& args) const override { reference::ClampBackward(args); }
   void AttentionBackward(const AttentionBackwardArgs& args) const override { reference::AttentionBackward(args); }
   void ExpertFfnBackward(const ExpertFfnBackwardArgs& args) const override { reference::ExpertFfnBackward(args); }
-  void SelectBackward(const SelectBackwardArgs& args) const override { SelectExpertsBackward(args); }
+  void SelectBackward(const SelectBackwardArgs& args) const override { SelectExpertsBackward(args, 0, args.logits.rows); }
   void ScaleSlotsBackward(const ScaleSlotsBackwardArgs& args) const override { reference::ScaleSlotsBackward(args); }
   void SwiGluBackward(const SwiGluBackwardArgs& args) const override { reference::SwiGluBackward(args); }
   void AddBackward(const AddBackwardArgs& args) const override { reference::AddBackward(args); }
