@@ -2,6 +2,12 @@
 #include "ttt_options.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <utility>
 
 #include "base/errors.h"
 #include "telemetry_options.h"
@@ -30,6 +36,12 @@ Result<TttOptions> TttOptionsFrom(const TttFlags& flags) {
   if (!flags.on()) {
     for (const auto& [name, value] : {std::pair{"--ttt-objective", &flags.objective}, {"--ttt-features", &flags.features}, {"--ttt-load", &flags.load}, {"--ttt-save", &flags.save}}) {
       if (!value->empty()) return InvalidArgument("{} needs a tier; add --ttt TIER", name);
+    }
+  }
+  if (!flags.save.empty()) {  // told before the work whose result it would lose
+    const std::filesystem::path folder = std::filesystem::path(flags.save).parent_path();
+    if (access(folder.empty() ? "." : folder.c_str(), W_OK) != 0) {
+      return InvalidArgument("--ttt-save {}: its folder cannot be written to: {}; name another file", flags.save, std::strerror(errno));
     }
   }
   const bool file = flags.tier.ends_with(".toml") || flags.tier.find('/') != std::string::npos;

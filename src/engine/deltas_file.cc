@@ -118,7 +118,7 @@ Result<std::map<std::string, std::string>> MetadataOf(const std::string& path, s
 Result<DeltasFile> OpenDeltas(const std::string& path, std::span<const std::byte> bytes) {
   DeltasFile opened;
   Result<SafetensorsFile> tensors = ParseSafetensors(path, bytes);
-  if (!tensors.ok()) return tensors.status();
+  if (!tensors.ok()) return Corrupt("{}: holds no deltas of thermoe, or was cut; give a whole file that --ttt-save wrote", path);
   opened.tensors = std::move(tensors).value();
   Result<std::map<std::string, std::string>> metadata = MetadataOf(path, opened.tensors.header);
   if (!metadata.ok()) return metadata.status();
