@@ -16,11 +16,14 @@
 #include "support/float64_model.h"
 #include "support/fixtures.h"
 #include "support/learning_harness.h"
+#include "support/mixed_ops.h"
 
 namespace thermoe::testing {
 namespace {
 
-constexpr double kReferenceTolerance = 1e-3, kFastTolerance = 2e-2;
+constexpr double kReferenceTolerance = 1e-3, kFastTolerance = 2e-3;
+// Of a whole fast pass whose products round activations to 8 bits: the largest measured here is 3.5e-2.
+constexpr double kRoundedTolerance = 6e-2;
 
 struct Case {
   std::string name;
@@ -28,7 +31,10 @@ struct Case {
   ExpertStorage storage = ExpertStorage::kNative;
   double clip_qkv = 0;  // written into a copy of the folder's config.json
   LayerSteering steering = {};
+  bool interleave = true;  // false: weights stay as they are and activations are not rounded to 8 bits
 };
+
+void PrintTo(const Case& test, std::ostream* out) { *out << test.name; }
 
 std::vector<Case> Cases() {
   std::vector<Case> cases = {{"qwen3moe", "qwen3moe"},
@@ -45,6 +51,12 @@ std::vector<Case> Cases() {
   mixed.steering.full_slots = 1;
   mixed.steering.max_slots = 3;
   cases.push_back(mixed);
+  return cases;
+}
+
+std::vector<Case> FastCases() {
+  std::vector<Case> cases = Cases();
+  cases.push_back({"ember_in_float", "", ExpertStorage::kNative, 0, {}, false});
   return cases;
 }
 
@@ -85,8 +97,14 @@ class GradientsOf : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     const Case& test = GetParam();
-    model_ = test.clip_qkv > 0 ? Clipped(FixturePath(test.path), test.clip_qkv)
-                               : OpenModel(test.path.empty() ? EmberPath() : FixturePath(test.path), test.storage);
+    const std::string path = test.path.empty() ? EmberPath() : FixturePath(test.path);
+    if (test.interleave) {
+      model_ = test.clip_qkv > 0 ? Clipped(path, test.clip_qkv) : OpenModel(path, test.storage);
+    } else {
+      LoadOptions options;
+      options.interleave = false;
+      model_ = Model::Load(path, options).value();
+    }
     ASSERT_NE(model_, nullptr);
     reference_ = kernels::MakeReferenceOps();
     if (test.steering.full_slots != kAllSlots || test.steering.max_slots != kAllSlots) {
@@ -105,6 +123,8 @@ class GradientsOf : public ::testing::TestWithParam<Case> {
   Steering steering_;
   std::vector<TokenId> text_;
 };
+
+class FastGradientsOf : public GradientsOf {};
 
 using Direction = std::vector<double>;  // [layout->size()], of one group
 
@@ -173,7 +193,9 @@ std::vector<DeltaGroup> AllOf() {
 TEST_P(GradientsOf, NllAreThoseOfCentralDifferences) {
   const Float64Model exact(model_->impl());
   const Deltas deltas = RandomDeltas(config(), AllGroups(), 11), stale = RandomDeltas(config(), AllGroups(), 12);
+  const bool large = config().layers > 2;  // the bundled model: fewer passes, they take long
   for (const int past : {0, 24}) {
+    if (past == 0 && large && !steering_.layers.empty()) continue;
     const int count = past == 0 ? 48 : 20;
     LearningHarness harness = Harness(*reference_);
     if (past > 0) harness.Read(Ids(0, past), &stale);
@@ -185,7 +207,7 @@ TEST_P(GradientsOf, NllAreThoseOfCentralDifferences) {
     const std::vector<double> at(deltas.values.begin(), deltas.values.end());
     EXPECT_EQ(learnt.rows, past == 0 ? count : count - 1);
     EXPECT_NEAR(learnt.loss, exact.Loss(segment, at), 1e-4 * learnt.loss);
-    ExpectSlopes(exact, segment, deltas, learnt.gradient, AllOf(), past == 0 ? 2 : 1);
+    ExpectSlopes(exact, segment, deltas, learnt.gradient, AllOf(), large ? 1 : 2);
   }
 }
 
@@ -263,7 +285,7 @@ TEST_P(GradientsOf, TruncatedPassGivesTheSameGradients) {
   }
 }
 
-TEST_P(GradientsOf, ActivationsComputedAgainGiveTheSameBits) {
+TEST_P(FastGradientsOf, ActivationsComputedAgainGiveTheSameBits) {
   ThreadPool threads(2);
   const Deltas deltas = RandomDeltas(config(), AllGroups(), 15);
   std::vector<std::unique_ptr<kernels::Ops>> backends;
@@ -278,29 +300,54 @@ TEST_P(GradientsOf, ActivationsComputedAgainGiveTheSameBits) {
   }
 }
 
-TEST_P(GradientsOf, FastBackendGivesThemToo) {
+// |got - expected| / |expected| of each group.
+std::map<DeltaGroup, double> Errors(const DeltaLayout& layout, const std::vector<float>& got, const std::vector<float>& expected) {
+  std::vector<float> off(got.size());
+  std::transform(got.begin(), got.end(), expected.begin(), off.begin(), std::minus<>());
+  std::map<DeltaGroup, double> errors;
+  for (const DeltaGroup group : AllOf()) errors[group] = NormOf(off, PartsOf(layout, group)) / NormOf(expected, PartsOf(layout, group));
+  return errors;
+}
+
+// Its gradients against the reference's from the same activations: what its own forward pass computed.
+TEST_P(FastGradientsOf, AreThoseOfTheReference) {
   ThreadPool threads(2);
   const Deltas deltas = RandomDeltas(config(), AllGroups(), 16);
-  LearningHarness reference = Harness(*reference_);
-  reference.Read(Ids(0, 16), nullptr);
-  const Learnt expected = reference.Learn(Ids(16, 32), Ids(17, 32), deltas);
   for (const std::string& isa : kernels::SupportedIsas()) {
-    const auto ops = kernels::MakeCpuOps(&threads, isa).value();
-    LearningHarness harness = Harness(*ops);
-    harness.Read(Ids(0, 16), nullptr);
-    const Learnt learnt = harness.Learn(Ids(16, 32), Ids(17, 32), deltas);
-    EXPECT_EQ(learnt.choice.expert == expected.choice.expert, true) << ops->name() << ": other experts";
-    for (const DeltaGroup group : AllOf()) {
-      std::vector<float> off(expected.gradient.size());
-      std::transform(learnt.gradient.begin(), learnt.gradient.end(), expected.gradient.begin(), off.begin(), std::minus<>());
-      const auto parts = PartsOf(*deltas.layout, group);
-      const double wrong = NormOf(off, parts) / NormOf(expected.gradient, parts);
-      EXPECT_LT(wrong, kFastTolerance) << ops->name() << " " << DeltaGroupName(group);
+    const auto fast = kernels::MakeCpuOps(&threads, isa).value();
+    const MixedOps mixed(*fast, *reference_);
+    Learnt learnt[2];
+    for (const bool exact : {false, true}) {
+      LearningHarness harness = Harness(exact ? static_cast<const kernels::Ops&>(mixed) : *fast);
+      harness.Read(Ids(0, 16), nullptr);
+      learnt[exact] = harness.Learn(Ids(16, 32), Ids(17, 32), deltas);
+    }
+    EXPECT_EQ(learnt[0].logits, learnt[1].logits);
+    for (const auto& [group, error] : Errors(*deltas.layout, learnt[0].gradient, learnt[1].gradient)) {
+      EXPECT_LT(error, kFastTolerance) << isa << " " << DeltaGroupName(group);
+    }
+  }
+}
+
+// From its own forward pass against the reference from its own, the choice of experts held.
+TEST_P(FastGradientsOf, AreThoseOfAWholeReferencePass) {
+  ThreadPool threads(2);
+  const Deltas deltas = RandomDeltas(config(), AllGroups(), 16);
+  const bool rounds = model_->impl().experts().layer(0)[0].gate.interleaved();
+  const Learnt expected = Harness(*reference_).Learn(Ids(0, 32), Ids(1, 32), deltas);
+  for (const std::string& isa : kernels::SupportedIsas()) {
+    const auto fast = kernels::MakeCpuOps(&threads, isa).value();
+    const MixedOps held(*fast, *fast, &expected.choice);
+    const Learnt learnt = Harness(held).Learn(Ids(0, 32), Ids(1, 32), deltas);
+    EXPECT_NEAR(learnt.loss, expected.loss, 1e-2);
+    for (const auto& [group, error] : Errors(*deltas.layout, learnt.gradient, expected.gradient)) {
+      EXPECT_LT(error, rounds ? kRoundedTolerance : kFastTolerance) << isa << " " << DeltaGroupName(group);
     }
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Backward, GradientsOf, ::testing::ValuesIn(Cases()), [](const auto& test) { return test.param.name; });
+INSTANTIATE_TEST_SUITE_P(Backward, FastGradientsOf, ::testing::ValuesIn(FastCases()), [](const auto& test) { return test.param.name; });
 
 }  // namespace
 }  // namespace thermoe::testing
