@@ -70,6 +70,7 @@ Json TttOptionsJson(const TttOptions& options) {
   json["optimizer"] = TttOptimizerName(options.optimizer);
   json["beta1"] = options.beta1;
   json["beta2"] = options.beta2;
+  json["cooling"] = options.cooling;
   json["decay"] = options.decay;
   json["window"] = options.window;
   json["keep"] = options.keep;

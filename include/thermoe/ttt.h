@@ -18,7 +18,8 @@ namespace thermoe {
 // What may change. L: layers, D: hidden, E: experts, V: vocabulary, r: rank.
 enum class DeltaGroup : uint8_t {
   kOutputBias,     // [V] logits + b
-  kHiddenBias,     // [D] normalised output + b, before the output matrix
+  kOutputGain,     // [D] normalised output * (1 + g),
+  kHiddenBias,     // [D] then + b, before the output matrix
   kResidualBias,   // [L, D] what the experts of a layer give + b
   kAttentionGain,  // [L, D] normalised input of attention * (1 + g)
   kExpertGain,     // [L, D] normalised input of gate and experts * (1 + g)
@@ -31,7 +32,7 @@ enum class DeltaGroup : uint8_t {
   kLowRankGate,    // the gate,
   kLowRankOutput,  // and the output matrix
 };
-inline constexpr int kDeltaGroups = 13;
+inline constexpr int kDeltaGroups = 14;
 std::string_view DeltaGroupName(DeltaGroup group);  // "output_bias", "low_rank_q"
 // kInvalidArgument lists the names.
 Result<DeltaGroup> ParseDeltaGroup(std::string_view name);
@@ -73,6 +74,8 @@ struct TttOptions {
   float confidence = 0.5f;     // pseudo-labels: least probability of a label
   TttOptimizer optimizer = TttOptimizer::kAdam;
   float beta1 = 0.5f, beta2 = 0.99f, epsilon = 1e-8f;
+  // Learning rates fall as (1 + tokens learnt from / 512) ^ -cooling: the first pages teach most, later ones mend.
+  float cooling = 0;
   float decay = 0;             // share that a delta loses at each update (Krause et al. 2018, arXiv 1709.07432)
   // When a segment would pass `window` positions (0: the engine's context) the context restarts: the newest `keep` tokens are computed
   // again, with the deltas as they are, from position 0. 0: no restarts; a longer text is refused.

@@ -189,7 +189,7 @@ void EngineImpl::Update(StepRecord* record) {
   Adaptation& ttt = *learner_->session->ttt;
   const float share = 1.0f / static_cast<float>(learning_->loss_rows);
   for (float& value : ttt.gradient()) value *= share;
-  ttt.optimizer().Step(ttt.gradient(), ttt.mutable_deltas().values);
+  ttt.optimizer().Step(ttt.gradient(), tape_->rows, ttt.mutable_deltas().values);
   ++ttt.stats.updates;
   ttt.stats.adapted_tokens += tape_->rows;
 }

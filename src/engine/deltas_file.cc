@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A session's deltas on disk: a safetensors file. Metadata: "format" "thermoe-deltas", "schema_version", "model" (its identity),
-// "tier", "rank", "steps" (of the optimiser), "optimizer", "groups" (JSON: name -> learning rate, last layers), "checksum" (FNV-1a,
+// "tier", "rank", "steps" and "tokens" (of the optimiser), "optimizer", "groups" (JSON: name -> learning rate, last layers), "checksum" (FNV-1a,
 // 64 bits in hex, over the whole file with the checksum's own digits as zeros). Tensors, all F32: "GROUP.LAYER.whole|a|b" [rows, cols],
 // and the optimiser's moments under "m." and "v." before that name.
 #include <algorithm>
@@ -65,6 +65,7 @@ std::string FileBytes(const std::string& model_identity, const Adaptation& adapt
                             {"tier", options.tier},
                             {"rank", std::to_string(options.rank)},
                             {"steps", std::to_string(optimizer.steps())},
+                            {"tokens", std::to_string(optimizer.tokens())},
                             {"optimizer", std::string(TttOptimizerName(options.optimizer))},
                             {"checksum", kNoChecksum},
                             {"groups", GroupsJson(options).dump()}};
@@ -197,6 +198,8 @@ Status ParseDeltas(const std::string& path, std::span<const std::byte> bytes, co
   }
   const Result<int64_t> steps = NumberOf(path, *file, "steps", int64_t{1} << 40);
   if (!steps.ok()) return steps.status();
+  const Result<int64_t> tokens = NumberOf(path, *file, "tokens", int64_t{1} << 50);
+  if (!tokens.ok()) return tokens.status();
   Result<std::vector<float>> first = ReadAll(path, *file, "m.", adaptation->layout());
   if (!first.ok()) return first.status();
   std::vector<float> second;
@@ -210,7 +213,7 @@ Status ParseDeltas(const std::string& path, std::span<const std::byte> bytes, co
     return InvalidArgument("{}: holds more tensors than the tier adapts; name the groups and layers it was saved with", path);
   }
   THERMOE_RETURN_IF_ERROR(CheckChecksum(path, bytes, file->tensors.header.size()));
-  adaptation->optimizer().Restore(*steps, *first, second);
+  adaptation->optimizer().Restore(*steps, *tokens, *first, second);
   adaptation->mutable_deltas().values = std::move(values).value();
   return Status::Ok();
 }

@@ -13,7 +13,7 @@ namespace thermoe {
 namespace {
 
 constexpr std::array<std::string_view, kDeltaGroups> kGroupNames = {
-    "output_bias", "hidden_bias", "residual_bias", "attention_gain", "expert_gain",  "expert_scale",   "router_shift",
+    "output_bias", "output_gain", "hidden_bias", "residual_bias", "attention_gain", "expert_gain",  "expert_scale",   "router_shift",
     "low_rank_q",  "low_rank_k",  "low_rank_v",    "low_rank_o",     "low_rank_gate", "low_rank_output"};
 constexpr std::array<std::string_view, 4> kObjectiveNames = {"nll", "entropy", "pseudo-labels", "features"};
 constexpr std::array<std::string_view, 3> kOptimizerNames = {"adam", "sgd", "muon"};
@@ -126,11 +126,17 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   THERMOE_RETURN_IF_ERROR(Read(&*file, "beta1", 0, 0.9999, &options.beta1));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "beta2", 0, 0.99999, &options.beta2));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "epsilon", 0, 1, &options.epsilon));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "cooling", 0, 4, &options.cooling));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "decay", 0, 0.9, &options.decay));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "window", 0, 1e9, &options.window));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "keep", 0, 1e9, &options.keep));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "activation_bytes", 0, 1e15, &options.activation_bytes));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "seed", 0, 9007199254740992.0, &options.seed));
+  if (file->Has("features_path")) {
+    Result<std::string> path_of = file->Text("features_path");
+    if (!path_of.ok()) return path_of.status();
+    options.features_path = *std::move(path_of);
+  }
   THERMOE_RETURN_IF_ERROR(ReadName(&*file, "objective", ParseTttObjective, &options.objective));
   THERMOE_RETURN_IF_ERROR(ReadName(&*file, "optimizer", ParseTttOptimizer, &options.optimizer));
   THERMOE_RETURN_IF_ERROR(ReadGroups(&*file, &options));
@@ -154,6 +160,7 @@ Status CheckTttOptions(const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(range("beta1", options.beta1, 0, 0.9999));
   THERMOE_RETURN_IF_ERROR(range("beta2", options.beta2, 0, 0.99999));
   THERMOE_RETURN_IF_ERROR(range("epsilon", options.epsilon, 0, 1));
+  THERMOE_RETURN_IF_ERROR(range("cooling", options.cooling, 0, 4));
   THERMOE_RETURN_IF_ERROR(range("decay", options.decay, 0, 0.9));
   THERMOE_RETURN_IF_ERROR(range("window", options.window, 0, 1e9));
   THERMOE_RETURN_IF_ERROR(range("keep", options.keep, 0, 1e9));

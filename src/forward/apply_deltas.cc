@@ -67,6 +67,8 @@ void ApplyScale(StepContext& step, int32_t layer) {
 void ApplyToOutput(StepContext& step, std::span<const size_t> batch_rows, MutRows h) {
   ForEachRun(step, h.rows, [&](int64_t i) { return batch_rows[static_cast<size_t>(i)]; },
              [&](int64_t first, int64_t count, const Deltas& deltas) {
+               const DeltaTensor* gain = deltas.layout->Find(DeltaGroup::kOutputGain, 0);
+               if (gain != nullptr) step.ops.Gain({deltas.of(*gain), Part(h, first, count)});
                const DeltaTensor* bias = deltas.layout->Find(DeltaGroup::kHiddenBias, 0);
                if (bias != nullptr) step.ops.AddRow({deltas.of(*bias), Part(h, first, count)});
              });

@@ -39,7 +39,8 @@ int64_t WidthOf(const ModelConfig& config, DeltaGroup group) {
 }
 
 bool HasLayers(DeltaGroup group) {
-  return group != DeltaGroup::kOutputBias && group != DeltaGroup::kHiddenBias && group != DeltaGroup::kLowRankOutput;
+  return group != DeltaGroup::kOutputBias && group != DeltaGroup::kOutputGain && group != DeltaGroup::kHiddenBias &&
+         group != DeltaGroup::kLowRankOutput;
 }
 
 bool InAttention(DeltaGroup group) {

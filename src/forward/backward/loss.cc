@@ -50,19 +50,27 @@ void LearnFromLogits(StepContext& step, int64_t first, MutRows h, MutRows logits
   if (const DeltaTensor* bias = learning.Find(DeltaGroup::kOutputBias, 0)) step.ops.SumRows({logits, learning.GradientOf(*bias)});
   const DeltaTensor* low_rank = learning.Find(DeltaGroup::kLowRankOutput, 0, DeltaPart::kA);
   const DeltaTensor* hidden_bias = learning.Find(DeltaGroup::kHiddenBias, 0);
+  const DeltaTensor* gain = learning.Find(DeltaGroup::kOutputGain, 0);
   const bool below = learning.layout().lowest_layer() < step.config.layers;
-  if (!below && low_rank == nullptr && hidden_bias == nullptr) return;
+  const bool hidden = below || hidden_bias != nullptr || gain != nullptr;
+  if (!hidden && low_rank == nullptr) return;
   const MutRows dh = Workspace::View(ws.dh, h.rows, h.cols);
   std::fill_n(dh.data, dh.size(), 0.0f);
   LowRankBackward(step, DeltaGroup::kLowRankOutput, 0, h, logits, dh);
-  if (!below && hidden_bias == nullptr) return;
+  if (!hidden) return;
   step.ops.LinearBackward({logits, step.weights.output, dh});
   step.Count(kernels::LinearBackwardCost(step.weights.output, h.rows));
   if (hidden_bias != nullptr) step.ops.SumRows({dh, learning.GradientOf(*hidden_bias)});
-  if (!below) return;
   Tape& tape = learning.tape;
-  step.ops.RmsNormBackward({{tape.output.data() + first * h.cols, h.rows, h.cols}, step.weights.output_norm, step.config.norm_epsilon,
-                            dh, {tape.dx.data() + first * h.cols, h.rows, h.cols}});
+  const ConstRows output{tape.output.data() + first * h.cols, h.rows, h.cols};
+  if (gain != nullptr) {
+    const MutRows plain_h = Workspace::View(ws.plain_h, h.rows, h.cols);
+    step.ops.RmsNorm({output, step.weights.output_norm, step.config.norm_epsilon, plain_h});
+    step.ops.GainBackward({tape.deltas->of(*gain), plain_h, dh, learning.GradientOf(*gain)});
+  }
+  if (!below) return;
+  step.ops.RmsNormBackward({output, step.weights.output_norm, step.config.norm_epsilon, dh,
+                            {tape.dx.data() + first * h.cols, h.rows, h.cols}});
 }
 
 }  // namespace thermoe

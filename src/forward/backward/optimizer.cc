@@ -28,6 +28,7 @@ DeltaOptimizer::DeltaOptimizer(std::shared_ptr<const DeltaLayout> layout, const 
       beta1_(options.beta1),
       beta2_(options.beta2),
       epsilon_(options.epsilon),
+      cooling_(options.cooling),
       decay_(options.decay),
       first_(static_cast<size_t>(layout_->size()), 0.0f),
       second_(kind_ == TttOptimizer::kSgd ? 0 : first_.size(), 0.0f) {
@@ -40,9 +41,11 @@ DeltaOptimizer::DeltaOptimizer(std::shared_ptr<const DeltaLayout> layout, const 
   gram2_.resize(gram_.size());
 }
 
-void DeltaOptimizer::Step(std::span<const float> gradient, std::span<float> values) {
+void DeltaOptimizer::Step(std::span<const float> gradient, int64_t tokens, std::span<float> values) {
   THERMOE_CHECK(gradient.size() == first_.size() && values.size() == first_.size());
   ++steps_;
+  heat_ = static_cast<float>(std::pow(1.0 + static_cast<double>(tokens_) / 512.0, -static_cast<double>(cooling_)));
+  tokens_ += tokens;
   for (const DeltaTensor& tensor : layout_->tensors()) {
     const auto at = static_cast<size_t>(tensor.offset), size = static_cast<size_t>(tensor.size());
     const std::span<const float> g = gradient.subspan(at, size);
@@ -63,7 +66,7 @@ void DeltaOptimizer::Step(std::span<const float> gradient, std::span<float> valu
 
 void DeltaOptimizer::Adam(const DeltaTensor& tensor, std::span<const float> gradient, std::span<float> values) {
   const auto steps = static_cast<double>(steps_);
-  const auto rate = static_cast<float>(tensor.learning_rate / (1 - std::pow(static_cast<double>(beta1_), steps)));
+  const auto rate = static_cast<float>(heat_ * tensor.learning_rate / (1 - std::pow(static_cast<double>(beta1_), steps)));
   const auto square = static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta2_), steps)));
   float* m = first_.data() + tensor.offset;
   float* v = second_.data() + tensor.offset;
@@ -78,7 +81,7 @@ void DeltaOptimizer::Sgd(const DeltaTensor& tensor, std::span<const float> gradi
   float* m = first_.data() + tensor.offset;
   for (size_t i = 0; i < values.size(); ++i) {
     m[i] = beta1_ * m[i] + gradient[i];
-    values[i] -= tensor.learning_rate * m[i];
+    values[i] -= heat_ * tensor.learning_rate * m[i];
   }
 }
 
@@ -111,13 +114,14 @@ void DeltaOptimizer::Muon(const DeltaTensor& tensor, std::span<const float> grad
     }
     std::copy_n(mixed_.data(), n * m, direction_.data());
   }
-  const float rate = tensor.learning_rate * 0.2f * std::sqrt(static_cast<float>(std::max(n, m)));
+  const float rate = heat_ * tensor.learning_rate * 0.2f * std::sqrt(static_cast<float>(std::max(n, m)));
   for (size_t i = 0; i < values.size(); ++i) values[i] -= rate * direction_[i];
 }
 
-void DeltaOptimizer::Restore(int64_t steps, std::span<const float> first, std::span<const float> second) {
+void DeltaOptimizer::Restore(int64_t steps, int64_t tokens, std::span<const float> first, std::span<const float> second) {
   THERMOE_CHECK(first.size() == first_.size() && second.size() == second_.size());
   steps_ = steps;
+  tokens_ = tokens;
   std::copy(first.begin(), first.end(), first_.begin());
   std::copy(second.begin(), second.end(), second_.begin());
 }
