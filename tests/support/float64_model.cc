@@ -273,7 +273,7 @@ class Float64Model::Pass {
     int rows = 0;
     for (size_t t = 0; t < x_.size(); ++t) {
       if (segment_.targets[t] < 0) continue;
-      Row h = Normalised(x_[t], weights_.output_norm, config_.norm_epsilon);
+      Row h = NormWithGain(x_[t], weights_.output_norm, DeltaGroup::kOutputGain, 0);
       Add(DeltaGroup::kHiddenBias, 0, &h);
       Row p = Project(model_.output_, {}, h, DeltaGroup::kLowRankOutput, 0);
       Add(DeltaGroup::kOutputBias, 0, &p);
