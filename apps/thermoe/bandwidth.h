@@ -2,15 +2,10 @@
 // How fast this machine reads memory: the roof over decode.
 #pragma once
 
-#include <string>
-
 namespace thermoe {
 
 // Cores that this process may use.
 int UsableThreads();
-// "AMD EPYC ...", or "" when the system does not say.
-std::string CpuName();
-
 // Best of several passes of `threads` threads that each sum their part of a buffer of 512 MiB, GB/s (1e9 bytes).
 double MeasureReadGbps(int threads);
 

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "bandwidth.h"
+#include "base/cpu_name.h"
 #include "base/errors.h"
 #include "base/random.h"
 #include "bench_peer.h"
@@ -302,6 +303,7 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlVie
   device["engine"] = engine.Describe();
   device["memory_read_gbps"] = read_gbps > 0 ? Json(read_gbps) : Json();
   device["telemetry"] = TelemetryJson(engine.telemetry());
+  device["cost_model"] = CostJson(engine.cost_view());
   json["device"] = std::move(device);
   json["steering"] = SteeringJson(flags.steering);
   json["control"] = ControlJson(view);
@@ -388,6 +390,7 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
     table.Add(std::move(row));
   }
   table.Print();
+  if (const std::string text = CostText(engine.cost_view()); !text.empty()) Print("\ncost model: " + text + "\n");
 }
 
 Status Bench(BenchFlags flags) {

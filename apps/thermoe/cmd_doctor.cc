@@ -52,11 +52,33 @@ struct Finding {
   Status opened;      // why it is not there
   std::vector<SensorReport> sensors;
   double slowest_s = 0;  // reading
+  EnergySource energy = EnergySource::kNone;  // where joules would come from
 };
+
+// As the engine would call joules counted with this source; the best of its readings counts.
+EnergySource EnergyOf(const std::string& choice, const Snapshot& snapshot, EnergySource so_far) {
+  if (choice.starts_with("plant:")) return EnergySource::kSimulated;
+  if (choice.starts_with("replay:")) return EnergySource::kReplayed;
+  if (snapshot.energy_j || so_far == EnergySource::kCounter) return EnergySource::kCounter;
+  if (snapshot.power_w || so_far == EnergySource::kPower) return EnergySource::kPower;
+  return EnergySource::kEstimate;
+}
+
+std::string EnergySentence(EnergySource energy) {
+  switch (energy) {
+    case EnergySource::kNone: return "";
+    case EnergySource::kCounter: return "counted by its energy counter";
+    case EnergySource::kPower: return "power readings times time";
+    case EnergySource::kEstimate: return "estimates, and called so: nothing here shows power";
+    case EnergySource::kSimulated: return "simulated";
+    case EnergySource::kReplayed: return "those of the recording, of other work";
+  }
+  return "";
+}
 
 Finding ReadSource(const std::string& choice) {
   using Steady = std::chrono::steady_clock;
-  Finding finding{choice, {}, {}, 0};
+  Finding finding{choice, {}, {}};
   Result<std::unique_ptr<TelemetrySource>> source = FindSource(choice);
   if (!source.ok()) {
     finding.opened = source.status();
@@ -66,7 +88,8 @@ Finding ReadSource(const std::string& choice) {
   for (int i = 0; i < kReadings && !Interrupted() && Steady::now() - begin < kMostReading; ++i) {
     if (i > 0) std::this_thread::sleep_for(kPeriod);
     const auto start = Steady::now();
-    (void)(*source)->Read();
+    const Snapshot snapshot = (*source)->Read();
+    finding.energy = EnergyOf(choice, snapshot, finding.energy);
     finding.slowest_s = std::max(finding.slowest_s, std::chrono::duration<double>(Steady::now() - start).count());
   }
   finding.name = (*source)->name();
@@ -98,7 +121,7 @@ Finding Examine(const std::string& choice) {
   }
   if (shared->done) return std::move(shared->finding);
   return {choice, NotFound("{}: no answer within {:.0f} s; its driver hangs: look at dmesg, restart the driver or the machine", choice,
-                           kMostAnswer.count()), {}, 0};
+                           kMostAnswer.count()), {}};
 }
 
 // What is worth saying of how long readings take.
@@ -116,6 +139,7 @@ Status PrintJson(const std::vector<Finding>& findings) {
     source["name"] = finding.name;
     source["error"] = finding.opened.ok() ? Json() : Json(finding.opened.message());
     source["slowest_reading_ms"] = finding.opened.ok() ? Json(1e3 * finding.slowest_s) : Json();
+    source["energy_source"] = finding.opened.ok() ? Json(EnergySourceName(finding.energy)) : Json();
     source["sensors"] = Json::array();
     for (const SensorReport& sensor : finding.sensors) {
       Json entry;
@@ -141,6 +165,7 @@ void PrintReport(const std::vector<Finding>& findings) {
     for (const SensorReport& sensor : finding.sensors) {
       lines.emplace_back("  " + sensor.name, sensor.found ? sensor.value : "missing: " + sensor.reason);
     }
+    if (const std::string joules = EnergySentence(finding.energy); !joules.empty()) lines.emplace_back("  joules", joules);
     PrintFields(lines);
   }
 }

@@ -12,9 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "bandwidth.h"
 #include "base/errors.h"
-#include "base/state_folder.h"
 #include "command.h"
 #include "control/cost/profile_store.h"
 #include "control/cost/profiler.h"
@@ -42,8 +40,8 @@ const HelpPage kPage = {
     "weights on this machine, and makes a cost model of the points: what any step would take.\n"
     "\n"
     "Points are kept in $XDG_STATE_HOME/thermoe/profiles.sqlite (or below ~/.local/state) for each processor, number of threads, "
-    "model and version. A profile that was stopped goes on where it was; one that is complete is only read. --force measures "
-    "everything again.\n"
+    "model and version. A profile that was stopped goes on where it was, give or take some seconds; one that is complete is only "
+    "read. --force measures everything again.\n"
     "\n"
     "Some points are measured but not given to the model: the errors that are printed are those of its predictions for these. "
     "Where the processor's energy counter can be read, each operation's joules are measured over many changes of it; without one "
@@ -100,20 +98,20 @@ Report MakeReport(std::vector<CostPoint> points) {
 }
 
 Result<std::string> StorePath(const ProfileFlags& flags) {
-  if (!flags.store.empty()) return flags.store;
-  const Result<std::string> folder = StateFolder();
-  return folder.ok() ? Result<std::string>(*folder + "/profiles.sqlite") : folder;
+  return flags.store.empty() ? ProfilePath() : flags.store;
 }
 
-// Measures what the store has not, each point into it at once.
+// Measures what the store has not.
 Result<int> MeasureMissing(Profiler* profiler, ProfileStore* store, const ProfileKey& key, std::vector<CostPoint>* points) {
   ProgressBar bar("profile");
   int measured = 0;
   const std::vector<CostPoint> known = *points;
-  const Status status = profiler->Run(known, [&](const CostPoint& point, double done_frac) -> Result<bool> {
-    THERMOE_RETURN_IF_ERROR(store->Add(key, point));
+  const auto keep = [&](const CostPoint& point) {
     points->push_back(point);
     ++measured;
+    return store->Add(key, point);
+  };
+  const Status status = profiler->Run(known, keep, [&](double done_frac) {
     bar.Update(done_frac);
     return !Interrupted();
   });
@@ -196,7 +194,7 @@ std::function<std::optional<double>()> EnergyCounter() {
 Status Profile(const ProfileFlags& flags) {
   const Result<std::string> path = StorePath(flags);
   if (!path.ok()) return path.status();
-  Result<std::unique_ptr<ProfileStore>> store = ProfileStore::Open(*path);
+  Result<std::unique_ptr<ProfileStore>> store = flags.show ? ProfileStore::OpenToRead(*path) : ProfileStore::Open(*path);
   if (!store.ok()) return store.status();
   Result<OpenedModel> opened = OpenModel(flags.model, flags.experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative);
   if (!opened.ok()) return opened.status();
@@ -207,9 +205,7 @@ Status Profile(const ProfileFlags& flags) {
   if (!flags.show) options.energy_j = EnergyCounter();
   Result<std::unique_ptr<Profiler>> profiler = Profiler::Create(ProfileTargetOf(model), options);
   if (!profiler.ok()) return profiler.status();
-  const ProfileKey key = {CpuName(), (*profiler)->Describe() + (flags.quick ? ", quick" : ""),
-                          fmt::format("{} {}{}", model.info().identity, model.info().expert_type, flags.model.in_float ? " in float" : ""),
-                          THERMOE_VERSION};
+  const ProfileKey key = ProfileKeyOf(model, (*profiler)->Describe(), flags.quick);
   if (flags.force && !flags.show) THERMOE_RETURN_IF_ERROR((*store)->Clear(key));
   Result<std::vector<CostPoint>> points = (*store)->Load(key);
   if (!points.ok()) return points.status();

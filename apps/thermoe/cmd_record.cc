@@ -80,6 +80,7 @@ class OutputFile {
 
 Status CheckOutput(const RecordFlags& flags) {
   std::error_code error;
+  if (flags.out.empty()) return InvalidArgument("--out is empty; give a file name");
   if (fs::is_directory(flags.out, error)) return InvalidArgument("{}: is a folder; give a file name", flags.out);
   if (fs::exists(flags.out, error) && !flags.force && !fs::is_character_file(flags.out, error)) {
     return InvalidArgument("{}: exists already; choose another name or add --force to overwrite it", flags.out);

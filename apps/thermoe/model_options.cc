@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/errors.h"
+#include "base/state_folder.h"
 #include "flags.h"
 #include "interrupt.h"
 #include "terminal.h"
@@ -94,8 +95,14 @@ Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bo
   return OpenedModel{std::move(*model), load_ms.count()};
 }
 
+Result<std::string> ProfilePath() {
+  const Result<std::string> folder = StateFolder();
+  return folder.ok() ? Result<std::string>(*folder + "/profiles.sqlite") : folder;
+}
+
 EngineOptions EngineOptionsFrom(const ModelFlags& flags) {
   EngineOptions options;
+  if (const Result<std::string> path = ProfilePath(); path.ok()) options.profile_path = *path;
   options.threads = flags.threads;
   options.prefill_chunk = flags.prefill_chunk;
   return options;

@@ -37,7 +37,10 @@ struct OpenedModel {
 // leaves the weights as the file has them and so loads faster.
 Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run = true);
 
-// Options that `flags` decide; the caller adds context and sequences.
+// Where `thermoe profile` keeps its points, whether there are any or not.
+Result<std::string> ProfilePath();
+
+// Options that `flags` decide, and the profile; the caller adds context and sequences.
 EngineOptions EngineOptionsFrom(const ModelFlags& flags);
 
 }  // namespace thermoe

@@ -113,6 +113,26 @@ Json EnergyJson(const RequestEnergy& energy, const RequestTimings& timings) {
   return json;
 }
 
+std::string CostText(const CostView& view) {
+  if (view.steps == 0) return "";
+  const std::string seen = fmt::format("steps predicted within {:.0f} %", 100 * view.error_frac);
+  if (!view.profile_error.empty()) return seen + "; " + view.profile_error;
+  if (view.profiled_points == 0) return seen + "; there is no profile of this model here: 'thermoe profile' measures one";
+  return seen + fmt::format(", {:.0f} % without what they taught; profile of {} points", 100 * view.profile_error_frac,
+                            view.profiled_points);
+}
+
+Json CostJson(const CostView& view) {
+  if (view.steps == 0) return {};
+  Json json;
+  json["profiled_points"] = view.profiled_points;
+  json["profile_error"] = view.profile_error.empty() ? Json() : Json(view.profile_error);
+  json["steps"] = view.steps;
+  json["step_error_frac"] = view.error_frac;
+  json["profile_step_error_frac"] = view.profiled_points > 0 ? Json(view.profile_error_frac) : Json();
+  return json;
+}
+
 Json TelemetryJson(const TelemetryInfo& info) {
   Json json;
   json["name"] = info.name;

@@ -31,6 +31,11 @@ Json EnergyJson(const RequestEnergy& energy, const RequestTimings& timings);
 // "estimate", "simulated", "replayed", else "".
 std::string EnergyLabel(EnergySource source);
 
+// How well the cost model knew the steps; "" where it saw none.
+std::string CostText(const CostView& view);
+// Null where it saw none.
+Json CostJson(const CostView& view);
+
 // {"name", "simulated", "replayed"}.
 Json TelemetryJson(const TelemetryInfo& info);
 

@@ -68,6 +68,16 @@ struct ControlOptions {
   bool on() const { return !router.empty(); }
 };
 
+// How well the cost model knows what this engine's steps take. It learns from them ten times a second, not under a simulated device.
+struct CostView {
+  int profiled_points = 0;     // of `thermoe profile`; 0: none of this model, machine and threads, so a roofline
+  std::string profile_error;   // why a profile that is there could not be read
+  int64_t steps = 0;           // learnt from
+  // Mean of |predicted / measured - 1| of a step's time over the last 50 of them, each before it was learnt: corrected by the
+  // steps before it, and as the profile says.
+  double error_frac = 0, profile_error_frac = 0;
+};
+
 // The control loop as it is now, for a view. Without a loop only what sensors say is filled in.
 struct ControlView {
   bool on = false;

@@ -95,6 +95,8 @@ struct EngineOptions {
   // Where readings of power and temperature come from: "none"; "auto" (the sensors of the device that computes), "nvml[:N]", "linux",
   // "replay:FILE" (a recording), "plant:FILE" (a simulated device in virtual time, from a profile as data/profiles/small.toml).
   std::string telemetry = "none";
+  // Where `thermoe profile` keeps what it measured; "": nowhere. A file without this model and machine, or none, is no error.
+  std::string profile_path;
   ControlOptions control;
 };
 
@@ -168,6 +170,7 @@ class Engine {
 
   // The control loop and the sensors now. Cheap: a few copies.
   virtual ControlView control_view() = 0;
+  virtual CostView cost_view() const = 0;
   // Writes state_path and what is left of the decision log; nothing without them. Errors: of writing.
   virtual Status SaveControl() = 0;
 

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine's control loop: made from its options and what the telemetry knows of the device, and shown.
+// The engine's cost model and its control loop: made from its options and what telemetry and profile know of the device, and shown.
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "base/errors.h"
 #include "engine/engine_impl.h"
+#include "engine/profile_target.h"
 
 namespace thermoe {
 namespace {
@@ -38,11 +41,38 @@ Status CheckSensors(const ControlLimits& limits, const Supervisor::DeviceFacts& 
 
 }  // namespace
 
+void EngineImpl::StartPricing() {
+  std::vector<CostPoint> points;
+  std::error_code error;
+  if (const std::string& path = options_.profile_path; !path.empty() && std::filesystem::exists(path, error)) {
+    Result<std::vector<CostPoint>> loaded = LoadProfile(path, *model_, Describe());
+    if (loaded.ok()) {
+      points = std::move(*loaded);
+    } else {
+      cost_view_.profile_error = loaded.status().message();
+    }
+  }
+  pricer_.emplace(ShapeOf(ProfileTargetOf(*model_)), std::move(points));
+  cost_view_.profiled_points = static_cast<int>(pricer_->model().points());
+}
+
+CostView EngineImpl::cost_view() const {
+  CostView view = cost_view_;
+  view.steps = pricer_->steps();
+  view.error_frac = pricer_->error_frac();
+  view.profile_error_frac = pricer_->plain_error_frac();
+  return view;
+}
+
 Status EngineImpl::StartControl(Supervisor* supervisor) {
   if (!options_.control.on()) return Status::Ok();
   Result<ControlConfig> config = ConfigFrom(options_.control);
   if (!config.ok()) return config.status();
-  const Supervisor::DeviceFacts facts = supervisor->Facts();
+  Supervisor::DeviceFacts facts = supervisor->Facts();
+  if (facts.bytes_per_s <= 0 && cost_view_.profiled_points > 0) {  // before the first step shows it
+    facts.bytes_per_s = pricer_->DecodeBytesPerSecond();
+    facts.flops_per_s = pricer_->PrefillFlopsPerSecond(options_.prefill_chunk);
+  }
   THERMOE_RETURN_IF_ERROR(CheckSensors(config->limits, facts, supervisor->info().name));
   config->prices = facts.prices;
   config->bytes_per_s = facts.bytes_per_s;

@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "control/cost/step_pricer.h"
 #include "control/loop.h"
 #include "engine/model_impl.h"
 #include "engine/session.h"
@@ -45,6 +46,7 @@ class EngineImpl final : public Engine, private LogitSink {
   EnergyTotals energy() override { return supervisor_->Totals(); }
   void SettleEnergy(double most_s) override { supervisor_->Settle(most_s); }
   ControlView control_view() override;
+  CostView cost_view() const override;
   Status SaveControl() override;
   const StepRecord& last_step() const override { return record_; }
   std::string Describe() const override;
@@ -94,6 +96,8 @@ class EngineImpl final : public Engine, private LogitSink {
   void SettleTtt(ActiveRequest* active);
 
   // control.cc
+  // The cost model, from a profile where there is one.
+  void StartPricing();
   // A loop for `supervisor`, handed to it; nothing without ControlOptions. Errors: as Engine::Create.
   Status StartControl(Supervisor* supervisor);
 
@@ -121,6 +125,8 @@ class EngineImpl final : public Engine, private LogitSink {
   std::unique_ptr<Supervisor> supervisor_;
   ControlLoop* loop_ = nullptr;  // the supervisor's; null: none
   Supervisor::DeviceFacts facts_;  // when the loop was made
+  std::optional<StepPricer> pricer_;  // set by StartPricing()
+  CostView cost_view_;                // what is known of the profile
 
   std::unordered_map<SessionId, std::unique_ptr<Session>> sessions_;
   RequestList queue_, running_;  // in order of submission

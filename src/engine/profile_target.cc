@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/profile_target.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
+#include "base/cpu_name.h"
 #include "base/random.h"
 #include "control/cost/operation.h"
 #include "engine/model_impl.h"
@@ -29,6 +32,21 @@ ProfileTarget ProfileTargetOf(const Model& model) {
     (void)sampler->Sample(logits, SamplingOptions{}, {}, &random);
   };
   return target;
+}
+
+ProfileKey ProfileKeyOf(const Model& model, const std::string& engine, bool quick) {
+  const ModelWeights& weights = model.impl().loaded().weights;
+  const bool in_float = !weights.output.interleaved() && !model.impl().experts().layer(0).front().gate.interleaved();
+  return {CpuName(), engine + (quick ? ", quick" : ""),
+          fmt::format("{} {}{}", model.info().identity, model.info().expert_type, in_float ? " in float" : ""), THERMOE_VERSION};
+}
+
+Result<std::vector<CostPoint>> LoadProfile(const std::string& path, const Model& model, const std::string& engine) {
+  const Result<std::unique_ptr<ProfileStore>> store = ProfileStore::OpenToRead(path);
+  if (!store.ok()) return store.status();
+  Result<std::vector<CostPoint>> points = (*store)->Load(ProfileKeyOf(model, engine, false));
+  if (!points.ok() || !points->empty()) return points;
+  return (*store)->Load(ProfileKeyOf(model, engine, true));
 }
 
 }  // namespace thermoe

@@ -47,6 +47,7 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   Forward(step);
   if (learning_) Learn(step);
   if (Status status = supervisor_->AfterStep(start_s, &record_, parts_, static_cast<int32_t>(queue_.size())); !status.ok()) return status;
+  if (!supervisor_->info().simulated) pricer_->Observe(supervisor_->now_s(), record_);
   CommitRows();
   CountTtt(record_.times.total_us * 1e-6);
   StampTimes();

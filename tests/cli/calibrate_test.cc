@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <filesystem>
+
 #include "cli_test_util.h"
 
 namespace thermoe {
@@ -70,6 +73,10 @@ TEST_F(CalibrateTest, RefusesWhatDoesNotFit) {
   wide[4] = "400";
   std::filesystem::remove(Path("points.json"));
   fails(wide, "window");
+  std::vector<std::string> device = Arguments();
+  std::replace(device.begin(), device.end(), Path("points.json"), std::string("/dev/full"));
+  fails(device, "a folder or a device");
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/full")) << "was replaced";
 }
 
 }  // namespace

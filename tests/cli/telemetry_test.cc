@@ -17,7 +17,8 @@ TEST_F(TelemetryCliTest, DoctorSaysWhatIsMissingAndWhy) {
   const Json json = ThermoeJson({"doctor"});
   ASSERT_EQ(json["sources"].size(), 2u);
   for (const Json& source : json["sources"]) {
-    EXPECT_THAT(Keys(source), ::testing::UnorderedElementsAre("name", "error", "slowest_reading_ms", "sensors"));
+    EXPECT_THAT(Keys(source), ::testing::UnorderedElementsAre("name", "error", "slowest_reading_ms", "energy_source", "sensors"));
+    EXPECT_EQ(source["energy_source"].is_null(), !source["error"].is_null());
     EXPECT_TRUE(source["error"].is_null() != source["sensors"].empty()) << source;
     for (const Json& sensor : source["sensors"]) {
       EXPECT_NE(sensor["found"].get<bool>(), sensor["value"].is_null());
@@ -27,6 +28,8 @@ TEST_F(TelemetryCliTest, DoctorSaysWhatIsMissingAndWhy) {
   const ProcessResult text = Thermoe({"doctor"});
   EXPECT_EQ(text.exit_code, 0);
   EXPECT_THAT(text.out, HasSubstr("/proc/stat utilisation"));
+  const bool estimates = json["sources"][1]["energy_source"] == "estimate";
+  EXPECT_EQ(text.out.find("joules") != std::string::npos && text.out.find("estimates, and called so") != std::string::npos, estimates);
   ExpectRefused({"doctor", "--telemetry", "nvidia"}, {"nvidia", "replay:FILE"});
 }
 
@@ -36,6 +39,7 @@ TEST_F(TelemetryCliTest, DoctorFindsAnNvmlThatIsNamed) {
   const Json json = Json::parse(result.out, nullptr, false);
   ASSERT_TRUE(json.is_object()) << result.out;
   EXPECT_THAT(json["sources"][0]["name"].get<std::string>(), HasSubstr("nvml:0"));
+  EXPECT_EQ(json["sources"][0]["energy_source"], "counter");
   EXPECT_GT(json["sources"][0]["sensors"].size(), 5u);
   const ProcessResult missing = Thermoe({"doctor"}, "", {{"THERMOE_NVML", Path("none.so")}});
   EXPECT_EQ(missing.exit_code, 0);

@@ -133,7 +133,8 @@ TEST(CostModel, FollowsFullSlotsAndDistinctExperts) {
   const double both = model.Predict(Experts(8, 16, 0, 0)).latency_us;
   EXPECT_LT(hi, half);
   EXPECT_LT(half, both);
-  EXPECT_NEAR(half, MachineUs(Experts(4, 8, 0, 0)) + MachineUs(Experts(0, 0, 4, 8)), 0.02 * half);
+  // One call, not two: half a microsecond less.
+  EXPECT_NEAR(half, MachineUs(Experts(4, 8, 0, 0)) + MachineUs(Experts(0, 0, 4, 8)) - 0.5, 0.002 * half);
   EXPECT_LT(model.Predict(Experts(4, 16, 0, 0)).latency_us, model.Predict(Experts(16, 16, 0, 0)).latency_us);
 }
 

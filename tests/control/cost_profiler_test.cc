@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <optional>
 #include <set>
 
@@ -68,11 +69,12 @@ TEST(Profiler, MeasuresEnergyByACounter) {
   };
   const auto profiler = std::move(Profiler::Create(ProfileTargetOf(*model), options)).value();
   std::vector<double> watts;
-  const Status status = profiler->Run({}, [&](const CostPoint& point, double) -> Result<bool> {
+  const auto keep = [&](const CostPoint& point) {
     EXPECT_TRUE(point.energy_j.has_value()) << TextOf(point.shape);
     watts.push_back(point.energy_j.value_or(0) / (point.latency_us * 1e-6));
-    return watts.size() < 25;
-  });
+    return Status::Ok();
+  };
+  const Status status = profiler->Run({}, keep, [&](double) { return watts.size() < 25; });
   EXPECT_EQ(status.code(), StatusCode::kCancelled);
   EXPECT_GT(readings, 25 * 20);
   std::sort(watts.begin(), watts.end());
@@ -81,10 +83,13 @@ TEST(Profiler, MeasuresEnergyByACounter) {
   // A counter that rests, or is lost, measures nothing and ends.
   options.energy_j = [&]() -> std::optional<double> { return ++readings % 3 == 0 ? std::nullopt : std::optional<double>(7.0); };
   const auto resting = std::move(Profiler::Create(ProfileTargetOf(*model), options)).value();
-  EXPECT_EQ(resting->Run({}, [&](const CostPoint& point, double) -> Result<bool> {
-                     EXPECT_FALSE(point.energy_j.has_value());
-                     return false;
-                   }).code(), StatusCode::kCancelled);
+  bool measured = false;
+  const auto unknown = [&](const CostPoint& point) {
+    EXPECT_FALSE(point.energy_j.has_value());
+    measured = true;
+    return Status::Ok();
+  };
+  EXPECT_EQ(resting->Run({}, unknown, [&](double) { return !measured; }).code(), StatusCode::kCancelled);
 }
 
 TEST(Profiler, MeasuresAllAndGoesOnWhereItStopped) {
@@ -98,39 +103,71 @@ TEST(Profiler, MeasuresAllAndGoesOnWhereItStopped) {
   size_t measured = 0;
   {
     const auto store = std::move(ProfileStore::Open(path)).value();
-    const Status stopped = profiler->Run({}, [&](const CostPoint& point, double) -> Result<bool> {
-      EXPECT_TRUE(store->Add(key, point).ok());
-      return ++measured < all / 3;
-    });
-    EXPECT_EQ(stopped.code(), StatusCode::kCancelled);
+    // Stopped before anything was measured whole, then after a third.
+    const auto keep = [&](const CostPoint& point) {
+      if (++measured > all / 3) return Status(StatusCode::kInternal, "the disk is full");
+      return store->Add(key, point);
+    };
+    double seen = 0;
+    const auto at_once = [&](double done_frac) { return (seen = done_frac) == 0; };
+    EXPECT_EQ(profiler->Run({}, keep, at_once).code(), StatusCode::kCancelled);
+    EXPECT_EQ(measured, 0u);
+    EXPECT_GT(seen, 0);
+    const Status stopped = profiler->Run({}, keep, [](double) { return true; });
+    EXPECT_EQ(stopped.message(), "the disk is full");
+    --measured;
   }
   const auto store = std::move(ProfileStore::Open(path)).value();
   const std::vector<CostPoint> known = std::move(store->Load(key)).value();
   EXPECT_EQ(known.size(), measured);
   double last = 0;
-  const Status finished = profiler->Run(known, [&](const CostPoint& point, double done_frac) -> Result<bool> {
+  const auto keep = [&](const CostPoint& point) {
     EXPECT_GT(point.latency_us, 0) << TextOf(point.shape);
     EXPECT_GT(point.bytes, 0) << TextOf(point.shape);
+    ++measured;
+    return store->Add(key, point);
+  };
+  const Status finished = profiler->Run(known, keep, [&](double done_frac) {
     EXPECT_GE(done_frac, last);
     last = done_frac;
-    ++measured;
-    return store->Add(key, point).ok();
+    return true;
   });
   EXPECT_TRUE(finished.ok()) << finished.message();
   EXPECT_EQ(measured, all);
-  EXPECT_EQ(last, 1);
+  EXPECT_NEAR(last, 1, 1e-9);
   const std::vector<CostPoint> points = std::move(store->Load(key)).value();
   EXPECT_EQ(points.size(), all);
-  (void)profiler->Run(points, [&](const CostPoint&, double) -> Result<bool> {
-    ADD_FAILURE() << "measured twice";
-    return false;
-  });
+  EXPECT_TRUE(profiler->Run(points, keep, [](double) { return false; }).ok()) << "nothing is left to measure";
+  // An engine finds it, and says so; of other threads there is none, and a damaged file costs nothing but itself.
+  EngineOptions options;
+  options.threads = 1;
+  options.profile_path = path;
+  {
+    const auto store_as_engine = std::move(ProfileStore::Open(path)).value();
+    for (const CostPoint& point : points) ASSERT_TRUE(store_as_engine->Add(ProfileKeyOf(*model, profiler->Describe(), true), point).ok());
+  }
+  Request few;
+  few.prompt = {1, 2, 3, 4};
+  few.max_new_tokens = 4;
+  few.ignore_end = true;
+  const auto with_profile = MakeEngine(model, options);
+  RunRequest(with_profile.get(), few);
+  EXPECT_GT(with_profile->cost_view().profiled_points, 100);
+  EXPECT_GE(with_profile->cost_view().steps, 1);
+  EXPECT_LT(with_profile->cost_view().profile_error_frac, 3);
+  options.threads = 2;
+  EXPECT_EQ(MakeEngine(model, options)->cost_view().profiled_points, 0);
+  std::ofstream(path) << std::string(5000, 'x');
+  const auto damaged = MakeEngine(model, options);
+  RunRequest(damaged.get(), few);
+  EXPECT_EQ(damaged->cost_view().profiled_points, 0);
+  EXPECT_NE(damaged->cost_view().profile_error.find(path), std::string::npos) << damaged->cost_view().profile_error;
   std::filesystem::remove(path);
 
   // A whole step, and what the engine then says it took.
   KernelCostModel cost(points);
-  EngineOptions options;
   options.threads = 1;
+  options.profile_path.clear();
   const auto engine = MakeEngine(model, options);
   Request request;
   request.prompt = {1, 2, 3, 4, 5, 6, 7, 8};

@@ -96,6 +96,16 @@ TEST_F(ProfileStoreTest, GivesBackWhatItGot) {
   }
 }
 
+TEST_F(ProfileStoreTest, OpenedToReadMakesAndChangesNothing) {
+  EXPECT_EQ(ProfileStore::OpenToRead(path_).status().code(), StatusCode::kNotFound);
+  EXPECT_FALSE(fs::exists(path_));
+  ASSERT_TRUE(Open()->Add(kKey, MakePoint(1)).ok());
+  const auto store = std::move(ProfileStore::OpenToRead(path_)).value();
+  EXPECT_EQ(store->Load(kKey)->size(), 1u);
+  EXPECT_FALSE(store->Add(kKey, MakePoint(2)).ok());
+  EXPECT_EQ(store->Load(kKey)->size(), 1u);
+}
+
 TEST_F(ProfileStoreTest, KeepsKeysApartAndShapesOnce) {
   const auto store = Open();
   ASSERT_TRUE(store->Add(kKey, MakePoint(1)).ok());

@@ -2,6 +2,8 @@
 // Random sequences of everything that may go wrong with a GPU: whatever happens, what a snapshot says is possible.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "base/random.h"
 #include "control/nvml_fixture.h"
 
@@ -22,6 +24,44 @@ class NvmlFaultsTest : public NvmlFixture {
     const unsigned edges[] = {0, 1, 100, 150, 151, 1u << 31, ~0u};
     return random->Below(2) == 0 ? edges[random->Below(7)] : static_cast<unsigned>(random->Next() >> random->Below(64));
   }
+
+  // What has failed, or rested while work runs, for 300 ms of the source's own time is unknown now.
+  void CheckWithin300Ms(const Snapshot& snapshot) {
+    const struct {
+      FakeCall call;
+      std::optional<double> Snapshot::* field;
+    } calls[] = {{kFakeEnergy, &Snapshot::energy_j}, {kFakeTemperature, &Snapshot::temp_c}, {kFakeMargin, &Snapshot::temp_margin_c},
+                 {kFakeUtilization, &Snapshot::utilisation_frac}, {kFakeClock, &Snapshot::clock_mhz},
+                 {kFakeFieldValues, &Snapshot::power_instant_w}};
+    for (const auto& [call, field] : calls) {
+      double& since_s = failing_since_s_[call];
+      if (fake_->ret[call] == 0) since_s = snapshot.time_s;
+      if (snapshot.time_s - since_s <= kLimit_s) continue;
+      EXPECT_FALSE((snapshot.*field).has_value()) << "call " << call;
+      ++failed_;
+    }
+    // A counter that rests; long gaps between readings are no proof of that, nor is what is not read.
+    const double passed_s = std::min(snapshot.time_s - watched_s_, 0.2);
+    watched_s_ = snapshot.time_s;
+    const bool read = fake_->ret[kFakeEnergy] == 0 && snapshot.state != SourceState::kLost;
+    if (read) resting_s_ = fake_->energy_mj == seen_mj_ && working_ ? resting_s_ + passed_s : 0;
+    if (read) seen_mj_ = fake_->energy_mj;
+    if (resting_s_ <= kLimit_s) return;
+    EXPECT_FALSE(snapshot.energy_j.has_value()) << "the counter rests";
+    ++rested_;
+  }
+  void RestartWatch() {
+    for (double& since_s : failing_since_s_) since_s = 0;
+    resting_s_ = watched_s_ = 0;
+    seen_mj_ = 0;
+    working_ = false;
+  }
+
+  static constexpr double kLimit_s = 0.3 + 2 * kPoll_s;  // a change and its absence are each seen a poll late
+  double failing_since_s_[kFakeCalls] = {}, resting_s_ = 0, watched_s_ = 0;
+  int failed_ = 0, rested_ = 0;  // how often something had to be unknown
+  unsigned long long seen_mj_ = 0;
+  bool working_ = false;  // as SetWorking said last
 
   void RandomFault(Random* random) {
     switch (random->Below(14)) {
@@ -49,7 +89,10 @@ class NvmlFaultsTest : public NvmlFixture {
       }
       case 10: fake_->field_type = static_cast<int>(random->Below(9)) - 1; break;
       case 11: fake_->reasons = random->Next() >> random->Below(64); break;
-      case 12: source_->SetWorking(random->Below(2) == 0); break;
+      case 12:
+        working_ = random->Below(2) == 0;
+        source_->SetWorking(working_);
+        break;
       case 13: fake_->margin_c = static_cast<int>(RandomNumber(random)); break;
     }
   }
@@ -71,10 +114,12 @@ TEST_F(NvmlFaultsTest, TenThousandRandomSequences) {
     std::set<std::string> hidden;
     if (random.Below(4) == 0) hidden.insert(optional_symbols[random.Below(optional_symbols.size())]);
     OpenSource(hidden);
+    RestartWatch();
     const double fault_rate = 0.3 * random.Uniform();
     for (int i = 0; i < kReadings; ++i) {
       if (random.Uniform() < fault_rate) RandomFault(&random);
       const Snapshot snapshot = Poll(random.Below(10) == 0 ? random.Uniform() * 2 : kPoll_s);  // checks what must hold
+      CheckWithin300Ms(snapshot);
       ok += snapshot.state == SourceState::kOk;
       stale += snapshot.state == SourceState::kStale;
       lost += snapshot.state == SourceState::kLost;
@@ -87,6 +132,8 @@ TEST_F(NvmlFaultsTest, TenThousandRandomSequences) {
   EXPECT_GT(ok, kSequences);
   EXPECT_GT(stale, kSequences / 100);
   EXPECT_GT(lost, kSequences);
+  EXPECT_GT(failed_, kSequences);
+  EXPECT_GT(rested_, kSequences / 100);
 }
 
 // With honest limits and a counter that may be reset, frozen, wrapped or lost, power stays near what the device drew.

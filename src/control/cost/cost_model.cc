@@ -8,6 +8,8 @@
 #include <iterator>
 #include <utility>
 
+#include "runtime/kv_layout.h"
+
 namespace thermoe {
 namespace {
 
@@ -31,15 +33,20 @@ double Median(std::vector<double> values) {
   return *middle;
 }
 
-// The full and the hi jobs of a mixed call, each as a call of its own.
-OperationShape PartOf(const OperationShape& shape, bool full) {
-  OperationShape part = shape;
-  if (shape.family != Family::kExpertNative) part.family = full ? Family::kExpertNestedBoth : Family::kExpertNestedHi;
-  part.experts_full = full ? shape.experts_full : 0;
-  part.experts_hi = full ? 0 : shape.experts_hi;
-  part.experts = part.experts_full + part.experts_hi;
-  (full ? part.slots_hi : part.slots_full) = 0;
-  return part;
+// A call of as many jobs as `shape`'s full and hi ones together, all of them like its full ones, or its hi ones.
+OperationShape AllLike(const OperationShape& shape, bool full) {
+  OperationShape all = shape;
+  const int64_t jobs = shape.experts_full + shape.experts_hi;
+  const int64_t own_jobs = std::max<int64_t>(full ? shape.experts_full : shape.experts_hi, 1);
+  const auto slots = static_cast<int64_t>(std::llround(static_cast<double>(full ? shape.slots_full : shape.slots_hi) *
+                                                       static_cast<double>(jobs) / static_cast<double>(own_jobs)));
+  if (shape.family != Family::kExpertNative) all.family = full ? Family::kExpertNestedBoth : Family::kExpertNestedHi;
+  all.experts = jobs;
+  all.experts_full = full ? jobs : 0;
+  all.experts_hi = full ? 0 : jobs;
+  all.slots_full = full ? slots : 0;
+  all.slots_hi = full ? 0 : slots;
+  return all;
 }
 
 // Least squares under the order of the line, by pooling neighbours that break it.
@@ -120,16 +127,21 @@ KernelCostModel::Key KernelCostModel::KeyOf(const OperationShape& shape) {
           shape.matrix.rows, shape.matrix.cols, shape.kv_heads,  shape.rope_dim};
 }
 
-// Experts: how many, and slots of each. Decode attention: rows, and positions of each. Prefill: rows, and positions over those of a
-// prompt without a past, which makes latency a product of powers of both. All others: rows.
+// Experts: how many, and slots of each. Decode attention: rows, and positions of each: whole blocks of keys once there is more than
+// one, for a block is computed as a whole. Prefill: rows, and positions over those of a prompt without a past, which makes latency a
+// product of powers of both. All others: rows.
 KernelCostModel::Coords KernelCostModel::CoordsOf(const OperationShape& shape) {
   const auto tokens = static_cast<double>(shape.tokens);
   if (IsExpert(shape.family)) {
     const double experts = static_cast<double>(std::max<int64_t>(shape.experts_full + shape.experts_hi, 1));
     return {LogOf(experts), LogOf(static_cast<double>(shape.slots_full + shape.slots_hi) / experts)};
   }
-  const double own = shape.family == Family::kAttentionPrefill ? tokens * (tokens + 1) / 2 : tokens;
-  if (IsAttention(shape.family)) return {LogOf(tokens), LogOf(static_cast<double>(shape.positions) / std::max(own, 1.0))};
+  const auto positions = static_cast<double>(shape.positions);
+  if (shape.family == Family::kAttentionDecode) {
+    const double each = positions / std::max(tokens, 1.0);
+    return {LogOf(tokens), LogOf(each <= kKvBlock ? each : kKvBlock * std::ceil(each / kKvBlock))};
+  }
+  if (shape.family == Family::kAttentionPrefill) return {LogOf(tokens), LogOf(positions / std::max(tokens * (tokens + 1) / 2, 1.0))};
   return {0, LogOf(tokens)};
 }
 
@@ -294,10 +306,10 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
   }
   if (!IsExpert(shape.family)) return Single(shape, watts);
   if (!IsMixed(shape)) {
-    CostPrediction one = Single(PartOf(shape, shape.slots_full > 0), watts);
+    CostPrediction one = Single(AllLike(shape, shape.slots_full > 0), watts);
     if (shape.family == Family::kExpertNative || shape.slots_full == 0) return one;
     // Both planes are more bytes than one: where noise says that they are faster, they are taken to be as fast.
-    OperationShape hi = PartOf(shape, true);
+    OperationShape hi = AllLike(shape, true);
     hi.family = Family::kExpertNestedHi;
     std::swap(hi.experts_full, hi.experts_hi);
     std::swap(hi.slots_full, hi.slots_hi);
@@ -307,15 +319,17 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
     }
     return one;
   }
+  // Jobs of both kinds share a call, its forks and its threads: each kind costs its share of a call of as many jobs like its own.
   double full_w = 0, hi_w = 0;
-  const CostPrediction full = Single(PartOf(shape, true), &full_w), hi = Single(PartOf(shape, false), &hi_w);
+  const CostPrediction full = Single(AllLike(shape, true), &full_w), hi = Single(AllLike(shape, false), &hi_w);
+  const double share = static_cast<double>(shape.experts_full) / static_cast<double>(shape.experts_full + shape.experts_hi);
+  const double full_us = share * full.latency_us, hi_us = (1 - share) * hi.latency_us;
   CostPrediction sum;
   sum.basis = std::max(full.basis, hi.basis);
-  sum.latency_us = full.latency_us + hi.latency_us;
-  sum.uncertainty_frac =
-      std::hypot(full.uncertainty_frac * full.latency_us, hi.uncertainty_frac * hi.latency_us) / sum.latency_us;
-  sum.uncertainty_frac = std::max({sum.uncertainty_frac, kPerOctaveInside, kPointFrac});  // they share a call and its threads
-  if (full_w > 0 && hi_w > 0) *watts = (full_w * full.latency_us + hi_w * hi.latency_us) / sum.latency_us;
+  sum.latency_us = full_us + hi_us;
+  sum.uncertainty_frac = std::hypot(full.uncertainty_frac * full_us, hi.uncertainty_frac * hi_us) / sum.latency_us;
+  sum.uncertainty_frac = std::max({sum.uncertainty_frac, kPerOctaveInside, kPointFrac});
+  if (full_w > 0 && hi_w > 0) *watts = (full_w * full_us + hi_w * hi_us) / sum.latency_us;
   return sum;
 }
 
@@ -348,9 +362,9 @@ CostPrediction KernelCostModel::Predict(const OperationShape& shape, const Snaps
   return prediction;
 }
 
-std::array<double, kStages> KernelCostModel::PlainStages(const ModelShape& model, const StepShape& step) const {
+std::array<double, kStages> KernelCostModel::PlainStages(std::span<const PlannedOperation> plan) const {
   std::array<double, kStages> stages = {};
-  for (const PlannedOperation& operation : OperationsOfStep(model, step)) {
+  for (const PlannedOperation& operation : plan) {
     double watts = 0;
     stages[static_cast<size_t>(operation.stage)] += Plain(operation.shape, &watts).latency_us;
   }
@@ -358,7 +372,8 @@ std::array<double, kStages> KernelCostModel::PlainStages(const ModelShape& model
 }
 
 StepPrediction KernelCostModel::PredictStep(const ModelShape& model, const StepShape& step, const Snapshot* now) const {
-  const std::array<double, kStages> plain = PlainStages(model, step);
+  const std::vector<PlannedOperation> plan = OperationsOfStep(model, step);
+  const std::array<double, kStages> plain = PlainStages(plan);
   StepPrediction result;
   std::array<double, kStages> scale = {};
   for (size_t s = 0; s < kStages; ++s) {
@@ -370,7 +385,7 @@ StepPrediction KernelCostModel::PredictStep(const ModelShape& model, const StepS
   total.energy_measured = true;
   double flops = 0;
   // Errors of equal calls in different layers are the same error: they add up instead of averaging out.
-  for (const PlannedOperation& operation : OperationsOfStep(model, step)) {
+  for (const PlannedOperation& operation : plan) {
     double watts = 0;
     CostPrediction one = Plain(operation.shape, &watts);
     one.latency_us *= scale[static_cast<size_t>(operation.stage)];
@@ -392,20 +407,28 @@ StepPrediction KernelCostModel::PredictStep(const ModelShape& model, const StepS
   return result;
 }
 
-bool KernelCostModel::Learn(const ModelShape& model, const StepRecord& record) {
+std::optional<LearntStep> KernelCostModel::Learn(const ModelShape& model, const StepRecord& record) {
   if (record.tokens <= 0 || record.tokens != record.prefill_tokens + record.decode_tokens || record.logit_rows < 0 ||
       record.layers.size() != model.layers.size() || !std::isfinite(record.kv_bytes) || record.kv_bytes < 0) {
-    return false;
+    return std::nullopt;
   }
   const StageTimes& times = record.times;
   const double measured[kStages] = {times.embed_us,   times.attention_us, times.gate_us,
                                     times.experts_us, times.logits_us,    times.sample_us};
-  const std::array<double, kStages> plain = PlainStages(model, StepShapeFrom(record, model));
-  bool learnt = false;
+  StepShapeFrom(record, model, &learnt_step_);
+  OperationsOfStep(model, learnt_step_, &learnt_plan_);
+  const std::array<double, kStages> plain = PlainStages(learnt_plan_);
+  LearntStep step;
   for (size_t s = 0; s < kStages; ++s) {
-    if (plain[s] > 0) learnt = corrections_[s].Learn(plain[s], measured[s]) || learnt;
+    if (plain[s] <= 0) continue;
+    const double corrected_us = corrections_[s].Apply(plain[s]);
+    if (!corrections_[s].Learn(plain[s], measured[s])) continue;
+    step.measured_us += measured[s];
+    step.corrected_us += corrected_us;
+    step.plain_us += plain[s];
   }
-  return learnt;
+  if (step.measured_us <= 0) return std::nullopt;
+  return step;
 }
 
 std::string KernelCostModel::Describe() const {

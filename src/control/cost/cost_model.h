@@ -9,6 +9,7 @@
 #include <array>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -61,6 +62,11 @@ struct StepPrediction {
   std::array<double, kStages> stage_us = {};  // by Stage, corrected; they sum to total.latency_us
 };
 
+// A step that was learnt: what its stages took, and what they were predicted to take just before, corrected and as profiled.
+struct LearntStep {
+  double measured_us = 0, corrected_us = 0, plain_us = 0;
+};
+
 class KernelCostModel {
  public:
   KernelCostModel() = default;
@@ -72,8 +78,9 @@ class KernelCostModel {
   CostPrediction Predict(const OperationShape& shape, const Snapshot* now = nullptr) const;
   StepPrediction PredictStep(const ModelShape& model, const StepShape& step, const Snapshot* now = nullptr) const;
 
-  // Learns from what a step took. False when the record cannot be true (times missing, not finite, absurd) and was ignored.
-  bool Learn(const ModelShape& model, const StepRecord& record);
+  // Learns from what a step took. Nothing when the record cannot be true (times missing, not finite, absurd) and was ignored.
+  // Allocates only for the first record of a model.
+  std::optional<LearntStep> Learn(const ModelShape& model, const StepRecord& record);
   const StageCorrection& correction(Stage stage) const { return corrections_[static_cast<size_t>(stage)]; }
 
   // The tables, roofs and corrections, for people.
@@ -111,7 +118,7 @@ class KernelCostModel {
   CostPrediction Plain(const OperationShape& shape, double* watts) const;
   CostPrediction Single(const OperationShape& shape, double* watts) const;
   void Finish(const OperationShape& shape, double watts, const Snapshot* now, CostPrediction* prediction) const;
-  std::array<double, kStages> PlainStages(const ModelShape& model, const StepShape& step) const;
+  std::array<double, kStages> PlainStages(std::span<const PlannedOperation> plan) const;
 
   std::map<Key, Table> tables_;
   std::array<double, kFamilies> slowness_ = {};  // median of measured over roofline; 0: nothing measured
@@ -120,6 +127,9 @@ class KernelCostModel {
   EnergyPrices prices_;
   size_t points_ = 0;
   std::array<StageCorrection, kStages> corrections_;
+  // Of Learn, kept for their memory.
+  StepShape learnt_step_;
+  std::vector<PlannedOperation> learnt_plan_;
 };
 
 // A stage of a family's operations when they are looked at alone. Norm and add, which several stages use, belong to attention.

@@ -67,10 +67,11 @@ kernels::OpCost ExpertCostOf(const OperationShape& shape) {
 // Collects the calls of one step.
 class StepPlan {
  public:
-  StepPlan(const ModelShape& model, const StepShape& step)
-      : model_(model), config_(model.config), step_(step), tokens_(step.prefill_tokens + step.decode_tokens) {}
+  StepPlan(const ModelShape& model, const StepShape& step, std::vector<PlannedOperation>* plan)
+      : model_(model), config_(model.config), step_(step), tokens_(step.prefill_tokens + step.decode_tokens), plan_(*plan) {}
 
-  std::vector<PlannedOperation> Make() {
+  void Make() {
+    plan_.clear();
     stage_ = Stage::kEmbed;
     Add(Family::kEmbed, model_.embedding, tokens_);
     for (size_t l = 0; l < model_.layers.size(); ++l) {
@@ -79,7 +80,6 @@ class StepPlan {
       ExpertStage(model_.layers[l], l < step_.layers.size() ? step_.layers[l] : LayerUse{});
     }
     LogitStage();
-    return std::move(plan_);
   }
 
  private:
@@ -168,7 +168,7 @@ class StepPlan {
   const StepShape& step_;
   int64_t tokens_;
   Stage stage_ = Stage::kNone;
-  std::vector<PlannedOperation> plan_;
+  std::vector<PlannedOperation>& plan_;
 };
 
 }  // namespace
@@ -273,6 +273,14 @@ ModelShape ShapeOf(const ModelConfig& config, const ModelWeights& weights, std::
 
 StepShape StepShapeFrom(const StepRecord& record, const ModelShape& model) {
   StepShape step;
+  StepShapeFrom(record, model, &step);
+  return step;
+}
+
+void StepShapeFrom(const StepRecord& record, const ModelShape& model, StepShape* into) {
+  StepShape step;
+  step.layers = std::move(into->layers);
+  step.layers.clear();
   step.prefill_tokens = record.prefill_tokens;
   step.decode_tokens = record.decode_tokens;
   step.logit_rows = record.logit_rows;
@@ -295,11 +303,17 @@ StepShape StepShapeFrom(const StepRecord& record, const ModelShape& model) {
     step.layers.push_back({layer.distinct_experts, layer.distinct_full_experts, layer.distinct_hi_experts, layer.slots_full,
                            layer.slots_hi});
   }
-  return step;
+  *into = std::move(step);
 }
 
 std::vector<PlannedOperation> OperationsOfStep(const ModelShape& model, const StepShape& step) {
-  return StepPlan(model, step).Make();
+  std::vector<PlannedOperation> plan;
+  OperationsOfStep(model, step, &plan);
+  return plan;
+}
+
+void OperationsOfStep(const ModelShape& model, const StepShape& step, std::vector<PlannedOperation>* plan) {
+  StepPlan(model, step, plan).Make();
 }
 
 }  // namespace thermoe

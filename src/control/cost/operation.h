@@ -118,6 +118,8 @@ struct StepShape {
 // What a step was. Context comes from its kv_bytes; in a step of prefill and decode rows the decode rows are taken to see as many
 // positions as the prefill's last row.
 StepShape StepShapeFrom(const StepRecord& record, const ModelShape& model);
+// The same into `step`, whose memory is used again.
+void StepShapeFrom(const StepRecord& record, const ModelShape& model, StepShape* step);
 
 // One call and where its time is recorded.
 struct PlannedOperation {
@@ -127,5 +129,7 @@ struct PlannedOperation {
 // Every call of kernels::Ops that the forward pass makes for such a step, and the sampler's, in order. Attention of prefill and
 // decode rows is one call there and two entries here.
 std::vector<PlannedOperation> OperationsOfStep(const ModelShape& model, const StepShape& step);
+// The same into `plan`, whose memory is used again.
+void OperationsOfStep(const ModelShape& model, const StepShape& step, std::vector<PlannedOperation>* plan);
 
 }  // namespace thermoe

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The grid of PlanProfile.
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "base/random.h"
@@ -9,9 +10,10 @@
 namespace thermoe {
 namespace {
 
-// Half octaves; the sizes between them test the model. Blocks of rows that kernels do together (2, 4, 8) make corners there.
-const std::vector<int64_t> kRows = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256};
-const std::vector<int64_t> kHeldOutRows = {7, 9, 11, 14, 18, 28, 40, 56, 80, 112, 160, 224};
+// Half octaves; the sizes between them test the model. Blocks of rows that kernels do together (2, 4, 8) make corners there, and
+// forking, which sets in somewhere near 100 rows, a drop.
+const std::vector<int64_t> kRows = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256};
+const std::vector<int64_t> kHeldOutRows = {7, 9, 11, 14, 18, 28, 40, 56, 80, 104, 120, 144, 176, 208, 240};
 const std::vector<int64_t> kQuickRows = {1, 2, 4, 8, 32, 128};
 const std::vector<int64_t> kQuickHeldOutRows = {3, 16, 64};
 constexpr int64_t kMostPositions = 8192;  // of all rows' keys in a decode point
@@ -77,6 +79,11 @@ class Planner {
              {24, 0}, {48, 100}, {96, 0}, {96, 150}, {192, 0}, {192, 256}, {40, 200}, {12, 60}, {160, 64}, {80, 0}, {224, 100}, {6, 40}}) {
       AddPrefill(t, past, true);
     }
+    Random random(3);
+    for (int i = 0; i < (quick_ ? 0 : 20); ++i) {
+      const auto t = static_cast<int64_t>(2 * std::exp2(7 * random.Uniform()));
+      AddPrefill(t, static_cast<int64_t>(random.Below(static_cast<uint64_t>(8 * t))), true);
+    }
   }
 
   void AddDecode(int64_t rows, int64_t context, bool held_out) {
@@ -86,13 +93,18 @@ class Planner {
   void AddDecode() {
     const std::vector<int64_t> rows = quick_ ? std::vector<int64_t>{1, 8, 32} : std::vector<int64_t>{1, 2, 4, 8, 16, 32};
     const std::vector<int64_t> contexts =
-        quick_ ? std::vector<int64_t>{1, 64, 1024} : std::vector<int64_t>{1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
+        quick_ ? std::vector<int64_t>{1, 64, 1024} : std::vector<int64_t>{1, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096};
     for (const int64_t b : rows) {
       for (const int64_t c : contexts) AddDecode(b, c, false);
     }
     for (const auto& [b, c] : std::vector<std::pair<int64_t, int64_t>>{
-             {1, 48}, {1, 200}, {1, 400}, {3, 100}, {6, 50}, {6, 180}, {12, 20}, {12, 90}, {12, 300}, {24, 40}, {24, 150}, {5, 700}}) {
+             {1, 80}, {1, 200}, {1, 400}, {3, 100}, {6, 50}, {6, 180}, {12, 20}, {12, 90}, {12, 300}, {24, 40}, {24, 150}, {5, 700}}) {
       AddDecode(b, c, true);
+    }
+    Random random(4);
+    for (int i = 0; i < (quick_ ? 0 : 20); ++i) {
+      const auto b = static_cast<int64_t>(std::exp2(5 * random.Uniform()));
+      AddDecode(b, static_cast<int64_t>(8 * std::exp2(8 * random.Uniform())), true);
     }
   }
 

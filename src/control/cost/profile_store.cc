@@ -175,8 +175,18 @@ Result<std::unique_ptr<ProfileStore>> ProfileStore::Open(const std::string& path
   std::error_code error;
   if (const fs::path folder = fs::path(path).parent_path(); !folder.empty()) fs::create_directories(folder, error);
   if (error) return InvalidArgument("{}: its folder cannot be made: {}; choose another path", path, error.message());
+  return OpenAs(path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+}
+
+Result<std::unique_ptr<ProfileStore>> ProfileStore::OpenToRead(const std::string& path) {
+  std::error_code error;
+  if (!fs::exists(path, error)) return NotFound("{}: there is no such file; run 'thermoe profile'", path);
+  return OpenAs(path, SQLITE_OPEN_READONLY);
+}
+
+Result<std::unique_ptr<ProfileStore>> ProfileStore::OpenAs(const std::string& path, int flags) {
   sqlite3* db = nullptr;
-  const int code = sqlite3_open_v2(path.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr);
+  const int code = sqlite3_open_v2(path.c_str(), &db, flags, nullptr);
   std::unique_ptr<ProfileStore> store(new ProfileStore(path, db));
   if (db == nullptr) return ResourceExhausted("{}: memory ran out while it was opened", path);
   if (code != SQLITE_OK) return store->Failed();

@@ -27,6 +27,8 @@ class ProfileStore {
   // Opens or makes the file and the folders above it. kCorrupt: the file is damaged, no profile store, or of a newer schema;
   // kInvalidArgument: it cannot be written.
   static Result<std::unique_ptr<ProfileStore>> Open(const std::string& path);
+  // Only to Load: makes nothing, and the file may be write-protected. kNotFound where there is no file; else as above.
+  static Result<std::unique_ptr<ProfileStore>> OpenToRead(const std::string& path);
   ~ProfileStore();
   ProfileStore(const ProfileStore&) = delete;
   ProfileStore& operator=(const ProfileStore&) = delete;
@@ -42,6 +44,7 @@ class ProfileStore {
 
  private:
   ProfileStore(std::string path, sqlite3* db) : path_(std::move(path)), db_(db) {}
+  static Result<std::unique_ptr<ProfileStore>> OpenAs(const std::string& path, int flags);
   Status Prepare();
   Status Execute(const char* sql);
   Status Failed() const;

@@ -16,8 +16,11 @@ namespace {
 
 // A batch of calls lasts this long at least: a thousand times the clock's resolution.
 constexpr double kBatch_us = 60;
-// A run is the fastest of some batches, which takes out interrupts; a point the median of runs.
-constexpr int kBatches = 3, kRuns = 9, kQuickRuns = 5;
+// A visit of a point is the fastest of some batches, which takes out interrupts; a point the median of its visits.
+constexpr int kBatches = 5, kVisits = 9, kQuickVisits = 3;
+// As many points as one visit to each takes so long are a round: visited in turn, so that the visits of a point lie seconds
+// apart. What holds a shared machine up for a second then hits one or two of them, not the median.
+constexpr double kRound_s = 2;
 // Energy: calls between two readings of the counter; a window of so many changes, or what comes in so long. NVML's counter changes ten
 // times a second, RAPL's a thousand times.
 constexpr double kReading_us = 2000, kMostEnergy_s = 2;
@@ -258,15 +261,8 @@ Profiler::Call Profiler::CallOf(const OperationShape& shape) {
   return LinearCall(shape);
 }
 
-CostPoint Profiler::Measure(const OperationShape& shape) {
+double Profiler::Visit(const Call& call) {
   using Clock = std::chrono::steady_clock;
-  CostPoint point;
-  point.shape = shape;
-  const kernels::OpCost cost = CostOf(shape);
-  point.bytes = BytesOf(cost);
-  point.flops = cost.flops;
-  const Call call = CallOf(shape);
-  if (!call) return point;
   size_t turn = 0;
   const auto batch_us = [&](int calls) {
     const auto start = Clock::now();
@@ -276,16 +272,27 @@ CostPoint Profiler::Measure(const OperationShape& shape) {
   batch_us(1);
   const int calls = std::clamp(static_cast<int>(kBatch_us / std::max(batch_us(2), 1e-3)) + 1, 1, 1000);
   batch_us(calls);
-  std::vector<double> runs;
-  for (int run = 0; run < (options_.quick ? kQuickRuns : kRuns); ++run) {
-    double least = batch_us(calls);
-    for (int batch = 1; batch < kBatches; ++batch) least = std::min(least, batch_us(calls));
-    runs.push_back(least);
+  double least = batch_us(calls);
+  for (int batch = 1; batch < kBatches; ++batch) least = std::min(least, batch_us(calls));
+  return least;
+}
+
+CostPoint Profiler::PointOf(const PlannedPoint& planned, std::vector<double> visits_us) {
+  CostPoint point;
+  point.shape = planned.shape;
+  point.held_out = planned.held_out;
+  const kernels::OpCost cost = CostOf(point.shape);
+  point.bytes = BytesOf(cost);
+  point.flops = cost.flops;
+  std::sort(visits_us.begin(), visits_us.end());
+  const size_t count = visits_us.size();
+  point.latency_us = visits_us[count / 2];
+  point.spread_frac = (visits_us[count * 3 / 4] - visits_us[count / 4]) / 2 / point.latency_us;
+  if (options_.energy_j) {
+    size_t turn = 0;
+    const Call call = CallOf(point.shape);
+    point.energy_j = EnergyOf([&] { call(turn++); }, point.latency_us);
   }
-  std::sort(runs.begin(), runs.end());
-  point.latency_us = runs[runs.size() / 2];
-  point.spread_frac = (runs[runs.size() * 3 / 4] - runs[runs.size() / 4]) / 2 / point.latency_us;
-  if (options_.energy_j) point.energy_j = EnergyOf([&] { call(turn++); }, point.latency_us);
   return point;
 }
 
@@ -315,20 +322,43 @@ std::optional<double> Profiler::EnergyOf(const std::function<void()>& call, doub
   return (*last_j - *from_j) / static_cast<double>(counted);
 }
 
-Status Profiler::Run(const std::vector<CostPoint>& known,
-                     const std::function<Result<bool>(const CostPoint& point, double done_frac)>& on_point) {
+Status Profiler::Run(const std::vector<CostPoint>& known, const std::function<Status(const CostPoint& point)>& on_point,
+                     const std::function<bool(double done_frac)>& go_on) {
   std::set<std::string> have;
   for (const CostPoint& point : known) have.insert(TextOf(point.shape));
   const std::vector<PlannedPoint> plan = PlanProfile(model_, options_.quick);
-  for (size_t i = 0; i < plan.size(); ++i) {
-    if (have.count(TextOf(plan[i].shape)) > 0) continue;
-    if (cache_ == nullptr) THERMOE_RETURN_IF_ERROR(MakeBuffers());
-    CostPoint point = Measure(plan[i].shape);
-    if (point.latency_us <= 0) continue;  // nothing to run it on: a model without a sampler
-    point.held_out = plan[i].held_out;
-    const Result<bool> go_on = on_point(point, static_cast<double>(i + 1) / static_cast<double>(plan.size()));
-    if (!go_on.ok()) return go_on.status();
-    if (!*go_on) return {StatusCode::kCancelled, "the profile was stopped; run it again to go on from here"};
+  std::vector<const PlannedPoint*> missing;
+  for (const PlannedPoint& point : plan) {
+    if (have.count(TextOf(point.shape)) == 0) missing.push_back(&point);
+  }
+  if (missing.empty()) return Status::Ok();
+  if (cache_ == nullptr) THERMOE_RETURN_IF_ERROR(MakeBuffers());
+  const Status stopped(StatusCode::kCancelled, "the profile was stopped; run it again to go on from here");
+  const size_t visits = options_.quick ? kQuickVisits : kVisits, all = plan.size();
+  for (size_t first = 0; first < missing.size();) {
+    std::vector<std::vector<double>> round_us;  // [points of the round][visits]
+    double round_s = 0;
+    size_t made = 0;
+    for (size_t visit = 0; visit < visits; ++visit) {
+      for (size_t i = 0; first + i < missing.size(); ++i) {
+        if (visit == 0 && round_s > kRound_s) break;
+        if (visit == 0) round_us.emplace_back();
+        if (i == round_us.size()) break;
+        const auto start = std::chrono::steady_clock::now();
+        // No call: nothing to run it on, as a model without a sampler.
+        if (const Call call = CallOf(missing[first + i]->shape)) round_us[i].push_back(Visit(call));
+        round_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        const double before = static_cast<double>(all - missing.size() + first);
+        if (!go_on((before + static_cast<double>(++made) / static_cast<double>(visits)) / static_cast<double>(all))) return stopped;
+      }
+    }
+    for (size_t i = 0; i < round_us.size(); ++i) {
+      if (round_us[i].empty()) continue;
+      THERMOE_RETURN_IF_ERROR(on_point(PointOf(*missing[first + i], std::move(round_us[i]))));
+      const double done = static_cast<double>(all - missing.size() + first + i + 1);
+      if (options_.energy_j && !go_on(done / static_cast<double>(all))) return stopped;  // which takes a while each
+    }
+    first += round_us.size();
   }
   return Status::Ok();
 }

@@ -65,7 +65,7 @@ void CpuOps::Attention(const AttentionArgs& args) const {
   for (const KvRow& row : args.rows) work += (int64_t{row.position} + 1) * 2 * args.q.cols;
   const auto tiles = static_cast<int64_t>(row_tiles_.size());
   // Backwards: in a prefill the last rows see most and are best started first.
-  ForEach(tiles * cache.kv_heads, work >= kForkMultiplyAdds, [&](int64_t task, int thread) {
+  ForEach(tiles * cache.kv_heads, work >= kForkAttention, [&](int64_t task, int thread) {
     const int64_t tile = tiles - 1 - task / cache.kv_heads;
     AttendTile(args, row_tiles_[static_cast<size_t>(tile)], static_cast<int32_t>(task % cache.kv_heads),
                scratch(thread));

@@ -14,10 +14,12 @@
 
 namespace thermoe::kernels::cpu {
 
-// Work below this is done by the calling thread: a fork and join of awake threads takes about 2 us. A core does some 30
-// multiply-adds a nanosecond from L2, so a product of this size takes 4 us; row operations take 0.1 ns an element.
-inline constexpr int64_t kForkMultiplyAdds = 131072;
-inline constexpr int64_t kForkElements = 32768;
+// Work below this is done by the calling thread. A fork and join of two awake threads takes about 0.5 us (measured as the cost of
+// operations on either side of a limit), so work of 1 to 2 us is as fast on both sides: no step in the cost of a larger one. Multiply-adds
+// of a product are some 80 a nanosecond, those of attention, with its exponentials, 25; row operations take 0.07 ns an element.
+inline constexpr int64_t kForkMultiplyAdds = 98304;
+inline constexpr int64_t kForkAttention = 40960;
+inline constexpr int64_t kForkElements = 20480;
 // The integer kernels do some 300 a nanosecond from L2, and 30 from memory.
 inline constexpr int64_t kForkIntMultiplyAdds = 262144;
 
@@ -99,7 +101,7 @@ class CpuOps final : public Ops {
   // body(row) for rows of `cols` elements, in tasks of several rows.
   template <typename Body>
   void ForEachRow(int64_t rows, int64_t cols, Body&& body) const {
-    const int64_t step = kForkElements / 2 / cols + 1;
+    const int64_t step = kForkElements / 8 / cols + 1;  // small enough to even out
     ForEach((rows + step - 1) / step, rows * cols >= kForkElements, [&](int64_t task, int) {
       const int64_t end = (task + 1) * step < rows ? (task + 1) * step : rows;
       for (int64_t row = task * step; row < end; ++row) body(row);
