@@ -115,6 +115,8 @@ class GradientsOf : public ::testing::TestWithParam<Case> {
   }
 
   const ModelConfig& config() const { return model_->impl().config(); }
+  // The bundled model: fewer and shorter passes, which take long.
+  bool large() const { return config().layers > 2; }
   LearningHarness Harness(const kernels::Ops& ops) const { return LearningHarness(model_, ops, steering_.layers.empty() ? nullptr : &steering_); }
   std::vector<TokenId> Ids(int first, int count) const { return {text_.begin() + first, text_.begin() + first + count}; }
 
@@ -193,9 +195,8 @@ std::vector<DeltaGroup> AllOf() {
 TEST_P(GradientsOf, NllAreThoseOfCentralDifferences) {
   const Float64Model exact(model_->impl());
   const Deltas deltas = RandomDeltas(config(), AllGroups(), 11), stale = RandomDeltas(config(), AllGroups(), 12);
-  const bool large = config().layers > 2;  // the bundled model: fewer passes, they take long
   for (const int past : {0, 24}) {
-    if (past == 0 && large && !steering_.layers.empty()) continue;
+    if (past == 0 && large() && !steering_.layers.empty()) continue;
     const int count = past == 0 ? 48 : 20;
     LearningHarness harness = Harness(*reference_);
     if (past > 0) harness.Read(Ids(0, past), &stale);
@@ -207,11 +208,12 @@ TEST_P(GradientsOf, NllAreThoseOfCentralDifferences) {
     const std::vector<double> at(deltas.values.begin(), deltas.values.end());
     EXPECT_EQ(learnt.rows, past == 0 ? count : count - 1);
     EXPECT_NEAR(learnt.loss, exact.Loss(segment, at), 1e-4 * learnt.loss);
-    ExpectSlopes(exact, segment, deltas, learnt.gradient, AllOf(), large ? 1 : 2);
+    ExpectSlopes(exact, segment, deltas, learnt.gradient, AllOf(), large() ? 1 : 2);
   }
 }
 
 TEST_P(GradientsOf, OtherObjectivesAreThoseOfCentralDifferences) {
+  const int count = large() ? 12 : 20;
   const Float64Model exact(model_->impl());
   const Deltas deltas = RandomDeltas(config(), AllGroups(), 13);
   const FeatureStatistics features = Statistics(config());
@@ -221,15 +223,15 @@ TEST_P(GradientsOf, OtherObjectivesAreThoseOfCentralDifferences) {
     harness.Read(Ids(0, 5), &deltas);
     LearnOptions options{objective, 0.2f};
     if (objective == TttObjective::kFeatureAlignment) options.features = &features;
-    const Learnt learnt = harness.Learn(Ids(5, 18), Ids(6, 18), deltas, options);
+    const Learnt learnt = harness.Learn(Ids(5, count), Ids(6, count), deltas, options);
     if (objective == TttObjective::kEntropy) {
-      EXPECT_EQ(learnt.rows, 18);
+      EXPECT_EQ(learnt.rows, count);
     }
     if (objective == TttObjective::kPseudoLabels) {
-      ASSERT_TRUE(learnt.rows > 0 && learnt.rows < 18) << learnt.rows << " rows are confident";
+      ASSERT_TRUE(learnt.rows > 0 && learnt.rows < count) << learnt.rows << " rows are confident";
     }
     const PastKeys keys = harness.Past();
-    const Float64Segment segment{Ids(5, 18), Ids(6, 18), &keys, deltas.layout.get(), &learnt.choice, objective, options.confidence, options.features};
+    const Float64Segment segment{Ids(5, count), Ids(6, count), &keys, deltas.layout.get(), &learnt.choice, objective, options.confidence, options.features};
     const std::vector<double> at(deltas.values.begin(), deltas.values.end());
     EXPECT_NEAR(learnt.loss, exact.Loss(segment, at), 1e-4 * learnt.loss);
     std::vector<DeltaGroup> groups = {DeltaGroup::kResidualBias, DeltaGroup::kExpertGain, DeltaGroup::kExpertScale, DeltaGroup::kLowRankQ};
@@ -339,7 +341,7 @@ TEST_P(FastGradientsOf, AreThoseOfAWholeReferencePass) {
     const auto fast = kernels::MakeCpuOps(&threads, isa).value();
     const MixedOps held(*fast, *fast, &expected.choice);
     const Learnt learnt = Harness(held).Learn(Ids(0, 32), Ids(1, 32), deltas);
-    EXPECT_NEAR(learnt.loss, expected.loss, 1e-2);
+    EXPECT_NEAR(learnt.loss, expected.loss, rounds ? 5e-2 : 1e-4);
     for (const auto& [group, error] : Errors(*deltas.layout, learnt.gradient, expected.gradient)) {
       EXPECT_LT(error, rounds ? kRoundedTolerance : kFastTolerance) << isa << " " << DeltaGroupName(group);
     }
