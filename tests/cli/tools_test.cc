@@ -88,8 +88,9 @@ TEST_F(ToolsTest, PeakMemoryOfARun) {
   GTEST_SKIP() << "a sanitizer needs memory of its own";
 #endif
   const auto check = [&](const std::string& model, int context, const std::string& experts) {
-    std::vector<std::string> run = {"run",       "-p",    "It was a dark", "-n",    "32",
-                                    "--experts", experts, "--ignore-end",  "--ctx", std::to_string(context)};
+    std::string prompt;  // of more tokens than a chunk of the prompt has, so that all that a step needs is in use
+    while (prompt.size() < 300) prompt += "It was a dark and stormy night, ";
+    std::vector<std::string> run = {"run", "-p", prompt, "-n", "32", "--experts", experts, "--ignore-end", "--ctx", std::to_string(context)};
     std::vector<std::string> inspect = {"inspect"};
     for (auto* args : {&run, &inspect}) {
       if (!model.empty()) args->insert(args->begin() + 1, model);
@@ -108,7 +109,7 @@ TEST_F(ToolsTest, PeakMemoryOfARun) {
   const std::string large = Path("large.gguf");
   for (const auto& [type, experts] : {std::pair{"q8_0", "nested"}, {"q8_0", "native"}, {"q4_k", "native"}}) {
     ASSERT_EQ(Thermoe({"synth", "--arch", "olmoe", "--layers", "1", "--type", type, "--force", large}).exit_code, 0);
-    check(large, 64, experts);
+    check(large, 384, experts);
   }
 }
 
