@@ -45,10 +45,13 @@ constexpr double kSlackNats = 0.003;
 
 const HelpPage kPage = {
     "thermoe calibrate MODEL TEXT... [FLAGS...]",
-    "Measures what ways of routing cost MODEL in quality: full slots, plane caps in the layers that mind them least, k0, "
-    "the soft batch rule, fewer slots, a threshold and combinations, at batch 1 and batch 16. Each is the change of mean "
+    "Measures what ways of routing cost MODEL in quality: full slots, plane caps in the layers that mind them least, "
+    "k0, "
+    "the soft batch rule, fewer slots, a threshold and combinations, at batch 1 and batch 16. Each is the change of "
+    "mean "
     "negative log-likelihood against the plain model on the same windows of each TEXT (as 'thermoe eval --documents "
-    "split --batch 16 --baseline'), beside the expert bytes it reads. The points that no other beats, the Pareto front, "
+    "split --batch 16 --baseline'), beside the expert bytes it reads. The points that no other beats, the Pareto "
+    "front, "
     "are printed.\n"
     "\n"
     "Every setting is first screened on 16 windows of each text; those near the front are measured again on --sample "
@@ -103,8 +106,9 @@ Result<TextWindows> Windows(const Calibration& run, int sample) {
         CutWindows(run.texts[i], run.flags.texts[i], run.engine->model().tokenizer(), options);
     if (!cut.ok()) return cut.status();
     if (cut->size() < static_cast<size_t>(kCalibrationBatch)) {
-      return InvalidArgument("{}: has {} windows of {} tokens and {} are needed; choose a smaller --window or a longer text",
-                             run.flags.texts[i], cut->size(), options.window, kCalibrationBatch);
+      return InvalidArgument(
+          "{}: has {} windows of {} tokens and {} are needed; choose a smaller --window or a longer text",
+          run.flags.texts[i], cut->size(), options.window, kCalibrationBatch);
     }
     // Whole batches only, or the last would be a smaller batch than 16.
     cut->resize(cut->size() / kCalibrationBatch * kCalibrationBatch);
@@ -127,7 +131,8 @@ Status StartOrResume(Calibration* run) {
     IdentityHash hash;
     hash.Add(std::as_bytes(std::span(run->texts[i])));
     const std::string& path = run->flags.texts[i];
-    file.texts.push_back({i < run->flags.names.size() ? run->flags.names[i] : fs::path(path).filename().string(), hash.Hex()});
+    file.texts.push_back(
+        {i < run->flags.names.size() ? run->flags.names[i] : fs::path(path).filename().string(), hash.Hex()});
   }
   std::error_code error;
   if (!fs::exists(run->path, error)) return Status::Ok();
@@ -138,8 +143,10 @@ Status StartOrResume(Calibration* run) {
   if (!earlier.ok()) return earlier.status();
   const auto same_text = [](const CalibrationText& a, const CalibrationText& b) { return a.identity == b.identity; };
   if (earlier->window != file.window || earlier->layers != file.layers || earlier->experts != file.experts ||
-      earlier->slots != file.slots || !std::equal(earlier->texts.begin(), earlier->texts.end(), file.texts.begin(), file.texts.end(), same_text)) {
-    return InvalidArgument("{}: its points were measured on other texts or windows; remove it or choose another --out", run->path);
+      earlier->slots != file.slots ||
+      !std::equal(earlier->texts.begin(), earlier->texts.end(), file.texts.begin(), file.texts.end(), same_text)) {
+    return InvalidArgument("{}: its points were measured on other texts or windows; remove it or choose another --out",
+                           run->path);
   }
   file.points = std::move(earlier->points);
   return Status::Ok();
@@ -153,7 +160,8 @@ OperatingPoint* Find(OperatingPoints* file, const OperatingPoint& settings) {
 }
 
 // Measures one setting on `meter`'s windows unless it was measured on as many; writes the file.
-Status MeasureOne(Calibration* run, PointMeter* meter, int windows, OperatingPoint settings, const ScoreProgress& progress) {
+Status MeasureOne(Calibration* run, PointMeter* meter, int windows, OperatingPoint settings,
+                  const ScoreProgress& progress) {
   if (const OperatingPoint* known = Find(&run->file, settings); known && known->windows >= windows) return Status::Ok();
   const OperatingPoint* alone = nullptr;
   if (settings.batch_aware(run->file.slots)) {
@@ -212,18 +220,20 @@ Result<std::vector<int>> LayersBySensitivity(const Calibration& run) {
   }
   std::vector<int> order(loss.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return loss[static_cast<size_t>(a)] < loss[static_cast<size_t>(b)]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return loss[static_cast<size_t>(a)] < loss[static_cast<size_t>(b)]; });
   return order;
 }
 
-void PrintFront(const OperatingPoints& file, PointCost OperatingPoint::* batch, int size) {
+void PrintFront(const OperatingPoints& file, PointCost OperatingPoint::*batch, int size) {
   std::vector<std::string> titles = {fmt::format("batch {}", size), "expert bytes", "loss, nats", "std. error"};
   for (const CalibrationText& text : file.texts) titles.push_back(text.name);
   Table table(std::move(titles));
   for (const size_t i : ParetoFront(file.points, batch)) {
     const PointCost& cost = file.points[i].*batch;
     std::vector<std::string> row = {Describe(file.points[i]), fmt::format("{:.1f} %", 100 * cost.expert_bytes_frac),
-                                    fmt::format("{:+.4f}", cost.loss_nats), fmt::format("{:.4f}", cost.loss_error_nats)};
+                                    fmt::format("{:+.4f}", cost.loss_nats),
+                                    fmt::format("{:.4f}", cost.loss_error_nats)};
     for (const double loss : cost.text_loss_nats) row.push_back(fmt::format("{:+.4f}", loss));
     table.Add(std::move(row));
   }
@@ -267,8 +277,8 @@ Status MeasureTextFeatures(const CalibrateFlags& flags, const Model& model, cons
 
 Status Run(const CalibrateFlags& flags) {
   if (!flags.names.empty() && flags.names.size() != flags.texts.size()) {
-    return InvalidArgument("{} --text-name for {} texts; give one for each, in their order, or none", flags.names.size(),
-                           flags.texts.size());
+    return InvalidArgument("{} --text-name for {} texts; give one for each, in their order, or none",
+                           flags.names.size(), flags.texts.size());
   }
   std::vector<std::string> texts;
   for (const std::string& path : flags.texts) {
@@ -280,7 +290,8 @@ Status Run(const CalibrateFlags& flags) {
   if (!opened.ok()) return opened.status();
   const ModelInfo& info = opened->model->info();
   if (flags.window && *flags.window > info.context) {
-    return InvalidArgument("--window {} is longer than the model's context of {}; choose a smaller one", *flags.window, info.context);
+    return InvalidArgument("--window {} is longer than the model's context of {}; choose a smaller one", *flags.window,
+                           info.context);
   }
   if (!flags.features.empty()) return MeasureTextFeatures(flags, *opened->model, texts);
   EngineOptions options = EngineOptionsFrom(flags.model);
@@ -293,8 +304,8 @@ Status Run(const CalibrateFlags& flags) {
   if (!path.ok()) return path.status();
   Calibration run{flags, engine->get(), std::move(texts), std::move(*path), {}, {}};
   if (flags.minutes) {
-    run.deadline = std::chrono::steady_clock::now() +
-                   std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(*flags.minutes * 60));
+    run.deadline = std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+                                                          std::chrono::duration<double>(*flags.minutes * 60));
   }
   THERMOE_RETURN_IF_ERROR(StartOrResume(&run));
   THERMOE_RETURN_IF_ERROR(MeasureAll(&run, kCalibrationBatch, "screening", CandidatePoints(info, {})));
@@ -332,7 +343,8 @@ Command MakeCalibrateCommand(CLI::App* root) {
   app->add_flag("--quick", flags->quick, "Stop after screening on 16 windows of each text.")->group(kGroup);
   AddNumber(app, "--window", &flags->window, {2, 1 << 24}, "Window length in tokens; default 1024, or the context.")
       ->group(kGroup);
-  AddNumber(app, "--sample", &flags->sample, {kCalibrationBatch, 1 << 24}, "Windows of each text; default 32.")->group(kGroup);
+  AddNumber(app, "--sample", &flags->sample, {kCalibrationBatch, 1 << 24}, "Windows of each text; default 32.")
+      ->group(kGroup);
   AddNumber(app, "--minutes", &flags->minutes, {0, 1e6, true, false},
             "Begin no further setting after X minutes; the same command goes on later.")
       ->group(kGroup);

@@ -37,7 +37,8 @@ constexpr std::chrono::duration<double> kMostAnswer(6);   // what has not answer
 const HelpPage kPage = {
     "thermoe doctor [--telemetry SOURCE] [--json]",
     "Reads every sensor that thermoe knows for half a second and says what was found, what is missing, why, and what "
-    "to do about it: NVML for NVIDIA GPUs; RAPL, hwmon, thermal zones, cpufreq and /proc/stat for the processor. A sensor "
+    "to do about it: NVML for NVIDIA GPUs; RAPL, hwmon, thermal zones, cpufreq and /proc/stat for the processor. A "
+    "sensor "
     "that is missing is unknown to thermoe, never 0. A source that does not answer within 6 s is given up.",
     " thermoe doctor\n"
     " thermoe doctor --telemetry nvml:1 --json"};
@@ -48,10 +49,10 @@ struct DoctorFlags {
 };
 
 struct Finding {
-  std::string name;   // of the source
-  Status opened;      // why it is not there
+  std::string name;  // of the source
+  Status opened;     // why it is not there
   std::vector<SensorReport> sensors;
-  double slowest_s = 0;  // reading
+  double slowest_s = 0;                       // reading
   EnergySource energy = EnergySource::kNone;  // where joules would come from
 };
 
@@ -120,15 +121,17 @@ Finding Examine(const std::string& choice) {
     shared->ready.wait_for(lock, std::chrono::milliseconds(50));
   }
   if (shared->done) return std::move(shared->finding);
-  return {choice, NotFound("{}: no answer within {:.0f} s; its driver hangs: look at dmesg, restart the driver or the machine", choice,
-                           kMostAnswer.count()), {}};
+  return {choice,
+          NotFound("{}: no answer within {:.0f} s; its driver hangs: look at dmesg, restart the driver or the machine",
+                   choice, kMostAnswer.count()),
+          {}};
 }
 
 // What is worth saying of how long readings take.
 std::string SlowNote(const Finding& finding) {
   if (finding.slowest_s <= kStaleAfter_s) return "";
-  return fmt::format("slow: one took {:.1f} s; a source counts as lost while a reading takes more than {} s", finding.slowest_s,
-                     kStaleAfter_s);
+  return fmt::format("slow: one took {:.1f} s; a source counts as lost while a reading takes more than {} s",
+                     finding.slowest_s, kStaleAfter_s);
 }
 
 Status PrintJson(const std::vector<Finding>& findings) {
@@ -165,7 +168,8 @@ void PrintReport(const std::vector<Finding>& findings) {
     for (const SensorReport& sensor : finding.sensors) {
       lines.emplace_back("  " + sensor.name, sensor.found ? sensor.value : "missing: " + sensor.reason);
     }
-    if (const std::string joules = EnergySentence(finding.energy); !joules.empty()) lines.emplace_back("  joules", joules);
+    if (const std::string joules = EnergySentence(finding.energy); !joules.empty())
+      lines.emplace_back("  joules", joules);
     PrintFields(lines);
   }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// thermoe profile: times every operation of a model on this machine, keeps the points, and tests the cost model made of them.
+// thermoe profile: times every operation of a model on this machine, keeps the points, and tests the cost model made of
+// them.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -34,21 +35,25 @@ namespace {
 
 constexpr const char* kGroup = "Profile options";
 
-const HelpPage kPage = {
-    "thermoe profile [MODEL] [FLAGS...]",
-    "Times every operation that the engine launches for a model, over a grid of rows, experts and context, with the model's own "
-    "weights on this machine, and makes a cost model of the points: what any step would take.\n"
-    "\n"
-    "Points are kept in $XDG_STATE_HOME/thermoe/profiles.sqlite (or below ~/.local/state) for each processor, number of threads, "
-    "model and version. A profile that was stopped goes on where it was, give or take some seconds; one that is complete is only "
-    "read. --force measures everything again.\n"
-    "\n"
-    "Some points are measured but not given to the model: the errors that are printed are those of its predictions for these. "
-    "Where the processor's energy counter can be read, each operation's joules are measured over many changes of it; without one "
-    "energy is an estimate.",
-    " thermoe profile\n"
-    " thermoe profile model.gguf --experts nested --threads 4 --plot errors.svg\n"
-    " thermoe profile --show"};
+const HelpPage kPage = {"thermoe profile [MODEL] [FLAGS...]",
+                        "Times every operation that the engine launches for a model, over a grid of rows, experts and "
+                        "context, with the model's own "
+                        "weights on this machine, and makes a cost model of the points: what any step would take.\n"
+                        "\n"
+                        "Points are kept in $XDG_STATE_HOME/thermoe/profiles.sqlite (or below ~/.local/state) for each "
+                        "processor, number of threads, "
+                        "model and version. A profile that was stopped goes on where it was, give or take some "
+                        "seconds; one that is complete is only "
+                        "read. --force measures everything again.\n"
+                        "\n"
+                        "Some points are measured but not given to the model: the errors that are printed are those of "
+                        "its predictions for these. "
+                        "Where the processor's energy counter can be read, each operation's joules are measured over "
+                        "many changes of it; without one "
+                        "energy is an estimate.",
+                        " thermoe profile\n"
+                        " thermoe profile model.gguf --experts nested --threads 4 --plot errors.svg\n"
+                        " thermoe profile --show"};
 
 struct ProfileFlags {
   ModelFlags model;
@@ -89,20 +94,20 @@ Report MakeReport(std::vector<CostPoint> points) {
       return !point.held_out && point.shape.family == family.family;
     });
     const CostErrors errors = ErrorsOf(report.cost, HeldOut(points, &family));
-    if (known > 0 || errors.points > 0) report.families.push_back({std::string(family.name), static_cast<int>(known), errors});
+    if (known > 0 || errors.points > 0)
+      report.families.push_back({std::string(family.name), static_cast<int>(known), errors});
   }
-  report.with_energy =
-      static_cast<int>(std::count_if(points.begin(), points.end(), [](const CostPoint& point) { return point.energy_j.has_value(); }));
+  report.with_energy = static_cast<int>(
+      std::count_if(points.begin(), points.end(), [](const CostPoint& point) { return point.energy_j.has_value(); }));
   report.points = std::move(points);
   return report;
 }
 
-Result<std::string> StorePath(const ProfileFlags& flags) {
-  return flags.store.empty() ? ProfilePath() : flags.store;
-}
+Result<std::string> StorePath(const ProfileFlags& flags) { return flags.store.empty() ? ProfilePath() : flags.store; }
 
 // Measures what the store has not.
-Result<int> MeasureMissing(Profiler* profiler, ProfileStore* store, const ProfileKey& key, std::vector<CostPoint>* points) {
+Result<int> MeasureMissing(Profiler* profiler, ProfileStore* store, const ProfileKey& key,
+                           std::vector<CostPoint>* points) {
   ProgressBar bar("profile");
   int measured = 0;
   const std::vector<CostPoint> known = *points;
@@ -149,17 +154,18 @@ Status PrintJson(const ProfileKey& key, const Model& model, const std::string& p
 
 void PrintReport(const ProfileKey& key, const Model& model, const std::string& path, const Report& report) {
   const auto percent = [](double frac) { return fmt::format("{:.1f} %", 100 * frac); };
-  PrintFields({{"model", fmt::format("{}, experts {}", model.info().path, model.info().expert_type)},
-               {"machine", key.device},
-               {"engine", key.backend},
-               {"store", fmt::format("{}, {} points, {} measured now", path, report.points.size(), report.measured)},
-               {"reached", fmt::format("{:.1f} GB/s, {:.1f} GFLOP/s", report.cost.peak_gbps(), report.cost.peak_gflops())},
-               {"energy", report.with_energy > 0 ? fmt::format("measured by a counter for {} points", report.with_energy)
-                                                 : std::string("no counter was read; predictions are estimates")},
-               {"latency", report.all.points == 0 ? std::string("no points were held out")
-                                                  : fmt::format("error on {} held-out shapes: median {}, 95th percentile {}",
-                                                                report.all.points, percent(report.all.median_frac),
-                                                                percent(report.all.p95_frac))}});
+  PrintFields(
+      {{"model", fmt::format("{}, experts {}", model.info().path, model.info().expert_type)},
+       {"machine", key.device},
+       {"engine", key.backend},
+       {"store", fmt::format("{}, {} points, {} measured now", path, report.points.size(), report.measured)},
+       {"reached", fmt::format("{:.1f} GB/s, {:.1f} GFLOP/s", report.cost.peak_gbps(), report.cost.peak_gflops())},
+       {"energy", report.with_energy > 0 ? fmt::format("measured by a counter for {} points", report.with_energy)
+                                         : std::string("no counter was read; predictions are estimates")},
+       {"latency", report.all.points == 0
+                       ? std::string("no points were held out")
+                       : fmt::format("error on {} held-out shapes: median {}, 95th percentile {}", report.all.points,
+                                     percent(report.all.median_frac), percent(report.all.p95_frac))}});
   Print("\n");
   Table table({"operation", "points", "held out", "median error", "95th percentile"});
   for (const FamilyErrors& family : report.families) {
@@ -175,10 +181,12 @@ Status WritePlot(const std::string& path, const Report& report) {
   for (const CostPoint& point : report.points) {
     if (!point.held_out) continue;
     const CostPrediction predicted = report.cost.Predict(point.shape);
-    dots.push_back({std::string(InfoOf(point.shape.family).name), point.latency_us, predicted.latency_us, TextOf(point.shape)});
+    dots.push_back(
+        {std::string(InfoOf(point.shape.family).name), point.latency_us, predicted.latency_us, TextOf(point.shape)});
   }
-  const std::string svg = CostPlotSvg(dots, fmt::format("Latency of {} held-out operations: median error {:.1f} %, 95th percentile {:.1f} %",
-                                                        dots.size(), 100 * report.all.median_frac, 100 * report.all.p95_frac));
+  const std::string svg = CostPlotSvg(
+      dots, fmt::format("Latency of {} held-out operations: median error {:.1f} %, 95th percentile {:.1f} %",
+                        dots.size(), 100 * report.all.median_frac, 100 * report.all.p95_frac));
   return WriteFile(path, svg, "--plot");
 }
 
@@ -194,9 +202,11 @@ std::function<std::optional<double>()> EnergyCounter() {
 Status Profile(const ProfileFlags& flags) {
   const Result<std::string> path = StorePath(flags);
   if (!path.ok()) return path.status();
-  Result<std::unique_ptr<ProfileStore>> store = flags.show ? ProfileStore::OpenToRead(*path) : ProfileStore::Open(*path);
+  Result<std::unique_ptr<ProfileStore>> store =
+      flags.show ? ProfileStore::OpenToRead(*path) : ProfileStore::Open(*path);
   if (!store.ok()) return store.status();
-  Result<OpenedModel> opened = OpenModel(flags.model, flags.experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative);
+  Result<OpenedModel> opened =
+      OpenModel(flags.model, flags.experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative);
   if (!opened.ok()) return opened.status();
   const Model& model = *opened->model;
   ProfilerOptions options;
@@ -215,7 +225,9 @@ Status Profile(const ProfileFlags& flags) {
     if (!added.ok()) return added.status();
     measured = *added;
   } else if (points->empty()) {
-    return NotFound("{}: no profile of this model on this machine with these threads; run 'thermoe profile' without --show first", *path);
+    return NotFound(
+        "{}: no profile of this model on this machine with these threads; run 'thermoe profile' without --show first",
+        *path);
   }
   Report report = MakeReport(std::move(points).value());
   report.measured = measured;
@@ -233,14 +245,18 @@ Command MakeProfileCommand(CLI::App* root) {
   auto flags = std::make_shared<ProfileFlags>();
   SetHelpPage(app, kPage);
   AddModelArgument(app, &flags->model, /*required=*/false);
-  AddChoice(app, "--experts", &flags->experts, {"native", "nested"}, "How experts are kept; default native, as the file has them.")
+  AddChoice(app, "--experts", &flags->experts, {"native", "nested"},
+            "How experts are kept; default native, as the file has them.")
       ->group(kGroup);
-  AddNumber(app, "--threads", &flags->model.threads, {1, 1024}, "Threads; default: one per core this process may use.")->group(kGroup);
+  AddNumber(app, "--threads", &flags->model.threads, {1, 1024}, "Threads; default: one per core this process may use.")
+      ->group(kGroup);
   app->add_flag("--in-float", flags->model.in_float, "Leave 8- and 4-bit weights as the file has them.")->group(kGroup);
   app->add_flag("--quick", flags->quick, "A coarse grid, in seconds; kept apart from full profiles.")->group(kGroup);
   app->add_flag("--force", flags->force, "Forget the points and measure again.")->group(kGroup);
   app->add_flag("--show", flags->show, "Measure nothing; print the model's tables.")->group(kGroup);
-  app->add_option("--store", flags->store, "The SQLite file; default profiles.sqlite in the state folder.")->type_name("FILE")->group(kGroup);
+  app->add_option("--store", flags->store, "The SQLite file; default profiles.sqlite in the state folder.")
+      ->type_name("FILE")
+      ->group(kGroup);
   app->add_option("--plot", flags->plot, "Draw measured against predicted latency of held-out points as SVG.")
       ->type_name("FILE")
       ->group("Output options");

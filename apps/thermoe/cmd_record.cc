@@ -34,7 +34,8 @@ namespace fs = std::filesystem;
 
 const HelpPage kPage = {
     "thermoe record --out FILE [--telemetry SOURCE] [--seconds X] [--period-ms N] [--force]",
-    "Writes what a device's sensors show to a CSV file, one row a period, until --seconds have passed or Ctrl-C. Sensors are "
+    "Writes what a device's sensors show to a CSV file, one row a period, until --seconds have passed or Ctrl-C. "
+    "Sensors are "
     "polled every 25 ms whatever the period. A sensor that is unknown leaves its cell empty. The first lines of the "
     "file explain its columns; '--telemetry replay:FILE' plays it again.",
     " thermoe record --out trace.csv --seconds 60\n"
@@ -150,7 +151,8 @@ Command MakeRecordCommand(CLI::App* root) {
   auto flags = std::make_shared<RecordFlags>();
   SetHelpPage(app, kPage);
   app->add_option("--out", flags->out, "The CSV file to write.")->type_name("FILE")->required();
-  app->add_option("--telemetry", flags->telemetry, "The source: " + SourceChoices() + "; default auto.")->type_name("SOURCE");
+  app->add_option("--telemetry", flags->telemetry, "The source: " + SourceChoices() + "; default auto.")
+      ->type_name("SOURCE");
   AddNumber(app, "--seconds", &flags->seconds, {0, 1e9, true, false}, "Stop after X seconds; default: at Ctrl-C.");
   AddNumber(app, "--period-ms", &flags->period_ms, {1, 3600000}, "Milliseconds from row to row; default 100.");
   app->add_flag("--force", flags->force, "Overwrite FILE.");

@@ -37,8 +37,8 @@ int DecodedTokens(const RequestTimings& timings) { return std::max(0, timings.ge
 
 void AddTelemetryFlag(CLI::App* app, std::string* telemetry, const std::string& by_default) {
   app->add_option("--telemetry", *telemetry,
-                  "Sensors to count joules with: " + SourceChoices() +
-                      ", none; default " + by_default + "; auto: those of the device that computes. plant:FILE (a profile, or small or "
+                  "Sensors to count joules with: " + SourceChoices() + ", none; default " + by_default +
+                      "; auto: those of the device that computes. plant:FILE (a profile, or small or "
                       "h100) simulates a "
                       "device in virtual time.")
       ->type_name("SOURCE")
@@ -117,7 +117,8 @@ std::string CostText(const CostView& view) {
   if (view.steps == 0) return "";
   const std::string seen = fmt::format("steps predicted within {:.0f} %", 100 * view.error_frac);
   if (!view.profile_error.empty()) return seen + "; " + view.profile_error;
-  if (view.profiled_points == 0) return seen + "; there is no profile of this model here: 'thermoe profile' measures one";
+  if (view.profiled_points == 0)
+    return seen + "; there is no profile of this model here: 'thermoe profile' measures one";
   return seen + fmt::format(", {:.0f} % without what they taught; profile of {} points", 100 * view.profile_error_frac,
                             view.profiled_points);
 }

@@ -16,7 +16,8 @@ namespace thermoe {
 ProfileTarget ProfileTargetOf(const Model& model);
 // Whose points are this model's on this machine, for an engine of that description (Engine::Describe).
 ProfileKey ProfileKeyOf(const Model& model, const std::string& engine, bool quick);
-// Points of the full profile, or of the quick one where there is no other; none where nothing was measured. Errors: ProfileStore's.
+// Points of the full profile, or of the quick one where there is no other; none where nothing was measured. Errors:
+// ProfileStore's.
 Result<std::vector<CostPoint>> LoadProfile(const std::string& path, const Model& model, const std::string& engine);
 
 }  // namespace thermoe

@@ -28,15 +28,18 @@ TEST_F(CalibrateTest, MeasuresPlotsAndResumes) {
   std::vector<std::string> arguments = Arguments();
   arguments.insert(arguments.end(), {"--text-name", "prose", "--plot", Path("front.svg")});
   const Json first = ThermoeJson(arguments);
-  EXPECT_THAT(Keys(first), UnorderedElementsAre("schema_version", "file", "complete", "front_batch1", "front_batch16", "points"));
+  EXPECT_THAT(Keys(first),
+              UnorderedElementsAre("schema_version", "file", "complete", "front_batch1", "front_batch16", "points"));
   ASSERT_GT(first["points"].size(), 5u);
   const Json& plain = first["points"][0];
   EXPECT_EQ(plain["batch16"]["loss_nats"], 0.0);
   EXPECT_EQ(plain["batch1"]["expert_bytes_frac"], 1.0);
   EXPECT_EQ(first["points"][1]["full_slots"], 0);
   EXPECT_NEAR(first["points"][1]["batch1"]["expert_bytes_frac"].get<double>(), 18.0 / 34, 1e-6);
-  EXPECT_NEAR(first["points"][1]["batch16"]["expert_bytes_frac"].get<double>(), 18.0 / 34, 0.02) << "routes change a little";
-  for (const Json& i : first["front_batch16"]) EXPECT_LE(first["points"][i.get<size_t>()]["batch16"]["expert_bytes_frac"], 1.0);
+  EXPECT_NEAR(first["points"][1]["batch16"]["expert_bytes_frac"].get<double>(), 18.0 / 34, 0.02)
+      << "routes change a little";
+  for (const Json& i : first["front_batch16"])
+    EXPECT_LE(first["points"][i.get<size_t>()]["batch16"]["expert_bytes_frac"], 1.0);
   EXPECT_THAT(ReadAll(Path("front.svg")), HasSubstr("<svg"));
 
   // A file cut short goes on and ends the same, byte for byte.

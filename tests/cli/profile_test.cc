@@ -14,7 +14,8 @@ using ::testing::UnorderedElementsAre;
 class ProfileTest : public CliTest {
  protected:
   std::vector<std::string> Arguments(const std::vector<std::string>& more = {}) const {
-    std::vector<std::string> all = {"profile", TinyModel(), "--quick", "--threads", "1", "--store", Path("profiles.sqlite")};
+    std::vector<std::string> all = {
+        "profile", TinyModel(), "--quick", "--threads", "1", "--store", Path("profiles.sqlite")};
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
@@ -22,8 +23,9 @@ class ProfileTest : public CliTest {
 
 TEST_F(ProfileTest, MeasuresKeepsShowsAndPlots) {
   const Json first = ThermoeJson(Arguments({"--json", "--plot", Path("errors.svg")}));
-  EXPECT_THAT(Keys(first), UnorderedElementsAre("schema_version", "model", "device", "store", "measured", "points", "peak_gbps", "peak_gflops",
-                                                "energy_source", "points_with_energy", "held_out", "families", "not_in_build"));
+  EXPECT_THAT(Keys(first), UnorderedElementsAre("schema_version", "model", "device", "store", "measured", "points",
+                                                "peak_gbps", "peak_gflops", "energy_source", "points_with_energy",
+                                                "held_out", "families", "not_in_build"));
   EXPECT_GT(first["measured"], first["points"]) << "held-out points are measured, not learnt from";
   EXPECT_GT(first["held_out"]["points"], 10);
   EXPECT_THAT(ReadAll(Path("errors.svg")), HasSubstr("held-out operations"));
@@ -46,7 +48,8 @@ TEST_F(ProfileTest, MeasuresKeepsShowsAndPlots) {
 TEST_F(ProfileTest, RefusesWhatItCannotUse) {
   ExpectRefused(Arguments({"--show"}), {"profiles.sqlite", "no such file", "thermoe profile"});
   EXPECT_FALSE(std::filesystem::exists(Path("profiles.sqlite"))) << "--show makes nothing";
-  WriteAll(Path("profiles.sqlite"), "this is no database, whatever its name says, and it is long enough to be looked at");
+  WriteAll(Path("profiles.sqlite"),
+           "this is no database, whatever its name says, and it is long enough to be looked at");
   ExpectRefused(Arguments(), {"profiles.sqlite"});
 }
 

@@ -17,7 +17,8 @@ TEST_F(TelemetryCliTest, DoctorSaysWhatIsMissingAndWhy) {
   const Json json = ThermoeJson({"doctor"});
   ASSERT_EQ(json["sources"].size(), 2u);
   for (const Json& source : json["sources"]) {
-    EXPECT_THAT(Keys(source), ::testing::UnorderedElementsAre("name", "error", "slowest_reading_ms", "energy_source", "sensors"));
+    EXPECT_THAT(Keys(source),
+                ::testing::UnorderedElementsAre("name", "error", "slowest_reading_ms", "energy_source", "sensors"));
     EXPECT_EQ(source["energy_source"].is_null(), !source["error"].is_null());
     EXPECT_TRUE(source["error"].is_null() != source["sensors"].empty()) << source;
     for (const Json& sensor : source["sensors"]) {
@@ -29,12 +30,15 @@ TEST_F(TelemetryCliTest, DoctorSaysWhatIsMissingAndWhy) {
   EXPECT_EQ(text.exit_code, 0);
   EXPECT_THAT(text.out, HasSubstr("/proc/stat utilisation"));
   const bool estimates = json["sources"][1]["energy_source"] == "estimate";
-  EXPECT_EQ(text.out.find("joules") != std::string::npos && text.out.find("estimates, and called so") != std::string::npos, estimates);
+  EXPECT_EQ(
+      text.out.find("joules") != std::string::npos && text.out.find("estimates, and called so") != std::string::npos,
+      estimates);
   ExpectRefused({"doctor", "--telemetry", "nvidia"}, {"nvidia", "replay:FILE"});
 }
 
 TEST_F(TelemetryCliTest, DoctorFindsAnNvmlThatIsNamed) {
-  const ProcessResult result = Thermoe({"doctor", "--telemetry", "nvml", "--json"}, "", {{"THERMOE_NVML", THERMOE_FAKE_NVML}});
+  const ProcessResult result =
+      Thermoe({"doctor", "--telemetry", "nvml", "--json"}, "", {{"THERMOE_NVML", THERMOE_FAKE_NVML}});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   const Json json = Json::parse(result.out, nullptr, false);
   ASSERT_TRUE(json.is_object()) << result.out;
@@ -47,13 +51,16 @@ TEST_F(TelemetryCliTest, DoctorFindsAnNvmlThatIsNamed) {
 }
 
 TEST_F(TelemetryCliTest, RecordsARecordingOfARecording) {
-  const Json json = ThermoeJson({"record", "--telemetry", "replay:" + PowerStep(), "--seconds", "0.7", "--period-ms", "50", "--out", Path("a.csv")});
+  const Json json = ThermoeJson({"record", "--telemetry", "replay:" + PowerStep(), "--seconds", "0.7", "--period-ms",
+                                 "50", "--out", Path("a.csv")});
   EXPECT_GE(json["rows"], 10);
   EXPECT_EQ(json["lost_rows"], 0);
   const std::string csv = ReadAll(Path("a.csv"));
   EXPECT_THAT(csv, HasSubstr("gpu_temp_c"));
   EXPECT_THAT(csv, HasSubstr(",34,"));  // the die at the start
-  EXPECT_EQ(ThermoeJson({"record", "--telemetry", "replay:" + Path("a.csv"), "--seconds", "0.2", "--out", Path("b.csv")})["lost_rows"], 0);
+  EXPECT_EQ(ThermoeJson({"record", "--telemetry", "replay:" + Path("a.csv"), "--seconds", "0.2", "--out",
+                         Path("b.csv")})["lost_rows"],
+            0);
 }
 
 TEST_F(TelemetryCliTest, RecordRefusals) {
@@ -61,20 +68,25 @@ TEST_F(TelemetryCliTest, RecordRefusals) {
   ExpectRefused({"record", "--out", Path("there.csv"), "--telemetry", "linux"}, {"there.csv", "--force"});
   EXPECT_EQ(ReadAll(Path("there.csv")), "precious");
   ExpectRefused({"record", "--out", Path("no/such.csv"), "--telemetry", "linux"}, {"no/such.csv", "--out"});
-  ExpectRefused({"record", "--out", Path("x.csv"), "--telemetry", "replay:" + Path("none.csv")}, {"none.csv", "no such file"});
+  ExpectRefused({"record", "--out", Path("x.csv"), "--telemetry", "replay:" + Path("none.csv")},
+                {"none.csv", "no such file"});
   EXPECT_FALSE(std::filesystem::exists(Path("x.csv")));
   WriteAll(Path("bad.csv"), "time_s,gpu_temp_c\n0,hot\n");
-  ExpectRefused({"record", "--out", Path("x.csv"), "--telemetry", "replay:" + Path("bad.csv")}, {"bad.csv", "line 2", "gpu_temp_c"});
+  ExpectRefused({"record", "--out", Path("x.csv"), "--telemetry", "replay:" + Path("bad.csv")},
+                {"bad.csv", "line 2", "gpu_temp_c"});
   if (std::filesystem::exists("/dev/full")) {
-    ExpectRefused({"record", "--out", "/dev/full", "--telemetry", "linux", "--seconds", "1"}, {"/dev/full", "No space left"});
+    ExpectRefused({"record", "--out", "/dev/full", "--telemetry", "linux", "--seconds", "1"},
+                  {"/dev/full", "No space left"});
   }
 }
 
 TEST_F(TelemetryCliTest, DoctorDoesNotHangWithTheDriver) {
-  const ProcessResult slow = Thermoe({"doctor", "--telemetry", "nvml"}, "", {{"THERMOE_NVML", THERMOE_FAKE_NVML}, {"FAKE_NVML_DELAY_MS", "40"}});
+  const ProcessResult slow = Thermoe({"doctor", "--telemetry", "nvml"}, "",
+                                     {{"THERMOE_NVML", THERMOE_FAKE_NVML}, {"FAKE_NVML_DELAY_MS", "40"}});
   EXPECT_EQ(slow.exit_code, 0) << slow.err;
   EXPECT_THAT(slow.out, HasSubstr("slow: one took"));
-  const ProcessResult hung = Thermoe({"doctor", "--telemetry", "nvml"}, "", {{"THERMOE_NVML", THERMOE_FAKE_NVML}, {"FAKE_NVML_DELAY_MS", "60000"}});
+  const ProcessResult hung = Thermoe({"doctor", "--telemetry", "nvml"}, "",
+                                     {{"THERMOE_NVML", THERMOE_FAKE_NVML}, {"FAKE_NVML_DELAY_MS", "60000"}});
   EXPECT_EQ(hung.exit_code, 2);
   EXPECT_THAT(hung.err, HasSubstr("no answer within 6 s"));
 }
@@ -127,7 +139,8 @@ TEST_F(TelemetryCliTest, JoulesWithoutAReadingAreCalledEstimates) {
 }
 
 TEST_F(TelemetryCliTest, BenchUnderThePlant) {
-  const std::vector<std::string> flags = {"bench", "--prefill", "32", "--decode", "8", "--batch", "4", "--repeat", "2", "--telemetry", "plant:small"};
+  const std::vector<std::string> flags = {"bench", "--prefill", "32", "--decode",    "8",          "--batch",
+                                          "4",     "--repeat",  "2",  "--telemetry", "plant:small"};
   const Json json = ThermoeJson(flags);
   EXPECT_EQ(json["device"]["telemetry"]["simulated"], true);
   EXPECT_TRUE(json["device"]["memory_read_gbps"].is_null());

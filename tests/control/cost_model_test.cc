@@ -163,7 +163,8 @@ TEST(CostModel, FallsBackToTheRoofline) {
 TEST(CostModel, IsLessCertainAwayFromPoints) {
   const KernelCostModel model(LinearPoints());
   const double at = model.Predict(Linear(16)).uncertainty_frac, between = model.Predict(Linear(23)).uncertainty_frac;
-  const double outside = model.Predict(Linear(128)).uncertainty_frac, far = model.Predict(Linear(1024)).uncertainty_frac;
+  const double outside = model.Predict(Linear(128)).uncertainty_frac,
+               far = model.Predict(Linear(1024)).uncertainty_frac;
   EXPECT_LT(at, between);
   EXPECT_LT(between, outside);
   EXPECT_LT(outside, far);

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "control/cost/profiler.h"
-
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -13,6 +11,7 @@
 #include <set>
 
 #include "control/cost/profile_store.h"
+#include "control/cost/profiler.h"
 #include "engine/profile_target.h"
 #include "support/fixtures.h"
 
@@ -35,7 +34,8 @@ std::unique_ptr<Profiler> MakeProfiler(const Model& model) {
 }
 
 TEST(Profiler, PlansEveryFamilyOfTheBuildOnce) {
-  const auto native = OpenModel(EmberPath()), nested = OpenModel(EmberPath(), ExpertStorage::kNested), shared = OpenModel(FixturePath("qwen2moe"));
+  const auto native = OpenModel(EmberPath()), nested = OpenModel(EmberPath(), ExpertStorage::kNested),
+             shared = OpenModel(FixturePath("qwen2moe"));
   std::set<Family> planned;
   for (const auto& model : {native, nested, shared}) {
     for (const bool quick : {true, false}) {
@@ -81,7 +81,9 @@ TEST(Profiler, MeasuresEnergyByACounter) {
   EXPECT_NEAR(watts[watts.size() / 2], 12, 1.5);
 
   // A counter that rests, or is lost, measures nothing and ends.
-  options.energy_j = [&]() -> std::optional<double> { return ++readings % 3 == 0 ? std::nullopt : std::optional<double>(7.0); };
+  options.energy_j = [&]() -> std::optional<double> {
+    return ++readings % 3 == 0 ? std::nullopt : std::optional<double>(7.0);
+  };
   const auto resting = std::move(Profiler::Create(ProfileTargetOf(*model), options)).value();
   bool measured = false;
   const auto unknown = [&](const CostPoint& point) {
@@ -144,7 +146,8 @@ TEST(Profiler, MeasuresAllAndGoesOnWhereItStopped) {
   options.profile_path = path;
   {
     const auto store_as_engine = std::move(ProfileStore::Open(path)).value();
-    for (const CostPoint& point : points) ASSERT_TRUE(store_as_engine->Add(ProfileKeyOf(*model, profiler->Describe(), true), point).ok());
+    for (const CostPoint& point : points)
+      ASSERT_TRUE(store_as_engine->Add(ProfileKeyOf(*model, profiler->Describe(), true), point).ok());
   }
   Request few;
   few.prompt = {1, 2, 3, 4};

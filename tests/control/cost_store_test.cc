@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "control/cost/profile_store.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sqlite3.h>
@@ -8,6 +6,8 @@
 
 #include <filesystem>
 #include <fstream>
+
+#include "control/cost/profile_store.h"
 
 namespace thermoe {
 namespace {
@@ -112,8 +112,10 @@ TEST_F(ProfileStoreTest, KeepsKeysApartAndShapesOnce) {
   CostPoint again = MakePoint(1);
   again.latency_us = 2;
   ASSERT_TRUE(store->Add(kKey, again).ok());
-  for (ProfileKey other : {ProfileKey{"b", kKey.backend, kKey.model, kKey.build}, ProfileKey{kKey.device, "b", kKey.model, kKey.build},
-                           ProfileKey{kKey.device, kKey.backend, "b", kKey.build}, ProfileKey{kKey.device, kKey.backend, kKey.model, "b"}}) {
+  for (ProfileKey other :
+       {ProfileKey{"b", kKey.backend, kKey.model, kKey.build}, ProfileKey{kKey.device, "b", kKey.model, kKey.build},
+        ProfileKey{kKey.device, kKey.backend, "b", kKey.build},
+        ProfileKey{kKey.device, kKey.backend, kKey.model, "b"}}) {
     EXPECT_TRUE(store->Load(other)->empty());
   }
   ASSERT_EQ(store->Load(kKey)->size(), 1u);

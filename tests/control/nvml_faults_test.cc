@@ -29,10 +29,10 @@ class NvmlFaultsTest : public NvmlFixture {
   void CheckWithin300Ms(const Snapshot& snapshot) {
     const struct {
       FakeCall call;
-      std::optional<double> Snapshot::* field;
-    } calls[] = {{kFakeEnergy, &Snapshot::energy_j}, {kFakeTemperature, &Snapshot::temp_c}, {kFakeMargin, &Snapshot::temp_margin_c},
-                 {kFakeUtilization, &Snapshot::utilisation_frac}, {kFakeClock, &Snapshot::clock_mhz},
-                 {kFakeFieldValues, &Snapshot::power_instant_w}};
+      std::optional<double> Snapshot::*field;
+    } calls[] = {{kFakeEnergy, &Snapshot::energy_j},      {kFakeTemperature, &Snapshot::temp_c},
+                 {kFakeMargin, &Snapshot::temp_margin_c}, {kFakeUtilization, &Snapshot::utilisation_frac},
+                 {kFakeClock, &Snapshot::clock_mhz},      {kFakeFieldValues, &Snapshot::power_instant_w}};
     for (const auto& [call, field] : calls) {
       double& since_s = failing_since_s_[call];
       if (fake_->ret[call] == 0) since_s = snapshot.time_s;
@@ -81,9 +81,10 @@ class NvmlFaultsTest : public NvmlFixture {
         counting_ = true;
         break;
       case 9: {
-        unsigned* const values[] = {&fake_->power_mw,      &fake_->limit_mw,       &fake_->instant_mw, &fake_->temperature_c,
-                                    &fake_->memory_temp_c, &fake_->threshold_c[0], &fake_->sm_mhz,     &fake_->threshold_c[1],
-                                    &fake_->gpu_percent,   &fake_->memory_percent, &fake_->memory_mhz, &fake_->max_sm_mhz};
+        unsigned* const values[] = {&fake_->power_mw,       &fake_->limit_mw,       &fake_->instant_mw,
+                                    &fake_->temperature_c,  &fake_->memory_temp_c,  &fake_->threshold_c[0],
+                                    &fake_->sm_mhz,         &fake_->threshold_c[1], &fake_->gpu_percent,
+                                    &fake_->memory_percent, &fake_->memory_mhz,     &fake_->max_sm_mhz};
         *values[random->Below(12)] = RandomNumber(random);
         break;
       }
@@ -99,9 +100,14 @@ class NvmlFaultsTest : public NvmlFixture {
 };
 
 TEST_F(NvmlFaultsTest, TenThousandRandomSequences) {
-  const std::vector<const char*> optional_symbols = {
-      "nvmlShutdown", "nvmlErrorString", "nvmlDeviceGetUUID", "nvmlDeviceGetTotalEnergyConsumption",
-      "nvmlDeviceGetPowerUsage", "nvmlDeviceGetFieldValues", "nvmlDeviceGetTemperature", "nvmlDeviceGetUtilizationRates"};
+  const std::vector<const char*> optional_symbols = {"nvmlShutdown",
+                                                     "nvmlErrorString",
+                                                     "nvmlDeviceGetUUID",
+                                                     "nvmlDeviceGetTotalEnergyConsumption",
+                                                     "nvmlDeviceGetPowerUsage",
+                                                     "nvmlDeviceGetFieldValues",
+                                                     "nvmlDeviceGetTemperature",
+                                                     "nvmlDeviceGetUtilizationRates"};
   int ok = 0, stale = 0, lost = 0;
   for (uint64_t seed = 0; seed < kSequences && !HasFailure(); ++seed) {
     SCOPED_TRACE(::testing::Message() << "seed " << seed);

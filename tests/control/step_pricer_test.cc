@@ -40,7 +40,8 @@ StepRecord RecordOf(const ModelShape& model, int32_t rows, int32_t experts) {
   record.layers.assign(model.layers.size(), layer);
   StepShape step = StepShapeFrom(record, model);
   step.decode_positions = 100 * rows;
-  for (const PlannedOperation& operation : OperationsOfStep(model, step)) record.kv_bytes += CostOf(operation.shape).kv_bytes;
+  for (const PlannedOperation& operation : OperationsOfStep(model, step))
+    record.kv_bytes += CostOf(operation.shape).kv_bytes;
   return record;
 }
 
@@ -48,8 +49,8 @@ StepRecord RecordOf(const ModelShape& model, int32_t rows, int32_t experts) {
 void SetTimes(const ModelShape& model, double factor, StepRecord* record) {
   const StepPrediction blind = KernelCostModel().PredictStep(model, StepShapeFrom(*record, model));
   StageTimes& times = record->times;
-  double StageTimes::* const stages[] = {&StageTimes::embed_us,   &StageTimes::attention_us, &StageTimes::gate_us,
-                                         &StageTimes::experts_us, &StageTimes::logits_us,    &StageTimes::sample_us};
+  double StageTimes::*const stages[] = {&StageTimes::embed_us,   &StageTimes::attention_us, &StageTimes::gate_us,
+                                        &StageTimes::experts_us, &StageTimes::logits_us,    &StageTimes::sample_us};
   for (size_t s = 0; s < kStages; ++s) times.total_us += times.*stages[s] = factor * blind.stage_us[s] + 0.5;
 }
 
@@ -89,7 +90,8 @@ TEST(StepPricer, KnowsRatesBeforeAnyStep) {
   EXPECT_LT(pricer.DecodeBytesPerSecond(), 10e9);
   EXPECT_GT(pricer.PrefillFlopsPerSecond(256), 5e9);
   EXPECT_LE(pricer.PrefillFlopsPerSecond(256), 20e9);
-  EXPECT_LT(pricer.PrefillFlopsPerSecond(1), pricer.PrefillFlopsPerSecond(100000)) << "longer than the context: the context";
+  EXPECT_LT(pricer.PrefillFlopsPerSecond(1), pricer.PrefillFlopsPerSecond(100000))
+      << "longer than the context: the context";
 }
 
 }  // namespace

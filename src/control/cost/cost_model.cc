@@ -14,7 +14,8 @@ namespace thermoe {
 namespace {
 
 // Uncertainty, one standard deviation, relative. A point that is alone cannot know its own bias: at least kPointFrac.
-// Between points it grows with the distance (in octaves) to the nearest; beyond the edge faster, for no second point holds it.
+// Between points it grows with the distance (in octaves) to the nearest; beyond the edge faster, for no second point
+// holds it.
 constexpr double kPointFrac = 0.02;
 constexpr double kPerOctaveInside = 0.05;
 constexpr double kPerOctaveOutside = 0.25;
@@ -22,7 +23,9 @@ constexpr double kRooflineKnownFamily = 0.5;  // the family was measured at othe
 constexpr double kRooflineFrac = 1.0;
 constexpr double kLogOctave = 0.6931471805599453;
 
-bool IsMixed(const OperationShape& shape) { return IsExpert(shape.family) && shape.slots_full > 0 && shape.slots_hi > 0; }
+bool IsMixed(const OperationShape& shape) {
+  return IsExpert(shape.family) && shape.slots_full > 0 && shape.slots_hi > 0;
+}
 
 double LogOf(double value) { return std::log(std::max(value, 1e-3)); }
 
@@ -127,9 +130,9 @@ KernelCostModel::Key KernelCostModel::KeyOf(const OperationShape& shape) {
           shape.matrix.rows, shape.matrix.cols, shape.kv_heads,  shape.rope_dim};
 }
 
-// Experts: how many, and slots of each. Decode attention: rows, and positions of each: whole blocks of keys once there is more than
-// one, for a block is computed as a whole. Prefill: rows, and positions over those of a prompt without a past, which makes latency a
-// product of powers of both. All others: rows.
+// Experts: how many, and slots of each. Decode attention: rows, and positions of each: whole blocks of keys once there
+// is more than one, for a block is computed as a whole. Prefill: rows, and positions over those of a prompt without a
+// past, which makes latency a product of powers of both. All others: rows.
 KernelCostModel::Coords KernelCostModel::CoordsOf(const OperationShape& shape) {
   const auto tokens = static_cast<double>(shape.tokens);
   if (IsExpert(shape.family)) {
@@ -141,14 +144,15 @@ KernelCostModel::Coords KernelCostModel::CoordsOf(const OperationShape& shape) {
     const double each = positions / std::max(tokens, 1.0);
     return {LogOf(tokens), LogOf(each <= kKvBlock ? each : kKvBlock * std::ceil(each / kKvBlock))};
   }
-  if (shape.family == Family::kAttentionPrefill) return {LogOf(tokens), LogOf(positions / std::max(tokens * (tokens + 1) / 2, 1.0))};
+  if (shape.family == Family::kAttentionPrefill)
+    return {LogOf(tokens), LogOf(positions / std::max(tokens * (tokens + 1) / 2, 1.0))};
   return {0, LogOf(tokens)};
 }
 
 KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPrices& prices) : prices_(prices) {
   std::erase_if(points, [](const CostPoint& point) {
-    return point.held_out || !std::isfinite(point.latency_us) || point.latency_us <= 0 || !InfoOf(point.shape.family).in_build ||
-           IsMixed(point.shape);
+    return point.held_out || !std::isfinite(point.latency_us) || point.latency_us <= 0 ||
+           !InfoOf(point.shape.family).in_build || IsMixed(point.shape);
   });
   points_ = points.size();
   if (points.empty()) return;
@@ -186,7 +190,8 @@ KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPric
   for (size_t f = 0; f < ratios.size(); ++f) slowness_[f] = Median(std::move(ratios[f]));
 }
 
-// Noise can make a larger operation look faster. Pooling along each axis takes out most of it without bias; what is left is lifted.
+// Noise can make a larger operation look faster. Pooling along each axis takes out most of it without bias; what is
+// left is lifted.
 void KernelCostModel::MakeMonotone(Table* table) {
   for (int round = 0; round < 4; ++round) {
     for (Line& line : table->lines) {
@@ -213,7 +218,8 @@ void KernelCostModel::MakeMonotone(Table* table) {
 
 KernelCostModel::Reading KernelCostModel::ReadLine(const Line& line, double y) {
   const std::vector<Node>& nodes = line.nodes;
-  const auto above = std::lower_bound(nodes.begin(), nodes.end(), y, [](const Node& node, double at) { return node.y < at; });
+  const auto above =
+      std::lower_bound(nodes.begin(), nodes.end(), y, [](const Node& node, double at) { return node.y < at; });
   if (above != nodes.end() && above->y == y) return {above->log_latency, above->spread_frac, 0, above->watts, false};
   if (above == nodes.begin() || above == nodes.end()) {
     // Beyond the edge: on along the last segment, at most proportionally to size.
@@ -242,7 +248,8 @@ KernelCostModel::Reading KernelCostModel::Read(const Table& table, const Coords&
     }
     return reading;
   };
-  const auto found = std::lower_bound(lines.begin(), lines.end(), at[0], [](const Line& line, double x) { return line.x < x; });
+  const auto found =
+      std::lower_bound(lines.begin(), lines.end(), at[0], [](const Line& line, double x) { return line.x < x; });
   const std::ptrdiff_t above = found - lines.begin(), count = std::ssize(lines);
   if (above < count && found->x == at[0]) return read(above);
   if (above == 0 || above == count) {
@@ -319,10 +326,12 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
     }
     return one;
   }
-  // Jobs of both kinds share a call, its forks and its threads: each kind costs its share of a call of as many jobs like its own.
+  // Jobs of both kinds share a call, its forks and its threads: each kind costs its share of a call of as many jobs
+  // like its own.
   double full_w = 0, hi_w = 0;
   const CostPrediction full = Single(AllLike(shape, true), &full_w), hi = Single(AllLike(shape, false), &hi_w);
-  const double share = static_cast<double>(shape.experts_full) / static_cast<double>(shape.experts_full + shape.experts_hi);
+  const double share =
+      static_cast<double>(shape.experts_full) / static_cast<double>(shape.experts_full + shape.experts_hi);
   const double full_us = share * full.latency_us, hi_us = (1 - share) * hi.latency_us;
   CostPrediction sum;
   sum.basis = std::max(full.basis, hi.basis);
@@ -334,7 +343,8 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
 }
 
 // The five costs that follow from latency.
-void KernelCostModel::Finish(const OperationShape& shape, double watts, const Snapshot* now, CostPrediction* prediction) const {
+void KernelCostModel::Finish(const OperationShape& shape, double watts, const Snapshot* now,
+                             CostPrediction* prediction) const {
   const kernels::OpCost cost = CostOf(shape);
   const double bytes = BytesOf(cost), seconds = prediction->latency_us * 1e-6;
   prediction->memory_bytes = bytes;
@@ -357,7 +367,8 @@ void KernelCostModel::Finish(const OperationShape& shape, double watts, const Sn
 CostPrediction KernelCostModel::Predict(const OperationShape& shape, const Snapshot* now) const {
   double watts = 0;
   CostPrediction prediction = Plain(shape, &watts);
-  if (const Stage stage = StageOf(shape.family); stage != Stage::kNone) prediction.latency_us *= correction(stage).factor();
+  if (const Stage stage = StageOf(shape.family); stage != Stage::kNone)
+    prediction.latency_us *= correction(stage).factor();
   Finish(shape, watts, now, &prediction);
   return prediction;
 }
@@ -432,14 +443,18 @@ std::optional<LearntStep> KernelCostModel::Learn(const ModelShape& model, const 
 }
 
 std::string KernelCostModel::Describe() const {
-  std::string text = fmt::format("{} points; the most that one reached: {:.1f} GB/s, {:.1f} GFLOP/s; the shortest call {:.2f} us\n",
-                                 points_, peak_gbps(), peak_gflops(), call_us_);
+  std::string text =
+      fmt::format("{} points; the most that one reached: {:.1f} GB/s, {:.1f} GFLOP/s; the shortest call {:.2f} us\n",
+                  points_, peak_gbps(), peak_gflops(), call_us_);
   for (const auto& [key, table] : tables_) {
     const auto& [family, type, down, interleaved, rows, cols, kv_heads, rope] = key;
     text += fmt::format("\n{} {} {}x{}\n", InfoOf(family).name, TraitsOf(type).name, rows, cols);
     for (const Line& line : table.lines) {
-      text += table.lines.size() > 1 ? fmt::format("  {} {:.0f}:", IsExpert(family) ? "experts" : "rows", std::exp(line.x)) : " ";
-      for (const Node& node : line.nodes) text += fmt::format(" {:.4g}: {:.4g} us", std::exp(node.y), std::exp(node.log_latency));
+      text += table.lines.size() > 1
+                  ? fmt::format("  {} {:.0f}:", IsExpert(family) ? "experts" : "rows", std::exp(line.x))
+                  : " ";
+      for (const Node& node : line.nodes)
+        text += fmt::format(" {:.4g}: {:.4g} us", std::exp(node.y), std::exp(node.log_latency));
       text += '\n';
     }
   }

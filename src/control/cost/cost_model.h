@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // KernelCostModel: what an operation would cost, as a pure function of measured points and an operation's shape.
 //
-// A table of points belongs to a family, weight type and matrix. Inside its grid: piecewise linear in the logarithms of size and
-// latency. Where nothing was measured: a roofline, at the speed that the family reached elsewhere. Predictions never fall when an
-// operation grows.
+// A table of points belongs to a family, weight type and matrix. Inside its grid: piecewise linear in the logarithms of
+// size and latency. Where nothing was measured: a roofline, at the speed that the family reached elsewhere. Predictions
+// never fall when an operation grows.
 #pragma once
 
 #include <array>
@@ -23,15 +23,15 @@ namespace thermoe {
 // One measured operation.
 struct CostPoint {
   OperationShape shape;
-  double latency_us = 0;       // lower quartile of the visits
-  double spread_frac = 0;      // half the distance of the visits' quartiles, over latency_us
+  double latency_us = 0;           // lower quartile of the visits
+  double spread_frac = 0;          // half the distance of the visits' quartiles, over latency_us
   std::optional<double> energy_j;  // of one call, idle power included; unknown without a counter
   double bytes = 0, flops = 0;     // CostOf(shape)
   bool held_out = false;           // measured to test predictions; the model does not read it
 };
 
-// What turns bytes, FLOPs and time into joules and degrees where no counter measures them. Energy predicted from these is always
-// marked as an estimate. Defaults: the order of size of one server core and its memory.
+// What turns bytes, FLOPs and time into joules and degrees where no counter measures them. Energy predicted from these
+// is always marked as an estimate. Defaults: the order of size of one server core and its memory.
 struct EnergyPrices {
   double idle_w = 5;
   double j_per_byte = 60e-12;
@@ -49,11 +49,11 @@ const char* PredictionBasisName(PredictionBasis basis);  // "grid", "outside", "
 struct CostPrediction {
   double latency_us = 0;
   double energy_j = 0;
-  bool energy_measured = false;  // from a counter, else an estimate
-  double temp_rise_c = 0;        // an estimate: of the die if no heat flowed away
-  double memory_bytes = 0;       // moved: weights, activations, keys and values
+  bool energy_measured = false;                                      // from a counter, else an estimate
+  double temp_rise_c = 0;                                            // an estimate: of the die if no heat flowed away
+  double memory_bytes = 0;                                           // moved: weights, activations, keys and values
   double compute_utilisation_frac = 0, memory_utilisation_frac = 0;  // of the most that any point reached
-  double uncertainty_frac = 0;  // one standard deviation of latency, relative
+  double uncertainty_frac = 0;                                       // one standard deviation of latency, relative
   PredictionBasis basis = PredictionBasis::kGrid;
 };
 
@@ -62,7 +62,8 @@ struct StepPrediction {
   std::array<double, kStages> stage_us = {};  // by Stage, corrected; they sum to total.latency_us
 };
 
-// A step that was learnt: what its stages took, and what they were predicted to take just before, corrected and as profiled.
+// A step that was learnt: what its stages took, and what they were predicted to take just before, corrected and as
+// profiled.
 struct LearntStep {
   double measured_us = 0, corrected_us = 0, plain_us = 0;
 };
@@ -73,13 +74,14 @@ class KernelCostModel {
   // Points that were held out, are not finite or not above 0 are left out.
   explicit KernelCostModel(std::vector<CostPoint> points, const EnergyPrices& prices = {});
 
-  // One call. Family factors of the correction apply, offsets (of whole stages) do not. `now`: the power it shows prices the
-  // time of operations whose energy was not measured. Operations that are not in this build cost 0 with uncertainty 1.
+  // One call. Family factors of the correction apply, offsets (of whole stages) do not. `now`: the power it shows
+  // prices the time of operations whose energy was not measured. Operations that are not in this build cost 0 with
+  // uncertainty 1.
   CostPrediction Predict(const OperationShape& shape, const Snapshot* now = nullptr) const;
   StepPrediction PredictStep(const ModelShape& model, const StepShape& step, const Snapshot* now = nullptr) const;
 
-  // Learns from what a step took. Nothing when the record cannot be true (times missing, not finite, absurd) and was ignored.
-  // Allocates only for the first record of a model.
+  // Learns from what a step took. Nothing when the record cannot be true (times missing, not finite, absurd) and was
+  // ignored. Allocates only for the first record of a model.
   std::optional<LearntStep> Learn(const ModelShape& model, const StepRecord& record);
   const StageCorrection& correction(Stage stage) const { return corrections_[static_cast<size_t>(stage)]; }
 
@@ -132,7 +134,8 @@ class KernelCostModel {
   std::vector<PlannedOperation> learnt_plan_;
 };
 
-// A stage of a family's operations when they are looked at alone. Norm and add, which several stages use, belong to attention.
+// A stage of a family's operations when they are looked at alone. Norm and add, which several stages use, belong to
+// attention.
 Stage StageOf(Family family);
 
 // How far predictions are from measured points that the model has not seen.

@@ -54,7 +54,8 @@ WeightMatrix MatrixOf(const MatrixShape& shape, DType type) {
 kernels::OpCost ExpertCostOf(const OperationShape& shape) {
   FfnWeights expert;
   expert.gate = expert.up = MatrixOf(shape.matrix, shape.matrix.type);
-  expert.down = MatrixOf({shape.down_type, shape.matrix.cols, shape.matrix.rows, shape.matrix.interleaved}, shape.down_type);
+  expert.down =
+      MatrixOf({shape.down_type, shape.matrix.cols, shape.matrix.rows, shape.matrix.interleaved}, shape.down_type);
   LayerRecord record;
   record.distinct_experts = static_cast<int32_t>(shape.experts);
   record.distinct_full_experts = static_cast<int32_t>(shape.experts_full);
@@ -63,12 +64,15 @@ kernels::OpCost ExpertCostOf(const OperationShape& shape) {
   return kernels::ExpertsCost({&expert, 1}, record);
 }
 
-
 // Collects the calls of one step.
 class StepPlan {
  public:
   StepPlan(const ModelShape& model, const StepShape& step, std::vector<PlannedOperation>* plan)
-      : model_(model), config_(model.config), step_(step), tokens_(step.prefill_tokens + step.decode_tokens), plan_(*plan) {}
+      : model_(model),
+        config_(model.config),
+        step_(step),
+        tokens_(step.prefill_tokens + step.decode_tokens),
+        plan_(*plan) {}
 
   void Make() {
     plan_.clear();
@@ -110,7 +114,8 @@ class StepPlan {
       Add(Family::kRope, {DType::kF32, 1, width, false}, tokens_).rope_dim = config_.attention.rope_dim;
     }
     AddRows(Family::kStoreKv, tokens_, kv_width);
-    AddAttention(Family::kAttentionPrefill, step_.prefill_tokens, step_.prefill_positions, step_.prefill_distinct_positions);
+    AddAttention(Family::kAttentionPrefill, step_.prefill_tokens, step_.prefill_positions,
+                 step_.prefill_distinct_positions);
     AddAttention(Family::kAttentionDecode, step_.decode_tokens, step_.decode_positions, step_.decode_positions);
     Add(Family::kLinearO, layer.o, tokens_);
     AddRows(Family::kAdd, tokens_, config_.hidden);
@@ -133,7 +138,7 @@ class StepPlan {
 
   void ExpertStage(const LayerShape& layer, const LayerUse& use) {
     stage_ = Stage::kExperts;
-    const Family family = !model_.nested       ? Family::kExpertNative
+    const Family family = !model_.nested      ? Family::kExpertNative
                           : use.slots_hi == 0 ? Family::kExpertNestedBoth
                                               : Family::kExpertNestedHi;
     OperationShape& shape = Add(family, layer.expert_gate, tokens_);
@@ -183,7 +188,9 @@ const FamilyInfo* FindFamily(std::string_view name) {
   return nullptr;
 }
 
-MatrixShape ShapeOf(const WeightMatrix& matrix) { return {matrix.type, matrix.rows, matrix.cols, matrix.interleaved()}; }
+MatrixShape ShapeOf(const WeightMatrix& matrix) {
+  return {matrix.type, matrix.rows, matrix.cols, matrix.interleaved()};
+}
 
 kernels::OpCost CostOf(const OperationShape& shape) {
   const MatrixShape& matrix = shape.matrix;
@@ -201,8 +208,9 @@ kernels::OpCost CostOf(const OperationShape& shape) {
     case Family::kStoreKv: return kernels::StoreKvCost(shape.tokens, matrix.cols);
     case Family::kAttentionPrefill:
     case Family::kAttentionDecode:
-      return kernels::AttentionCost(shape.tokens, shape.positions, shape.distinct_positions, static_cast<int32_t>(matrix.rows),
-                                    shape.kv_heads, static_cast<int32_t>(matrix.cols));
+      return kernels::AttentionCost(shape.tokens, shape.positions, shape.distinct_positions,
+                                    static_cast<int32_t>(matrix.rows), shape.kv_heads,
+                                    static_cast<int32_t>(matrix.cols));
     case Family::kClamp: return kernels::ClampCost(shape.tokens, matrix.cols);
     case Family::kSelect: return kernels::SelectCost(shape.tokens, matrix.cols, matrix.rows);
     case Family::kExpertNative:
@@ -231,15 +239,17 @@ std::string TextOf(const OperationShape& shape) {
   if (shape.kv_heads > 0) text += fmt::format(" kv heads {}", shape.kv_heads);
   if (shape.rope_dim > 0) text += fmt::format(" rope {}", shape.rope_dim);
   text += fmt::format(" tokens {}", shape.tokens);
-  if (IsAttention(shape.family)) text += fmt::format(" positions {} distinct {}", shape.positions, shape.distinct_positions);
+  if (IsAttention(shape.family))
+    text += fmt::format(" positions {} distinct {}", shape.positions, shape.distinct_positions);
   if (IsExpert(shape.family)) {
-    text += fmt::format(" experts {} full {} hi {} slots full {} hi {}", shape.experts, shape.experts_full, shape.experts_hi,
-                        shape.slots_full, shape.slots_hi);
+    text += fmt::format(" experts {} full {} hi {} slots full {} hi {}", shape.experts, shape.experts_full,
+                        shape.experts_hi, shape.slots_full, shape.slots_hi);
   }
   return text;
 }
 
-ModelShape ShapeOf(const ModelConfig& config, const ModelWeights& weights, std::span<const std::span<const FfnWeights>> experts) {
+ModelShape ShapeOf(const ModelConfig& config, const ModelWeights& weights,
+                   std::span<const std::span<const FfnWeights>> experts) {
   THERMOE_CHECK(experts.size() == weights.layers.size());
   ModelShape shape;
   shape.config = config;
@@ -300,8 +310,8 @@ void StepShapeFrom(const StepRecord& record, const ModelShape& model, StepShape*
     step.prefill_positions = step.prefill_tokens * (first + std::max(last, first)) / 2;
   }
   for (const LayerRecord& layer : record.layers) {
-    step.layers.push_back({layer.distinct_experts, layer.distinct_full_experts, layer.distinct_hi_experts, layer.slots_full,
-                           layer.slots_hi});
+    step.layers.push_back({layer.distinct_experts, layer.distinct_full_experts, layer.distinct_hi_experts,
+                           layer.slots_full, layer.slots_hi});
   }
   *into = std::move(step);
 }

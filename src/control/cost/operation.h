@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The list of everything that the engine launches, as plain data: families, shapes, and which operations a step consists of.
+// The list of everything that the engine launches, as plain data: families, shapes, and which operations a step
+// consists of.
 #pragma once
 
 #include <array>
@@ -18,19 +19,44 @@ namespace thermoe {
 
 // Operations that share a curve of cost. Linear products are told apart by role: what lies around them differs.
 enum class Family : uint8_t {
-  kEmbed, kNorm,
-  kLinearQ, kLinearK, kLinearV, kLinearO, kLinearGate, kLinearShared, kLinearOutput,
-  kRope, kStoreKv, kAttentionPrefill, kAttentionDecode, kClamp, kSelect,
-  kExpertNative, kExpertNestedBoth, kExpertNestedHi,  // kExpertNestedHi: with slots_full > 0 a mixed step
-  kSwiGlu, kAdd, kSample,
+  kEmbed,
+  kNorm,
+  kLinearQ,
+  kLinearK,
+  kLinearV,
+  kLinearO,
+  kLinearGate,
+  kLinearShared,
+  kLinearOutput,
+  kRope,
+  kStoreKv,
+  kAttentionPrefill,
+  kAttentionDecode,
+  kClamp,
+  kSelect,
+  kExpertNative,
+  kExpertNestedBoth,
+  kExpertNestedHi,  // kExpertNestedHi: with slots_full > 0 a mixed step
+  kSwiGlu,
+  kAdd,
+  kSample,
   // Test-time training and the adaptive router: places for operations that this build does not have.
-  kTttBackward, kTttOptimiser, kTttPseudoLabels, kTttFeatureAlignment, kAdapterForward, kAdapterUpdate, kTttGuard,
+  kTttBackward,
+  kTttOptimiser,
+  kTttPseudoLabels,
+  kTttFeatureAlignment,
+  kAdapterForward,
+  kAdapterUpdate,
+  kTttGuard,
 };
 inline constexpr int kFamilies = 28;
 inline bool IsExpert(Family family) { return family >= Family::kExpertNative && family <= Family::kExpertNestedHi; }
-inline bool IsAttention(Family family) { return family == Family::kAttentionPrefill || family == Family::kAttentionDecode; }
+inline bool IsAttention(Family family) {
+  return family == Family::kAttentionPrefill || family == Family::kAttentionDecode;
+}
 
-// Rows of the output matrix's product that the forward pass computes at once (forward/step.h; engine/profile_target.cc checks).
+// Rows of the output matrix's product that the forward pass computes at once (forward/step.h; engine/profile_target.cc
+// checks).
 inline constexpr int64_t kLogitRows = 32;
 
 // The parts of a step whose wall time a StepRecord holds.
@@ -65,11 +91,11 @@ struct OperationShape {
   // Weights: their shape. Attention: [heads, head_dim]. Select: [K, E]. Experts: the gate matrix, [F, D].
   // Norm, rope, store, add, SwiGLU, clamp, sample: [1, width of a row].
   MatrixShape matrix;
-  DType down_type = DType::kF32;  // experts
-  int32_t kv_heads = 0;           // attention
-  int32_t rope_dim = 0;           // rope
-  int64_t tokens = 0;             // rows that go in
-  int64_t positions = 0;          // attention: keys that the rows see, summed
+  DType down_type = DType::kF32;   // experts
+  int32_t kv_heads = 0;            // attention
+  int32_t rope_dim = 0;            // rope
+  int64_t tokens = 0;              // rows that go in
+  int64_t positions = 0;           // attention: keys that the rows see, summed
   int64_t distinct_positions = 0;  // attention: shared ones counted once
   // Experts. An expert may be in both counts; `experts` counts it once.
   int64_t experts = 0, experts_full = 0, experts_hi = 0;
@@ -87,9 +113,9 @@ std::string TextOf(const OperationShape& shape);
 
 struct LayerShape {
   MatrixShape q, k, v, o, gate;
-  MatrixShape expert_gate, expert_down;  // of one expert; up has gate's shape
+  MatrixShape expert_gate, expert_down;                               // of one expert; up has gate's shape
   MatrixShape shared_gate_proj, shared_up, shared_down, shared_gate;  // rows 0: the model has none
-  int64_t q_norm = 0, k_norm = 0;        // widths of their gains; 0: none
+  int64_t q_norm = 0, k_norm = 0;                                     // widths of their gains; 0: none
 };
 
 // A model as the cost model sees it: sizes and types, no weights.
@@ -100,7 +126,8 @@ struct ModelShape {
   bool nested = false;
 };
 // `experts`: [L][E], as the expert store keeps them.
-ModelShape ShapeOf(const ModelConfig& config, const ModelWeights& weights, std::span<const std::span<const FfnWeights>> experts);
+ModelShape ShapeOf(const ModelConfig& config, const ModelWeights& weights,
+                   std::span<const std::span<const FfnWeights>> experts);
 
 // What one MoE layer of a step reads.
 struct LayerUse {
@@ -115,8 +142,8 @@ struct StepShape {
   std::vector<LayerUse> layers;  // [L]
 };
 
-// What a step was. Context comes from its kv_bytes; in a step of prefill and decode rows the decode rows are taken to see as many
-// positions as the prefill's last row.
+// What a step was. Context comes from its kv_bytes; in a step of prefill and decode rows the decode rows are taken to
+// see as many positions as the prefill's last row.
 StepShape StepShapeFrom(const StepRecord& record, const ModelShape& model);
 // The same into `step`, whose memory is used again.
 void StepShapeFrom(const StepRecord& record, const ModelShape& model, StepShape* step);
@@ -126,8 +153,8 @@ struct PlannedOperation {
   OperationShape shape;
   Stage stage = Stage::kNone;
 };
-// Every call of kernels::Ops that the forward pass makes for such a step, and the sampler's, in order. Attention of prefill and
-// decode rows is one call there and two entries here.
+// Every call of kernels::Ops that the forward pass makes for such a step, and the sampler's, in order. Attention of
+// prefill and decode rows is one call there and two entries here.
 std::vector<PlannedOperation> OperationsOfStep(const ModelShape& model, const StepShape& step);
 // The same into `plan`, whose memory is used again.
 void OperationsOfStep(const ModelShape& model, const StepShape& step, std::vector<PlannedOperation>* plan);

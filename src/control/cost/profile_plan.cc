@@ -10,9 +10,10 @@
 namespace thermoe {
 namespace {
 
-// Half octaves; the sizes between them test the model. Blocks of rows that kernels do together (2, 4, 8) make corners there, and
-// forking, which sets in somewhere near 100 rows, a drop.
-const std::vector<int64_t> kRows = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256};
+// Half octaves; the sizes between them test the model. Blocks of rows that kernels do together (2, 4, 8) make corners
+// there, and forking, which sets in somewhere near 100 rows, a drop.
+const std::vector<int64_t> kRows = {1,  2,  3,  4,  5,  6,   8,   10,  12,  16,  20,
+                                    24, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256};
 const std::vector<int64_t> kHeldOutRows = {7, 9, 11, 14, 18, 28, 40, 56, 80, 104, 120, 144, 176, 208, 240};
 const std::vector<int64_t> kQuickRows = {1, 2, 4, 8, 32, 128};
 const std::vector<int64_t> kQuickHeldOutRows = {3, 16, 64};
@@ -28,7 +29,8 @@ class Planner {
     AddPrefill();
     AddDecode();
     AddExperts();
-    // Neighbours in a table are measured minutes apart: what disturbs the machine for a while does not bend a whole curve.
+    // Neighbours in a table are measured minutes apart: what disturbs the machine for a while does not bend a whole
+    // curve.
     Random random(1);
     for (size_t i = points_.size(); i > 1; --i) std::swap(points_[i - 1], points_[random.Below(i)]);
     return std::move(points_);
@@ -69,14 +71,25 @@ class Planner {
     Add(Attention(Family::kAttentionPrefill, rows, rows * past + rows * (rows + 1) / 2, past + rows), held_out);
   }
   void AddPrefill() {
-    const std::vector<int64_t> rows = quick_ ? std::vector<int64_t>{1, 8, 64, 256} : std::vector<int64_t>{1, 2, 4, 8, 16, 32, 64, 128, 256};
+    const std::vector<int64_t> rows =
+        quick_ ? std::vector<int64_t>{1, 8, 64, 256} : std::vector<int64_t>{1, 2, 4, 8, 16, 32, 64, 128, 256};
     for (const int64_t t : rows) {
       for (const int64_t times : {0, 1, 3, 7, 15}) {
         if (!quick_ || times % 7 == 0) AddPrefill(t, t * times, false);
       }
     }
-    for (const auto& [t, past] : std::vector<std::pair<int64_t, int64_t>>{
-             {24, 0}, {48, 100}, {96, 0}, {96, 150}, {192, 0}, {192, 256}, {40, 200}, {12, 60}, {160, 64}, {80, 0}, {224, 100}, {6, 40}}) {
+    for (const auto& [t, past] : std::vector<std::pair<int64_t, int64_t>>{{24, 0},
+                                                                          {48, 100},
+                                                                          {96, 0},
+                                                                          {96, 150},
+                                                                          {192, 0},
+                                                                          {192, 256},
+                                                                          {40, 200},
+                                                                          {12, 60},
+                                                                          {160, 64},
+                                                                          {80, 0},
+                                                                          {224, 100},
+                                                                          {6, 40}}) {
       AddPrefill(t, past, true);
     }
     Random random(3);
@@ -91,14 +104,26 @@ class Planner {
     Add(Attention(Family::kAttentionDecode, rows, rows * context, rows * context), held_out);
   }
   void AddDecode() {
-    const std::vector<int64_t> rows = quick_ ? std::vector<int64_t>{1, 8, 32} : std::vector<int64_t>{1, 2, 4, 8, 16, 32};
+    const std::vector<int64_t> rows =
+        quick_ ? std::vector<int64_t>{1, 8, 32} : std::vector<int64_t>{1, 2, 4, 8, 16, 32};
     const std::vector<int64_t> contexts =
-        quick_ ? std::vector<int64_t>{1, 64, 1024} : std::vector<int64_t>{1, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096};
+        quick_ ? std::vector<int64_t>{1, 64, 1024}
+               : std::vector<int64_t>{1, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096};
     for (const int64_t b : rows) {
       for (const int64_t c : contexts) AddDecode(b, c, false);
     }
-    for (const auto& [b, c] : std::vector<std::pair<int64_t, int64_t>>{
-             {1, 80}, {1, 200}, {1, 400}, {3, 100}, {6, 50}, {6, 180}, {12, 20}, {12, 90}, {12, 300}, {24, 40}, {24, 150}, {5, 700}}) {
+    for (const auto& [b, c] : std::vector<std::pair<int64_t, int64_t>>{{1, 80},
+                                                                       {1, 200},
+                                                                       {1, 400},
+                                                                       {3, 100},
+                                                                       {6, 50},
+                                                                       {6, 180},
+                                                                       {12, 20},
+                                                                       {12, 90},
+                                                                       {12, 300},
+                                                                       {24, 40},
+                                                                       {24, 150},
+                                                                       {5, 700}}) {
       AddDecode(b, c, true);
     }
     Random random(4);
@@ -109,9 +134,12 @@ class Planner {
   }
 
   // Full jobs first; an expert is in both counts where they are more than `experts`.
-  OperationShape Experts(const LayerShape& layer, int64_t experts, int64_t full, int64_t hi, int64_t slots_full, int64_t slots_hi) const {
+  OperationShape Experts(const LayerShape& layer, int64_t experts, int64_t full, int64_t hi, int64_t slots_full,
+                         int64_t slots_hi) const {
     OperationShape shape;
-    shape.family = !model_.nested ? Family::kExpertNative : slots_hi > 0 ? Family::kExpertNestedHi : Family::kExpertNestedBoth;
+    shape.family = !model_.nested ? Family::kExpertNative
+                   : slots_hi > 0 ? Family::kExpertNestedHi
+                                  : Family::kExpertNestedBoth;
     shape.matrix = layer.expert_gate;
     shape.down_type = layer.expert_down.type;
     const int64_t slots = model_.config.slots;
@@ -136,7 +164,8 @@ class Planner {
     }
     for (const LayerShape& layer : model_.layers) {
       for (const int64_t d : counts) {
-        for (const int64_t each : quick_ ? std::vector<int64_t>{1, 4, 16} : std::vector<int64_t>{1, 2, 3, 4, 6, 8, 12, 16, 32, 64}) {
+        for (const int64_t each :
+             quick_ ? std::vector<int64_t>{1, 4, 16} : std::vector<int64_t>{1, 2, 3, 4, 6, 8, 12, 16, 32, 64}) {
           if (d * each <= most_slots) AddPure(layer, d, d * each, false);
         }
       }
@@ -150,9 +179,11 @@ class Planner {
       if (!model_.nested) continue;
       // Steps whose best slots read both planes, the rest hi.
       const auto full = static_cast<int64_t>(1 + random.Below(static_cast<uint64_t>(d)));
-      const int64_t hi = std::max<int64_t>(d - full / 2, 1), slots_full = full * (1 + static_cast<int64_t>(random.Below(4)));
+      const int64_t hi = std::max<int64_t>(d - full / 2, 1),
+                    slots_full = full * (1 + static_cast<int64_t>(random.Below(4)));
       const int64_t slots_hi = hi * (1 + static_cast<int64_t>(random.Below(4)));
-      if (slots_full + slots_hi <= most_slots) Add(Experts(layer, std::max(d, std::max(full, hi)), full, hi, slots_full, slots_hi), true);
+      if (slots_full + slots_hi <= most_slots)
+        Add(Experts(layer, std::max(d, std::max(full, hi)), full, hi, slots_full, slots_hi), true);
     }
   }
 

@@ -46,7 +46,8 @@ class Statement {
   Statement& operator=(const Statement&) = delete;
 
   Statement& Bind(std::string_view text) {
-    if (code_ == SQLITE_OK) code_ = sqlite3_bind_text(statement_, ++bound_, text.data(), static_cast<int>(text.size()), SQLITE_TRANSIENT);
+    if (code_ == SQLITE_OK)
+      code_ = sqlite3_bind_text(statement_, ++bound_, text.data(), static_cast<int>(text.size()), SQLITE_TRANSIENT);
     return *this;
   }
   Statement& Bind(int64_t number) {
@@ -106,8 +107,8 @@ bool ReadPoint(Statement* row, CostPoint* point) {
   shape.matrix.cols = row->Integer();
   shape.kv_heads = static_cast<int32_t>(row->Integer());
   shape.rope_dim = static_cast<int32_t>(row->Integer());
-  for (int64_t* value : {&shape.tokens, &shape.positions, &shape.distinct_positions, &shape.experts, &shape.experts_full,
-                         &shape.experts_hi, &shape.slots_full, &shape.slots_hi}) {
+  for (int64_t* value : {&shape.tokens, &shape.positions, &shape.distinct_positions, &shape.experts,
+                         &shape.experts_full, &shape.experts_hi, &shape.slots_full, &shape.slots_hi}) {
     *value = row->Integer();
     if (*value < 0) return false;
   }
@@ -131,11 +132,12 @@ ProfileStore::~ProfileStore() { sqlite3_close(db_); }
 Status ProfileStore::Failed() const {
   const int code = sqlite3_errcode(db_) & 0xff;
   if (code == SQLITE_NOTADB || code == SQLITE_CORRUPT) {
-    return Corrupt("{}: is damaged or no profile store ({}); move it away and run 'thermoe profile' again", path_, sqlite3_errmsg(db_));
+    return Corrupt("{}: is damaged or no profile store ({}); move it away and run 'thermoe profile' again", path_,
+                   sqlite3_errmsg(db_));
   }
   if (code == SQLITE_FULL) return ResourceExhausted("{}: the disk is full; free some space", path_);
-  return InvalidArgument("{}: cannot be read or written ({}); check its permissions and that no other program holds it", path_,
-                         sqlite3_errmsg(db_));
+  return InvalidArgument("{}: cannot be read or written ({}); check its permissions and that no other program holds it",
+                         path_, sqlite3_errmsg(db_));
 }
 
 Status ProfileStore::Execute(const char* sql) {
@@ -146,8 +148,10 @@ Status ProfileStore::Prepare() {
   sqlite3_busy_timeout(db_, kBusyWait_ms);
   int64_t application = 0, version = 0, tables = 0;
   {
-    Statement pragma(db_, "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version), "
-                          "(SELECT count(*) FROM sqlite_master)");
+    Statement pragma(
+        db_,
+        "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version), "
+        "(SELECT count(*) FROM sqlite_master)");
     if (!pragma.Step()) return Failed();
     application = pragma.Integer();
     version = pragma.Integer();
@@ -155,7 +159,8 @@ Status ProfileStore::Prepare() {
   }
   if (tables == 0 && application == 0) {
     THERMOE_RETURN_IF_ERROR(Execute("BEGIN IMMEDIATE"));
-    const std::string sql = fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}; {}", kApplicationId, kSchemaVersion, kSchema);
+    const std::string sql = fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}; {}", kApplicationId,
+                                        kSchemaVersion, kSchema);
     if (const Status made = Execute(sql.c_str()); !made.ok()) {
       (void)Execute("ROLLBACK");
       return made;
@@ -164,11 +169,12 @@ Status ProfileStore::Prepare() {
   } else if (application != kApplicationId) {
     return Corrupt("{}: is a database of another program, not a profile store; choose another path", path_);
   } else if (version != kSchemaVersion) {
-    return Corrupt("{}: has schema version {} but this build reads {}; move it away or use the build that wrote it", path_, version,
-                   kSchemaVersion);
+    return Corrupt("{}: has schema version {} but this build reads {}; move it away or use the build that wrote it",
+                   path_, version, kSchemaVersion);
   }
   THERMOE_RETURN_IF_ERROR(Execute("PRAGMA foreign_keys = ON"));
-  return Execute("SELECT count(*) FROM profiles; SELECT count(*) FROM points");  // reads the pages, so that damage shows now
+  return Execute(
+      "SELECT count(*) FROM profiles; SELECT count(*) FROM points");  // reads the pages, so that damage shows now
 }
 
 Result<std::unique_ptr<ProfileStore>> ProfileStore::Open(const std::string& path) {
@@ -195,17 +201,19 @@ Result<std::unique_ptr<ProfileStore>> ProfileStore::OpenAs(const std::string& pa
 }
 
 Result<std::vector<CostPoint>> ProfileStore::Load(const ProfileKey& key) {
-  Statement select(db_, "SELECT family, type, down_type, interleaved, matrix_rows, matrix_cols, kv_heads, rope_dim, tokens, positions, "
-                        "distinct_positions, experts, experts_full, experts_hi, slots_full, slots_hi, latency_us, spread_frac, energy_j, "
-                        "bytes, flops, held_out FROM points JOIN profiles ON profiles.id = profile "
-                        "WHERE device = ? AND backend = ? AND model = ? AND build = ? ORDER BY points.rowid");
+  Statement select(
+      db_,
+      "SELECT family, type, down_type, interleaved, matrix_rows, matrix_cols, kv_heads, rope_dim, tokens, positions, "
+      "distinct_positions, experts, experts_full, experts_hi, slots_full, slots_hi, latency_us, spread_frac, energy_j, "
+      "bytes, flops, held_out FROM points JOIN profiles ON profiles.id = profile "
+      "WHERE device = ? AND backend = ? AND model = ? AND build = ? ORDER BY points.rowid");
   select.Bind(key.device).Bind(key.backend).Bind(key.model).Bind(key.build);
   std::vector<CostPoint> points;
   while (select.Step()) {
     CostPoint point;
     if (!ReadPoint(&select, &point)) {
-      return Corrupt("{}: point {} of {} makes no sense; move the file away and run 'thermoe profile' again", path_, points.size() + 1,
-                     key.backend);
+      return Corrupt("{}: point {} of {} makes no sense; move the file away and run 'thermoe profile' again", path_,
+                     points.size() + 1, key.backend);
     }
     points.push_back(std::move(point));
   }
@@ -217,14 +225,20 @@ Status ProfileStore::Add(const ProfileKey& key, const CostPoint& point) {
   THERMOE_RETURN_IF_ERROR(Execute("BEGIN IMMEDIATE"));
   Statement profile(db_, "INSERT OR IGNORE INTO profiles (device, backend, model, build) VALUES (?, ?, ?, ?)");
   profile.Bind(key.device).Bind(key.backend).Bind(key.model).Bind(key.build).Step();
-  Statement insert(db_, "INSERT OR REPLACE INTO points VALUES ((SELECT id FROM profiles WHERE device = ? AND backend = ? AND model = ? AND "
-                        "build = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+  Statement insert(db_,
+                   "INSERT OR REPLACE INTO points VALUES ((SELECT id FROM profiles WHERE device = ? AND backend = ? "
+                   "AND model = ? AND "
+                   "build = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
   insert.Bind(key.device).Bind(key.backend).Bind(key.model).Bind(key.build);
   const OperationShape& shape = point.shape;
-  insert.Bind(TextOf(shape)).Bind(InfoOf(shape.family).name).Bind(TraitsOf(shape.matrix.type).name).Bind(TraitsOf(shape.down_type).name);
-  for (const int64_t value : {int64_t{shape.matrix.interleaved}, shape.matrix.rows, shape.matrix.cols, int64_t{shape.kv_heads},
-                              int64_t{shape.rope_dim}, shape.tokens, shape.positions, shape.distinct_positions, shape.experts,
-                              shape.experts_full, shape.experts_hi, shape.slots_full, shape.slots_hi}) {
+  insert.Bind(TextOf(shape))
+      .Bind(InfoOf(shape.family).name)
+      .Bind(TraitsOf(shape.matrix.type).name)
+      .Bind(TraitsOf(shape.down_type).name);
+  for (const int64_t value :
+       {int64_t{shape.matrix.interleaved}, shape.matrix.rows, shape.matrix.cols, int64_t{shape.kv_heads},
+        int64_t{shape.rope_dim}, shape.tokens, shape.positions, shape.distinct_positions, shape.experts,
+        shape.experts_full, shape.experts_hi, shape.slots_full, shape.slots_hi}) {
     insert.Bind(value);
   }
   insert.Bind(point.latency_us).Bind(point.spread_frac);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Measured points in a SQLite file. Every point is a transaction: a run that is cut off loses at most the one it was measuring.
+// Measured points in a SQLite file. Every point is a transaction: a run that is cut off loses at most the one it was
+// measuring.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +25,8 @@ struct ProfileKey {
 
 class ProfileStore {
  public:
-  // Opens or makes the file and the folders above it. kCorrupt: the file is damaged, no profile store, or of a newer schema;
-  // kInvalidArgument: it cannot be written.
+  // Opens or makes the file and the folders above it. kCorrupt: the file is damaged, no profile store, or of a newer
+  // schema; kInvalidArgument: it cannot be written.
   static Result<std::unique_ptr<ProfileStore>> Open(const std::string& path);
   // Only to Load: makes nothing, and the file may be write-protected. kNotFound where there is no file; else as above.
   static Result<std::unique_ptr<ProfileStore>> OpenToRead(const std::string& path);

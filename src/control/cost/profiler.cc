@@ -16,22 +16,23 @@ namespace {
 
 // A batch of calls lasts this long at least: a thousand times the clock's resolution.
 constexpr double kBatch_us = 60;
-// A visit of a point is the fastest of some batches, which takes out interrupts; a point the lower quartile of its visits: what it takes
-// while nothing else runs. Another program on one of the cores makes each fork wait for it, a hundred times the operation; the
-// median held that out only where it ran less than half of the time.
+// A visit of a point is the fastest of some batches, which takes out interrupts; a point the lower quartile of its
+// visits: what it takes while nothing else runs. Another program on one of the cores makes each fork wait for it, a
+// hundred times the operation; the median held that out only where it ran less than half of the time.
 constexpr int kBatches = 5, kVisits = 12, kQuickVisits = 4;
-// As many points as one visit to each takes so long are a round: visited in turn, so that the visits of a point lie seconds
-// apart and what holds a shared machine up for a second hits one or two of them.
+// As many points as one visit to each takes so long are a round: visited in turn, so that the visits of a point lie
+// seconds apart and what holds a shared machine up for a second hits one or two of them.
 constexpr double kRound_s = 2;
-// Energy: calls between two readings of the counter; a window of so many changes, or what comes in so long. NVML's counter changes ten
-// times a second, RAPL's a thousand times.
+// Energy: calls between two readings of the counter; a window of so many changes, or what comes in so long. NVML's
+// counter changes ten times a second, RAPL's a thousand times.
 constexpr double kReading_us = 2000, kMostEnergy_s = 2;
 constexpr int kCounterChanges = 20, kLeastChanges = 5;
 // Layers of keys and values that calls go through in turn.
 constexpr int32_t kMostKvLayers = 4;
 constexpr int64_t kKvPositions = 16384;
 
-const WeightMatrix* MatrixOfRole(const ModelWeights& weights, const LayerWeights& layer, Family family, const MatrixShape& shape) {
+const WeightMatrix* MatrixOfRole(const ModelWeights& weights, const LayerWeights& layer, Family family,
+                                 const MatrixShape& shape) {
   switch (family) {
     case Family::kEmbed: return &weights.embedding;
     case Family::kLinearQ: return &layer.q;
@@ -41,7 +42,8 @@ const WeightMatrix* MatrixOfRole(const ModelWeights& weights, const LayerWeights
     case Family::kLinearGate: return &layer.gate;
     case Family::kLinearOutput: return &weights.output;
     case Family::kLinearShared:
-      for (const WeightMatrix* matrix : {&layer.shared.gate, &layer.shared.up, &layer.shared.down, &layer.shared_gate}) {
+      for (const WeightMatrix* matrix :
+           {&layer.shared.gate, &layer.shared.up, &layer.shared.down, &layer.shared_gate}) {
         if (!matrix->empty() && ShapeOf(*matrix) == shape) return matrix;
       }
       return nullptr;
@@ -77,7 +79,8 @@ Result<std::unique_ptr<Profiler>> Profiler::Create(const ProfileTarget& target, 
 Status Profiler::MakeBuffers() {
   const ModelConfig& config = *target_.config;
   kv_layers_ = std::min(config.layers, kMostKvLayers);
-  Result<std::unique_ptr<KvCache>> cache = KvCache::Create({kv_layers_, config.kv_heads, config.head_dim}, kKvPositions);
+  Result<std::unique_ptr<KvCache>> cache =
+      KvCache::Create({kv_layers_, config.kv_heads, config.head_dim}, kKvPositions);
   if (!cache.ok()) return cache.status();
   cache_ = std::move(cache).value();
   KvSequence all;
@@ -95,7 +98,7 @@ Status Profiler::MakeBuffers() {
   int64_t floats = 1, rows = 1, widest = 1;
   for (const PlannedPoint& point : PlanProfile(model_, options_.quick)) {
     const OperationShape& shape = point.shape;
-    const int64_t width = IsAttention(shape.family) ? shape.matrix.rows * shape.matrix.cols
+    const int64_t width = IsAttention(shape.family)        ? shape.matrix.rows * shape.matrix.cols
                           : shape.family == Family::kEmbed ? shape.matrix.cols
                                                            : std::max(shape.matrix.rows, shape.matrix.cols);
     floats = std::max(floats, width * shape.tokens);
@@ -106,7 +109,8 @@ Status Profiler::MakeBuffers() {
   FillUniform(&out_, floats, 5);
   FillUniform(&third_, floats, 6);
   ones_.assign(static_cast<size_t>(widest), 1.0f);
-  cosines_.assign(static_cast<size_t>(rows * config.attention.rope_dim / 2), 0.8f);  // turns keep their length, however often
+  cosines_.assign(static_cast<size_t>(rows * config.attention.rope_dim / 2),
+                  0.8f);  // turns keep their length, however often
   sines_.assign(cosines_.size(), 0.6f);
   ids_.resize(static_cast<size_t>(rows));
   for (int32_t& id : ids_) id = static_cast<int32_t>(random.Below(static_cast<uint64_t>(config.vocab)));
@@ -114,9 +118,7 @@ Status Profiler::MakeBuffers() {
   return Status::Ok();
 }
 
-std::string Profiler::Describe() const {
-  return kernels::Describe(*ops_, *threads_);
-}
+std::string Profiler::Describe() const { return kernels::Describe(*ops_, *threads_); }
 
 Profiler::Call Profiler::RowCall(const OperationShape& shape) {
   const int64_t rows = shape.tokens, width = shape.matrix.cols;
@@ -153,7 +155,9 @@ Profiler::Call Profiler::LinearCall(const OperationShape& shape) {
   if (matrices.empty()) return {};
   if (shape.family == Family::kEmbed) {
     const MutRows out{out_.data(), shape.tokens, shape.matrix.cols};
-    return [=, this](size_t) { ops_->Embed(*matrices.front(), std::span(ids_).first(static_cast<size_t>(shape.tokens)), out); };
+    return [=, this](size_t) {
+      ops_->Embed(*matrices.front(), std::span(ids_).first(static_cast<size_t>(shape.tokens)), out);
+    };
   }
   const ConstRows x{in_.data(), shape.tokens, shape.matrix.cols};
   const MutRows out{out_.data(), shape.tokens, shape.matrix.rows};
@@ -181,7 +185,9 @@ Profiler::Call Profiler::KvCall(const OperationShape& shape) {
   const auto layers = static_cast<size_t>(kv_layers_);
   if (shape.family == Family::kStoreKv) {
     const ConstRows k{in_.data(), shape.tokens, shape.matrix.cols}, v{third_.data(), shape.tokens, shape.matrix.cols};
-    return [=, this](size_t turn) { ops_->StoreKv({k, v, kv_rows_, cache_->layer(static_cast<int32_t>(turn % layers))}); };
+    return [=, this](size_t turn) {
+      ops_->StoreKv({k, v, kv_rows_, cache_->layer(static_cast<int32_t>(turn % layers))});
+    };
   }
   if (shape.distinct_positions > kKvPositions && shape.family == Family::kAttentionPrefill) return {};
   const auto heads = static_cast<int32_t>(shape.matrix.rows);
@@ -189,7 +195,9 @@ Profiler::Call Profiler::KvCall(const OperationShape& shape) {
   const ConstRows q{in_.data(), shape.tokens, width};
   const MutRows out{out_.data(), shape.tokens, width};
   const float scale = 1.0f / std::sqrt(static_cast<float>(shape.matrix.cols));
-  return [=, this](size_t turn) { ops_->Attention({q, kv_rows_, cache_->layer(static_cast<int32_t>(turn % layers)), heads, scale, out}); };
+  return [=, this](size_t turn) {
+    ops_->Attention({q, kv_rows_, cache_->layer(static_cast<int32_t>(turn % layers)), heads, scale, out});
+  };
 }
 
 // Room for the slots of `shape`'s rows; jobs and order are empty.
@@ -227,17 +235,20 @@ Profiler::Call Profiler::ExpertCall(const OperationShape& shape) {
   std::vector<int32_t> layers;
   for (size_t l = 0; l < model_.layers.size(); ++l) {
     const LayerShape& layer = model_.layers[l];
-    if (layer.expert_gate == shape.matrix && layer.expert_down.type == shape.down_type) layers.push_back(static_cast<int32_t>(l));
+    if (layer.expert_gate == shape.matrix && layer.expert_down.type == shape.down_type)
+      layers.push_back(static_cast<int32_t>(l));
   }
   const int64_t slots = shape.slots_full + shape.slots_hi;
-  if (layers.empty() || shape.experts > target_.config->experts || slots > shape.tokens * target_.config->slots) return {};
+  if (layers.empty() || shape.experts > target_.config->experts || slots > shape.tokens * target_.config->slots)
+    return {};
   PlaceSlots(shape);
   int32_t next = 0;
   // Slot index, index + of, index + 2 of, ... of `all`: tokens far apart, as experts meet them.
   const auto add_job = [&](int64_t expert, Planes planes, int64_t index, int64_t of, int64_t all, int64_t first) {
     const auto count = static_cast<int32_t>((all - index + of - 1) / of);
     jobs_[static_cast<size_t>(selection_.job_count++)] = {static_cast<int32_t>(expert), planes, next, count};
-    for (int64_t slot = index; slot < all; slot += of) order_[static_cast<size_t>(next++)] = static_cast<int32_t>(first + slot);
+    for (int64_t slot = index; slot < all; slot += of)
+      order_[static_cast<size_t>(next++)] = static_cast<int32_t>(first + slot);
   };
   for (int64_t e = 0; e < shape.experts; ++e) {
     if (e < shape.experts_full) add_job(e, Planes::kBoth, e, shape.experts_full, shape.slots_full, 0);
@@ -245,11 +256,13 @@ Profiler::Call Profiler::ExpertCall(const OperationShape& shape) {
     if (hi >= 0) add_job(e, Planes::kHi, hi, shape.experts_hi, shape.slots_hi, shape.slots_full);
   }
   for (int64_t i = 0; i < slots; ++i) slot_expert_[static_cast<size_t>(i)] = 0;
-  const int64_t all = shape.tokens * target_.config->slots, width = target_.config->expert_width, hidden = target_.config->hidden;
+  const int64_t all = shape.tokens * target_.config->slots, width = target_.config->expert_width,
+                hidden = target_.config->hidden;
   inner_.resize(static_cast<size_t>(all * width));
   slot_out_.resize(static_cast<size_t>(all * hidden));
   const ConstRows x{in_.data(), shape.tokens, hidden};
-  const MutRows inner{inner_.data(), all, width}, slot_out{slot_out_.data(), all, hidden}, out{out_.data(), shape.tokens, hidden};
+  const MutRows inner{inner_.data(), all, width}, slot_out{slot_out_.data(), all, hidden},
+      out{out_.data(), shape.tokens, hidden};
   return [=, this](size_t turn) {
     ops_->ExpertFfn({x, target_.experts->layer(layers[turn % layers.size()]), &selection_, inner, slot_out, out});
   };
@@ -306,7 +319,8 @@ std::optional<double> Profiler::EnergyOf(const std::function<void()>& call, doub
   auto from = start, last = start;  // when the first and the newest change were seen
   std::optional<double> from_j, last_j = options_.energy_j();
   int changes = 0;
-  while (last_j && changes < kCounterChanges && std::chrono::duration<double>(Clock::now() - start).count() < kMostEnergy_s) {
+  while (last_j && changes < kCounterChanges &&
+         std::chrono::duration<double>(Clock::now() - start).count() < kMostEnergy_s) {
     for (int i = 0; i < calls; ++i) call();
     const std::optional<double> now_j = options_.energy_j();
     if (now_j == last_j) continue;
@@ -351,7 +365,8 @@ Status Profiler::Run(const std::vector<CostPoint>& known, const std::function<St
         if (const Call call = CallOf(missing[first + i]->shape)) round_us[i].push_back(Visit(call));
         round_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         const double before = static_cast<double>(all - missing.size() + first);
-        if (!go_on((before + static_cast<double>(++made) / static_cast<double>(visits)) / static_cast<double>(all))) return stopped;
+        if (!go_on((before + static_cast<double>(++made) / static_cast<double>(visits)) / static_cast<double>(all)))
+          return stopped;
       }
     }
     for (size_t i = 0; i < round_us.size(); ++i) {

@@ -53,8 +53,9 @@ class Profiler {
   std::string Describe() const;
   const ModelShape& model() const { return model_; }
 
-  // Measures what the plan has and `known` has not. `on_point` gets each new point, some seconds' worth of them at a time; an error
-  // of its ends the run. `go_on` is told the share done, at every visit of a point; false stops with kCancelled.
+  // Measures what the plan has and `known` has not. `on_point` gets each new point, some seconds' worth of them at a
+  // time; an error of its ends the run. `go_on` is told the share done, at every visit of a point; false stops with
+  // kCancelled.
   Status Run(const std::vector<CostPoint>& known, const std::function<Status(const CostPoint& point)>& on_point,
              const std::function<bool(double done_frac)>& go_on);
 
@@ -63,10 +64,12 @@ class Profiler {
 
   Profiler(const ProfileTarget& target, const ProfilerOptions& options) : target_(target), options_(options) {}
   Status MakeBuffers();
-  // Microseconds of one call: the fastest of some batches. Successive calls use the weights of successive layers, as a step does.
+  // Microseconds of one call: the fastest of some batches. Successive calls use the weights of successive layers, as a
+  // step does.
   static double Visit(const Call& call);
   CostPoint PointOf(const PlannedPoint& planned, std::vector<double> visits_us);
-  // Of one of `call`'s calls, idle power included: over a window of many changes of the counter. Nothing without a counter that moves.
+  // Of one of `call`'s calls, idle power included: over a window of many changes of the counter. Nothing without a
+  // counter that moves.
   std::optional<double> EnergyOf(const std::function<void()>& call, double latency_us) const;
   Call CallOf(const OperationShape& shape);
   Call RowCall(const OperationShape& shape);

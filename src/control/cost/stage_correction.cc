@@ -8,15 +8,17 @@ namespace thermoe {
 namespace {
 
 constexpr double kScale_us = 100;
-constexpr double kForget = 0.98;       // a memory of about 50 steps
-constexpr double kMostRatio = 20;      // a step that took this many times as long was disturbed, not mispredicted
-constexpr double kMostInnovation = 0.5;  // of one record, relative: an outlier moves the factor no further than this says
+constexpr double kForget = 0.98;   // a memory of about 50 steps
+constexpr double kMostRatio = 20;  // a step that took this many times as long was disturbed, not mispredicted
+constexpr double kMostInnovation =
+    0.5;                               // of one record, relative: an outlier moves the factor no further than this says
 constexpr double kMostCovariance = 1;  // forgetting without news would let it grow without end
 
 }  // namespace
 
 bool StageCorrection::Learn(double predicted_us, double measured_us) {
-  if (!std::isfinite(predicted_us) || !std::isfinite(measured_us) || predicted_us <= 0 || measured_us <= 0) return false;
+  if (!std::isfinite(predicted_us) || !std::isfinite(measured_us) || predicted_us <= 0 || measured_us <= 0)
+    return false;
   const double ratio = measured_us / predicted_us;
   if (!(ratio < kMostRatio && ratio > 1 / kMostRatio)) return false;
   const double u = std::min(kScale_us / predicted_us, 10.0);

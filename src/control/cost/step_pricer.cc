@@ -47,7 +47,8 @@ double StepPricer::PrefillFlopsPerSecond(int64_t chunk) const {
   step.prefill_distinct_positions = step.prefill_tokens;
   step.prefill_positions = step.prefill_tokens * (step.prefill_tokens + 1) / 2;
   step.logit_rows = 1;
-  const int64_t slots = step.prefill_tokens * shape_.config.slots, experts = std::min<int64_t>(shape_.config.experts, slots);
+  const int64_t slots = step.prefill_tokens * shape_.config.slots,
+                experts = std::min<int64_t>(shape_.config.experts, slots);
   step.layers.assign(shape_.layers.size(), {experts, experts, 0, slots, 0});
   return RatesOf(step).flops_per_s;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The cost model in a running engine: ten times a second it is shown what a step took, learns from it, and keeps count of how far off
-// it was.
+// The cost model in a running engine: ten times a second it is shown what a step took, learns from it, and keeps count
+// of how far off it was.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ class StepPricer {
   double error_frac() const { return error_frac_; }
   double plain_error_frac() const { return plain_error_frac_; }
 
-  // Weights, keys and values per second of a plain step of one decoded token; FLOPs per second of a prompt's chunk: what is known
-  // before the first step.
+  // Weights, keys and values per second of a plain step of one decoded token; FLOPs per second of a prompt's chunk:
+  // what is known before the first step.
   double DecodeBytesPerSecond() const;
   double PrefillFlopsPerSecond(int64_t chunk) const;
 
