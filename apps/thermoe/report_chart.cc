@@ -159,10 +159,13 @@ class Chart {
       legend.push_back({log_.ttha_names[i], LineColour(i), false});
     }
     if (panel_.low < 0) panel_.low = -NiceTop(0, -panel_.low, 4);
-    // Many names: a row of their own.
+    // Their names need rows of their own.
     body_ += SvgText(panel_.left, panel_.top - 8, "start", "terms of the hardware adapter, weighted",
                      "font-weight=\"bold\"");
-    panel_.top += 18;
+    panel_.top += 36;
+    const auto half = legend.begin() + static_cast<std::ptrdiff_t>((legend.size() + 1) / 2);
+    body_ += Legend({legend.begin(), half}, panel_.right, panel_.top - 26);
+    legend.erase(legend.begin(), half);
     Add("", kTall, std::max(most, panel_.low + 1e-6), legend, [&] {
       std::string svg;
       for (size_t i = 0; i < terms.size(); ++i) svg += panel_.Line(terms[i], LineColour(i));
