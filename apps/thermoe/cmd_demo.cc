@@ -177,7 +177,7 @@ Json RoundJson(const Round& round) {
 }
 
 std::string RoundText(const char* name, const Round& round) {
-  return fmt::format("  {:<27} {:7.1f} tokens/s  {:.2f} mJ/token  {:.2f} W  {:+.4f} nats per token\n", name,
+  return fmt::format("  {:<20}{:7.1f} tokens/s  {:.2f} mJ/token  {:.2f} W  {:.4f} nats lost\n", name,
                      round.tokens_per_s(), 1e3 * round.joules_per_token(), round.joules / round.seconds,
                      round.loss_nats());
 }
@@ -189,13 +189,12 @@ Status RunDemo(const DemoFlags& flags) {
   const Result<OpenedModel> opened = OpenModel({}, ExpertStorage::kNested);
   if (!opened.ok()) return opened.status();
   const std::shared_ptr<const Model>& model = opened->model;
-  const std::string cap = fmt::format("{:g} W on {} (simulated)", flags.power_limit_w, kDevice);
-  const Result<Round> plain = RunRound(flags, model, *telemetry, "plain",
-                                       fmt::format("round 1 of 2: the plain model, kept at {} by pauses alone", cap));
+  const std::string cap = fmt::format("keep {:g} W (simulated)", flags.power_limit_w);
+  const Result<Round> plain =
+      RunRound(flags, model, *telemetry, "plain", "1 of 2: the plain model, pauses alone " + cap);
   if (!plain.ok()) return plain.status();
   const Result<Round> steered =
-      RunRound(flags, model, *telemetry, "adaptive",
-               fmt::format("round 2 of 2: steered, kept at {} by cheaper experts first", cap));
+      RunRound(flags, model, *telemetry, "adaptive", "2 of 2: steered, cheaper experts first " + cap);
   if (!steered.ok()) return steered.status();
   if (flags.json) {
     Json json = NewDocument();
@@ -207,10 +206,10 @@ Status RunDemo(const DemoFlags& flags) {
     json["gain"] = steered->tokens_per_s() / plain->tokens_per_s();
     return PrintJsonLine(json);
   }
-  Print(fmt::format("Simulated on {}, a made-up device, kept at {:g} W; {} texts at once, {:.0f} s each:\n", kDevice,
+  Print(fmt::format("Simulated on {} (made up) at {:g} W; {} texts at once, {:.0f} s each:\n", kDevice,
                     flags.power_limit_w, kParallel, plain->seconds));
-  Print(RoundText("plain model, pauses alone", *plain) + RoundText("steered by the hardware", *steered));
-  Print(fmt::format("  {:.2f} times the tokens per second, at {:.2f} times the joules per token.\n",
+  Print(RoundText("plain, pauses alone", *plain) + RoundText("steered by hardware", *steered));
+  Print(fmt::format("  {:.2f} times the tokens per second, {:.2f} times the joules per token.\n",
                     steered->tokens_per_s() / plain->tokens_per_s(),
                     steered->joules_per_token() / plain->joules_per_token()));
   return Status::Ok();

@@ -40,6 +40,7 @@ class Chart {
     Simple("paused, % of the last second", TickSeries(log_, &RunTick::pause_frac, 100), 100);
     Multipliers();
     Latency();
+    Ttha();
     body_ += SvgText((panel_.left + panel_.right) / 2, panel_.top - 2, "middle", "time, s");
     return SvgOpen(panel_.right + 24, panel_.top + 12) + body_ + "</svg>\n";
   }
@@ -142,6 +143,34 @@ class Chart {
     if (!(Most(target) > 0)) return;
     Add("latency of decode steps, pauses included, ms", kLow, 1.05 * std::max(Most(target), Most(latency)),
         {{"target", kLimitColour, true}}, [&] { return panel_.Line(latency, LineColour(3)) + panel_.Limit(target); });
+  }
+
+  void Ttha() {
+    if (log_.ttha_names.empty()) return;
+    std::vector<LegendEntry> legend;
+    std::vector<TimeSeries> terms(log_.ttha_names.size());
+    double most = 0;
+    for (size_t i = 0; i < terms.size(); ++i) {
+      for (const RunTick& tick : log_.ticks)
+        terms[i].push_back({tick.from_s, tick.to_s, i < tick.ttha.size() ? tick.ttha[i] : std::nan("")});
+      for (const TimeValue& term : terms[i]) {
+        if (!std::isnan(term.value)) most = std::max(most, term.value), panel_.low = std::min(panel_.low, term.value);
+      }
+      legend.push_back({log_.ttha_names[i], LineColour(i), false});
+    }
+    if (panel_.low < 0) panel_.low = -NiceTop(0, -panel_.low, 4);
+    // Their names need rows of their own.
+    body_ += SvgText(panel_.left, panel_.top - 8, "start", "terms of the hardware adapter, weighted",
+                     "font-weight=\"bold\"");
+    panel_.top += 36;
+    const auto half = legend.begin() + static_cast<std::ptrdiff_t>((legend.size() + 1) / 2);
+    body_ += Legend({legend.begin(), half}, panel_.right, panel_.top - 26);
+    legend.erase(legend.begin(), half);
+    Add("", kTall, std::max(most, panel_.low + 1e-6), legend, [&] {
+      std::string svg;
+      for (size_t i = 0; i < terms.size(); ++i) svg += panel_.Line(terms[i], LineColour(i));
+      return svg;
+    });
   }
 
   const RunLog& log_;

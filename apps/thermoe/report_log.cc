@@ -16,6 +16,7 @@ namespace thermoe {
 namespace {
 
 constexpr size_t kPoint = 8, kPause = 9, kRow = 12, kState = 12, kEnergy = 15, kRowWithSensors = 16;
+constexpr size_t kMostTerms = 8;
 constexpr double kMostTime_s = 1e9, kMostCount = 1 << 30, kMostPower_w = 1e6, kMostValue = 1e12;
 
 // One line's reader. The first thing that is wrong stays.
@@ -186,11 +187,29 @@ class Reader {
     tick.loss_nats = LossAt(log_.points[tick.point], std::max(1.0, tick.batch));
     if (json.contains("decision"))
       tick.reason = Text(json["decision"], "reason"), tick.safest = Flag(json["decision"], "safest");
+    if (json.contains("ttha")) Ttha(json["ttha"], &tick.ttha);
     now_ = {};
     now_.from_s = time_s;
     // Two at one time are one.
     if (tick.to_s > tick.from_s) log_.ticks.push_back(std::move(tick));
     return Status::Ok();
+  }
+
+  // Terms are those of the first line that has any; what is no pair of numbers is none.
+  void Ttha(const Json& json, std::vector<double>* terms) {
+    if (!json.is_object()) return;
+    const bool first = log_.ttha_names.empty();
+    const auto pair = [](const Json& term, double* weight, double* value) {
+      return term.is_array() && term.size() == 2 && Number(term[0], -kMostValue, kMostValue, weight) &&
+             Number(term[1], -kMostValue, kMostValue, value);
+    };
+    double weight = 0, value = 0;
+    for (const auto& [name, term] : json.items()) {
+      if (first && log_.ttha_names.size() < kMostTerms && pair(term, &weight, &value)) log_.ttha_names.push_back(name);
+    }
+    for (const std::string& name : log_.ttha_names) {
+      terms->push_back(json.contains(name) && pair(json[name], &weight, &value) ? weight * value : std::nan(""));
+    }
   }
 
   const std::string& source_;

@@ -31,6 +31,7 @@ struct RunTick {
   std::string reason;
   bool safest = false;
   RunLimits limits;
+  std::vector<double> ttha;  // [RunLog::ttha_names] weight times value; empty: not learnt in this tick
 };
 
 // Joules between two readings of the counter.
@@ -45,6 +46,7 @@ struct RunLog {
   double quality_floor_nats = 0;
   std::vector<OperatingPoint> points;
   std::vector<std::string> point_texts;
+  std::vector<std::string> ttha_names;  // terms of the hardware adapter (docs/ttha.md); empty: none learnt
   std::vector<RunTick> ticks;
   std::vector<EnergySpan> energy;
   bool cut = false;  // the last line has no end

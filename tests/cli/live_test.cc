@@ -210,9 +210,9 @@ TEST_F(DemoTest, ComparesBothRoundsAndEndsByItself) {
   EXPECT_GT(json["gain"], 1.02);
   const ProcessResult text = Thermoe({"demo", "--seconds", "1"});
   EXPECT_EQ(text.exit_code, 0);
-  EXPECT_THAT(text.out, HasSubstr("Simulated on plant:small, a made-up device"));
+  EXPECT_THAT(text.out, HasSubstr("Simulated on plant:small (made up)"));
   EXPECT_EQ(std::count(text.out.begin(), text.out.end(), '\n'), 4);
-  EXPECT_THAT(text.err, HasSubstr("round 2 of 2"));
+  EXPECT_THAT(text.err, HasSubstr("2 of 2: steered"));
   EXPECT_THAT(text.err, HasSubstr("  simulated\n"));
 }
 

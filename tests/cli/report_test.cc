@@ -16,9 +16,9 @@ class ReportTest : public CliTest {
   std::string Log() {
     static std::string log;  // one run for all tests
     if (log.empty()) {
-      const ProcessResult run =
-          Thermoe({"run", "-p", "The sea", "-n", "600", "--ignore-end", "--seed", "1", "--telemetry", "plant:small", "--power-limit", "1.6",
-                   "--temp-limit", "60", "--latency-target", "30", "--decision-log", Path("log.jsonl")});
+      const ProcessResult run = Thermoe({"run", "-p", "The sea", "-n", "600", "--ignore-end", "--seed", "1",
+                                         "--telemetry", "plant:small", "--power-limit", "1.6", "--temp-limit", "60",
+                                         "--latency-target", "30", "--decision-log", Path("log.jsonl")});
       EXPECT_EQ(run.exit_code, 0) << run.err;
       log = ReadAll(Path("log.jsonl"));
     } else {
@@ -175,17 +175,25 @@ TEST_F(ReportTest, HostileBytes) {
   EXPECT_GT(refused, 10);
 }
 
-// Keys that this build does not know.
-TEST_F(ReportTest, UnknownKeysAreLeftAlone) {
+// Terms of the hardware adapter are drawn where a log has them; other keys that are not known are left alone.
+TEST_F(ReportTest, MoreKeys) {
+  EXPECT_THAT(Log(), HasSubstr("\"decision\""));
   std::string log = Log();
   for (const std::string from : {"{\"tick\":", "{\"decision_log\":", "\"decision\":{", "\"config\":{"}) {
     const size_t brace = from.find('{');
-    const std::string with = from.substr(0, brace + 1) + "\"ttha\":{\"power_loss\":0.1}," + from.substr(brace + 1);
+    const std::string with = from.substr(0, brace + 1) +
+                             "\"ttha\":{\"power_loss\":[2,0.1],\"fidelity\":[1,-0.05],\"gain\":0.3}," +
+                             from.substr(brace + 1);
     for (size_t at = 0; (at = log.find(from, at)) != std::string::npos; at += with.size())
       log.replace(at, from.size(), with);
   }
   WriteAll(Path("more.jsonl"), log);
-  EXPECT_GT(ThermoeJson({"report", Path("more.jsonl")})["ticks"], 5);
+  EXPECT_GT(ThermoeJson({"report", Path("more.jsonl"), "--out", Path("more.svg")})["ticks"], 5);
+  const std::string svg = ReadAll(Path("more.svg"));
+  ExpectHarmless(svg);
+  EXPECT_THAT(svg, HasSubstr("terms of the hardware adapter"));
+  EXPECT_THAT(svg, HasSubstr(">power_loss<"));
+  EXPECT_THAT(svg, Not(HasSubstr(">gain<")));  // no term
 }
 
 }  // namespace
