@@ -62,7 +62,7 @@ Json TttOptionsJson(const TttOptions& options) {
   json["objective"] = TttObjectiveName(options.objective);
   json["groups"] = Json::object();
   for (const DeltaGroupOptions& group : options.groups) {
-    json["groups"][std::string(DeltaGroupName(group.group))] = {{"learning_rate", group.learning_rate}, {"last_layers", group.last_layers}};
+    json["groups"][std::string(DeltaGroupName(group.group))] = {{"learning_rate", group.learning_rate}, {"last_layers", group.last_layers}, {"damping", group.damping}};
   }
   json["rank"] = options.rank;
   json["segment"] = options.segment;
@@ -71,6 +71,7 @@ Json TttOptionsJson(const TttOptions& options) {
   json["beta1"] = options.beta1;
   json["beta2"] = options.beta2;
   json["cooling"] = options.cooling;
+  json["surprise"] = options.surprise;
   json["decay"] = options.decay;
   json["window"] = options.window;
   json["keep"] = options.keep;

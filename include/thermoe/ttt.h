@@ -41,6 +41,9 @@ struct DeltaGroupOptions {
   DeltaGroup group = DeltaGroup::kOutputBias;
   float learning_rate = 0.01f;
   int last_layers = 0;  // adapts only the last so many; 0: all. Ignored by groups without layers
+  // Adam divides by sqrt(v) + damping * (root mean square of the tensor's sqrt(v)), times 1 + damping: above 0 elements whose gradients
+  // are small beside the others' (logits of words that did not occur) move less.
+  float damping = 0;
 
   bool operator==(const DeltaGroupOptions&) const = default;
 };
@@ -76,6 +79,8 @@ struct TttOptions {
   float beta1 = 0.5f, beta2 = 0.99f, epsilon = 1e-8f;
   // Learning rates fall as (1 + tokens learnt from / 512) ^ -cooling: the first pages teach most, later ones mend.
   float cooling = 0;
+  // A token counts in the loss as (its NLL / the segment's mean so far) ^ surprise: above 0 what was not expected teaches more.
+  float surprise = 0;
   float decay = 0;             // share that a delta loses at each update (Krause et al. 2018, arXiv 1709.07432)
   // When a segment would pass `window` positions (0: the engine's context) the context restarts: the newest `keep` tokens are computed
   // again, with the deltas as they are, from position 0. 0: no restarts; a longer text is refused.

@@ -157,7 +157,7 @@ void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t
     backward_ = std::make_unique<BackwardWorkspace>(config_, options.segment, keep_inner);
   }
   tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, session->kv.length);
-  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features()});
+  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), options.surprise});
   learning_->Begin();
   learner_ = active;
   learner_first_row_ = first_row;
@@ -187,7 +187,7 @@ void EngineImpl::Update(StepRecord* record) {
   StageTimer timer(&record->times.learn_us);
   if (learning_->loss_rows == 0) return;
   Adaptation& ttt = *learner_->session->ttt;
-  const float share = 1.0f / static_cast<float>(learning_->loss_rows);
+  const auto share = static_cast<float>(1.0 / learning_->loss_rows);
   for (float& value : ttt.gradient()) value *= share;
   ttt.optimizer().Step(ttt.gradient(), tape_->rows, ttt.mutable_deltas().values);
   ++ttt.stats.updates;

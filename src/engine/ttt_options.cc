@@ -25,28 +25,51 @@ Result<Enum> ParseName(const std::array<std::string_view, kCount>& names, std::s
   return InvalidArgument("\"{}\" is no {}; there are: {}", name, what, fmt::join(names, ", "));
 }
 
+// Chosen on the even windows of three texts (docs/test-time-training.md). Per token; a longer segment takes larger steps of its own
+// accord, so learning rates scale with sqrt(segment / 64).
 TttOptions Tier(std::string name, std::vector<DeltaGroupOptions> groups) {
   TttOptions options;
   options.tier = std::move(name);
   options.groups = std::move(groups);
+  options.segment = 64;
+  options.rank = 12;
+  options.beta1 = 0.15f;
+  options.cooling = 0.2f;
+  options.surprise = 0.25f;
   return options;
 }
 
 std::vector<TttOptions> MakeTiers() {
   using enum DeltaGroup;
+  constexpr float kDamping = 3;  // of the logits' biases
   std::vector<TttOptions> tiers;
-  tiers.push_back(Tier("off", {}));
-  tiers.push_back(Tier("output", {{kOutputBias, 0.03f, 0}, {kHiddenBias, 0.03f, 0}}));
-  tiers.push_back(Tier("last", {{kOutputBias, 0.02f, 0}, {kResidualBias, 0.001f, 2}, {kExpertGain, 0.01f, 2}, {kAttentionGain, 0.01f, 2},
-                                {kExpertScale, 0.01f, 2}}));
-  tiers.push_back(Tier("gains", {{kOutputBias, 0.03f, 0}, {kAttentionGain, 0.015f, 0}, {kExpertGain, 0.015f, 0}, {kExpertScale, 0.015f, 0}}));
-  tiers.back().beta1 = 0.3f;
-  tiers.push_back(Tier("low-rank", {{kLowRankQ, 0.004f, 0}, {kLowRankV, 0.004f, 0}, {kLowRankO, 0.004f, 0}}));
-  tiers.push_back(Tier("combined", {{kOutputBias, 0.015f, 0}, {kResidualBias, 0.00075f, 0}, {kAttentionGain, 0.0075f, 0}, {kExpertGain, 0.0075f, 0},
-                                    {kExpertScale, 0.0075f, 0}, {kLowRankQ, 0.003f, 0}, {kLowRankV, 0.003f, 0}, {kLowRankO, 0.003f, 0}}));
-  tiers.back().rank = 8;
-  tiers.back().segment = 64;
-  tiers.back().beta1 = 0.3f;
+  tiers.push_back(TttOptions{});
+  tiers.push_back(Tier("output", {{kOutputBias, 0.0156f, 0, kDamping}, {kOutputGain, 0.0265f}, {kLowRankOutput, 0.0038f}}));
+  tiers.push_back(Tier("last", {{kOutputBias, 0.0343f, 0, kDamping},
+                                {kOutputGain, 0.0266f},
+                                {kResidualBias, 0.00058f, 2},
+                                {kAttentionGain, 0.0082f, 2},
+                                {kExpertGain, 0.0081f, 2},
+                                {kExpertScale, 0.0069f, 2},
+                                {kLowRankQ, 0.0043f, 2},
+                                {kLowRankV, 0.0023f, 2},
+                                {kLowRankO, 0.0046f, 2}}));
+  tiers.push_back(Tier("gains", {{kOutputBias, 0.0213f, 0, kDamping},
+                                 {kOutputGain, 0.0165f},
+                                 {kAttentionGain, 0.0142f},
+                                 {kExpertGain, 0.0081f},
+                                 {kExpertScale, 0.0076f}}));
+  tiers.push_back(Tier("low-rank", {{kLowRankQ, 0.0029f}, {kLowRankK, 0.0031f}, {kLowRankV, 0.0023f}, {kLowRankO, 0.0033f}, {kLowRankGate, 0.00089f}}));
+  tiers.push_back(Tier("combined", {{kOutputBias, 0.0198f, 0, kDamping},
+                                    {kOutputGain, 0.0143f},
+                                    {kResidualBias, 0.00051f},
+                                    {kAttentionGain, 0.0074f},
+                                    {kExpertGain, 0.0071f},
+                                    {kExpertScale, 0.0072f},
+                                    {kLowRankQ, 0.0019f},
+                                    {kLowRankV, 0.0020f},
+                                    {kLowRankO, 0.0029f},
+                                    {kLowRankOutput, 0.0028f}}));
   return tiers;
 }
 
@@ -78,9 +101,10 @@ Status ReadGroups(TomlFile* file, TttOptions* options) {
   for (int i = 0; i < kDeltaGroups; ++i) {
     const std::string prefix = fmt::format("groups.{}.", kGroupNames[static_cast<size_t>(i)]);
     if (!file->Has(prefix + "learning_rate")) continue;
-    DeltaGroupOptions group{static_cast<DeltaGroup>(i), 0, 0};
+    DeltaGroupOptions group{static_cast<DeltaGroup>(i)};
     THERMOE_RETURN_IF_ERROR(Read(file, prefix + "learning_rate", 0, 100, &group.learning_rate));
     THERMOE_RETURN_IF_ERROR(Read(file, prefix + "last_layers", 0, 10000, &group.last_layers));
+    THERMOE_RETURN_IF_ERROR(Read(file, prefix + "damping", 0, 1000, &group.damping));
     options->groups.push_back(group);
   }
   return Status::Ok();
@@ -127,6 +151,7 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   THERMOE_RETURN_IF_ERROR(Read(&*file, "beta2", 0, 0.99999, &options.beta2));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "epsilon", 0, 1, &options.epsilon));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "cooling", 0, 4, &options.cooling));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "surprise", -4, 4, &options.surprise));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "decay", 0, 0.9, &options.decay));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "window", 0, 1e9, &options.window));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "keep", 0, 1e9, &options.keep));
@@ -161,6 +186,7 @@ Status CheckTttOptions(const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(range("beta2", options.beta2, 0, 0.99999));
   THERMOE_RETURN_IF_ERROR(range("epsilon", options.epsilon, 0, 1));
   THERMOE_RETURN_IF_ERROR(range("cooling", options.cooling, 0, 4));
+  THERMOE_RETURN_IF_ERROR(range("surprise", options.surprise, -4, 4));
   THERMOE_RETURN_IF_ERROR(range("decay", options.decay, 0, 0.9));
   THERMOE_RETURN_IF_ERROR(range("window", options.window, 0, 1e9));
   THERMOE_RETURN_IF_ERROR(range("keep", options.keep, 0, 1e9));
@@ -168,6 +194,7 @@ Status CheckTttOptions(const TttOptions& options) {
   for (const DeltaGroupOptions& group : options.groups) {
     THERMOE_RETURN_IF_ERROR(range(fmt::format("the learning rate of {}", DeltaGroupName(group.group)), group.learning_rate, 0, 100));
     THERMOE_RETURN_IF_ERROR(range(fmt::format("last_layers of {}", DeltaGroupName(group.group)), group.last_layers, 0, 10000));
+    THERMOE_RETURN_IF_ERROR(range(fmt::format("damping of {}", DeltaGroupName(group.group)), group.damping, 0, 1000));
     const uint32_t bit = 1u << static_cast<uint32_t>(group.group);
     if ((seen & bit) != 0) return InvalidArgument("test-time training: {} is given twice; give each group once", DeltaGroupName(group.group));
     seen |= bit;

@@ -62,7 +62,7 @@ void DeltaLayout::AddGroup(const ModelConfig& config, const DeltaGroupOptions& o
   const int32_t most = has_layers ? config.layers : 1;
   const int32_t count = has_layers && options.last_layers > 0 ? std::min(options.last_layers, most) : most;
   for (int32_t layer = most - count; layer < most; ++layer) {
-    DeltaTensor tensor{options.group, DeltaPart::kWhole, layer, 1, 0, 0, options.learning_rate};
+    DeltaTensor tensor{options.group, DeltaPart::kWhole, layer, 1, 0, 0, options.learning_rate, options.damping};
     if (low_rank(options.group)) {
       const Widths widths = WidthsOf(config, options.group);
       tensor.rows = rank_;

@@ -22,7 +22,7 @@ struct DeltaTensor {
   int32_t layer = 0;  // 0 for groups without layers
   int64_t rows = 1, cols = 0;
   int64_t offset = 0;  // in floats
-  float learning_rate = 0;
+  float learning_rate = 0, damping = 0;
 
   int64_t size() const { return rows * cols; }
 };

@@ -68,8 +68,10 @@ struct Learning {
   TttObjective objective = TttObjective::kNll;
   float confidence = 0;
   const FeatureStatistics* features = nullptr;  // of kFeatureAlignment
+  float surprise = 0;         // TttOptions::surprise
   double loss_nats = 0;       // summed over the rows that took part
-  int64_t loss_rows = 0;      // what the gradient is divided by
+  double loss_rows = 0;       // what the gradient is divided by: rows by their weights
+  int64_t rows = 0;           // that took part
   double spent_bytes = 0, spent_flops = 0;  // of the step's record, what LearnFromLogits added
 
   const DeltaLayout& layout() const { return *tape.deltas->layout; }

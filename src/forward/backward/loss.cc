@@ -30,6 +30,21 @@ void SetTargets(StepContext& step, int64_t first, ConstRows logits) {
   }
 }
 
+// Rows weigh by their surprise: against the mean of the segment's rows up to this tile.
+void WeighRows(Learning& learning, std::span<const int32_t> targets, MutRows dlogits) {
+  const double mean = learning.loss_nats / static_cast<double>(learning.rows);
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (targets[i] < 0) continue;
+    double weight = 1;
+    if (learning.surprise != 0 && mean > 0) {
+      weight = std::pow(std::clamp(learning.ws.loss[i] / mean, 0.02, 20.0), static_cast<double>(learning.surprise));
+      float* row = dlogits.row(static_cast<int64_t>(i));
+      for (int64_t v = 0; v < dlogits.cols; ++v) row[v] *= static_cast<float>(weight);
+    }
+    learning.loss_rows += weight;
+  }
+}
+
 }  // namespace
 
 void LearnFromLogits(StepContext& step, int64_t first, MutRows h, MutRows logits) {
@@ -45,7 +60,8 @@ void LearnFromLogits(StepContext& step, int64_t first, MutRows h, MutRows logits
       learning.objective == TttObjective::kEntropy ? kernels::LossKind::kEntropy : kernels::LossKind::kNll;
   step.ops.LossBackward({kind, targets, std::span(ws.loss_scale).first(rows), logits, std::span(ws.loss).first(rows)});
   for (size_t i = 0; i < rows; ++i) learning.loss_nats += ws.loss[i];
-  learning.loss_rows += taking_part;
+  learning.rows += taking_part;
+  WeighRows(learning, targets, logits);
 
   if (const DeltaTensor* bias = learning.Find(DeltaGroup::kOutputBias, 0)) step.ops.SumRows({logits, learning.GradientOf(*bias)});
   const DeltaTensor* low_rank = learning.Find(DeltaGroup::kLowRankOutput, 0, DeltaPart::kA);

@@ -51,6 +51,7 @@ void Learning::Begin() {
   std::fill(tape.dx.begin(), tape.dx.end(), 0.0f);
   loss_nats = 0;
   loss_rows = 0;
+  rows = 0;
   spent_bytes = spent_flops = 0;
 }
 
