@@ -103,8 +103,11 @@ struct Int {
   // Words, for products with the transposed weight (int_transposed.h).
   static constexpr int kWordTokens = 5;  // 2 x 5 accumulators, 2 vectors of weights, codes and a product of 16 registers
   static I SubBytes(I a, int value) { return _mm256_sub_epi8(a, _mm256_set1_epi8(static_cast<char>(value))); }
+  using WordSum = __v8su;  // as in int_avx512.h
+  static WordSum NoWords() { return WordSum{}; }
   // sum + the products of two words each.
-  static I DotWords(I sum, I w, I x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)); }
+  static WordSum DotWords(WordSum sum, I w, I x) { return sum + reinterpret_cast<WordSum>(_mm256_madd_epi16(w, x)); }
+  static __m256 WordsToFloat(WordSum sum) { return _mm256_cvtepi32_ps(reinterpret_cast<I>(sum)); }
   // 8 floats, rounded to nearest even.
   static void StoreWords(const __m256 a, std::byte* to) {
     const I whole = _mm256_cvtps_epi32(a);

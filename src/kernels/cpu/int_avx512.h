@@ -94,8 +94,15 @@ struct Int {
   // Words, for products with the transposed weight (int_transposed.h).
   static constexpr int kWordTokens = 12;  // 2 x 12 accumulators, 2 vectors of weights and 1 of codes of 32 registers
   static I SubBytes(I a, int value) { return _mm512_sub_epi8(a, _mm512_set1_epi8(static_cast<char>(value))); }
+  // Sums that live through a loop have the lanes that the instruction has: where GCC 12 sees 8 lanes of 64 bits become 16 of 32
+  // and back, it copies all of them in every turn and runs out of registers (half the speed).
+  using WordSum = __v16si;
+  static WordSum NoWords() { return WordSum{}; }
   // sum + the products of two words each.
-  static I DotWords(I sum, I w, I x) { return _mm512_dpwssd_epi32(sum, w, x); }
+  static WordSum DotWords(WordSum sum, I w, I x) {
+    return reinterpret_cast<WordSum>(_mm512_dpwssd_epi32(reinterpret_cast<I>(sum), w, x));
+  }
+  static __m512 WordsToFloat(WordSum sum) { return _mm512_cvtepi32_ps(reinterpret_cast<I>(sum)); }
   // 16 floats, rounded to nearest even.
   static void StoreWords(const __m512 a, std::byte* to) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a)));

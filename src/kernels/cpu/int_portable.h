@@ -147,8 +147,11 @@ struct Int {
     std::memcpy(&word, from, 2);
     return word;
   }
+  using WordSum = I;
+  static WordSum NoWords() { return Fill(0); }
+  static Isa::F WordsToFloat(WordSum sum) { return ToFloat(sum); }
   // sum + the products of two words each.
-  static I DotWords(I sum, I w, I x) {
+  static WordSum DotWords(WordSum sum, I w, I x) {
     for (int l = 0; l < 8; ++l) {
       const int32_t products = Word(w.lanes[l], 0) * Word(x.lanes[l], 0) + Word(w.lanes[l], 1) * Word(x.lanes[l], 1);
       sum.lanes[l] += static_cast<uint32_t>(products);

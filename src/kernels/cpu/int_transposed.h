@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstring>
+#include <utility>
 
 #include "kernels/cpu/int_dot.h"
 #include "kernels/cpu/kernel_table.h"
@@ -179,40 +180,42 @@ struct WordTileArgs {
   int64_t out_at = 0;
 };
 
-template <class Isa, class Int, int kTokens>
-void WordTile(const WordTileArgs& args, int64_t token) {
+// Every index is a constant before optimisation begins: GCC 12 may unroll loops over tokens too late to keep sums in registers.
+template <class Isa, class Int, int... kToken>
+inline __attribute__((always_inline)) void WordTile(const WordTileArgs& args, int64_t token, std::integer_sequence<int, kToken...>) {
   using F = typename Isa::F;
   using I = typename Int::I;
-  const std::byte* x[kTokens];
-#pragma GCC unroll 12
-  for (int t = 0; t < kTokens; ++t) x[t] = args.words + args.row[token + t] * 2 * kChunkRows;
+  using Sum = typename Int::WordSum;
+  const int32_t* row = args.row + token;
+  const std::byte* const x[] = {args.words + row[kToken] * 2 * kChunkRows...};
   for (int64_t column = 0; column < 32; column += 2 * Isa::kWidth) {
-    I acc[kTokens][2];
-#pragma GCC unroll 12
-    for (int t = 0; t < kTokens; ++t) acc[t][0] = acc[t][1] = Int::Fill(0);
+    Sum low[] = {(static_cast<void>(kToken), Int::NoWords())...}, high[] = {(static_cast<void>(kToken), Int::NoWords())...};
     const std::byte* w = args.panel + column * 4;
-    for (int64_t p = 0; p < args.pairs; ++p, w += kWordPairBytes) {
+    const int64_t end = args.pairs * 4;
+    int64_t at = 0;
+    do {
       const I first = Int::Load(w), second = Int::Load(w + Isa::kWidth * 4);
-#pragma GCC unroll 12
-      for (int t = 0; t < kTokens; ++t) {
-        const I pair = Int::Four(x[t] + 4 * p);
-        acc[t][0] = Int::DotWords(acc[t][0], first, pair);
-        acc[t][1] = Int::DotWords(acc[t][1], second, pair);
-      }
-    }
-#pragma GCC unroll 12
-    for (int t = 0; t < kTokens; ++t) {
-      const F scale = Isa::Mul(Isa::Set(args.scale), Int::BroadcastFloat(args.scales + args.row[token + t] * 4));
+      const auto add = [&](I pair, Sum& low_sum, Sum& high_sum) __attribute__((always_inline)) {
+        low_sum = Int::DotWords(low_sum, first, pair);
+        high_sum = Int::DotWords(high_sum, second, pair);
+      };
+      (add(Int::Four(x[kToken] + at), low[kToken], high[kToken]), ...);
+      at += 4;
+      w += kWordPairBytes;
+    } while (at < end);
+    const auto store = [&](int t, Sum low_sum, Sum high_sum) __attribute__((always_inline)) {
+      const F scale = Isa::Mul(Isa::Set(args.scale), Int::BroadcastFloat(args.scales + row[t] * 4));
       float* out = args.out[token + t] + args.out_at + column;
-      Isa::Store(out, Isa::Fma(Int::ToFloat(acc[t][0]), scale, Isa::Load(out)));
-      Isa::Store(out + Isa::kWidth, Isa::Fma(Int::ToFloat(acc[t][1]), scale, Isa::Load(out + Isa::kWidth)));
-    }
+      Isa::Store(out, Isa::Fma(Int::WordsToFloat(low_sum), scale, Isa::Load(out)));
+      Isa::Store(out + Isa::kWidth, Isa::Fma(Int::WordsToFloat(high_sum), scale, Isa::Load(out + Isa::kWidth)));
+    };
+    (store(kToken, low[kToken], high[kToken]), ...);
   }
 }
 
 template <class Isa, class Int, int kTokens>
 void WordTileOf(int64_t tokens, const WordTileArgs& args, int64_t token) {
-  if (tokens == kTokens) return WordTile<Isa, Int, kTokens>(args, token);
+  if (tokens == kTokens) return WordTile<Isa, Int>(args, token, std::make_integer_sequence<int, kTokens>());
   if constexpr (kTokens > 1) WordTileOf<Isa, Int, kTokens - 1>(tokens, args, token);
 }
 
