@@ -136,7 +136,7 @@ Status ResolveControl(ControlFlags* flags, SteeringFlags* steering, std::string*
     return InvalidArgument("--control {}: {}", *flags->file, ParsePreference(*flags->prefer).status().message());
   }
   if (flags->ttha && *flags->ttha != "on" && *flags->ttha != "off") {
-    return InvalidArgument("--control {}: ttha is \"{}\"; make it \"on\" or \"off\"", flags->file, *flags->ttha);
+    return InvalidArgument("--control {}: ttha is \"{}\"; make it \"on\" or \"off\"", *flags->file, *flags->ttha);
   }
   if (flags->ttha == "on" && router != "adaptive") {
     return InvalidArgument("--ttha on is for the adaptive router, not for --router {}; leave one of them out", router);
