@@ -18,7 +18,8 @@ constexpr char kRapl[] = "sys/class/powercap/intel-rapl:";
 
 class LinuxSourceTest : public ::testing::Test {
  protected:
-  void AddDomain(const std::string& number, const std::string& name, int64_t energy_uj, int64_t range_uj = 262143328850) {
+  void AddDomain(const std::string& number, const std::string& name, int64_t energy_uj,
+                 int64_t range_uj = 262143328850) {
     folder_.Write(kRapl + number + "/name", name + "\n");
     folder_.Write(kRapl + number + "/energy_uj", std::to_string(energy_uj) + "\n");
     folder_.Write(kRapl + number + "/max_energy_range_uj", std::to_string(range_uj) + "\n");
@@ -28,7 +29,8 @@ class LinuxSourceTest : public ::testing::Test {
   }
   // Ticks of 10 ms: user and idle.
   void SetStat(int64_t user, int64_t idle) {
-    folder_.Write("proc/stat", "cpu  " + std::to_string(user) + " 0 0 " + std::to_string(idle) + " 0 0 0 0 0 0\ncpu0 1 2\n");
+    folder_.Write("proc/stat",
+                  "cpu  " + std::to_string(user) + " 0 0 " + std::to_string(idle) + " 0 0 0 0 0 0\ncpu0 1 2\n");
   }
   void Open() { source_ = std::make_unique<LinuxSource>(folder_.path(), clock_.clock()); }
   Snapshot Read(double wait_s = 0.025) {
@@ -217,9 +219,20 @@ TEST_F(LinuxSourceTest, UtilisationOfProcStat) {
   SetStat(900, 9110);  // backwards
   EXPECT_FALSE(Read(0.1).utilisation_frac.has_value());
   folder_.Remove("proc/stat");
-  EXPECT_EQ(Read().state, SourceState::kLost);
+  EXPECT_EQ(Read(0.1).state, SourceState::kLost);
   SetStat(900, 9110);
   EXPECT_EQ(Read().state, SourceState::kOk);
+}
+
+TEST_F(LinuxSourceTest, AsksToBeReadOftenOnlyForACounter) {
+  SetStat(1000, 9000);
+  Open();
+  Read();
+  EXPECT_GT(source_->least_period_s(), 0.05);
+  EXPECT_LT(source_->least_period_s(), kStaleAfter_s / 2);
+  AddDomain("0", "package-0", 5);
+  Read(1.1);
+  EXPECT_EQ(source_->least_period_s(), 0);
 }
 
 TEST_F(LinuxSourceTest, NothingThereIsLostAndSaysWhy) {
@@ -241,10 +254,25 @@ TEST_F(LinuxSourceTest, HostileFilesAreUnknown) {
                                           "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq",
                                           "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq",
                                           "proc/stat"};
-  const std::vector<std::string> contents = {"", "\n", "text", "-5", "-9223372036854775808", "9223372036854775807",
-                                             "99999999999999999999999999", "0", "1e9", " 12", "0x10", "+7", "12 34",
-                                             std::string(10'000, '9'), std::string("12\0", 3), "cpu  -1 2 3 4 5 6 7 8",
-                                             "cpu  1 2 3", "cpu  9223372036854775807 9223372036854775807 1 1 1 1 1 1", "cpu 1 2 3 4x 5 6 7 8"};
+  const std::vector<std::string> contents = {"",
+                                             "\n",
+                                             "text",
+                                             "-5",
+                                             "-9223372036854775808",
+                                             "9223372036854775807",
+                                             "99999999999999999999999999",
+                                             "0",
+                                             "1e9",
+                                             " 12",
+                                             "0x10",
+                                             "+7",
+                                             "12 34",
+                                             std::string(10'000, '9'),
+                                             std::string("12\0", 3),
+                                             "cpu  -1 2 3 4 5 6 7 8",
+                                             "cpu  1 2 3",
+                                             "cpu  9223372036854775807 9223372036854775807 1 1 1 1 1 1",
+                                             "cpu 1 2 3 4x 5 6 7 8"};
   const auto reset = [&] {
     AddDomain("0", "package-0", 1'000'000);
     folder_.Write("sys/class/hwmon/hwmon1/name", "k10temp\n");
@@ -279,9 +307,10 @@ TEST_F(LinuxSourceTest, HostileFilesAreUnknown) {
 }
 
 TEST_F(LinuxSourceTest, RandomFilesDoNoHarm) {
-  const std::vector<std::string> files = {std::string(kRapl) + "0/energy_uj", std::string(kRapl) + "0/max_energy_range_uj",
-                                          std::string(kRapl) + "0/name", "sys/class/hwmon/hwmon1/temp1_input",
-                                          "sys/class/hwmon/hwmon1/name", "proc/stat"};
+  const std::vector<std::string> files = {
+      std::string(kRapl) + "0/energy_uj", std::string(kRapl) + "0/max_energy_range_uj",
+      std::string(kRapl) + "0/name",      "sys/class/hwmon/hwmon1/temp1_input",
+      "sys/class/hwmon/hwmon1/name",      "proc/stat"};
   AddDomain("0", "package-0", 1'000'000);
   folder_.Write("sys/class/hwmon/hwmon1/name", "k10temp\n");
   SetStat(1, 1);

@@ -334,6 +334,32 @@ TEST(Ttt, NeighboursDoNotChangeABit) {
   }
 }
 
+// Sums over a segment begin with it. On the reference, which rounds once a tile of the output matrix, another tile shows.
+TEST(Ttt, RowsBeforeASegmentDoNotChangeItsSums) {
+  std::string deltas[2];
+  for (const bool beside : {false, true}) {
+    EngineOptions options;
+    options.backend = "reference";
+    options.max_sequences = 2;
+    const auto engine = MakeEngine(OpenModel(FixturePath("qwen3moe")), options);
+    std::vector<Event> events;
+    if (beside) {
+      Request decoding;
+      decoding.prompt = Text(4);
+      decoding.max_new_tokens = 100;
+      decoding.ignore_end = true;
+      ASSERT_TRUE(engine->Submit(decoding).ok());
+      ASSERT_TRUE(*engine->Step(&events));
+    }
+    const SessionId session = Open(engine.get(), Tier({DeltaGroup::kOutputBias, DeltaGroup::kHiddenBias, DeltaGroup::kLowRankOutput}, 0.01f, 40));
+    ASSERT_TRUE(engine->Submit(Keep(Text(81), session)).ok());
+    while (engine->SessionTtt(session)->updates < 2) ASSERT_TRUE(*engine->Step(&events));
+    EXPECT_EQ(engine->last_step().decode_tokens, beside ? 1 : 0);
+    deltas[beside] = DeltasOf(engine.get(), session);
+  }
+  EXPECT_TRUE(deltas[0] == deltas[1]);
+}
+
 // What the sampler does to the last row's logits is none of the objective's business.
 TEST(Ttt, SamplingDoesNotChangeWhatIsLearnt) {
   for (const TttObjective objective : {TttObjective::kNll, TttObjective::kEntropy, TttObjective::kPseudoLabels}) {

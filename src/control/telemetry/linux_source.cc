@@ -21,8 +21,8 @@ namespace fs = std::filesystem;
 
 constexpr double kFind_s = 1;
 constexpr double kUtilisationWindow_s = 0.09;  // every fourth poll: ten ticks of 10 ms
-constexpr double kMaxDomain_w = 3000;         // of one RAPL domain: beyond any socket of 2025
-constexpr double kIdle_frac = 0.05;           // below this share of work a resting counter is no surprise
+constexpr double kMaxDomain_w = 3000;          // of one RAPL domain: beyond any socket of 2025
+constexpr double kIdle_frac = 0.05;            // below this share of work a resting counter is no surprise
 // Reading a clock may interrupt its core, so a big machine is sampled.
 constexpr size_t kMostClocks = 16;
 constexpr size_t kMostEntries = 4096;  // of a folder
@@ -218,6 +218,7 @@ void LinuxSource::ReadClocks(Snapshot* snapshot) {
 // "cpu  user nice system idle iowait irq softirq steal guest guest_nice": guests are counted in user already; stolen
 // time is other machines' work.
 void LinuxSource::ReadUtilisation() {
+  if (all_ticks_ && time_.now_s() - ticks_s_ < kUtilisationWindow_s) return;
   const std::string text = ReadSmallFile(root_ + "/proc/stat").text;
   std::array<int64_t, 8> ticks{};
   const char* at = text.data();
@@ -241,7 +242,6 @@ void LinuxSource::ReadUtilisation() {
   const int64_t busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6];
   const int64_t all = busy + ticks[3] + ticks[4] + ticks[7];
   const bool first = !all_ticks_;
-  if (!first && time_.now_s() - ticks_s_ < kUtilisationWindow_s) return;
   utilisation_frac_.reset();
   if (!first && all > *all_ticks_ && busy >= *busy_ticks_) {
     utilisation_frac_ = static_cast<double>(busy - *busy_ticks_) / static_cast<double>(all - *all_ticks_);
@@ -250,6 +250,9 @@ void LinuxSource::ReadUtilisation() {
   all_ticks_ = all;
   ticks_s_ = time_.now_s();
 }
+
+// Only energy counters move faster. Each reading takes a thread off its core.
+double LinuxSource::least_period_s() const { return rapl_.empty() ? kUtilisationWindow_s : 0; }
 
 Snapshot LinuxSource::Read() {
   if (!time_.Advance()) {

@@ -25,6 +25,7 @@ class LinuxSource : public TelemetrySource {
   Snapshot Read() override;
   std::vector<SensorReport> Report() override;
   void SetWorking(bool working) override { working_ = working; }
+  double least_period_s() const override;
 
  private:
   struct RaplDomain {

@@ -32,13 +32,14 @@ void TelemetrySampler::Stop() {
 
 void TelemetrySampler::Run() {
   using Steady = std::chrono::steady_clock;
-  const auto period = std::chrono::duration_cast<Steady::duration>(std::chrono::duration<double>(options_.period_s));
   auto due = Steady::now();
   for (;;) {
     const double read_s = options_.clock();
     source_->SetWorking(working_.load(std::memory_order_relaxed));
     board_.Publish({read_s, source_->Read()});
     readings_.fetch_add(1, std::memory_order_relaxed);
+    const std::chrono::duration<double> period_s(std::max(options_.period_s, source_->least_period_s()));
+    const auto period = std::chrono::duration_cast<Steady::duration>(period_s);
     due = std::max(due + period, Steady::now());  // a slow reading does not make the next ones hurry
     std::unique_lock lock(mutex_);
     if (wake_.wait_until(lock, due, [this] { return stop_; })) return;

@@ -18,7 +18,7 @@ namespace thermoe {
 class TelemetrySampler {
  public:
   struct Options {
-    double period_s = 0.025;      // a quarter of what NVML's energy counter takes to change
+    double period_s = 0.025;  // a quarter of what NVML's energy counter takes to change; the source may ask for more
     Clock clock = SteadySeconds;  // what Latest() is compared with; called by two threads
   };
   explicit TelemetrySampler(std::unique_ptr<TelemetrySource> source) : TelemetrySampler(std::move(source), Options()) {}

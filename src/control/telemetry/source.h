@@ -17,7 +17,8 @@ struct SensorReport {
   std::string reason;  // why it is missing and what to do, "" when found
 };
 
-// One device. Calls come from one thread at a time; they may take milliseconds, so a TelemetrySampler makes them, never a step.
+// One device. Calls come from one thread at a time; they may take milliseconds, so a TelemetrySampler makes them, never
+// a step.
 class TelemetrySource {
  public:
   virtual ~TelemetrySource() = default;
@@ -30,6 +31,8 @@ class TelemetrySource {
   // The caller knows that work runs (or no longer does): counters that rest meanwhile are stale. Without this a source
   // goes by the device's utilisation.
   virtual void SetWorking(bool /*working*/) {}
+  // Readings closer together than this show nothing new.
+  virtual double least_period_s() const { return 0; }
 };
 
 }  // namespace thermoe
