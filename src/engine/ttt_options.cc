@@ -60,16 +60,18 @@ std::vector<TttOptions> MakeTiers() {
                                  {kExpertGain, 0.0081f},
                                  {kExpertScale, 0.0076f}}));
   tiers.push_back(Tier("low-rank", {{kLowRankQ, 0.0029f}, {kLowRankK, 0.0031f}, {kLowRankV, 0.0023f}, {kLowRankO, 0.0033f}, {kLowRankGate, 0.00089f}}));
-  tiers.push_back(Tier("combined", {{kOutputBias, 0.0198f, 0, kDamping},
-                                    {kOutputGain, 0.0143f},
-                                    {kResidualBias, 0.00051f},
-                                    {kAttentionGain, 0.0074f},
-                                    {kExpertGain, 0.0071f},
-                                    {kExpertScale, 0.0072f},
-                                    {kLowRankQ, 0.0019f},
-                                    {kLowRankV, 0.0020f},
-                                    {kLowRankO, 0.0029f},
-                                    {kLowRankOutput, 0.0028f}}));
+  tiers.push_back(Tier("combined", {{kOutputBias, 0.0155f, 0, kDamping},
+                                    {kOutputGain, 0.0112f},
+                                    {kResidualBias, 0.000234f},
+                                    {kAttentionGain, 0.00574f},
+                                    {kExpertGain, 0.00553f},
+                                    {kExpertScale, 0.00561f},
+                                    {kLowRankQ, 0.00147f},
+                                    {kLowRankV, 0.000935f},
+                                    {kLowRankO, 0.00224f},
+                                    {kLowRankOutput, 0.00219f}}));
+  tiers.back().segment = 48;
+  tiers.back().beta2 = 0.9925f;  // 0.99 ^ (48 / 64)
   return tiers;
 }
 
