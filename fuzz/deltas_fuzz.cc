@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // libFuzzer on the reader of a session's deltas. Not part of the normal build:
-//   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -Iinclude -Isrc fuzz/deltas_fuzz.cc src/engine/deltas_file.cc
+//   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -Iinclude -Isrc fuzz/deltas_fuzz.cc
+//   src/engine/deltas_file.cc
 //     src/engine/adaptation.cc src/engine/ttt_options.cc src/forward/deltas.cc src/forward/backward/optimizer.cc
-//     src/control/plant/toml_file.cc src/model/*.cc src/model/architectures/*.cc src/base/*.cc -lfmt -lpcre2-8 -lutf8proc -o deltas_fuzz
+//     src/control/plant/toml_file.cc src/model/*.cc src/model/architectures/*.cc src/base/*.cc -lfmt -lpcre2-8
+//     -lutf8proc -o deltas_fuzz
 //   mkdir corpus && thermoe run -p "some text" --ttt output --ttt-save corpus/seed   (or any small file of deltas)
 //   ./deltas_fuzz corpus
 #include <cstddef>

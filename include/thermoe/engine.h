@@ -114,8 +114,8 @@ class Engine {
 
   // Runs one step: at most prefill_chunk prompt tokens and one token of every generating request, together.
   // Appends what happened to `events`. Returns false when nothing is queued or running. kCorrupt when the model gives
-  // logits that are not finite numbers; kResourceExhausted when memory runs out or a simulated device shuts down. After an error make
-  // a new engine.
+  // logits that are not finite numbers, kInvalidArgument when a session's deltas have grown until it does; kResourceExhausted when
+  // memory runs out or a simulated device shuts down. After an error make a new engine.
   virtual Result<bool> Step(std::vector<Event>* events) = 0;
 
   // Ends a request at once; its result holds what was generated. kNotFound if it is not queued or running.

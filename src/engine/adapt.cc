@@ -161,6 +161,7 @@ void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t
   learning_->Begin();
   learner_ = active;
   learner_first_row_ = first_row;
+  learner_part_ = parts_.size() - 1;
   if (options.objective == TttObjective::kFeatureAlignment) return;  // learns from activations, not from logits
   for (int64_t i = 0; i < rows; ++i) {
     BatchRow& row = batch_.rows[static_cast<size_t>(first_row + i)];
@@ -176,11 +177,16 @@ void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t
 
 void EngineImpl::Learn(StepContext& step) {
   const WorkCount before{record_.weight_bytes - learning_->spent_bytes, record_.kv_bytes, record_.flops - learning_->spent_flops};
+  const double expert_bytes = record_.expert_bytes;
   Backward(step);
   Update(&record_);
   const int steps = learner_->session->ttt->options().steps;
   for (int round = 1; round < steps; ++round) PassAgain();
   learnt_ = {record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops};
+  StepPart& part = parts_[learner_part_];
+  part.own_bytes = learnt_.weight_bytes;
+  part.own_expert_bytes = record_.expert_bytes - expert_bytes;
+  part.own_flops = learnt_.flops;
 }
 
 void EngineImpl::Update(StepRecord* record) {

@@ -146,6 +146,7 @@ class EngineImpl final : public Engine, private LogitSink {
   std::optional<Learning> learning_;
   ActiveRequest* learner_ = nullptr;
   int64_t learner_first_row_ = 0;  // of batch_
+  size_t learner_part_ = 0;        // of parts_
   Batch again_;                    // the segment's rows alone, for further steps
   StepRecord again_record_;
   struct WorkCount {
@@ -155,6 +156,7 @@ class EngineImpl final : public Engine, private LogitSink {
   StepRecord record_;
   std::vector<Event>* events_ = nullptr;  // of the running step
   bool finite_ = true;                    // every logit so far was a finite number
+  bool diverged_ = false;                 // those that were not are of a session that has learnt
 };
 
 }  // namespace thermoe

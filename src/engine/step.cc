@@ -53,6 +53,9 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   StampTimes();
   RetireFinished();
   events_ = nullptr;
+  if (diverged_) {
+    return InvalidArgument("a session's deltas have grown until its logits are no finite numbers; lower the learning rates of its tier");
+  }
   if (!finite_) {
     return Corrupt("{}: gives logits that are not finite numbers; its weights are damaged: download or convert it again",
                    model_->info().path);
@@ -132,7 +135,11 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, bool recompute)
   const int32_t begin = session->kv.length;
   THERMOE_RETURN_IF_ERROR(cache_->Reserve(&session->kv, begin + count));
   const kernels::RowKind kind = active->prefilled() ? kernels::RowKind::kDecode : kernels::RowKind::kPrefill;
-  StepPart part{active->account, kind == kernels::RowKind::kPrefill, count, 0, begin};
+  StepPart part;
+  part.account = active->account;
+  part.prefill = kind == kernels::RowKind::kPrefill;
+  part.rows = count;
+  part.first_position = begin;
   for (int32_t position = begin; position < begin + count; ++position) {
     const size_t at = session->first() + static_cast<size_t>(position);
     const bool wants_logits = !recompute && WantsLogits(*active, at);
@@ -146,7 +153,10 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, bool recompute)
 
 void EngineImpl::OnLogits(size_t row, std::span<float> logits) {
   ActiveRequest* active = row_owner_[row];
-  if (!AllFinite(logits)) finite_ = false;
+  if (!AllFinite(logits)) {
+    finite_ = false;
+    diverged_ = active->session->ttt != nullptr && active->session->ttt->stats.updates > 0;
+  }
   const size_t index = active->session->first() + static_cast<size_t>(batch_.rows[row].position);
   const bool last = index + 1 == active->prompt_end;
   const KeepLogits keep = active->request.keep_logits;

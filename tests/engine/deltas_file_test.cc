@@ -25,7 +25,9 @@ using ::testing::HasSubstr;
 
 class DeltasFile : public ::testing::Test {
  protected:
-  DeltasFile() : folder_(std::filesystem::path(::testing::TempDir()) / fmt::format("deltas_{}", ::getpid())) { std::filesystem::create_directories(folder_); }
+  DeltasFile() : folder_(std::filesystem::path(::testing::TempDir()) / fmt::format("deltas_{}", ::getpid())) {
+    std::filesystem::create_directories(folder_);
+  }
   ~DeltasFile() override {
     std::error_code ignored;
     std::filesystem::remove_all(folder_, ignored);
@@ -36,7 +38,9 @@ class DeltasFile : public ::testing::Test {
     std::ifstream file(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};
   }
-  static void Write(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes; }
+  static void Write(const std::string& path, const std::string& bytes) {
+    std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+  }
 
   // A model small enough for many files.
   static ModelConfig Config() {
@@ -53,7 +57,8 @@ class DeltasFile : public ::testing::Test {
   }
   static TttOptions Options() {
     TttOptions options;
-    options.groups = {{DeltaGroup::kOutputBias, 0.01f, 0}, {DeltaGroup::kExpertGain, 0.02f, 1}, {DeltaGroup::kLowRankQ, 0.01f, 0}};
+    options.groups = {
+        {DeltaGroup::kOutputBias, 0.01f, 0}, {DeltaGroup::kExpertGain, 0.02f, 1}, {DeltaGroup::kLowRankQ, 0.01f, 0}};
     options.rank = 2;
     return options;
   }

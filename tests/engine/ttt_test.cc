@@ -25,7 +25,8 @@ constexpr size_t kVocab = 8192;
 
 std::shared_ptr<const Model> Ember() { return OpenModel(EmberPath()); }
 
-std::unique_ptr<Engine> Make(int chunk = 64, int sequences = 5, int threads = 2, const std::string& telemetry = "none") {
+std::unique_ptr<Engine> Make(int chunk = 64, int sequences = 5, int threads = 2,
+                             const std::string& telemetry = "none") {
   EngineOptions options;
   options.context = 256;
   options.prefill_chunk = chunk;
@@ -88,7 +89,9 @@ SessionId Open(Engine* engine, const TttOptions& options) {
 
 class TempFolder {
  public:
-  TempFolder() : path_(std::filesystem::path(::testing::TempDir()) / fmt::format("ttt_{}", ::getpid())) { std::filesystem::create_directories(path_); }
+  TempFolder() : path_(std::filesystem::path(::testing::TempDir()) / fmt::format("ttt_{}", ::getpid())) {
+    std::filesystem::create_directories(path_);
+  }
   ~TempFolder() {
     std::error_code ignored;
     std::filesystem::remove_all(path_, ignored);
@@ -109,7 +112,8 @@ std::string DeltasOf(Engine* engine, SessionId session) {
 }
 
 double MeanNll(const RequestResult& result, size_t from = 1) {
-  const double sum = std::accumulate(result.prompt_logprobs.begin() + static_cast<long>(from), result.prompt_logprobs.end(), 0.0);
+  const double sum =
+      std::accumulate(result.prompt_logprobs.begin() + static_cast<long>(from), result.prompt_logprobs.end(), 0.0);
   return -sum / static_cast<double>(result.prompt_logprobs.size() - from);
 }
 
@@ -131,7 +135,8 @@ TEST(Ttt, DeltasOfZeroAreThePlainModelBitForBit) {
     const SessionId moving = Open(engine.get(), Tier());
     const RequestResult adapted = RunRequest(engine.get(), Keep(Text(70), moving, 6));
     EXPECT_TRUE(std::equal(adapted.logits.begin(), adapted.logits.begin() + 16 * kVocab, plain.logits.begin()));
-    EXPECT_FALSE(std::equal(adapted.logits.begin() + 16 * kVocab, adapted.logits.begin() + 17 * kVocab, plain.logits.begin() + 16 * kVocab));
+    EXPECT_FALSE(std::equal(adapted.logits.begin() + 16 * kVocab, adapted.logits.begin() + 17 * kVocab,
+                            plain.logits.begin() + 16 * kVocab));
     // The base weights are nobody's.
     EXPECT_TRUE(RunRequest(engine.get(), Keep(Text(70), kNoSession, 6)).logits == plain.logits);
   }
@@ -154,7 +159,8 @@ void ExpectRestartedRows(Engine* engine, const RequestResult& read) {
     const size_t begin = from == 0 ? 0 : from + 32, end = std::min<size_t>(from + 64, 150);
     const RequestResult plain = RunRequest(engine, Keep(Text(end - from, from)));
     const auto expected = plain.logits.begin() + static_cast<long>((begin - from) * kVocab);
-    EXPECT_TRUE(std::equal(expected, plain.logits.end(), read.logits.begin() + static_cast<long>(begin * kVocab))) << "tokens from " << begin;
+    EXPECT_TRUE(std::equal(expected, plain.logits.end(), read.logits.begin() + static_cast<long>(begin * kVocab)))
+        << "tokens from " << begin;
     for (size_t i = begin + 1; i < end; ++i) EXPECT_EQ(read.prompt_logprobs[i], plain.prompt_logprobs[i - from]) << i;
   }
 }
@@ -175,7 +181,8 @@ TEST(Ttt, ContextRestartsWhereAWindowEnds) {
   RunRequest(engine.get(), Keep(Text(56), session));
   const RequestResult rest = RunRequest(engine.get(), Keep(Text(30, 56), session));
   EXPECT_EQ(rest.ttt.restarts, 1);
-  const RequestResult plain = RunRequest(engine.get(), Keep(Text(63, 23)));  // the last computed token is computed again to score
+  const RequestResult plain =
+      RunRequest(engine.get(), Keep(Text(63, 23)));  // the last computed token is computed again to score
   EXPECT_TRUE(std::equal(rest.logits.begin(), rest.logits.end(), plain.logits.end() - 30 * static_cast<long>(kVocab)));
   EXPECT_EQ(rest.prompt_logprobs[0], plain.prompt_logprobs[33]);
   EXPECT_NE(rest.prompt_logprobs[0], 0);
@@ -198,9 +205,10 @@ TEST(Ttt, TruncatingGoesOnInTheContextThatIsLeft) {
   EXPECT_TRUE(std::equal(rest.logits.begin(), rest.logits.end(), plain.logits.end() - 12 * static_cast<long>(kVocab)));
   EXPECT_EQ(rest.prompt_logprobs[0], plain.prompt_logprobs[32]);
   ASSERT_TRUE(engine->TruncateSession(session, 0).ok());
-  EXPECT_TRUE(RunRequest(engine.get(), Keep(Text(20), session)).logits == RunRequest(engine.get(), Keep(Text(20))).logits);
-  // A tier set after a restart goes on in the same context, which begins at token 51: 19 (the last is computed again to score), 35,
-  // 51, restart, 67, 83, restart.
+  EXPECT_TRUE(RunRequest(engine.get(), Keep(Text(20), session)).logits ==
+              RunRequest(engine.get(), Keep(Text(20))).logits);
+  // A tier set after a restart goes on in the same context, which begins at token 51: 19 (the last is computed again to
+  // score), 35, 51, restart, 67, 83, restart.
   RunRequest(engine.get(), Keep(Text(76, 20), session));
   ASSERT_TRUE(engine->SetTtt(session, Off(16, 128, 32)).ok());
   rest = RunRequest(engine.get(), Keep(Text(8, 96), session));
@@ -226,14 +234,16 @@ TEST(Ttt, WhatIsReadIsLearnt) {
     return std::pair(MeanNll(result, 128), result.ttt.flops);
   };
   const auto [plain, plain_flops] = second_reading(Off());
-  std::vector<TttOptions> tiers = {Tier({DeltaGroup::kExpertGain, DeltaGroup::kAttentionGain, DeltaGroup::kOutputBias}, 0.02f),
-                                   Tier({DeltaGroup::kLowRankQ, DeltaGroup::kLowRankV, DeltaGroup::kLowRankO}, 0.01f),
-                                   Tier({DeltaGroup::kLowRankV, DeltaGroup::kLowRankO}, 0.01f), Tier({DeltaGroup::kExpertGain}, 1.0f)};
+  std::vector<TttOptions> tiers = {
+      Tier({DeltaGroup::kExpertGain, DeltaGroup::kAttentionGain, DeltaGroup::kOutputBias}, 0.02f),
+      Tier({DeltaGroup::kLowRankQ, DeltaGroup::kLowRankV, DeltaGroup::kLowRankO}, 0.01f),
+      Tier({DeltaGroup::kLowRankV, DeltaGroup::kLowRankO}, 0.01f), Tier({DeltaGroup::kExpertGain}, 1.0f)};
   tiers[2].optimizer = TttOptimizer::kMuon;
   tiers[3].optimizer = TttOptimizer::kSgd;
   for (const TttOptions& tier : tiers) {
     const auto [adapted, flops] = second_reading(tier);
-    EXPECT_LT(adapted, plain - 0.05) << DeltaGroupName(tier.groups[0].group) << " by " << TttOptimizerName(tier.optimizer);
+    EXPECT_LT(adapted, plain - 0.05) << DeltaGroupName(tier.groups[0].group) << " by "
+                                     << TttOptimizerName(tier.optimizer);
     EXPECT_GT(flops, 1.3 * plain_flops);
     EXPECT_LT(flops, 2.6 * plain_flops);
   }
@@ -253,7 +263,9 @@ TEST(Ttt, GeneratedTokensUseTheDeltas) {
   request.ttt = std::make_shared<TttOptions>(Tier({DeltaGroup::kOutputBias}, 0.05f));
   const RequestResult adapted = RunRequest(engine.get(), request);
   EXPECT_EQ(adapted.ttt.updates, 3);
-  const auto bias = [&](size_t row, size_t i) { return adapted.logits[row * kVocab + i] - plain.logits[row * kVocab + i]; };
+  const auto bias = [&](size_t row, size_t i) {
+    return adapted.logits[row * kVocab + i] - plain.logits[row * kVocab + i];
+  };
   double largest = 0;
   for (size_t i = 0; i < kVocab; ++i) {
     largest = std::max(largest, std::fabs(static_cast<double>(bias(52, i))));
@@ -278,7 +290,8 @@ TEST(Ttt, ARequestOfItsOwnIsASessionOfItsOwn) {
 
 // Tiers that have nothing in common, at once and alone, beside requests that learn nothing.
 TEST(Ttt, NeighboursDoNotChangeABit) {
-  std::vector<TttOptions> tiers = {Tier({}, 0.01f, 24), Tier({}, 0.02f, 16), Tier({DeltaGroup::kOutputBias, DeltaGroup::kLowRankOutput}, 0.03f, 40),
+  std::vector<TttOptions> tiers = {Tier({}, 0.01f, 24), Tier({}, 0.02f, 16),
+                                   Tier({DeltaGroup::kOutputBias, DeltaGroup::kLowRankOutput}, 0.03f, 40),
                                    Off(8, 64, 32)};
   tiers[0].steps = 2;
   tiers[1].optimizer = TttOptimizer::kMuon;
@@ -289,9 +302,7 @@ TEST(Ttt, NeighboursDoNotChangeABit) {
     RequestResult result;
     std::string deltas;
   };
-  const auto ask = [&](Engine* engine, size_t i) {
-    return Keep(Text(100 + 17 * i, 3 * i), Open(engine, tiers[i]), 5);
-  };
+  const auto ask = [&](Engine* engine, size_t i) { return Keep(Text(100 + 17 * i, 3 * i), Open(engine, tiers[i]), 5); };
   const auto outcome_of = [&](Engine* engine, size_t i, SessionId session, RequestResult result) {
     return Outcome{std::move(result), tiers[i].adapts() ? DeltasOf(engine, session) : ""};
   };
@@ -334,7 +345,8 @@ TEST(Ttt, NeighboursDoNotChangeABit) {
   }
 }
 
-// Sums over a segment begin with it. On the reference, which rounds once a tile of the output matrix, another tile shows.
+// Sums over a segment begin with it. On the reference, which rounds once a tile of the output matrix, another tile
+// shows.
 TEST(Ttt, RowsBeforeASegmentDoNotChangeItsSums) {
   std::string deltas[2];
   for (const bool beside : {false, true}) {
@@ -351,7 +363,8 @@ TEST(Ttt, RowsBeforeASegmentDoNotChangeItsSums) {
       ASSERT_TRUE(engine->Submit(decoding).ok());
       ASSERT_TRUE(*engine->Step(&events));
     }
-    const SessionId session = Open(engine.get(), Tier({DeltaGroup::kOutputBias, DeltaGroup::kHiddenBias, DeltaGroup::kLowRankOutput}, 0.01f, 40));
+    const SessionId session = Open(
+        engine.get(), Tier({DeltaGroup::kOutputBias, DeltaGroup::kHiddenBias, DeltaGroup::kLowRankOutput}, 0.01f, 40));
     ASSERT_TRUE(engine->Submit(Keep(Text(81), session)).ok());
     while (engine->SessionTtt(session)->updates < 2) ASSERT_TRUE(*engine->Step(&events));
     EXPECT_EQ(engine->last_step().decode_tokens, beside ? 1 : 0);
@@ -396,7 +409,8 @@ TEST(Ttt, FeaturesAreAlignedToStatisticsOfTheModel) {
   EXPECT_EQ(engine->Submit(request).status().code(), StatusCode::kNotFound);
   tier.features_path = folder.File("features.json");
   request.ttt = std::make_shared<TttOptions>(tier);
-  const RequestResult adapted = RunRequest(engine.get(), request), plain = RunRequest(engine.get(), Keep(Text(64, 100)));
+  const RequestResult adapted = RunRequest(engine.get(), request),
+                      plain = RunRequest(engine.get(), Keep(Text(64, 100)));
   EXPECT_EQ(adapted.ttt.updates, 4);
   EXPECT_TRUE(std::equal(adapted.logits.begin(), adapted.logits.begin() + 16 * kVocab, plain.logits.begin()));
   EXPECT_FALSE(adapted.logits == plain.logits);
@@ -411,7 +425,8 @@ TEST(Ttt, ForksTakeTheDeltasAlong) {
   EXPECT_TRUE(DeltasOf(engine.get(), child) == before);
   EXPECT_EQ(engine->SessionTtt(child)->updates, 0);
   EXPECT_GT(engine->SessionTtt(child)->delta_bytes, 0);
-  const RequestResult a = RunRequest(engine.get(), Keep(Text(40, 64), parent)), b = RunRequest(engine.get(), Keep(Text(40, 64), child));
+  const RequestResult a = RunRequest(engine.get(), Keep(Text(40, 64), parent)),
+                      b = RunRequest(engine.get(), Keep(Text(40, 64), child));
   EXPECT_TRUE(a.logits == b.logits);
   EXPECT_EQ(b.ttt.updates, 3);
   EXPECT_TRUE(DeltasOf(engine.get(), parent) == DeltasOf(engine.get(), child));
@@ -439,7 +454,8 @@ TEST(Ttt, CancellingAmidASegmentLeavesASessionThatGoesOn) {
   const RequestResult rest = RunRequest(engine.get(), Keep(Text(20), session));
   EXPECT_EQ(rest.finish, FinishReason::kLength);
   EXPECT_EQ(engine->SessionLength(session).value(), 500);
-  EXPECT_TRUE(std::all_of(rest.prompt_logprobs.begin(), rest.prompt_logprobs.end(), [](float value) { return value < 0; }));
+  EXPECT_TRUE(
+      std::all_of(rest.prompt_logprobs.begin(), rest.prompt_logprobs.end(), [](float value) { return value < 0; }));
 }
 
 TEST(Ttt, ActivationsStayInsideTheirBound) {
@@ -474,7 +490,8 @@ TEST(Ttt, RefusalsSayWhatToDo) {
   };
   refuses([](TttOptions* o) { o->segment = 65; }, "a segment has 65 tokens but a step takes 64");
   refuses([](TttOptions* o) { o->window = 257; }, "the window of 257 tokens passes the context of 256");
-  refuses([](TttOptions* o) { o->window = 63, o->keep = 56; }, "keeps 48 tokens, which leaves no room for a segment of 16 in a window of 63");
+  refuses([](TttOptions* o) { o->window = 63, o->keep = 56; },
+          "keeps 48 tokens, which leaves no room for a segment of 16 in a window of 63");
   refuses([](TttOptions* o) { o->segment = 0; }, "segment is 0; give 1 to 8192");
   refuses([](TttOptions* o) { o->rank = 65; }, "rank is 65");
   refuses([](TttOptions* o) { o->beta1 = std::nanf(""); }, "beta1");
@@ -494,7 +511,8 @@ TEST(Ttt, RefusalsSayWhatToDo) {
   // Without restarts a text must fit.
   ASSERT_TRUE(engine->TruncateSession(session, 0).ok());
   ASSERT_TRUE(engine->SetTtt(session, Off(16, 64, 0)).ok());
-  EXPECT_THAT(engine->Submit(Keep(Text(65), session)).status().message(), HasSubstr("the prompt has 65 tokens but the window holds 64"));
+  EXPECT_THAT(engine->Submit(Keep(Text(65), session)).status().message(),
+              HasSubstr("the prompt has 65 tokens but the window holds 64"));
   EXPECT_TRUE(engine->Submit(Keep(Text(64), session)).ok());
 }
 
@@ -518,6 +536,46 @@ TEST(Ttt, JoulesOfLearningArePartOfAPromptsUnderThePlant) {
     EXPECT_EQ(plain.ttt.adapt_seconds, 0);
   }
   EXPECT_EQ(joules[0], joules[1]);
+}
+
+TEST(Ttt, DeltasThatGrowWithoutBoundAreNotBlamedOnTheModel) {
+  const auto engine = Make();
+  TttOptions wild = Tier({DeltaGroup::kExpertScale, DeltaGroup::kExpertGain}, 100);
+  wild.optimizer = TttOptimizer::kSgd;
+  wild.beta1 = 0.99f;
+  wild.window = 64;
+  wild.keep = 16;
+  Request request = Keep(Text(192));
+  request.ttt = std::make_shared<TttOptions>(wild);
+  const Status status = engine->Run(request).status();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("lower the learning rates of its tier"));
+}
+
+// Who learns pays for it: a request that decodes beside takes what it takes beside one that only reads, and what the
+// device draws idle in steps that are longer (a quarter more here; twice as much where it shares what is learnt).
+TEST(Ttt, JoulesOfLearningAreTheLearners) {
+  const std::string plant = "plant:" + std::string(THERMOE_SOURCE_DIR) + "/data/profiles/small.toml";
+  double beside_j[2], reader_j[2];
+  for (const bool learns : {false, true}) {
+    const auto engine = Make(64, 5, 2, plant);
+    Request decoding;
+    decoding.prompt = Text(8);
+    decoding.max_new_tokens = 9;
+    decoding.ignore_end = true;
+    const RequestId beside = engine->Submit(decoding).value();
+    std::vector<Event> events;
+    ASSERT_TRUE(*engine->Step(&events));
+    Request request = Keep(Text(128));
+    request.ttt = std::make_shared<TttOptions>(learns ? Tier() : Off());
+    const RequestId reader = engine->Submit(request).value();
+    while (*engine->Step(&events)) {
+    }
+    beside_j[learns] = engine->TakeResult(beside)->energy.decode_j;
+    reader_j[learns] = engine->TakeResult(reader)->energy.prefill_j;
+  }
+  EXPECT_NEAR(beside_j[1], beside_j[0], 0.5 * beside_j[0]);
+  EXPECT_GT(reader_j[1], 1.4 * reader_j[0]);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward pass: with the reference backend against central differences of a forward pass in double, the choice of experts
-// held fixed; the fast CPU backend against the reference.
+// The backward pass: with the reference backend against central differences of a forward pass in double, the choice of
+// experts held fixed; the fast CPU backend against the reference.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -13,8 +13,8 @@
 #include <map>
 #include <sstream>
 
-#include "support/float64_model.h"
 #include "support/fixtures.h"
+#include "support/float64_model.h"
 #include "support/learning_harness.h"
 #include "support/mixed_ops.h"
 
@@ -37,12 +37,9 @@ struct Case {
 void PrintTo(const Case& test, std::ostream* out) { *out << test.name; }
 
 std::vector<Case> Cases() {
-  std::vector<Case> cases = {{"qwen3moe", "qwen3moe"},
-                             {"olmoe", "olmoe"},
-                             {"mixtral", "mixtral"},
-                             {"mixtral_gguf", "mixtral/model-bf16.gguf"},
-                             {"qwen2moe", "qwen2moe"},
-                             {"ember", ""}};
+  std::vector<Case> cases = {{"qwen3moe", "qwen3moe"}, {"olmoe", "olmoe"},
+                             {"mixtral", "mixtral"},   {"mixtral_gguf", "mixtral/model-bf16.gguf"},
+                             {"qwen2moe", "qwen2moe"}, {"ember", ""}};
   cases.push_back({"olmoe_clipped", "olmoe", ExpertStorage::kNative, 1.0});
   Case hi_only{"ember_hi_planes", "", ExpertStorage::kNested};
   hi_only.steering.full_slots = 0;
@@ -64,7 +61,8 @@ std::shared_ptr<const Model> Clipped(const std::string& folder, double clip_qkv)
   namespace fs = std::filesystem;
   const fs::path copy = fs::path(::testing::TempDir()) / fmt::format("clipped_{}", ::getpid());
   fs::create_directories(copy);
-  for (const auto& entry : fs::directory_iterator(folder)) fs::copy_file(entry.path(), copy / entry.path().filename(), fs::copy_options::overwrite_existing);
+  for (const auto& entry : fs::directory_iterator(folder))
+    fs::copy_file(entry.path(), copy / entry.path().filename(), fs::copy_options::overwrite_existing);
   nlohmann::json config = ReadJson(folder + "/config.json");
   config["clip_qkv"] = clip_qkv;
   std::ofstream(copy / "config.json") << config.dump();
@@ -117,8 +115,12 @@ class GradientsOf : public ::testing::TestWithParam<Case> {
   const ModelConfig& config() const { return model_->impl().config(); }
   // The bundled model: fewer and shorter passes, which take long.
   bool large() const { return config().layers > 2; }
-  LearningHarness Harness(const kernels::Ops& ops) const { return LearningHarness(model_, ops, steering_.layers.empty() ? nullptr : &steering_); }
-  std::vector<TokenId> Ids(int first, int count) const { return {text_.begin() + first, text_.begin() + first + count}; }
+  LearningHarness Harness(const kernels::Ops& ops) const {
+    return LearningHarness(model_, ops, steering_.layers.empty() ? nullptr : &steering_);
+  }
+  std::vector<TokenId> Ids(int first, int count) const {
+    return {text_.begin() + first, text_.begin() + first + count};
+  }
 
   std::shared_ptr<const Model> model_;
   std::unique_ptr<kernels::Ops> reference_;
@@ -148,7 +150,8 @@ double NormOf(const std::vector<float>& gradient, const std::vector<std::pair<si
 }
 
 // (loss(at + h d) - loss(at - h d)) / 2h, h so that the step's length is 1e-4; its two sides beside each other.
-double Slope(const Float64Model& model, const Float64Segment& segment, const std::vector<double>& at, const Direction& direction) {
+double Slope(const Float64Model& model, const Float64Segment& segment, const std::vector<double>& at,
+             const Direction& direction) {
   const double length = std::sqrt(std::inner_product(direction.begin(), direction.end(), direction.begin(), 0.0));
   const double step = 1e-4 / length;
   const auto loss = [&](double by) {
@@ -161,10 +164,11 @@ double Slope(const Float64Model& model, const Float64Segment& segment, const std
   return (above.get() - below) / (2 * step);
 }
 
-// Slopes along the gradient of each group, which must be its length, and along `randoms` random directions with elements of
-// about 1, where an error as long as a thousandth of the gradient would show as about a thousandth of its length.
-void ExpectSlopes(const Float64Model& model, const Float64Segment& segment, const Deltas& deltas, const std::vector<float>& gradient,
-                  const std::vector<DeltaGroup>& groups, int randoms) {
+// Slopes along the gradient of each group, which must be its length, and along `randoms` random directions with
+// elements of about 1, where an error as long as a thousandth of the gradient would show as about a thousandth of its
+// length.
+void ExpectSlopes(const Float64Model& model, const Float64Segment& segment, const Deltas& deltas,
+                  const std::vector<float>& gradient, const std::vector<DeltaGroup>& groups, int randoms) {
   const std::vector<double> at(deltas.values.begin(), deltas.values.end());
   for (const DeltaGroup group : groups) {
     const auto parts = PartsOf(*deltas.layout, group);
@@ -180,7 +184,8 @@ void ExpectSlopes(const Float64Model& model, const Float64Segment& segment, cons
           expected += direction[i] * gradient[i];
         }
       }
-      EXPECT_NEAR(Slope(model, segment, at, direction), expected, kReferenceTolerance * norm) << DeltaGroupName(group) << ", direction " << k;
+      EXPECT_NEAR(Slope(model, segment, at, direction), expected, kReferenceTolerance * norm)
+          << DeltaGroupName(group) << ", direction " << k;
     }
   }
 }
@@ -191,7 +196,8 @@ std::vector<DeltaGroup> AllOf() {
   return groups;
 }
 
-// One whole text, then a part of it behind keys and values of other deltas, where the last position has nothing to learn.
+// One whole text, then a part of it behind keys and values of other deltas, where the last position has nothing to
+// learn.
 TEST_P(GradientsOf, NllAreThoseOfCentralDifferences) {
   const Float64Model exact(model_->impl());
   const Deltas deltas = RandomDeltas(config(), AllGroups(), 11), stale = RandomDeltas(config(), AllGroups(), 12);
@@ -217,7 +223,8 @@ TEST_P(GradientsOf, OtherObjectivesAreThoseOfCentralDifferences) {
   const Float64Model exact(model_->impl());
   const Deltas deltas = RandomDeltas(config(), AllGroups(), 13);
   const FeatureStatistics features = Statistics(config());
-  for (const TttObjective objective : {TttObjective::kEntropy, TttObjective::kPseudoLabels, TttObjective::kFeatureAlignment}) {
+  for (const TttObjective objective :
+       {TttObjective::kEntropy, TttObjective::kPseudoLabels, TttObjective::kFeatureAlignment}) {
     SCOPED_TRACE(TttObjectiveName(objective));
     LearningHarness harness = Harness(*reference_);
     harness.Read(Ids(0, 5), &deltas);
@@ -231,10 +238,13 @@ TEST_P(GradientsOf, OtherObjectivesAreThoseOfCentralDifferences) {
       ASSERT_TRUE(learnt.rows > 0 && learnt.rows < count) << learnt.rows << " rows are confident";
     }
     const PastKeys keys = harness.Past();
-    const Float64Segment segment{Ids(5, count), Ids(6, count), &keys, deltas.layout.get(), &learnt.choice, objective, options.confidence, options.features};
+    const Float64Segment segment{Ids(5, count),       Ids(6, count),   &keys,
+                                 deltas.layout.get(), &learnt.choice,  objective,
+                                 options.confidence,  options.features};
     const std::vector<double> at(deltas.values.begin(), deltas.values.end());
     EXPECT_NEAR(learnt.loss, exact.Loss(segment, at), 1e-4 * learnt.loss);
-    std::vector<DeltaGroup> groups = {DeltaGroup::kResidualBias, DeltaGroup::kExpertGain, DeltaGroup::kExpertScale, DeltaGroup::kLowRankQ};
+    std::vector<DeltaGroup> groups = {DeltaGroup::kResidualBias, DeltaGroup::kExpertGain, DeltaGroup::kExpertScale,
+                                      DeltaGroup::kLowRankQ};
     if (objective != TttObjective::kFeatureAlignment) groups.push_back(DeltaGroup::kOutputBias);
     ExpectSlopes(exact, segment, deltas, learnt.gradient, groups, 1);
   }
@@ -262,7 +272,8 @@ TEST_P(GradientsOf, TruncatedPassGivesTheSameGradients) {
     TttOptions options;
     options.rank = 3;
     for (const DeltaGroup group : AllOf()) {
-      const bool in_attention = group == DeltaGroup::kAttentionGain || (group >= DeltaGroup::kLowRankQ && group <= DeltaGroup::kLowRankO);
+      const bool in_attention =
+          group == DeltaGroup::kAttentionGain || (group >= DeltaGroup::kLowRankQ && group <= DeltaGroup::kLowRankO);
       if (attention || !in_attention) options.groups.push_back({group, 0.01f, 1});
     }
     Deltas last = Deltas::Start(std::make_shared<DeltaLayout>(config(), options), 0);
@@ -276,11 +287,13 @@ TEST_P(GradientsOf, TruncatedPassGivesTheSameGradients) {
       std::copy_n(all.values.begin() + twin->offset, tensor.size(), last.values.begin() + tensor.offset);
       std::copy_n(all.values.begin() + twin->offset, tensor.size(), whole.values.begin() + twin->offset);
     }
-    const Learnt truncated = harness.Learn(Ids(0, 20), Ids(1, 20), last), full = harness.Learn(Ids(0, 20), Ids(1, 20), whole);
+    const Learnt truncated = harness.Learn(Ids(0, 20), Ids(1, 20), last),
+                 full = harness.Learn(Ids(0, 20), Ids(1, 20), whole);
     EXPECT_EQ(truncated.logits, full.logits);
     for (const DeltaTensor& tensor : last.layout->tensors()) {
       const DeltaTensor* twin = whole.layout->Find(tensor.group, tensor.layer, tensor.part);
-      EXPECT_TRUE(std::equal(truncated.gradient.begin() + tensor.offset, truncated.gradient.begin() + tensor.offset + tensor.size(),
+      EXPECT_TRUE(std::equal(truncated.gradient.begin() + tensor.offset,
+                             truncated.gradient.begin() + tensor.offset + tensor.size(),
                              full.gradient.begin() + twin->offset))
           << DeltaGroupName(tensor.group);
     }
@@ -292,7 +305,8 @@ TEST_P(FastGradientsOf, ActivationsComputedAgainGiveTheSameBits) {
   const Deltas deltas = RandomDeltas(config(), AllGroups(), 15);
   std::vector<std::unique_ptr<kernels::Ops>> backends;
   backends.push_back(kernels::MakeReferenceOps());
-  for (const std::string& isa : kernels::SupportedIsas()) backends.push_back(kernels::MakeCpuOps(&threads, isa).value());
+  for (const std::string& isa : kernels::SupportedIsas())
+    backends.push_back(kernels::MakeCpuOps(&threads, isa).value());
   for (const auto& ops : backends) {
     LearningHarness harness = Harness(*ops);
     const Learnt kept = harness.Learn(Ids(0, 20), Ids(1, 20), deltas);
@@ -303,11 +317,13 @@ TEST_P(FastGradientsOf, ActivationsComputedAgainGiveTheSameBits) {
 }
 
 // |got - expected| / |expected| of each group.
-std::map<DeltaGroup, double> Errors(const DeltaLayout& layout, const std::vector<float>& got, const std::vector<float>& expected) {
+std::map<DeltaGroup, double> Errors(const DeltaLayout& layout, const std::vector<float>& got,
+                                    const std::vector<float>& expected) {
   std::vector<float> off(got.size());
   std::transform(got.begin(), got.end(), expected.begin(), off.begin(), std::minus<>());
   std::map<DeltaGroup, double> errors;
-  for (const DeltaGroup group : AllOf()) errors[group] = NormOf(off, PartsOf(layout, group)) / NormOf(expected, PartsOf(layout, group));
+  for (const DeltaGroup group : AllOf())
+    errors[group] = NormOf(off, PartsOf(layout, group)) / NormOf(expected, PartsOf(layout, group));
   return errors;
 }
 
@@ -348,8 +364,10 @@ TEST_P(FastGradientsOf, AreThoseOfAWholeReferencePass) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backward, GradientsOf, ::testing::ValuesIn(Cases()), [](const auto& test) { return test.param.name; });
-INSTANTIATE_TEST_SUITE_P(Backward, FastGradientsOf, ::testing::ValuesIn(FastCases()), [](const auto& test) { return test.param.name; });
+INSTANTIATE_TEST_SUITE_P(Backward, GradientsOf, ::testing::ValuesIn(Cases()),
+                         [](const auto& test) { return test.param.name; });
+INSTANTIATE_TEST_SUITE_P(Backward, FastGradientsOf, ::testing::ValuesIn(FastCases()),
+                         [](const auto& test) { return test.param.name; });
 
 }  // namespace
 }  // namespace thermoe::testing

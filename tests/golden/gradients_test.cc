@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradients of every group of deltas against those of PyTorch's autograd in float64 (gradients.json, by make_gradients.py, which
-// says how deltas and products are made).
+// Gradients of every group of deltas against those of PyTorch's autograd in float64 (gradients.json, by
+// make_gradients.py, which says how deltas and products are made).
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,9 +15,10 @@ namespace {
 
 // The fixtures' number of a group's tensors; A and B of a low-rank group follow each other.
 const std::map<DeltaGroup, int> kNumbers = {
-    {DeltaGroup::kOutputBias, 0},   {DeltaGroup::kHiddenBias, 1},  {DeltaGroup::kResidualBias, 2}, {DeltaGroup::kAttentionGain, 3},
-    {DeltaGroup::kExpertGain, 4},   {DeltaGroup::kExpertScale, 5}, {DeltaGroup::kRouterShift, 6},  {DeltaGroup::kLowRankQ, 7},
-    {DeltaGroup::kLowRankK, 9},     {DeltaGroup::kLowRankV, 11},   {DeltaGroup::kLowRankO, 13},    {DeltaGroup::kLowRankGate, 15},
+    {DeltaGroup::kOutputBias, 0},    {DeltaGroup::kHiddenBias, 1}, {DeltaGroup::kResidualBias, 2},
+    {DeltaGroup::kAttentionGain, 3}, {DeltaGroup::kExpertGain, 4}, {DeltaGroup::kExpertScale, 5},
+    {DeltaGroup::kRouterShift, 6},   {DeltaGroup::kLowRankQ, 7},   {DeltaGroup::kLowRankK, 9},
+    {DeltaGroup::kLowRankV, 11},     {DeltaGroup::kLowRankO, 13},  {DeltaGroup::kLowRankGate, 15},
     {DeltaGroup::kLowRankOutput, 17}};
 
 // Place of element i of the fixture in a tensor: A is [in, r] there and [r, in] here.
@@ -46,10 +47,14 @@ const DeltaTensor* TensorOf(const DeltaLayout& layout, const nlohmann::json& row
   std::string name = row["group"];
   if (name.starts_with("gain_")) name = name.substr(5) + "_gain";
   const std::string part = row.value("part", "");
-  return layout.Find(ParseDeltaGroup(name).value(), row["layer"], part.empty() ? DeltaPart::kWhole : part == "A" ? DeltaPart::kA : DeltaPart::kB);
+  return layout.Find(ParseDeltaGroup(name).value(), row["layer"],
+                     part.empty()  ? DeltaPart::kWhole
+                     : part == "A" ? DeltaPart::kA
+                                   : DeltaPart::kB);
 }
 
-void ExpectGradient(const DeltaTensor& tensor, const std::vector<float>& gradient, const nlohmann::json& row, double tolerance) {
+void ExpectGradient(const DeltaTensor& tensor, const std::vector<float>& gradient, const nlohmann::json& row,
+                    double tolerance) {
   double squares = 0, products[4] = {};
   for (int64_t i = 0; i < tensor.size(); ++i) {
     const double value = gradient[static_cast<size_t>(PlaceOf(tensor, i))];
@@ -79,10 +84,11 @@ class Gradients : public ::testing::TestWithParam<std::string> {
         features.variance.push_back(static_cast<float>(1 + 0.5 * std::cos(0.2 * c + l)));
       }
     }
-    const std::map<std::string, LearnOptions> objectives = {{"nll", {TttObjective::kNll}},
-                                                            {"entropy", {TttObjective::kEntropy}},
-                                                            {"pseudo_labels", {TttObjective::kPseudoLabels, 0.5f}},
-                                                            {"feature_alignment", {TttObjective::kFeatureAlignment, 0, &features}}};
+    const std::map<std::string, LearnOptions> objectives = {
+        {"nll", {TttObjective::kNll}},
+        {"entropy", {TttObjective::kEntropy}},
+        {"pseudo_labels", {TttObjective::kPseudoLabels, 0.5f}},
+        {"feature_alignment", {TttObjective::kFeatureAlignment, 0, &features}}};
     for (const auto& [name, options] : objectives) {
       SCOPED_TRACE(std::string(ops.name()) + " " + name);
       // The NLL predicts ids[1:]; the others need no next token, only rows that take part.
@@ -92,7 +98,8 @@ class Gradients : public ::testing::TestWithParam<std::string> {
       const nlohmann::json& expected = fixture["objectives"][name];
       EXPECT_NEAR(learnt.loss, expected["loss"].get<double>(), tolerance * expected["loss"].get<double>());
       for (const nlohmann::json& row : expected["gradients"]) {
-        SCOPED_TRACE(row["group"].get<std::string>() + " of layer " + std::to_string(row["layer"].get<int>()) + " " + row.value("part", ""));
+        SCOPED_TRACE(row["group"].get<std::string>() + " of layer " + std::to_string(row["layer"].get<int>()) + " " +
+                     row.value("part", ""));
         const DeltaTensor* tensor = TensorOf(*deltas.layout, row);
         ASSERT_NE(tensor, nullptr);
         ExpectGradient(*tensor, learnt.gradient, row, tolerance);
@@ -115,14 +122,16 @@ TEST_P(Gradients, AreThoseOfAutograd) {
   EXPECT_GT(fixture["smallest_log_gap"].get<double>(), 1e-4) << "the choice of experts is not decided";
   ExpectAll(*kernels::MakeReferenceOps(), fixture, 1e-3);
   ThreadPool threads(2);
-  for (const std::string& isa : kernels::SupportedIsas()) ExpectAll(*kernels::MakeCpuOps(&threads, isa).value(), fixture, 1e-3);
+  for (const std::string& isa : kernels::SupportedIsas())
+    ExpectAll(*kernels::MakeCpuOps(&threads, isa).value(), fixture, 1e-3);
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Gradients, ::testing::Values("qwen3moe", "olmoe", "mixtral", "qwen2moe", "ember-22m"), [](const auto& test) {
-  std::string name = test.param;
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Golden, Gradients, ::testing::Values("qwen3moe", "olmoe", "mixtral", "qwen2moe", "ember-22m"),
+                         [](const auto& test) {
+                           std::string name = test.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace thermoe::testing

@@ -58,11 +58,21 @@ Float64Model::Expert Float64Model::Decode(const FfnWeights& weights, Planes plan
 }
 
 Float64Model::Float64Model(const ModelImpl& model)
-    : model_(model), embedding_(Decode(model.loaded().weights.embedding)), output_(Decode(model.loaded().weights.output)) {
+    : model_(model),
+      embedding_(Decode(model.loaded().weights.embedding)),
+      output_(Decode(model.loaded().weights.output)) {
   const bool nested = model.experts().storage() == ExpertStorage::kNested;
   for (int32_t l = 0; l < model.config().layers; ++l) {
     const LayerWeights& weights = model.loaded().weights.layers[static_cast<size_t>(l)];
-    Layer layer{Decode(weights.q), Decode(weights.k), Decode(weights.v), Decode(weights.o), Decode(weights.gate), {}, Decode(weights.shared), {}, {}};
+    Layer layer{Decode(weights.q),
+                Decode(weights.k),
+                Decode(weights.v),
+                Decode(weights.o),
+                Decode(weights.gate),
+                {},
+                Decode(weights.shared),
+                {},
+                {}};
     if (!weights.shared_gate.empty()) layer.shared_gate = Decode(weights.shared_gate);
     for (const FfnWeights& expert : model.experts().layer(l)) {
       layer.experts.push_back(Decode(expert));
@@ -76,7 +86,11 @@ Float64Model::Float64Model(const ModelImpl& model)
 class Float64Model::Pass {
  public:
   Pass(const Float64Model& model, const Float64Segment& segment, std::span<const double> deltas)
-      : model_(model), config_(model.model_.config()), weights_(model.model_.loaded().weights), segment_(segment), deltas_(deltas) {}
+      : model_(model),
+        config_(model.model_.config()),
+        weights_(model.model_.loaded().weights),
+        segment_(segment),
+        deltas_(deltas) {}
 
   double Run() {
     for (const int32_t id : segment_.ids) {
@@ -112,7 +126,8 @@ class Float64Model::Pass {
 
   static Row Times(const Matrix& w, const Row& x) {
     Row y(static_cast<size_t>(w.rows));
-    for (int64_t r = 0; r < w.rows; ++r) y[static_cast<size_t>(r)] = Dot(w.values.data() + r * w.cols, x.data(), w.cols);
+    for (int64_t r = 0; r < w.rows; ++r)
+      y[static_cast<size_t>(r)] = Dot(w.values.data() + r * w.cols, x.data(), w.cols);
     return y;
   }
 
@@ -189,7 +204,8 @@ class Float64Model::Pass {
       const size_t from = head / static_cast<size_t>(config_.heads / config_.kv_heads) * dim;
       Row p(keys.size());
       for (size_t i = 0; i < keys.size(); ++i) {
-        p[i] = std::inner_product(q.begin() + static_cast<std::ptrdiff_t>(head * dim), q.begin() + static_cast<std::ptrdiff_t>((head + 1) * dim),
+        p[i] = std::inner_product(q.begin() + static_cast<std::ptrdiff_t>(head * dim),
+                                  q.begin() + static_cast<std::ptrdiff_t>((head + 1) * dim),
                                   keys[i].begin() + static_cast<std::ptrdiff_t>(from), 0.0) /
                std::sqrt(static_cast<double>(dim));
       }
@@ -205,7 +221,9 @@ class Float64Model::Pass {
   std::vector<int32_t> Best(const Row& scores) const {
     std::vector<int32_t> order(scores.size());
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return scores[static_cast<size_t>(a)] > scores[static_cast<size_t>(b)]; });
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return scores[static_cast<size_t>(a)] > scores[static_cast<size_t>(b)];
+    });
     order.resize(static_cast<size_t>(config_.slots));
     return order;
   }
@@ -219,7 +237,8 @@ class Float64Model::Pass {
 
   void Experts(int32_t layer, size_t t) {
     const Layer& matrices = model_.layers_[static_cast<size_t>(layer)];
-    const Row h = NormWithGain(x_[t], weights_.layers[static_cast<size_t>(layer)].expert_norm, DeltaGroup::kExpertGain, layer);
+    const Row h =
+        NormWithGain(x_[t], weights_.layers[static_cast<size_t>(layer)].expert_norm, DeltaGroup::kExpertGain, layer);
     Row scores = Project(matrices.gate, {}, h, DeltaGroup::kLowRankGate, layer);
     Add(DeltaGroup::kRouterShift, layer, &scores);
     scores = Softmax(std::move(scores));
@@ -227,7 +246,8 @@ class Float64Model::Pass {
     std::vector<int32_t> chosen = plain;
     const auto slots = static_cast<std::ptrdiff_t>(config_.slots);
     if (segment_.held != nullptr) {
-      const auto begin = segment_.held->expert[static_cast<size_t>(layer)].begin() + static_cast<std::ptrdiff_t>(t) * slots;
+      const auto begin =
+          segment_.held->expert[static_cast<size_t>(layer)].begin() + static_cast<std::ptrdiff_t>(t) * slots;
       chosen.assign(begin, begin + slots);
     }
     const auto mass_of = [&](const std::vector<int32_t>& experts) {
@@ -240,8 +260,9 @@ class Float64Model::Pass {
     Row out(h.size());
     for (size_t slot = 0; slot < chosen.size() && chosen[slot] >= 0; ++slot) {
       const auto e = static_cast<size_t>(chosen[slot]);
-      const bool hi = segment_.held != nullptr && !matrices.experts_hi.empty() &&
-                      segment_.held->planes[static_cast<size_t>(layer)][t * static_cast<size_t>(slots) + slot] == Planes::kHi;
+      const bool hi =
+          segment_.held != nullptr && !matrices.experts_hi.empty() &&
+          segment_.held->planes[static_cast<size_t>(layer)][t * static_cast<size_t>(slots) + slot] == Planes::kHi;
       const Row y = Feed((hi ? matrices.experts_hi : matrices.experts)[e], h);
       const double weight = scores[e] * scale * (log_scale == nullptr ? 1 : std::exp(log_scale[e]));
       for (size_t i = 0; i < out.size(); ++i) out[i] += weight * y[i];
@@ -305,7 +326,8 @@ class Float64Model::Pass {
 };
 
 double Float64Model::Loss(const Float64Segment& segment, std::span<const double> deltas) const {
-  THERMOE_CHECK(segment.targets.size() == segment.ids.size() && static_cast<int64_t>(deltas.size()) == segment.layout->size());
+  THERMOE_CHECK(segment.targets.size() == segment.ids.size() &&
+                static_cast<int64_t>(deltas.size()) == segment.layout->size());
   return Pass(*this, segment, deltas).Run();
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The forward pass with deltas once more, plain and in double, to differentiate numerically: shares no code with the engine but the
-// decoding of weights. The choice of experts can be held, as a backward pass holds it.
+// The forward pass with deltas once more, plain and in double, to differentiate numerically: shares no code with the
+// engine but the decoding of weights. The choice of experts can be held, as a backward pass holds it.
 #pragma once
 
 #include <cstdint>

@@ -20,7 +20,8 @@ namespace thermoe::testing {
 // Every group, in all layers.
 inline TttOptions AllGroups(int rank = 3) {
   TttOptions options;
-  for (int group = 0; group < kDeltaGroups; ++group) options.groups.push_back({static_cast<DeltaGroup>(group), 0.01f, 0});
+  for (int group = 0; group < kDeltaGroups; ++group)
+    options.groups.push_back({static_cast<DeltaGroup>(group), 0.01f, 0});
   options.rank = rank;
   return options;
 }
@@ -31,7 +32,8 @@ inline Deltas RandomDeltas(const ModelConfig& config, const TttOptions& options,
   Random random(seed + 1);
   for (const DeltaTensor& tensor : deltas.layout->tensors()) {
     if (tensor.part == DeltaPart::kA) continue;
-    for (int64_t i = 0; i < tensor.size(); ++i) deltas.values[static_cast<size_t>(tensor.offset + i)] = static_cast<float>(0.05 * random.Normal());
+    for (int64_t i = 0; i < tensor.size(); ++i)
+      deltas.values[static_cast<size_t>(tensor.offset + i)] = static_cast<float>(0.05 * random.Normal());
   }
   return deltas;
 }
@@ -53,8 +55,14 @@ struct LearnOptions {
 
 class LearningHarness {
  public:
-  LearningHarness(std::shared_ptr<const Model> model, const kernels::Ops& ops, const Steering* steering = nullptr, int32_t max_rows = 128)
-      : model_(std::move(model)), config_(model_->impl().config()), ops_(ops), steering_(steering), workspace_(config_, max_rows), max_rows_(max_rows) {
+  LearningHarness(std::shared_ptr<const Model> model, const kernels::Ops& ops, const Steering* steering = nullptr,
+                  int32_t max_rows = 128)
+      : model_(std::move(model)),
+        config_(model_->impl().config()),
+        ops_(ops),
+        steering_(steering),
+        workspace_(config_, max_rows),
+        max_rows_(max_rows) {
     Result<std::unique_ptr<KvCache>> cache = KvCache::Create({config_.layers, config_.kv_heads, config_.head_dim}, 512);
     EXPECT_TRUE(cache.ok()) << cache.status().message();
     cache_ = std::move(cache).value();
@@ -69,8 +77,10 @@ class LearningHarness {
     cache_->Commit(&sequence_, sequence_.length + static_cast<int32_t>(ids.size()));
   }
 
-  // Learns from the next tokens, again and again from the same place: their keys and values are not kept. targets [ids], -1: none.
-  Learnt Learn(std::span<const TokenId> ids, std::span<const TokenId> targets, const Deltas& deltas, const LearnOptions& options = {}) {
+  // Learns from the next tokens, again and again from the same place: their keys and values are not kept. targets
+  // [ids], -1: none.
+  Learnt Learn(std::span<const TokenId> ids, std::span<const TokenId> targets, const Deltas& deltas,
+               const LearnOptions& options = {}) {
     const auto rows = static_cast<int64_t>(ids.size());
     Tape tape(config_, deltas.layout->lowest_layer(), rows, options.keep_inner);
     BackwardWorkspace scratch(config_, rows, options.keep_inner);
@@ -99,7 +109,8 @@ class LearningHarness {
       past.values.emplace_back();
       for (int32_t position = 0; position < sequence_.length; ++position) {
         for (int32_t head = 0; head < config_.kv_heads; ++head) {
-          const int64_t at = layer.offset(sequence_.blocks[static_cast<size_t>(position / kKvBlock)], head, position % kKvBlock);
+          const int64_t at =
+              layer.offset(sequence_.blocks[static_cast<size_t>(position / kKvBlock)], head, position % kKvBlock);
           past.keys.back().insert(past.keys.back().end(), layer.keys + at, layer.keys + at + config_.head_dim);
           past.values.back().insert(past.values.back().end(), layer.values + at, layer.values + at + config_.head_dim);
         }
@@ -115,17 +126,28 @@ class LearningHarness {
     std::vector<float> logits;
   };
 
-  std::vector<float> Pass(std::span<const TokenId> ids, std::span<const TokenId> targets, const Deltas* deltas, Learning* learning) {
+  std::vector<float> Pass(std::span<const TokenId> ids, std::span<const TokenId> targets, const Deltas* deltas,
+                          Learning* learning) {
     const auto rows = static_cast<int32_t>(ids.size());
     EXPECT_LE(rows, max_rows_);
     EXPECT_TRUE(cache_->Reserve(&sequence_, sequence_.length + rows).ok());
     Batch batch;
     for (int32_t i = 0; i < rows; ++i) {
       const TokenId target = targets.empty() ? -1 : targets[static_cast<size_t>(i)];
-      batch.rows.push_back({ids[static_cast<size_t>(i)], &sequence_, sequence_.length + i, kernels::RowKind::kPrefill, target >= 0, deltas, target});
+      batch.rows.push_back({ids[static_cast<size_t>(i)], &sequence_, sequence_.length + i, kernels::RowKind::kPrefill,
+                            target >= 0, deltas, target});
     }
     Collect sink;
-    StepContext step{config_, model_->impl().loaded().weights, model_->impl().experts(), ops_, *cache_, steering_, batch, workspace_, record_, sink};
+    StepContext step{config_,
+                     model_->impl().loaded().weights,
+                     model_->impl().experts(),
+                     ops_,
+                     *cache_,
+                     steering_,
+                     batch,
+                     workspace_,
+                     record_,
+                     sink};
     step.learning = learning;
     Forward(step);
     if (learning != nullptr) Backward(step);

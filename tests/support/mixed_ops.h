@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One backend's forward operations with another's gradients, and, where asked, a choice of experts that was made elsewhere.
+// One backend's forward operations with another's gradients, and, where asked, a choice of experts that was made
+// elsewhere.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +20,9 @@ class MixedOps final : public kernels::Ops {
       : forward_(forward), backward_(backward), held_(held) {}
 
   std::string_view name() const override { return forward_.name(); }
-  void Embed(const WeightMatrix& table, std::span<const int32_t> ids, MutRows out) const override { forward_.Embed(table, ids, out); }
+  void Embed(const WeightMatrix& table, std::span<const int32_t> ids, MutRows out) const override {
+    forward_.Embed(table, ids, out);
+  }
   void RmsNorm(const kernels::RmsNormArgs& args) const override { forward_.RmsNorm(args); }
   void Linear(const kernels::LinearArgs& args) const override { forward_.Linear(args); }
   void Rope(const kernels::RopeArgs& args) const override { forward_.Rope(args); }
@@ -49,7 +52,8 @@ class MixedOps final : public kernels::Ops {
       const float plain = std::accumulate(best.begin(), best.begin() + args.slots, 0.0f);
       float mass = 0;
       for (int64_t k = 0; k < args.slots; ++k) mass += score(k);
-      for (int64_t k = 0; k < args.slots; ++k) out.weight.row(t)[k] = score(k) * (args.options.normalise ? 1 : plain) / mass;
+      for (int64_t k = 0; k < args.slots; ++k)
+        out.weight.row(t)[k] = score(k) * (args.options.normalise ? 1 : plain) / mass;
       std::copy_n(experts, args.slots, out.expert.row(t));
       std::copy_n(held_->planes[layer].begin() + t * args.slots, args.slots, out.planes.row(t));
     }
@@ -62,10 +66,16 @@ class MixedOps final : public kernels::Ops {
   void SumRows(const kernels::SumRowsArgs& args) const override { backward_.SumRows(args); }
   void LowRankBackward(const kernels::LowRankBackwardArgs& args) const override { backward_.LowRankBackward(args); }
   void ClampBackward(const kernels::ClampBackwardArgs& args) const override { backward_.ClampBackward(args); }
-  void AttentionBackward(const kernels::AttentionBackwardArgs& args) const override { backward_.AttentionBackward(args); }
-  void ExpertFfnBackward(const kernels::ExpertFfnBackwardArgs& args) const override { backward_.ExpertFfnBackward(args); }
+  void AttentionBackward(const kernels::AttentionBackwardArgs& args) const override {
+    backward_.AttentionBackward(args);
+  }
+  void ExpertFfnBackward(const kernels::ExpertFfnBackwardArgs& args) const override {
+    backward_.ExpertFfnBackward(args);
+  }
   void SelectBackward(const kernels::SelectBackwardArgs& args) const override { backward_.SelectBackward(args); }
-  void ScaleSlotsBackward(const kernels::ScaleSlotsBackwardArgs& args) const override { backward_.ScaleSlotsBackward(args); }
+  void ScaleSlotsBackward(const kernels::ScaleSlotsBackwardArgs& args) const override {
+    backward_.ScaleSlotsBackward(args);
+  }
   void SwiGluBackward(const kernels::SwiGluBackwardArgs& args) const override { backward_.SwiGluBackward(args); }
   void AddBackward(const kernels::AddBackwardArgs& args) const override { backward_.AddBackward(args); }
   void LossBackward(const kernels::LossBackwardArgs& args) const override { backward_.LossBackward(args); }
