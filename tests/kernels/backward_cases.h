@@ -43,36 +43,51 @@ inline void BoundByRows(int64_t cols, double share, OpCase* c) {
   }
 }
 // Words (kernels/cpu/kernel_table.h) are within 2^-12 of the largest value of a chunk, which is some 2 to 4 times its
-// root mean square: a product's norm is right to 5e-4, and six standard deviations of up to three such products are
-// 5e-3.
+// root mean square: a product's norm is right to 5e-4 or so, and six standard deviations of up to three such products
+// are 5e-3.
 inline constexpr double kWordShare = 5e-3, kFloatShare = 2e-5;
 
 // One product: |error| <= sum over rows of |dy's error| |w| + |dy| |w's error| and the roundings of a chain of
-// additions. Words: dy is within 1 / 8190 of the largest of 64 rows, a weight within 1.5 / 8191 of the bound of its 64
-// rows and 32 columns, which is at most 2.5 times the largest weight there (codes that do not use their range;
+// additions. Words: dy is within 1 / 8190 of the largest of 128 rows, a weight within 1.5 / 4095 of the bound of its
+// 128 rows and 32 columns, which is at most 2.5 times the largest weight there (codes that do not use their range;
 // minimums).
-inline double LinearBackwardBound(const Matrix& m, const float* dy, int64_t column, double before) {
-  const int64_t rows = m.view.rows, cols = m.view.cols;
-  double error = 0, magnitude = std::fabs(before);
-  for (int64_t chunk = 0; chunk < rows; chunk += 64) {
-    const int64_t last = std::min(chunk + 64, rows), first_column = column / 32 * 32;
-    double largest_dy = 0, largest_w = 0;
-    for (int64_t r = chunk; r < last; ++r) {
-      largest_dy = std::max(largest_dy, std::fabs(static_cast<double>(dy[r])));
-      for (int64_t i = first_column; i < std::min(first_column + 32, cols); ++i) {
-        largest_w = std::max(largest_w, std::fabs(m.both[static_cast<size_t>(r * cols + i)]));
+class LinearBackwardBounds {
+ public:
+  explicit LinearBackwardBounds(const Matrix& m)
+      : m_(m), largest_(static_cast<size_t>((Rows() + 127) / 128 * Blocks())) {
+    for (int64_t r = 0; r < Rows(); ++r) {
+      for (int64_t i = 0; i < Cols(); ++i) {
+        double& largest = largest_[static_cast<size_t>(r / 128 * Blocks() + i / 32)];
+        largest = std::max(largest, std::fabs(m.both[static_cast<size_t>(r * Cols() + i)]));
       }
     }
-    const double dy_error = largest_dy / 8190, w_error = 1.5 * 2.5 * largest_w / 8191;
-    for (int64_t r = chunk; r < last; ++r) {
-      const double w = std::fabs(m.both[static_cast<size_t>(r * cols + column)]),
-                   d = std::fabs(static_cast<double>(dy[r]));
-      magnitude += w * d;
-      error += dy_error * (w + w_error) + d * w_error;
-    }
   }
-  return (m.view.interleaved() ? error : 0) + static_cast<double>(rows + 4) * kUnit * magnitude;
-}
+  double Of(const float* dy, int64_t column, double before) const {
+    double error = 0, magnitude = std::fabs(before);
+    for (int64_t chunk = 0; chunk < Rows(); chunk += 128) {
+      const int64_t last = std::min(chunk + 128, Rows());
+      double largest_dy = 0;
+      for (int64_t r = chunk; r < last; ++r) largest_dy = std::max(largest_dy, std::fabs(static_cast<double>(dy[r])));
+      const double dy_error = largest_dy / 8190;
+      const double w_error = 1.5 * 2.5 * largest_[static_cast<size_t>(chunk / 128 * Blocks() + column / 32)] / 4095;
+      for (int64_t r = chunk; r < last; ++r) {
+        const double w = std::fabs(m_.both[static_cast<size_t>(r * Cols() + column)]);
+        const double d = std::fabs(static_cast<double>(dy[r]));
+        magnitude += w * d;
+        error += dy_error * (w + w_error) + d * w_error;
+      }
+    }
+    return (m_.view.interleaved() ? error : 0) + static_cast<double>(Rows() + 4) * kUnit * magnitude;
+  }
+
+ private:
+  int64_t Rows() const { return m_.view.rows; }
+  int64_t Cols() const { return m_.view.cols; }
+  int64_t Blocks() const { return (Cols() + 31) / 32; }
+
+  const Matrix& m_;
+  std::vector<double> largest_;  // magnitudes of 128 rows and 32 columns
+};
 
 inline OpCase LinearBackwardCase(Random& random, DType type, Layout layout, int64_t tokens, int64_t rows,
                                  int64_t cols) {
@@ -90,9 +105,10 @@ inline OpCase LinearBackwardCase(Random& random, DType type, Layout layout, int6
     return dx;
   };
   WantReference(&c);
+  const LinearBackwardBounds bounds(*m);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t i = 0; i < cols; ++i) {
-      c.bound.push_back(LinearBackwardBound(*m, dy.data() + t * rows, i, before[static_cast<size_t>(t * cols + i)]));
+      c.bound.push_back(bounds.Of(dy.data() + t * rows, i, before[static_cast<size_t>(t * cols + i)]));
     }
   }
   return c;
@@ -224,15 +240,14 @@ inline OpCase LossCase(Random& random, LossKind kind, int64_t rows, int64_t voca
   const double range = 12 * spread + std::log(static_cast<double>(vocab)),
                relative = (static_cast<double>(vocab) / 8 + 2 * range + 24) * kUnit;
   for (int64_t t = 0; t < rows; ++t) {
+    const auto begin = logits.begin() + t * vocab;
+    const double largest = *std::max_element(begin, begin + vocab);
+    const double factor = std::fabs(scale[static_cast<size_t>(t)]);
+    const bool nll = kind == LossKind::kNll;
     for (int64_t i = 0; i < vocab; ++i) {
-      const double want = std::fabs(c.want[static_cast<size_t>(t * vocab + i)]),
-                   factor = std::fabs(scale[static_cast<size_t>(t)]);
-      const bool at_target = kind == LossKind::kNll && targets[static_cast<size_t>(t)] == i;
-      const double p =
-          kind == LossKind::kNll
-              ? 0
-              : factor * std::exp(logits[static_cast<size_t>(t * vocab + i)] -
-                                  *std::max_element(logits.begin() + t * vocab, logits.begin() + (t + 1) * vocab));
+      const double want = std::fabs(c.want[static_cast<size_t>(t * vocab + i)]);
+      const double p = nll ? 0 : factor * std::exp(begin[i] - largest);
+      const bool at_target = nll && targets[static_cast<size_t>(t)] == i;
       c.bound.push_back(relative * (want + (at_target ? 2 * factor : 0) + p * range) + 1e-37);
     }
   }

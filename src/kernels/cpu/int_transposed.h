@@ -29,23 +29,31 @@ constexpr int WordShift(IntPacking p) {
 }
 constexpr bool HasOffsets(IntPacking p) { return IsMinK(p) || p == IntPacking::kQ5_1 || p == IntPacking::kHi; }
 
-// Scales of a chunk's rows for one block of 32 columns; `sixes` are of the 256 columns around it.
+// What StorePairs needs for a chunk's rows and one block of 32 columns, and the panel's scale.
+struct BlockScales {
+  alignas(64) std::byte first[2 * kChunkRows], last[2 * kChunkRows], offset[2 * kChunkRows];
+  float scale;
+};
+// The same as floats, on their way; `sixes` are of the 256 columns around the block.
 struct ChunkScales {
   alignas(64) float first[kChunkRows], last[kChunkRows], offset[kChunkRows];
-  alignas(64) std::byte first_words[2 * kChunkRows], last_words[2 * kChunkRows], offset_words[2 * kChunkRows];
   alignas(64) std::byte sixes[kChunkRows / 16][256];
 };
 
-// A row's 64 floats as words of at most kLargestGradientWord; returns the scale.
+// A row's floats of a chunk as words of at most kLargestWord; returns the scale.
 template <class Isa, class Int>
 float QuantiseChunk(const float* x, std::byte* words) {
-  const float low = Int::LargestMagnitude(x), high = Int::LargestMagnitude(x + 32);
-  const float most = high > low || high != high ? high : low;
+  float most = 0;
+  for (int64_t i = 0; i < kChunkRows; i += 32) {
+    const float largest = Int::LargestMagnitude(x + i);
+    if (largest > most || largest != largest) most = largest;
+    if (most != most) break;
+  }
   const bool tiny = most < kLeastScale;
-  const typename Isa::F inverse = Isa::Set(tiny ? 0.0f : kLargestGradientWord / most);
+  const typename Isa::F inverse = Isa::Set(tiny ? 0.0f : kLargestWord / most);
   for (int64_t i = 0; i < kChunkRows; i += Isa::kWidth)
     Int::StoreWords(Isa::Mul(Isa::Load(x + i), inverse), words + 2 * i);
-  return tiny ? 0.0f : most / kLargestGradientWord;
+  return tiny ? 0.0f : most / kLargestWord;
 }
 
 template <class Isa, class Int>
@@ -116,13 +124,12 @@ inline __attribute__((always_inline)) typename Isa::F LoadWordScales(const std::
   }
 }
 
-// Groups [group, group + groups) and block b as words in args.panel; returns their scale.
+// Scales of groups [group, group + groups) and block b.
 template <class Isa, class Int, IntPacking kPacking>
-float DecodeChunk(const IntTransposedArgs& args, int64_t group, int64_t groups, int64_t b, ChunkScales* scales) {
+void ScaleChunk(const IntTransposedArgs& args, int64_t group, int64_t groups, int64_t b, ChunkScales* scales, BlockScales* out) {
   using F = typename Isa::F;
   constexpr int64_t kSuperBytes = IsMinK(kPacking) ? 256 : kPacking == IntPacking::kQ6K ? 32 : 0;
-  constexpr int kParts = 16 / Isa::kWidth, kShift = WordShift(kPacking);
-  constexpr bool kOffsets = HasOffsets(kPacking), kTwo = kPacking == IntPacking::kQ6K;
+  constexpr int kParts = 16 / Isa::kWidth;
   F most = Isa::Zero();
   for (int64_t g = 0; g < groups; ++g) {
     const std::byte* data = args.data + (group + g) * args.group_bytes;
@@ -137,35 +144,37 @@ float DecodeChunk(const IntTransposedArgs& args, int64_t group, int64_t groups, 
       block_scales = scales->sixes[g] + b % 8 * 32;
     }
     for (int part = 0; part < kParts; ++part) {
-      most = Isa::Max(
-          most, LoadWordScales<Isa, Int, kPacking>(super, block_scales, part, g * 16 + part * Isa::kWidth, scales));
+      most = Isa::Max(most, LoadWordScales<Isa, Int, kPacking>(super, block_scales, part, g * 16 + part * Isa::kWidth, scales));
     }
   }
   const float largest = Isa::Largest(most);
   const bool tiny = largest < kLeastScale;
-  const float inverse = tiny ? 0.0f : kLargestWeightWord / largest;
+  const float inverse = tiny ? 0.0f : kLargestWord / largest;
   // StorePairs multiplies code * 2^(8 + shift) and takes the product's upper bits, from 2^15 on.
-  const F ratio = Isa::Set(inverse * static_cast<float>(128 >> kShift)), whole = Isa::Set(inverse);
+  const F ratio = Isa::Set(inverse * static_cast<float>(128 >> WordShift(kPacking))), whole = Isa::Set(inverse);
   for (int64_t i = 0; i < groups * 16; i += Isa::kWidth) {
-    Int::StoreWords(Isa::Mul(Isa::Load(scales->first + i), ratio), scales->first_words + 2 * i);
-    if constexpr (kTwo) Int::StoreWords(Isa::Mul(Isa::Load(scales->last + i), ratio), scales->last_words + 2 * i);
-    if constexpr (kOffsets)
-      Int::StoreWords(Isa::Mul(Isa::Load(scales->offset + i), whole), scales->offset_words + 2 * i);
+    Int::StoreWords(Isa::Mul(Isa::Load(scales->first + i), ratio), out->first + 2 * i);
+    if constexpr (kPacking == IntPacking::kQ6K) Int::StoreWords(Isa::Mul(Isa::Load(scales->last + i), ratio), out->last + 2 * i);
+    if constexpr (HasOffsets(kPacking)) Int::StoreWords(Isa::Mul(Isa::Load(scales->offset + i), whole), out->offset + 2 * i);
   }
+  out->scale = tiny ? 0.0f : largest / kLargestWord;
+}
+
+// Groups [group, group + groups) and block b as words in args.panel.
+template <class Isa, class Int, IntPacking kPacking>
+void DecodeChunk(const IntTransposedArgs& args, int64_t group, int64_t groups, int64_t b, const BlockScales& scales) {
+  const std::byte* last = kPacking == IntPacking::kQ6K ? scales.last : scales.first;
   for (int64_t g = 0; g < groups; ++g) {
     const std::byte* block = args.data + (group + g) * args.group_bytes + args.codes_at + b * CodeBytes(kPacking);
-    const std::byte* lo =
-        kPacking == IntPacking::kBoth ? args.lo + (group + g) * args.lo_group_bytes + b * 256 : nullptr;
-    for (int part = 0; part < kParts; ++part) {
+    const std::byte* lo = kPacking == IntPacking::kBoth ? args.lo + (group + g) * args.lo_group_bytes + b * 256 : nullptr;
+    for (int part = 0; part < 16 / Isa::kWidth; ++part) {
       const int64_t row = g * 16 + part * Isa::kWidth;
       typename Int::I codes[8];
       LoadSignedCodes<Isa, Int, kPacking>(block, lo, part, codes);
-      const WordScales words{scales->first_words + 2 * row, (kTwo ? scales->last_words : scales->first_words) + 2 * row,
-                             scales->offset_words + 2 * row};
-      Int::template StorePairs<kShift, kOffsets>(codes, words, args.panel + row / 2 * kWordPairBytes);
+      Int::template StorePairs<WordShift(kPacking), HasOffsets(kPacking)>(
+          codes, {scales.first + 2 * row, last + 2 * row, scales.offset + 2 * row}, args.panel + row / 2 * kWordPairBytes);
     }
   }
-  return tiny ? 0.0f : largest / kLargestWeightWord;
 }
 
 // A panel times the words of kTokens tokens, added to 32 columns of their outputs.
@@ -235,18 +244,23 @@ void PrefetchChunk(const IntTransposedArgs& args, int64_t group, int64_t b) {
 template <class Isa, class Int, IntPacking kPacking>
 void IntTransposedPacked(const IntTransposedArgs& args) {
   ChunkScales scales;
+  BlockScales of_blocks[kMostTaskBlocks];
   WordTileArgs tile;
   tile.panel = args.panel;
   tile.row = args.row;
   tile.out = args.out;
   tile.words = args.dy.data;
   for (int64_t group = 0; group < args.groups; group += kChunkRows / 16, tile.words += args.dy.chunk_bytes()) {
-    const int64_t left_groups = args.groups - group,
-                  groups = left_groups < kChunkRows / 16 ? left_groups : kChunkRows / 16;
+    const int64_t left_groups = args.groups - group, groups = left_groups < kChunkRows / 16 ? left_groups : kChunkRows / 16;
     tile.pairs = groups * 8;
     tile.scales = tile.words + args.dy.rows * 2 * kChunkRows;
+    // All blocks' at once: each is a chain of some hundred cycles, the division among them.
     for (int64_t b = 0; b < args.blocks; ++b) {
-      tile.scale = DecodeChunk<Isa, Int, kPacking>(args, group, groups, args.first_block + b, &scales);
+      ScaleChunk<Isa, Int, kPacking>(args, group, groups, args.first_block + b, &scales, &of_blocks[b]);
+    }
+    for (int64_t b = 0; b < args.blocks; ++b) {
+      DecodeChunk<Isa, Int, kPacking>(args, group, groups, args.first_block + b, of_blocks[b]);
+      tile.scale = of_blocks[b].scale;
       tile.out_at = b * 32;
       PrefetchChunk<kPacking>(args, group + groups, args.first_block + b);
       int64_t step = 0;

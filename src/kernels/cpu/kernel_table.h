@@ -103,16 +103,17 @@ struct TransposedArgs {
 static constexpr int64_t kTransposedPanel = 64;
 static constexpr int64_t kTransposedScratchFloats = kTransposedPanel * kTransposedPanel;
 
-// The same for interleaved weights, in integers. Chunks of 64 rows: a token's dy as words of 13 bits and a scale, weights as
-// words of 14 bits with one scale for 64 rows and 32 columns, two rows of a column side by side, made for each chunk and used
-// by all tokens. 64 products of 12 and 13 bits without sign stay below 2^31, so a chunk's sum is exact; chunks are added in
-// rising order, one multiply-add each. Both roundings are below 2^-12 of the largest value of a chunk.
+// The same for interleaved weights, in integers. Chunks of 128 rows: a token's dy as words of 13 bits and a scale, weights as words
+// of 13 bits with one scale for 128 rows and 32 columns, two rows of a column side by side, made for each chunk and used by all
+// tokens. 128 products of twice 12 bits and a sign stay below 2^31, so a chunk's sum is exact; chunks are added in rising order,
+// one multiply-add each. Rounding is below 2^-12 of the largest value of a chunk.
 // Half the byte products' rate and twice that of float ones. Tried: bf16 products (VDPBF16PS), a tenth slower than words here,
-// coarser, and not on every AVX-512 machine. Byte products would need dy times the scale of each (row, 32 columns) as new
-// codes: some 6 operations for 16 values, where the product of those takes 8.
-static constexpr int64_t kChunkRows = 64;
+// coarser, and not on every AVX-512 machine; chunks of 64 rows (a bit more each), a seventh slower. Byte products would need dy
+// times the scale of each (row, 32 columns) as new codes: some 6 operations for 16 values, where the product of those takes 8.
+static constexpr int64_t kChunkRows = 128;
+static constexpr int64_t kMostTaskBlocks = 8;    // of a call
 static constexpr int64_t kWordPairBytes = 128;  // of 32 columns and 2 rows
-static constexpr float kLargestWeightWord = 8191, kLargestGradientWord = 4095;
+static constexpr float kLargestWord = 4095;
 // Scales below this are 0: what they belong to changes nothing, and their inverse might overflow.
 static constexpr float kLeastScale = 1e-32f;
 
@@ -134,7 +135,7 @@ struct WordRows {
 struct IntTransposedArgs {
   IntPacking packing = IntPacking::kQ8_0;
   int64_t groups = 0;                   // of 16 rows: all of the matrix
-  int64_t first_block = 0, blocks = 0;  // of 32 columns
+  int64_t first_block = 0, blocks = 0;  // of 32 columns; at most kMostTaskBlocks
   const std::byte* data = nullptr;      // the first group
   int64_t group_bytes = 0;
   int64_t scales_at = 0, codes_at = 0;

@@ -9,9 +9,6 @@
 namespace thermoe::kernels::cpu {
 namespace {
 
-// Blocks of 32 columns that share a pass over the gradient, whose chunk of 64 rows and 128 tokens (16 KiB as words) is
-// then read from L2 once for 256 columns; the sums of those (128 KiB) stay in L2.
-constexpr int64_t kMostTaskBlocks = 8;
 // Most tokens of a pass: 256 rows of 256 sums are 256 KiB.
 constexpr int64_t kMostSumRows = 256;
 constexpr int64_t kTasksPerThread = 8;
@@ -26,6 +23,8 @@ ColumnPlan PlanColumns(int threads, const WeightMatrix& matrix, int64_t matrices
   ColumnPlan plan;
   if (matrix.interleaved() || HasFloatKernel(matrix.type)) {
     const int64_t tasks = std::max<int64_t>(1, kTasksPerThread * threads / matrices);
+    // kMostTaskBlocks share a pass over the gradient, whose chunk of 128 rows and 128 tokens (32 KiB as words) is then read from
+    // L2 once for 256 columns; the sums of those (128 KiB) stay in L2.
     plan.cols = std::min((blocks + tasks - 1) / tasks, kMostTaskBlocks) * kQuantBlock;
   } else {  // every task decodes whole rows
     plan.cols = (blocks + threads - 1) / threads * kQuantBlock;
