@@ -36,7 +36,8 @@ const HelpPage kPage = {
     "thermoe record --out FILE [--telemetry SOURCE] [--seconds X] [--period-ms N] [--force]",
     "Writes what a device's sensors show to a CSV file, one row a period, until --seconds have passed or Ctrl-C. "
     "Sensors are "
-    "polled every 25 ms whatever the period. A sensor that is unknown leaves its cell empty. The first lines of the "
+    "polled every 25 ms whatever the period, or every 90 ms where no energy counter moves faster. A sensor that is "
+    "unknown leaves its cell empty. The first lines of the "
     "file explain its columns; '--telemetry replay:FILE' plays it again.",
     " thermoe record --out trace.csv --seconds 60\n"
     " thermoe record --telemetry nvml:0 --period-ms 25 --out burst.csv"};
