@@ -33,18 +33,18 @@ struct Scene {
 };
 
 AdaptiveRouter Router(Preference prefer = Preference::kThroughput, double floor_nats = 0.02) {
-  return AdaptiveRouter(UsablePoints(EmberFront(), kOlmoe), -1, floor_nats, prefer);
+  return AdaptiveRouter(UsablePoints(EmberFront(), kOlmoeShape), -1, floor_nats, prefer);
 }
 
 TEST(AdaptiveRouter, TakesOnlyPointsThatTheModelCanRun) {
-  const std::vector<OperatingPoint> nested = UsablePoints(EmberFront(), kOlmoe);
+  const std::vector<OperatingPoint> nested = UsablePoints(EmberFront(), kOlmoeShape);
   EXPECT_GT(nested.size(), 5u);
   EXPECT_EQ(Describe(nested[0]), "plain");
   for (const OperatingPoint& point : nested) EXPECT_TRUE(point.plane_cap.empty());  // of another number of layers
-  SteeringShape native = kOlmoe;
+  SteeringShape native = kOlmoeShape;
   native.nested = false;
   for (const OperatingPoint& point : UsablePoints(EmberFront(), native)) EXPECT_EQ(point.full_slots, kAllSlots);
-  EXPECT_EQ(UsablePoints({}, kOlmoe).size(), 1u);
+  EXPECT_EQ(UsablePoints({}, kOlmoeShape).size(), 1u);
 }
 
 TEST(AdaptiveRouter, PlainWithoutPrices) {
@@ -114,7 +114,7 @@ TEST(AdaptiveRouter, LossGoesWhereItBuysMostJoules) {
 TEST(ControlLoopCost, StepsDoNotAllocateAndTicksAreQuick) {
   ControlConfig config = H100Config();
   config.limits = {350, 80, 5};
-  auto made = MakeControlLoop(config, EmberFront(), kOlmoe);
+  auto made = MakeControlLoop(config, EmberFront(), kOlmoeShape);
   ASSERT_TRUE(made.ok());
   StepRecord record;
   record.decode_tokens = record.tokens = 16;

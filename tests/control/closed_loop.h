@@ -18,7 +18,7 @@
 
 namespace thermoe {
 
-inline constexpr SteeringShape kOlmoe = {16, 64, 8, true};
+inline constexpr SteeringShape kOlmoeShape = {16, 64, 8, true};
 
 inline DeviceProfile H100() {
   Result<DeviceProfile> profile = LoadDeviceProfile(std::string(THERMOE_SOURCE_DIR) + "/data/profiles/h100.toml");
@@ -60,10 +60,10 @@ class ClosedLoop {
  public:
   ClosedLoop(const ControlConfig& config, Scenario scenario, uint64_t seed = 1, OperatingPoints front = EmberFront())
       : plant(H100(), std::move(scenario), seed), source(&plant) {
-    Result<std::unique_ptr<ControlLoop>> made = MakeControlLoop(config, std::move(front), kOlmoe);
+    Result<std::unique_ptr<ControlLoop>> made = MakeControlLoop(config, std::move(front), kOlmoeShape);
     EXPECT_TRUE(made.ok()) << made.status().message();
     if (made.ok()) loop = std::move(*made);
-    for (const OperatingPoint& point : loop->points()) steerings.push_back(ToSteering(point, kOlmoe.layers, 0));
+    for (const OperatingPoint& point : loop->points()) steerings.push_back(ToSteering(point, kOlmoeShape.layers, 0));
   }
 
   void Run(double seconds, const Load& load) {
