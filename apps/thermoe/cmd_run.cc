@@ -45,7 +45,7 @@ const HelpPage kPage = {
     " thermoe run --experts nested --full-slots 1 -p 'Once upon a time'\n"
     " thermoe run --prompts questions.jsonl --parallel 16 > answers.jsonl\n"
     " thermoe run --telemetry plant:small --power-limit 2 -p 'Once upon a time'\n"
-    " thermoe run --ttt combined -f my-book-so-far.txt -n 300 --ttt-save style.deltas"};
+    " thermoe run --ttt combined -f chapter.txt -n 300 --ttt-save style.deltas"};
 
 Status CheckFlags(const RunFlags& flags) {
   const int prompts = (flags.prompt ? 1 : 0) + (flags.file.empty() ? 0 : 1) + (flags.prompts.empty() ? 0 : 1);

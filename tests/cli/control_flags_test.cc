@@ -94,7 +94,7 @@ TEST_F(ControlFlagsTest, TomlFilesNameTheLine) {
   TomlRefused("[power]\nlimit = 2\n", {"line 2", "power.limit is no key"});
   TomlRefused("router = 3\n", {"line 1", "router is a number"});
   TomlRefused("router = \"clever\"\n", {"c.toml", "\"clever\"", "plain, static or adaptive"});
-  TomlRefused("prefer = \"speed\"\n", {"c.toml", "\"speed\"", "throughput or quality"});
+  TomlRefused("prefer = \"speed\"\n", {"c.toml", "\"speed\"", "throughput, quality or energy"});
   TomlRefused("power-limit = 2\npower-limit = 3\n", {"line 2", "power-limit"});
   TomlRefused("power-limit 2", {"line 1"});
   TomlRefused("decision-log = \"\"\n", {"--decision-log", "empty"});
