@@ -83,7 +83,7 @@ struct TttOptions {
   float surprise = 0;
   float decay = 0;             // share that a delta loses at each update (Krause et al. 2018, arXiv 1709.07432)
   // When a segment would pass `window` positions (0: the engine's context) the context restarts: the newest `keep` tokens are computed
-  // again, with the deltas as they are, from position 0. 0: no restarts; a longer text is refused.
+  // again (half the window where they leave no room for a segment), with the deltas as they are, from position 0. 0: no restarts; a longer text is refused.
   int window = 0, keep = 512;
   // Most bytes of kept activations and of the backward pass's own buffers, which the sessions of an engine share (the largest need
   // counts). Experts' inner activations are computed again in the backward pass where keeping them would pass it; a segment that

@@ -10,8 +10,11 @@
 namespace thermoe {
 namespace {
 
-// Tokens that a restart keeps: whole segments, at least one.
-int32_t KeptBy(const TttOptions& options) { return std::max(1, options.keep / options.segment) * options.segment; }
+// Tokens that a restart keeps: whole segments, at least one; half the window where `keep` leaves no room for a segment.
+int32_t KeptBy(const TttOptions& options, int32_t window) {
+  const int32_t keep = options.keep + options.segment > window ? window / 2 : options.keep;
+  return std::max(1, keep / options.segment) * options.segment;
+}
 
 }  // namespace
 
@@ -23,9 +26,9 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
   }
   const int window = WindowOf(options);
   if (window > context_) return InvalidArgument("the window of {} tokens passes the context of {}; lower it or raise --ctx", window, context_);
-  if (options.keep > 0 && KeptBy(options) + options.segment > window) {
+  if (options.keep > 0 && KeptBy(options, window) + options.segment > window) {
     return InvalidArgument("a restart keeps {} tokens, which leaves no room for a segment of {} in a window of {}; keep fewer",
-                           KeptBy(options), options.segment, window);
+                           KeptBy(options, window), options.segment, window);
   }
   if (!options.adapts()) return Status::Ok();
   if (options.objective == TttObjective::kFeatureAlignment && options.features_path.empty()) {
@@ -60,7 +63,7 @@ void EngineImpl::CutSession(Session* session, size_t tokens) {
   Adaptation* ttt = session->ttt.get();
   if (ttt == nullptr) return cache_->Truncate(&session->kv, static_cast<int32_t>(tokens));
   if (ttt->first > 0 && tokens <= ttt->first) {
-    const size_t kept = std::min(static_cast<size_t>(std::min(KeptBy(ttt->options()), WindowOf(ttt->options()))), tokens);
+    const size_t kept = std::min(static_cast<size_t>(std::min(KeptBy(ttt->options(), WindowOf(ttt->options())), WindowOf(ttt->options()))), tokens);
     cache_->Truncate(&session->kv, 0);
     ttt->first = tokens - kept;
     ttt->recompute_until = std::max(static_cast<int32_t>(kept) - 1, 0);  // the last one is read with what comes next, which it predicts
@@ -119,7 +122,7 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
   int32_t count = std::min(left, options.segment);
   const int32_t window = WindowOf(options);
   if (session->kv.length >= ttt.recompute_until && options.keep > 0 && session->kv.length + count > window) {
-    const auto kept = static_cast<size_t>(std::min(KeptBy(options), session->kv.length));
+    const auto kept = static_cast<size_t>(std::min(KeptBy(options, window), session->kv.length));
     ttt.first = session->computed() - kept;
     cache_->Truncate(&session->kv, 0);
     ttt.recompute_until = static_cast<int32_t>(kept);

@@ -490,8 +490,8 @@ TEST(Ttt, RefusalsSayWhatToDo) {
   };
   refuses([](TttOptions* o) { o->segment = 65; }, "a segment has 65 tokens but a step takes 64");
   refuses([](TttOptions* o) { o->window = 257; }, "the window of 257 tokens passes the context of 256");
-  refuses([](TttOptions* o) { o->window = 63, o->keep = 56; },
-          "keeps 48 tokens, which leaves no room for a segment of 16 in a window of 63");
+  refuses([](TttOptions* o) { o->window = o->segment + 1, o->keep = 56; },
+          "keeps 16 tokens, which leaves no room for a segment of 16 in a window of 17");
   refuses([](TttOptions* o) { o->segment = 0; }, "segment is 0; give 1 to 8192");
   refuses([](TttOptions* o) { o->rank = 65; }, "rank is 65");
   refuses([](TttOptions* o) { o->beta1 = std::nanf(""); }, "beta1");
