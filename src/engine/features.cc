@@ -166,9 +166,11 @@ Result<std::shared_ptr<const FeatureStatistics>> ReadFeatures(const std::string&
                                                               int32_t hidden) try {
   std::ifstream stream(path, std::ios::binary);
   if (!stream) return NotFound("{}: no statistics of activations there; measure them with thermoe calibrate --features", path);
-  std::string text(kMostBytes + 1, '\0');
-  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<size_t>(stream.gcount()));
+  std::string text;
+  for (char piece[1 << 16]; stream && text.size() <= kMostBytes;) {
+    stream.read(piece, sizeof(piece));
+    text.append(piece, static_cast<size_t>(stream.gcount()));
+  }
   const ordered_json json = ordered_json::parse(text, nullptr, false);
   if (!json.is_object() || json.value("kind", "") != "thermoe-features" || json.value("schema_version", 0) != kSchemaVersion) {
     return Corrupt("{}: holds no statistics of activations that this build reads; measure them with thermoe calibrate --features", path);
