@@ -198,6 +198,7 @@ TEST(BackwardTable, TinyAndInfiniteGradientsStayInTheirRows) {
   std::fill_n(dy.begin(), 64, 1e-42f);
   std::vector<float> infinite = dy;
   infinite[64] = std::numeric_limits<float>::infinity();
+  infinite[2 * 64 - 3] = std::numeric_limits<float>::quiet_NaN();
   for (const Implementation& implementation : CpuImplementations({1})) {
     std::vector<float> dx(3 * 64, 0.0f), other(3 * 64, 0.0f);
     implementation.ops->LinearBackward({ViewOf(dy, 3), m->view, ViewOf(dx, 3)});

@@ -40,20 +40,21 @@ struct ChunkScales {
   alignas(64) std::byte sixes[kChunkRows / 16][256];
 };
 
-// A row's floats of a chunk as words of at most kLargestWord; returns the scale.
+// A row's floats of a chunk as words of at most kLargestWord; returns the scale, which is not a number where a float is none.
 template <class Isa, class Int>
 float QuantiseChunk(const float* x, std::byte* words) {
-  float most = 0;
-  for (int64_t i = 0; i < kChunkRows; i += 32) {
-    const float largest = Int::LargestMagnitude(x + i);
-    if (largest > most || largest != largest) most = largest;
-    if (most != most) break;
+  using F = typename Isa::F;
+  F most = Isa::Zero(), nothing = Isa::Zero();
+  for (int64_t i = 0; i < kChunkRows; i += Isa::kWidth) {
+    const F v = Isa::Load(x + i);
+    most = Isa::Max(most, Isa::Max(v, Isa::Sub(Isa::Zero(), v)));
+    nothing = Isa::Fma(v, Isa::Zero(), nothing);
   }
-  const bool tiny = most < kLeastScale;
-  const typename Isa::F inverse = Isa::Set(tiny ? 0.0f : kLargestWord / most);
-  for (int64_t i = 0; i < kChunkRows; i += Isa::kWidth)
-    Int::StoreWords(Isa::Mul(Isa::Load(x + i), inverse), words + 2 * i);
-  return tiny ? 0.0f : most / kLargestWord;
+  const float largest = Isa::Largest(most);
+  const bool tiny = largest < kLeastScale;
+  const F inverse = Isa::Set(tiny ? 0.0f : kLargestWord / largest);
+  for (int64_t i = 0; i < kChunkRows; i += Isa::kWidth) Int::StoreWords(Isa::Mul(Isa::Load(x + i), inverse), words + 2 * i);
+  return (tiny ? 0.0f : largest / kLargestWord) + Isa::Sum(nothing);
 }
 
 template <class Isa, class Int>
@@ -160,13 +161,31 @@ void ScaleChunk(const IntTransposedArgs& args, int64_t group, int64_t groups, in
   out->scale = tiny ? 0.0f : largest / kLargestWord;
 }
 
-// Groups [group, group + groups) and block b as words in args.panel.
+// A group's codes of a block. Groups lie many KiB apart, so the hardware does not see these accesses coming.
+template <IntPacking kPacking>
+inline __attribute__((always_inline)) void PrefetchBlock(const IntTransposedArgs& args, int64_t group, int64_t b) {
+  if (group >= args.groups) return;
+  const std::byte* block = args.data + group * args.group_bytes + args.codes_at + b * CodeBytes(kPacking);
+  for (int64_t i = 0; i < CodeBytes(kPacking); i += 64) __builtin_prefetch(block + i);
+  if constexpr (kPacking == IntPacking::kBoth) {
+    for (int64_t i = 0; i < 256; i += 64) __builtin_prefetch(args.lo + group * args.lo_group_bytes + b * 256 + i);
+  }
+}
+
+// Where a panel's codes are.
+struct PanelPlace {
+  int64_t group = 0, b = 0;
+};
+
+// Groups from place.group on and block place.b as words in args.panel; those of `next` are asked for meanwhile.
 template <class Isa, class Int, IntPacking kPacking>
-void DecodeChunk(const IntTransposedArgs& args, int64_t group, int64_t groups, int64_t b, const BlockScales& scales) {
+void DecodeChunk(const IntTransposedArgs& args, PanelPlace place, int64_t groups, PanelPlace next, const BlockScales& scales) {
   const std::byte* last = kPacking == IntPacking::kQ6K ? scales.last : scales.first;
   for (int64_t g = 0; g < groups; ++g) {
-    const std::byte* block = args.data + (group + g) * args.group_bytes + args.codes_at + b * CodeBytes(kPacking);
-    const std::byte* lo = kPacking == IntPacking::kBoth ? args.lo + (group + g) * args.lo_group_bytes + b * 256 : nullptr;
+    const int64_t group = place.group + g;
+    const std::byte* block = args.data + group * args.group_bytes + args.codes_at + place.b * CodeBytes(kPacking);
+    const std::byte* lo = kPacking == IntPacking::kBoth ? args.lo + group * args.lo_group_bytes + place.b * 256 : nullptr;
+    PrefetchBlock<kPacking>(args, next.group + g, next.b);
     for (int part = 0; part < 16 / Isa::kWidth; ++part) {
       const int64_t row = g * 16 + part * Isa::kWidth;
       typename Int::I codes[8];
@@ -228,19 +247,6 @@ void WordTileOf(int64_t tokens, const WordTileArgs& args, int64_t token) {
   if constexpr (kTokens > 1) WordTileOf<Isa, Int, kTokens - 1>(tokens, args, token);
 }
 
-// Asks for a block's codes of the next chunk: groups lie many KiB apart, so the hardware does not see them coming.
-template <IntPacking kPacking>
-void PrefetchChunk(const IntTransposedArgs& args, int64_t group, int64_t b) {
-  const int64_t last = group + kChunkRows / 16 < args.groups ? group + kChunkRows / 16 : args.groups;
-  for (int64_t g = group; g < last; ++g) {
-    const std::byte* block = args.data + g * args.group_bytes + args.codes_at + b * CodeBytes(kPacking);
-    for (int64_t i = 0; i < CodeBytes(kPacking); i += 64) __builtin_prefetch(block + i, 0, 2);
-    if constexpr (kPacking == IntPacking::kBoth) {
-      for (int64_t i = 0; i < 256; i += 64) __builtin_prefetch(args.lo + g * args.lo_group_bytes + b * 256 + i, 0, 2);
-    }
-  }
-}
-
 template <class Isa, class Int, IntPacking kPacking>
 void IntTransposedPacked(const IntTransposedArgs& args) {
   ChunkScales scales;
@@ -259,10 +265,14 @@ void IntTransposedPacked(const IntTransposedArgs& args) {
       ScaleChunk<Isa, Int, kPacking>(args, group, groups, args.first_block + b, &scales, &of_blocks[b]);
     }
     for (int64_t b = 0; b < args.blocks; ++b) {
-      DecodeChunk<Isa, Int, kPacking>(args, group, groups, args.first_block + b, of_blocks[b]);
+      PanelPlace next{group, args.first_block + b + 1};
+      if (b + 1 == args.blocks) next = {group + groups, args.first_block};
+      // After the last comes the next task, most likely: the columns that follow.
+      if (next.group >= args.groups) next = {0, args.first_block + args.blocks};
+      if (next.b == args.matrix_blocks) next.group = args.groups;
+      DecodeChunk<Isa, Int, kPacking>(args, {group, args.first_block + b}, groups, next, of_blocks[b]);
       tile.scale = of_blocks[b].scale;
       tile.out_at = b * 32;
-      PrefetchChunk<kPacking>(args, group + groups, args.first_block + b);
       int64_t step = 0;
       for (int64_t token = 0; token < args.tokens; token += step) {  // tiles of nearly equal size
         const int64_t left = args.tokens - token, tiles = (left + Int::kWordTokens - 1) / Int::kWordTokens;

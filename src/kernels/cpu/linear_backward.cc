@@ -79,6 +79,7 @@ void CpuOps::MultiplyTransposed(const TransposedTile& tile, int thread) const {
     product.groups = whole.groups;
     product.first_block = tile.first / kQuantBlock;
     product.blocks = tile.cols / kQuantBlock;
+    product.matrix_blocks = whole.blocks;
     product.data = whole.data;
     product.group_bytes = whole.group_bytes;
     product.scales_at = whole.scales_at;
