@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make run: install what is missing, build, generate text with the bundled model. make test: the same for the tests.
+# make run: install what is missing, build, generate text with the bundled model, half a minute of demonstration. make test: the same
 PRESET ?= $(if $(CI),ci,release)
 BUILD := build/$(PRESET)
 JOBS ?= $(shell nproc)
@@ -8,6 +8,8 @@ JOBS ?= $(shell nproc)
 
 run: build
 	$(BUILD)/thermoe run -p "The old lighthouse keeper looked out over the sea and" -n 96 --seed 7
+	@echo
+	$(BUILD)/thermoe demo
 
 test: packages
 	cmake --preset $(PRESET) -DTHERMOE_TESTS=ON >/dev/null

@@ -9,11 +9,12 @@
 
 namespace thermoe {
 
-// Tokens per second in what a command printed, in order: the values of "tokens_per_s" (a number, or an object with "median") and
-// "avg_ts" (llama-bench -o json) if it is JSON, else every line that is a number and nothing else.
+// Tokens per second in what a command printed, in order: the values of "tokens_per_s" (a number, or an object with
+// "median") and "avg_ts" (llama-bench -o json) if it is JSON, else every line that is a number and nothing else.
 std::vector<double> ParseRates(const std::string& output);
 
-// Runs `command` by the shell; its standard error is passed on. kInvalidArgument unless it succeeds and prints `count` rates.
-Result<std::vector<double>> RunPeer(const std::string& command, size_t count);
+// Runs `command` by the shell; its standard error is passed on. kInvalidArgument unless it succeeds within `limit_s`
+// seconds and prints `count` rates; kCancelled at Ctrl-C. It is stopped, with what it started, when either comes first.
+Result<std::vector<double>> RunPeer(const std::string& command, size_t count, int limit_s);
 
 }  // namespace thermoe

@@ -55,7 +55,7 @@ const HelpPage kPage = {
     "\n"
     "With --vs, every round of tests is followed by a command of yours, so that noise meets both sides alike; 'times' is "
     "the median of the rounds' ratios. The command prints its tokens per second, one line a test in the order of the "
-    "tests, or JSON with \"tokens_per_s\" or \"avg_ts\" (llama-bench -o json).",
+    "tests, or JSON with \"tokens_per_s\" or \"avg_ts\" (llama-bench -o json). It runs once more before all, as its warm-up.",
     " thermoe bench\n"
     " thermoe bench model.gguf --prefill 512,2048 --batch 8,32 --repeat 5\n"
     " thermoe bench model.gguf --experts nested --full-slots 0 --baseline\n"
@@ -73,6 +73,7 @@ struct BenchFlags {
   int repeat = 5;
   uint64_t seed = 1;
   std::string vs;
+  int vs_limit_s = 600;
   bool baseline = false;
   std::string telemetry = "auto";
   bool telemetry_cost = false;
@@ -268,10 +269,10 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::stri
       results[i].bytes_per_token = run->bytes / run->tokens;
       results[i].expert_bytes_per_token = run->expert_bytes / run->tokens;
     }
-    if (flags.vs.empty()) continue;
-    const Result<std::vector<double>> peer = RunPeer(flags.vs, cases.size());
+    if (flags.vs.empty() || round == 0) continue;
+    const Result<std::vector<double>> peer = RunPeer(flags.vs, cases.size(), flags.vs_limit_s);
     if (!peer.ok()) return peer.status();
-    for (size_t i = 0; round > 0 && i < cases.size(); ++i) {
+    for (size_t i = 0; i < cases.size(); ++i) {
       rounds[i].peers.push_back((*peer)[i]);
       rounds[i].ratios.push_back(rounds[i].rates.back() / (*peer)[i]);
     }
@@ -394,7 +395,7 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
 }
 
 Status Bench(BenchFlags flags) {
-  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering));
+  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering, &flags.telemetry));
   if (flags.control.on() && (flags.baseline || flags.telemetry_cost)) {
     return InvalidArgument("{} changes the engine between runs; it does not go with the control loop",
                            flags.baseline ? "--baseline" : "--telemetry-cost");
@@ -415,6 +416,8 @@ Status Bench(BenchFlags flags) {
   }
   const std::vector<Case> cases = Cases(flags);
   if (cases.empty()) return InvalidArgument("nothing to measure; give --prefill or --decode above 0");
+  // The peer's warm-up, first of all: a command that does not work is known at once.
+  if (!flags.vs.empty()) THERMOE_RETURN_IF_ERROR(RunPeer(flags.vs, cases.size(), flags.vs_limit_s).status());
   Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage());
   if (!opened.ok()) return opened.status();
   EngineOptions options = EngineOptionsFrom(flags.model);
@@ -471,6 +474,7 @@ Command MakeBenchCommand(CLI::App* root) {
       ->check([](const std::string& text) { return text.empty() ? "must be a command but is empty" : std::string(); })
       ->type_name("CMD")
       ->group(kGroup);
+  AddNumber(app, "--vs-limit", &flags->vs_limit_s, {1, 86400}, "Seconds that a run of --vs may take; default 600.")->group(kGroup);
   AddSteeringFlags(app, &flags->steering);
   AddEngineFlags(app, &flags->model);
   AddTelemetryFlag(app, &flags->telemetry);

@@ -16,6 +16,7 @@
 #include "base/state_folder.h"
 #include "calibrate_candidates.h"
 #include "calibrate_chart.h"
+#include "calibrate_features.h"
 #include "calibrate_measure.h"
 #include "command.h"
 #include "control/router/operating_point.h"
@@ -54,7 +55,10 @@ const HelpPage kPage = {
     "are printed.\n"
     "\n"
     "Every setting is first screened on 16 windows of each text; those near the front are measured again on --sample "
-    "windows. What is measured is written to the file at once: a run that was stopped goes on where it was.",
+    "windows. What is measured is written to the file at once: a run that was stopped goes on where it was.\n"
+    "\n"
+    "With --features FILE nothing of that is done: mean and variance of the model's activations on TEXT go to FILE, for "
+    "'--ttt-objective features' of run and eval.",
     " thermoe calibrate model.gguf prose.txt code.txt\n"
     " thermoe calibrate model.gguf prose.txt --quick --out points.json --plot points.svg"};
 
@@ -63,7 +67,7 @@ struct CalibrateFlags {
   std::vector<std::string> texts, names;
   std::optional<int> window, sample;
   std::optional<double> minutes;
-  std::string out, plot;
+  std::string out, plot, features;
   bool quick = false, json = false;
 };
 
@@ -257,6 +261,20 @@ Status Report(const Calibration& run) {
   return Status::Ok();
 }
 
+Status MeasureTextFeatures(const CalibrateFlags& flags, const Model& model, const std::vector<std::string>& texts) {
+  WindowOptions options;
+  options.documents = Documents::kJoin;
+  options.window = options.stride = flags.window.value_or(std::min(kDefaultWindow, model.info().context)) - 1;  // W + 1 ids a window
+  options.sample = flags.sample.value_or(kDefaultSample);
+  TextWindows windows;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    Result<std::vector<EvalWindow>> cut = CutWindows(texts[i], flags.texts[i], model.tokenizer(), options);
+    if (!cut.ok()) return cut.status();
+    windows.push_back(std::move(*cut));
+  }
+  return CalibrateFeatures(model, windows, flags.model.threads, flags.features, flags.json);
+}
+
 Status Run(const CalibrateFlags& flags) {
   if (!flags.names.empty() && flags.names.size() != flags.texts.size()) {
     return InvalidArgument("{} --text-name for {} texts; give one for each, in their order, or none",
@@ -275,6 +293,7 @@ Status Run(const CalibrateFlags& flags) {
     return InvalidArgument("--window {} is longer than the model's context of {}; choose a smaller one", *flags.window,
                            info.context);
   }
+  if (!flags.features.empty()) return MeasureTextFeatures(flags, *opened->model, texts);
   EngineOptions options = EngineOptionsFrom(flags.model);
   options.context = flags.window.value_or(std::min(kDefaultWindow, info.context));
   options.max_sequences = kCalibrationBatch;
@@ -313,7 +332,8 @@ Command MakeCalibrateCommand(CLI::App* root) {
   app->add_option("--out", flags->out, "Where to keep the points; default: the state folder, by the model's identity.")
       ->type_name("FILE")
       ->group(kGroup);
-  app->add_option("--plot", flags->plot, "Also draw all points and the fronts as SVG.")
+  app->add_option("--plot", flags->plot, "Also draw all points and the fronts as SVG.")->type_name("FILE")->group(kGroup);
+  app->add_option("--features", flags->features, "Measure only activations, for feature alignment, and write their statistics to FILE.")
       ->type_name("FILE")
       ->group(kGroup);
   app->add_option("--text-name", flags->names, "What to call a text, once for each; default: its file name.")

@@ -13,6 +13,7 @@
 #include "command.h"
 #include "control_options.h"
 #include "eval_score.h"
+#include "eval_ttt.h"
 #include "eval_windows.h"
 #include "flags.h"
 #include "help.h"
@@ -49,7 +50,11 @@ const HelpPage kPage = {
     "'experts read' is the expert bytes read per MoE layer in units of whole 8-bit experts (an expert read by its hi "
     "plane alone counts 18/34): per token, or with --batch per step, where all tokens share what is read. "
     "--baseline also scores the same windows with neutral steering and prints the paired change with its standard "
-    "error over windows.",
+    "error over windows.\n"
+    "\n"
+    "With --ttt each document (--window W: each window of W ids in it) is read as a stream with deltas of its own: every segment is "
+    "scored before the model learns from it, and the plain model reads the same segments. Where a stream passes the context, it goes "
+    "on with its newest tokens.",
     " thermoe eval model.gguf book.txt\n"
     " thermoe eval model.gguf *.txt --window 512 --max-chars 40000 --max-tokens 4097 --json\n"
     " thermoe eval model.gguf book.txt --documents split --window 1024 --sample 32 --k-max 6 --baseline\n"
@@ -59,11 +64,12 @@ struct EvalFlags {
   ModelFlags model;
   SteeringFlags steering;
   ControlFlags control;
+  TttFlags ttt;
   std::string telemetry = "none";
   std::vector<std::string> texts;
   std::string documents = "join";
   std::string newlines = "unix";
-  std::optional<int> window, stride, batch, sample;
+  std::optional<int> window, stride, batch, sample, context;
   std::optional<int64_t> max_chars, max_tokens;
   bool baseline = false;
   bool json = false;
@@ -79,7 +85,12 @@ Result<WindowOptions> WindowOptionsFrom(const EvalFlags& flags, int model_contex
   WindowOptions options;
   options.documents = flags.documents == "split" ? Documents::kSplit : Documents::kJoin;
   options.unix_newlines = flags.newlines == "unix";
-  const bool split = options.documents == Documents::kSplit;
+  const bool split = options.documents == Documents::kSplit || flags.ttt.on();
+  if (flags.ttt.on()) {
+    options.documents = Documents::kSplit;
+    options.whole_documents = !flags.window;
+    model_context = 1 << 24;  // streams go on past it
+  }
   options.window = flags.window.value_or(std::min(kDefaultWindow, model_context));
   if (options.window > model_context) {
     return InvalidArgument("--window {} is longer than the model's context of {}; choose a smaller one", options.window,
@@ -226,14 +237,57 @@ void PrintTable(const EvalFlags& flags, const std::vector<FileScores>& files) {
   table.Print();
 }
 
+Status EvaluateStreams(const EvalFlags& flags, const WindowOptions& windows, const TttOptions& ttt, Engine* engine,
+                       const std::vector<std::string>& texts) {
+  std::vector<TttScores> files;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const Result<std::vector<EvalWindow>> streams = CutWindows(texts[i], flags.texts[i], engine->model().tokenizer(), windows);
+    if (!streams.ok()) return streams.status();
+    double total = 0;
+    for (const EvalWindow& stream : *streams) total += 2.0 * static_cast<double>(stream.ids.size());
+    ProgressBar bar("eval " + std::filesystem::path(flags.texts[i]).filename().string());
+    Result<TttScores> scores = ScoreStreams(engine, *streams, ttt, flags.ttt,
+                                            [&](int64_t done) { bar.Update(static_cast<double>(done) / total); });
+    if (!scores.ok()) return scores.status();
+    scores->file = flags.texts[i];
+    files.push_back(std::move(*scores));
+  }
+  THERMOE_RETURN_IF_ERROR(engine->SaveControl());
+  if (!flags.json) {
+    PrintTttTable(files);
+    return Status::Ok();
+  }
+  Json json = NewDocument();
+  json["model"] = ModelJson(engine->model().info());
+  json["engine"] = engine->Describe();
+  json["steering"] = SteeringJson(flags.steering);
+  json["telemetry"] = TelemetryJson(engine->telemetry());
+  json["control"] = ControlJson(engine->control_view());
+  json["ttt"] = TttOptionsJson(ttt);
+  json["files"] = Json::array();
+  for (const TttScores& file : files) json["files"].push_back(TttScoresJson(file, ttt));
+  return PrintJsonLine(json);
+}
+
+Status CheckTttFlags(const EvalFlags& flags) {
+  if (!flags.ttt.on()) return Status::Ok();
+  if (flags.batch) return InvalidArgument("--batch decodes but --ttt learns from what it reads; leave one of them out");
+  if (flags.baseline) return InvalidArgument("--ttt shows the plain model beside the adapted one; leave --baseline out");
+  if (flags.stride || flags.max_tokens) return InvalidArgument("--stride and --max-tokens do not go with --ttt; use --window and --sample");
+  return Status::Ok();
+}
+
 Status Run(EvalFlags flags) {
-  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering));
+  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering, &flags.telemetry));
   const Result<std::string> telemetry = ResolveTelemetry(flags.telemetry);
   if (!telemetry.ok()) return telemetry.status();
   if (flags.control.on() && flags.baseline) {
     return InvalidArgument("--baseline scores twice with one engine, whose control loop would go on; run eval with and without limits");
   }
   THERMOE_RETURN_IF_ERROR(CheckSteering(flags.steering));
+  THERMOE_RETURN_IF_ERROR(CheckTttFlags(flags));
+  const Result<TttOptions> ttt = TttOptionsFrom(flags.ttt);
+  if (!ttt.ok()) return ttt.status();
   if ((flags.steering.k0 || flags.steering.soft_batch) && !flags.batch) {
     return InvalidArgument("{} acts on decode steps only; add --batch N to decode N windows in lock step",
                            flags.steering.k0 ? "--k0" : "--soft-batch");
@@ -249,7 +303,8 @@ Status Run(EvalFlags flags) {
   const Result<WindowOptions> options = WindowOptionsFrom(flags, opened->model->info().context);
   if (!options.ok()) return options.status();
   EngineOptions engine_options = EngineOptionsFrom(flags.model);
-  engine_options.context = options->window;
+  engine_options.context = flags.ttt.on() ? flags.context.value_or(0) : options->window;
+  if (flags.ttt.on()) engine_options.prefill_chunk = std::max(engine_options.prefill_chunk, ttt->segment);
   engine_options.max_sequences = flags.batch.value_or(1);
   // All first ids of a batch must fit one step, or its windows would not run in lock step.
   engine_options.prefill_chunk = std::max(engine_options.prefill_chunk, engine_options.max_sequences);
@@ -264,6 +319,7 @@ Status Run(EvalFlags flags) {
   if (!steering.ok()) return steering.status();
   if (flags.control.on()) *steering = nullptr;  // the loop's to choose
   THERMOE_RETURN_IF_ERROR((*engine)->SetSteering(*steering));
+  if (flags.ttt.on()) return EvaluateStreams(flags, *options, *ttt, engine->get(), texts);
   std::vector<FileScores> files;
   for (size_t i = 0; i < texts.size(); ++i) {
     Result<FileScores> scores = EvaluateFile(flags, *options, *steering, engine->get(), flags.texts[i], texts[i]);
@@ -307,6 +363,8 @@ Command MakeEvalCommand(CLI::App* root) {
   AddSteeringFlags(app, &flags->steering);
   app->add_flag("--baseline", flags->baseline, "Compare with neutral steering on the same windows.")
       ->group("Steering options");
+  AddTttFlags(app, &flags->ttt);
+  AddNumber(app, "--ctx", &flags->context, {2, kMostInt}, "With --ttt: positions of a context; default: the model's own.")->group(kGroup);
   AddEngineFlags(app, &flags->model);
   AddTelemetryFlag(app, &flags->telemetry, "none");
   AddControlFlags(app, &flags->control);

@@ -2,6 +2,7 @@
 // thermoe run: flags, and which of the three ways to run.
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -43,12 +44,16 @@ const HelpPage kPage = {
     " thermoe run model.gguf --chat -p 'Why is the sky blue?' --greedy\n"
     " thermoe run --experts nested --full-slots 1 -p 'Once upon a time'\n"
     " thermoe run --prompts questions.jsonl --parallel 16 > answers.jsonl\n"
-    " thermoe run --telemetry plant:small --power-limit 2 -p 'Once upon a time'"};
+    " thermoe run --telemetry plant:small --power-limit 2 -p 'Once upon a time'\n"
+    " thermoe run --ttt combined -f chapter.txt -n 300 --ttt-save style.deltas"};
 
 Status CheckFlags(const RunFlags& flags) {
   const int prompts = (flags.prompt ? 1 : 0) + (flags.file.empty() ? 0 : 1) + (flags.prompts.empty() ? 0 : 1);
   if (prompts > 1) return InvalidArgument("-p, -f and --prompts exclude each other; give one of them");
   if (flags.parallel && flags.prompts.empty()) return InvalidArgument("--parallel goes with --prompts; add a file");
+  if (!flags.prompts.empty() && (!flags.ttt.load.empty() || !flags.ttt.save.empty())) {
+    return InvalidArgument("--ttt-load and --ttt-save need one session but every prompt of --prompts has its own; run them one by one");
+  }
   if (flags.system && !flags.chats()) return InvalidArgument("--system needs --chat or --chat-template");
   if (flags.prompt && flags.prompt->empty()) return InvalidArgument("-p: the prompt is empty; give it some text");
   return CheckSteering(flags.steering);
@@ -83,7 +88,11 @@ Result<RunContext> Prepare(const RunFlags& flags, const std::string& telemetry) 
     return InvalidArgument("--ctx {} is longer than the model's context of {}; choose a smaller one", flags.context,
                            most);
   }
+  const Result<TttOptions> ttt = TttOptionsFrom(flags.ttt);
+  if (!ttt.ok()) return ttt.status();
+  if (flags.ttt.on()) context.ttt = std::make_shared<TttOptions>(*ttt);
   EngineOptions options = EngineOptionsFrom(flags.model);
+  if (flags.ttt.on()) options.prefill_chunk = std::max(options.prefill_chunk, ttt->segment);
   options.context = flags.context;
   options.max_sequences = flags.prompts.empty() ? 1 : flags.parallel.value_or(kDefaultParallel);
   options.telemetry = telemetry;
@@ -99,7 +108,7 @@ Result<RunContext> Prepare(const RunFlags& flags, const std::string& telemetry) 
 }
 
 Status Run(RunFlags flags) {
-  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering));
+  THERMOE_RETURN_IF_ERROR(ResolveControl(&flags.control, &flags.steering, &flags.telemetry));
   THERMOE_RETURN_IF_ERROR(CheckFlags(flags));
   // A wrong path is told before anything waits for standard input.
   if (const Result<std::string> path = ResolveModel(flags.model.model); !path.ok()) return path.status();
@@ -167,6 +176,7 @@ Command MakeRunCommand(CLI::App* root) {
   AddEngineFlags(app, &flags->model);
   AddTelemetryFlag(app, &flags->telemetry);
   AddControlFlags(app, &flags->control);
+  AddTttFlags(app, &flags->ttt);
   app->add_flag("--json", flags->json, "Print one JSON object instead of text; errors become JSON too.")
       ->group(kOutputGroup);
   AddLiveFlag(app, &flags->live);

@@ -217,7 +217,7 @@ Command MakeSimulateCommand(CLI::App* root) {
   app->add_option("SCENARIO", flags->scenario, "A TOML file such as scenarios/cap-350.toml; docs/simulate.md lists its keys.")->required();
   app->add_option("--routers", flags->routers,
                   "Instead of the scenario's, separated by semicolons: plain, q4, static:best, static:SETTINGS (such as 'static:full 0'), "
-                  "adaptive, adaptive-no-adapter.")->type_name("LIST")->group(kGroup);
+                  "adaptive, adaptive-no-adapter, adaptive-adapter (docs/ttha.md).")->type_name("LIST")->group(kGroup);
   AddNumber(app, "--seed", &flags->seed, {0, kMostSeed}, "Instead of the scenario's: of arrivals, routing and noise.")->group(kGroup);
   AddNumber(app, "--duration", &flags->duration_s, {1, 86400, false, false}, "Simulated seconds, instead of the scenario's.")->group(kGroup);
   AddNumber(app, "--threads", &flags->threads, {1, 1024}, "Routers that run side by side; results do not depend on it.")->group(kGroup);

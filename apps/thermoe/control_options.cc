@@ -41,32 +41,28 @@ Status ReadText(TomlFile* file, const char* key, std::optional<std::string>* val
   return Status::Ok();
 }
 
-Status ReadFile(ControlFlags* flags) {
-  Result<TomlFile> file = TomlFile::Open(flags->file);
+Status ReadFile(ControlFlags* flags, std::string* telemetry) {
+  if (flags->file->empty()) return InvalidArgument("--control: the path is empty; name a TOML file");
+  Result<TomlFile> file = TomlFile::Open(*flags->file);
   if (!file.ok()) return file.status();
+  std::optional<std::string> source;
+  THERMOE_RETURN_IF_ERROR(ReadText(&*file, "telemetry", &source));
+  if (source && flags->app->get_option("--telemetry")->count() == 0) *telemetry = *source;
   THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "power-limit", kPower, &flags->power_limit_w));
   THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "temp-limit", kTemp, &flags->temp_limit_c));
   THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "latency-target", kLatency, &flags->latency_target_ms));
   THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "quality-floor", kFloor, &flags->quality_floor_nats));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "prefer", &flags->prefer));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "router", &flags->router));
+  THERMOE_RETURN_IF_ERROR(ReadText(&*file, "ttha", &flags->ttha));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "points", &flags->points));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "decision-log", &flags->decision_log));
-  return file->CheckAllRead();
+  THERMOE_RETURN_IF_ERROR(file->CheckAllRead());
+  if (flags->on() || source) return Status::Ok();
+  return InvalidArgument("{}: holds no key; write at least one, for example power-limit = 2.5", *flags->file);
 }
 
 std::string RouterOf(const ControlFlags& flags) { return flags.router.value_or("adaptive"); }
-
-// What calibrate measured on this machine, else what is shipped with the bundled model; "" where there is neither.
-std::string FindPoints(const ModelInfo& model) {
-  std::error_code error;
-  if (const Result<std::string> folder = StateFolder(); folder.ok()) {
-    std::string path = *folder + "/" + model.identity + "-points.json";
-    if (fs::exists(path, error)) return path;
-  }
-  const Result<std::string> path = BundledPoints();
-  return path.ok() && ReadOperatingPoints(*path, model.identity).ok() ? *path : "";
-}
 
 std::string StatePath(const ModelInfo& model, const std::string& telemetry) {
   const Result<std::string> folder = StateFolder();
@@ -83,6 +79,16 @@ std::string StatePath(const ModelInfo& model, const std::string& telemetry) {
 
 }  // namespace
 
+std::string FindPoints(const ModelInfo& model) {
+  std::error_code error;
+  if (const Result<std::string> folder = StateFolder(); folder.ok()) {
+    std::string path = *folder + "/" + model.identity + "-points.json";
+    if (fs::exists(path, error)) return path;
+  }
+  const Result<std::string> path = BundledPoints();
+  return path.ok() && ReadOperatingPoints(*path, model.identity).ok() ? *path : "";
+}
+
 void AddControlFlags(CLI::App* app, ControlFlags* flags) {
   flags->app = app;
   AddNumber(app, "--power-limit", &flags->power_limit_w, kPower, "Keep the device's power, mean over a second, at most at X watts.")
@@ -96,13 +102,17 @@ void AddControlFlags(CLI::App* app, ControlFlags* flags) {
             "Never choose a way of routing that loses more than X nats per token; default 0.02.")
       ->type_name("NATS")
       ->group(kGroup);
-  const auto choice = [&](const char* name, std::optional<std::string>* value, std::vector<std::string> choices, const std::string& help) {
-    app->add_option(name, *value, help)->check(CLI::IsMember(std::move(choices)))->type_name("WORD")->group(kGroup);
+  const auto choice = [&](const char* name, std::optional<std::string>* value, const std::vector<std::string>& choices, const std::string& help) {
+    AddChoice(app, name, value, choices, help)->group(kGroup);
   };
-  choice("--prefer", &flags->prefer, {"throughput", "quality"}, "What to keep longest under a limit; default throughput.");
+  choice("--prefer", &flags->prefer, {"throughput", "quality", "energy"},
+         "What to keep longest under a limit; default throughput. energy: joules count without a limit, too: the most frugal routing within "
+         "the quality floor, at whatever load there is.");
   choice("--router", &flags->router, {"plain", "static", "adaptive"},
          "How limits are kept: plain by pauses alone; static by the steering flags given and pauses; adaptive (default with any of "
          "these flags) by cheaper experts first, then pauses. adaptive keeps experts nested unless --experts says otherwise.");
+  choice("--ttha", &flags->ttha, {"on", "off"},
+         "Learn which experts to avoid while a limit presses, on top of the points of the adaptive router; default off (docs/ttha.md).");
   app->add_option("--points", flags->points,
                   "Operating points to choose among (thermoe calibrate); default: those measured here, else those of the bundled model.")
       ->type_name("FILE")
@@ -115,13 +125,21 @@ void AddControlFlags(CLI::App* app, ControlFlags* flags) {
       ->group(kGroup);
 }
 
-Status ResolveControl(ControlFlags* flags, SteeringFlags* steering) {
-  if (!flags->file.empty()) THERMOE_RETURN_IF_ERROR(ReadFile(flags));
+Status ResolveControl(ControlFlags* flags, SteeringFlags* steering, std::string* telemetry) {
+  if (flags->file) THERMOE_RETURN_IF_ERROR(ReadFile(flags, telemetry));
   if (!flags->on()) return Status::Ok();
+  if (flags->points && flags->points->empty()) return InvalidArgument("--points: the path is empty; name a file of operating points");
+  if (flags->decision_log && flags->decision_log->empty()) return InvalidArgument("--decision-log: the path is empty; name a file to write");
   const std::string router = RouterOf(*flags);
-  if (const auto mode = ParseRouterMode(router); !mode.ok()) return InvalidArgument("--control {}: {}", flags->file, mode.status().message());
+  if (const auto mode = ParseRouterMode(router); !mode.ok()) return InvalidArgument("--control {}: {}", *flags->file, mode.status().message());
   if (flags->prefer && !ParsePreference(*flags->prefer).ok()) {
-    return InvalidArgument("--control {}: {}", flags->file, ParsePreference(*flags->prefer).status().message());
+    return InvalidArgument("--control {}: {}", *flags->file, ParsePreference(*flags->prefer).status().message());
+  }
+  if (flags->ttha && *flags->ttha != "on" && *flags->ttha != "off") {
+    return InvalidArgument("--control {}: ttha is \"{}\"; make it \"on\" or \"off\"", *flags->file, *flags->ttha);
+  }
+  if (flags->ttha == "on" && router != "adaptive") {
+    return InvalidArgument("--ttha on is for the adaptive router, not for --router {}; leave one of them out", router);
   }
   const bool is_static = router == "static";
   if (is_static && !steering->steers()) {
@@ -131,7 +149,8 @@ Status ResolveControl(ControlFlags* flags, SteeringFlags* steering) {
     return InvalidArgument("--router static takes no --expert-bias or --plane-cap; leave --router out to steer by files");
   }
   if (!is_static && steering->steers()) {
-    return InvalidArgument("--router {} chooses the routing itself; leave the steering flags out or use --router static", router);
+    return InvalidArgument("--router {} {}; leave the steering flags out or use --router static", router,
+                           router == "plain" ? "runs the plain model" : "chooses the routing itself");
   }
   if (router == "adaptive" && flags->app->get_option("--experts")->count() == 0) steering->experts = "nested";
   return Status::Ok();
@@ -147,6 +166,7 @@ Result<ControlOptions> ControlOptionsFrom(const ControlFlags& flags, const Steer
   options.latency_target_ms = flags.latency_target_ms.value_or(0);
   options.quality_floor_nats = flags.quality_floor_nats.value_or(options.quality_floor_nats);
   options.prefer = flags.prefer.value_or(options.prefer);
+  options.ttha = flags.ttha == "on";
   if (options.router == "static") {
     LayerSteering& point = options.static_point;
     point.full_slots = steering.full_slots.value_or(kAllSlots);
@@ -182,6 +202,11 @@ Json ControlJson(const ControlView& view) {
   json["point_changes"] = view.point_changes;
   json["pause_frac"] = view.pause_frac;
   json["safest"] = view.safest;
+  json["ttha"] = view.ttha ? Json::object() : Json();
+  if (view.ttha) {
+    json["ttha"]["gain"] = view.ttha_gain;
+    for (const AdapterTerm& term : view.ttha_terms) json["ttha"][term.name] = {{"weight", term.weight}, {"value", term.value}};
+  }
   return json;
 }
 

@@ -16,25 +16,28 @@ namespace thermoe {
 
 struct ControlFlags {
   std::optional<double> power_limit_w, temp_limit_c, latency_target_ms, quality_floor_nats;
-  std::optional<std::string> router, prefer, points, decision_log;
-  std::string file;  // --control: what is not given as a flag
+  std::optional<std::string> router, prefer, ttha, points, decision_log;
+  std::optional<std::string> file;  // --control: what is not given as a flag
   CLI::App* app = nullptr;
 
   // A limit or any other of these asks for the loop.
   bool on() const {
-    return power_limit_w || temp_limit_c || latency_target_ms || quality_floor_nats || router || prefer || points || decision_log;
+    return power_limit_w || temp_limit_c || latency_target_ms || quality_floor_nats || router || prefer || ttha || points || decision_log;
   }
 };
 
 void AddControlFlags(CLI::App* app, ControlFlags* flags);
 
-// Reads --control, checks what can be checked without a model, and chooses nested experts for the adaptive router where --experts
-// says nothing: its points use both planes.
-Status ResolveControl(ControlFlags* flags, SteeringFlags* steering);
+// Reads --control, --telemetry in it too, checks what can be checked without a model, and chooses nested experts for the adaptive router
+// where --experts says nothing: its points use both planes.
+Status ResolveControl(ControlFlags* flags, SteeringFlags* steering, std::string* telemetry);
 
 // `keeps_state`: what the loop learns on this machine stays in the state folder. kNotFound for points that were asked for.
 Result<ControlOptions> ControlOptionsFrom(const ControlFlags& flags, const SteeringFlags& steering, const ModelInfo& model,
                                           const std::string& telemetry, bool keeps_state);
+
+// What calibrate measured on this machine, else what is shipped with the bundled model; "" where there is neither.
+std::string FindPoints(const ModelInfo& model);
 
 // Null without a loop.
 Json ControlJson(const ControlView& view);

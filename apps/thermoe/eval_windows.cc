@@ -61,7 +61,12 @@ Result<std::vector<EvalWindow>> Split(const std::string& text, const Tokenizer& 
     const size_t end = std::min(text.find('\0', start), text.size());
     Result<std::vector<TokenId>> ids = tokenizer.Encode(std::string_view(text).substr(start, end - start));
     if (!ids.ok()) return ids.status();
-    for (ptrdiff_t begin = 0; begin < static_cast<ptrdiff_t>(ids->size()) - width; begin += width) {
+    if (options.whole_documents && ids->size() > 1) {
+      const int counted = static_cast<int>(ids->size()) - 1;
+      windows.push_back({std::move(*ids), counted});
+    }
+    const auto end_of_windows = options.whole_documents ? 0 : static_cast<ptrdiff_t>(ids->size()) - width;
+    for (ptrdiff_t begin = 0; begin < end_of_windows; begin += width) {
       windows.push_back({{ids->begin() + begin, ids->begin() + begin + width}, options.window - 1});
     }
     start = end + 1;

@@ -24,6 +24,7 @@ struct WindowOptions {
   int64_t max_chars = 0;      // Unicode characters of a file that are used; 0: all
   int64_t max_tokens = 0;     // ids of a file that are used; 0: all; join only
   int sample = 0;             // at most so many windows, evenly spread; 0: all
+  bool whole_documents = false;  // split only: each document of at least two ids is one window, whatever W
 };
 
 // A context of its own. Each id but the first is predicted from those before it; the last `counted` predictions

@@ -82,14 +82,23 @@ CLI::Option* AddNumberList(CLI::App* app, const std::string& names, std::vector<
       ->type_name("N[,N...]");
 }
 
-CLI::Option* AddChoice(CLI::App* app, const std::string& names, std::string* value,
-                       const std::vector<std::string>& choices, const std::string& help) {
-  return app->add_option(names, *value, help)
-      ->check([choices](const std::string& text) {
+CLI::Validator OneOf(const std::vector<std::string>& choices) {
+  return CLI::Validator(
+      [choices](const std::string& text) {
         if (std::find(choices.begin(), choices.end(), text) != choices.end()) return std::string();
         return fmt::format("must be one of {} but is '{}'", Join(choices, ", "), EscapeControls(text));
-      })
-      ->type_name(Join(choices, "|"));
+      },
+      "");
+}
+
+CLI::Option* AddChoice(CLI::App* app, const std::string& names, std::string* value,
+                       const std::vector<std::string>& choices, const std::string& help) {
+  return app->add_option(names, *value, help)->check(OneOf(choices))->type_name(Join(choices, "|"));
+}
+
+CLI::Option* AddChoice(CLI::App* app, const std::string& names, std::optional<std::string>* value,
+                       const std::vector<std::string>& choices, const std::string& help) {
+  return app->add_option(names, *value, help)->check(OneOf(choices))->type_name(Join(choices, "|"));
 }
 
 std::string NearestFlag(const CLI::App& app, std::string_view unknown) {

@@ -56,8 +56,12 @@ CLI::Option* AddNumber(CLI::App* app, const std::string& names, std::optional<Nu
 CLI::Option* AddNumberList(CLI::App* app, const std::string& names, std::vector<int>* values, const Range& range,
                            const std::string& help);
 
-// One word of `choices`.
+// One word of `choices`; OneOf for flags of other kinds.
+CLI::Validator OneOf(const std::vector<std::string>& choices);
 CLI::Option* AddChoice(CLI::App* app, const std::string& names, std::string* value,
+                       const std::vector<std::string>& choices, const std::string& help);
+
+CLI::Option* AddChoice(CLI::App* app, const std::string& names, std::optional<std::string>* value,
                        const std::vector<std::string>& choices, const std::string& help);
 
 // The flag of `app` that `unknown` was probably meant to be ("--top-q" -> "--top-p"), or "".

@@ -31,6 +31,9 @@ void InstallSignalHandlers() {
 
 void BeforeSecondInterrupt(void (*last)()) { g_last = last; }
 bool Interrupted() { return g_interrupts > 0; }
+void RequestInterrupt() {
+  if (g_interrupts == 0) g_interrupts = 1;
+}
 void ClearInterrupt() { g_interrupts = 0; }
 bool WaitForInput(int fd) {
   // With the signal blocked up to ppoll, none can slip in between the question and the wait.

@@ -14,6 +14,8 @@ void InstallSignalHandlers();
 void BeforeSecondInterrupt(void (*last)());
 
 bool Interrupted();
+// As the first Ctrl-C: a key that asks for the same.
+void RequestInterrupt();
 // The interactive mode handled it and goes on.
 void ClearInterrupt();
 

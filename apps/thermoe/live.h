@@ -18,7 +18,8 @@ namespace thermoe {
 // "": off; "view"; "log". *mode becomes what was asked for.
 void AddLiveFlag(CLI::App* app, std::string* mode);
 
-// Draws on standard error, so that standard output may go to a file. A view where no terminal can draw becomes log lines.
+// Draws on standard error, so that standard output may go to a file. A view where no terminal can draw becomes log
+// lines.
 class Live {
  public:
   // Null for mode "". `engine` must outlive it.
@@ -29,14 +30,17 @@ class Live {
   void AddText(std::string_view text) { frame_.text += text; }
   // Begins another text.
   void ClearText() { frame_.text.clear(); }
+  // What is going on, in a line above the rest; where no picture is drawn a line of its own.
+  void SetTitle(std::string title);
   // Whether a picture is drawn: then generated text is shown in it, and only after it on standard output.
   bool drawing() const { return screen_ != nullptr; }
-  // The last frame, then the terminal as it was.
+  // The last picture and the terminal as it was; then a last line.
   void Finish();
 
  private:
   Live(Engine* engine, bool draw);
   void CountStep();
+  void Sample();
   void Show();
 
   Engine* engine_;
@@ -47,6 +51,8 @@ class Live {
   double next_draw_s_ = 0;                                                 // of the machine's
   std::deque<std::pair<double, int>> steps_;  // end and generated tokens of the last second's
   int64_t recent_tokens_ = 0;
+  std::deque<double> powers_;  // samples of the last second
+  int samples_ = 0;            // in the newest entry of the histories
 };
 
 }  // namespace thermoe

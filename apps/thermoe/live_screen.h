@@ -8,7 +8,8 @@
 
 namespace thermoe {
 
-// Whether pictures can be drawn on `fd`: a terminal that moves its cursor (TERM neither empty nor "dumb").
+// Whether pictures can be drawn on `fd`: a terminal that moves its cursor (TERM neither empty nor "dumb"), with this
+// program in its foreground.
 bool CanDraw(int fd);
 
 class LiveScreen {
@@ -24,11 +25,17 @@ class LiveScreen {
   int height() const;
   // True once after the window changed or the program came back from the background.
   bool TakeChange();
-  // Lines from the top; at most height() of them.
+  // Lines from the top; at most height() of them, at most width() columns each.
   void Draw(const std::vector<std::string>& lines);
+
+  // Whether standard input is the same terminal, so that keys can be told.
+  bool has_keys() const { return has_keys_; }
+  // A key that was pressed; 0: none. Never waits.
+  char TakeKey();
 
  private:
   int fd_;
+  bool has_keys_ = false;
 };
 
 }  // namespace thermoe

@@ -2,10 +2,8 @@
 #include "live_view.h"
 
 #include <fmt/format.h>
-#include <utf8proc.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 #include "terminal.h"
@@ -13,168 +11,215 @@
 namespace thermoe {
 namespace {
 
-constexpr const char* kBlocks[] = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-constexpr const char* kAsciiHeat[] = {" ", ".", ":", "-", "=", "+", "*", "#", "@"};
-// Background colours of the 256, from cold to hot.
-constexpr std::array<int, 9> kHeat = {234, 17, 18, 54, 90, 126, 161, 202, 220};
-constexpr const char *kGreen = "32", *kYellow = "33", *kRed = "31", *kBold = "1", *kDim = "2";
-constexpr int kLabel = 9;         // columns of a row's name
-constexpr int kWide = 120;        // from here on rows carry their history
-constexpr int kLeastText = 4;     // rows of text that heat strips leave
-constexpr double kNear_frac = 0.97;  // of a limit: yellow; above it red
+constexpr int kLabel = 10;  // columns of a row's name
+constexpr int kSays = 20;   // of a row's numbers
+constexpr int kLeastBar = 8, kMostBar = 60, kLeastHistory = 8;
+constexpr int kDistinct = 8;                     // " 31 / 64" after a heat strip
+constexpr int kLeastText = 5;                    // rows of text that heat strips and graphs leave
+constexpr int kLeastGraph = 5, kMostGraph = 12;  // rows of a graph, its title among them
+constexpr int kLeastGraphWidth = 30;
+constexpr int kPressBar = 10;
+constexpr double kKept_frac = 1.01, kOver_frac = 1.03;  // of a limit: green up to here, yellow up to there
 
-// One character's bytes and columns; what is not UTF-8 is one byte of one column.
-std::pair<size_t, int> NextCharacter(std::string_view text) {
-  utf8proc_int32_t code = -1;
-  const auto* bytes = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
-  const utf8proc_ssize_t got = utf8proc_iterate(bytes, static_cast<utf8proc_ssize_t>(text.size()), &code);
-  if (got <= 0) return {1, 1};
-  return {static_cast<size_t>(got), std::max(0, utf8proc_charwidth(code))};
+const char* LevelColour(double value, double limit) {
+  return limit <= 0 || value <= kKept_frac * limit ? kGreen : value <= kOver_frac * limit ? kYellow : kRed;
 }
 
-std::string Cut(std::string_view text, int width) {
-  std::string out;
-  int columns = 0;
-  while (!text.empty()) {
-    if (text.front() == '\x1b') {
-      const size_t end = std::min(text.find('m'), text.size() - 1);
-      out += text.substr(0, end + 1);
-      text.remove_prefix(end + 1);
-      continue;
-    }
-    const auto [bytes, wide] = NextCharacter(text);
-    if (columns + wide <= width) out += text.substr(0, bytes);
-    columns += wide;
-    text.remove_prefix(bytes);
+// "  1.59 W of 1.6 W": the value ends in the same column of every row.
+std::string Reading(double value, int decimals, const char* unit, double limit) {
+  const std::string of = limit > 0 ? fmt::format(" of {:g} {}", limit, unit) : "";
+  return fmt::format("{:>7} {}{}", fmt::format("{:.{}f}", value, decimals), unit, of);
+}
+
+double Highest(const std::vector<double>& values) {
+  return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
+}
+
+// A step of 1, 2 or 5 times a power of ten above `value`: scales that seldom move.
+double RoundUp(double value) {
+  if (!(value > 0)) return 1;
+  const double power = std::pow(10, std::floor(std::log10(value)));
+  for (const double factor : {1.0, 1.5, 2.0, 3.0, 5.0, 7.0}) {
+    if (value <= factor * power) return factor * power;
   }
-  return out;
+  return 10 * power;
 }
 
-std::string Pad(std::string text, int width) {
-  text = Cut(text, width);
-  text.append(static_cast<size_t>(std::max(0, width - ColumnsOf(text))), ' ');
-  return text;
-}
-
-class Painter {
+class View {
  public:
-  Painter(const LiveFrame& frame, int width, LiveStyle style) : frame_(frame), width_(width), style_(style) {}
+  View(const LiveFrame& frame, int width, LiveStyle style) : frame_(frame), width_(width), paint_(style) {}
 
-  std::string Paint(std::string_view text, const char* code) const {
-    return style_.colour ? fmt::format("\x1b[{}m{}\x1b[0m", code, text) : std::string(text);
-  }
-
-  // "[####--|   ]": `frac` filled, a mark at `mark` (below 0: none).
-  std::string Bar(double frac, double mark, int width, const char* code) const {
-    const int inner = std::max(1, width - 2);
-    const int filled = static_cast<int>(std::lround(std::clamp(frac, 0.0, 1.0) * inner));
-    const int at = mark < 0 ? -1 : std::clamp(static_cast<int>(std::lround(mark * inner)), 0, inner - 1);
-    std::string body, run;
-    for (int i = 0; i < inner; ++i) {
-      if (i == at) {
-        body += Paint(run, code) + Paint("|", kBold);
-        run.clear();
-      } else if (i < filled) {
-        run += style_.unicode ? "█" : "#";
-      } else {
-        body += Paint(run, code) + " ";
-        run.clear();
-      }
+  std::vector<std::string> Render(int height) {
+    // Graphs hold the histories where there is room for them.
+    history_ = true;
+    std::vector<std::string> lines = Head();
+    const int layers = static_cast<int>(frame_.experts.size());
+    const int spare = height - static_cast<int>(lines.size()) - (layers > 0 ? layers + 1 : 0) - kLeastText - 1;
+    std::vector<std::string> graphs;
+    if (spare >= kLeastGraph) graphs = Graphs(std::min(kMostGraph, spare));
+    if (!graphs.empty()) {
+      history_ = false;
+      lines = Head();
     }
-    return "[" + body + Paint(run, code) + "]";
-  }
-
-  std::string History(const std::vector<double>& values, double top, int width) const {
-    std::string out;
-    const size_t count = std::min(values.size(), static_cast<size_t>(std::max(0, width)));
-    for (size_t i = values.size() - count; i < values.size(); ++i) {
-      const int level = top > 0 ? std::clamp(static_cast<int>(std::lround(values[i] / top * 8)), 0, 8) : 0;
-      out += style_.unicode ? kBlocks[level] : kAsciiHeat[level];
+    for (std::string& line : graphs) lines.push_back(std::move(line));
+    const int strips = std::min(layers, height - static_cast<int>(lines.size()) - kLeastText - 2);
+    if (strips > 0) {
+      lines.push_back(paint_.Paint("experts in use", kBold) + "  idle " + paint_.HeatScale() + " busy");
+      for (std::string& line : Strips(strips)) lines.push_back(std::move(line));
     }
-    return Paint(out, kDim);
-  }
-
-  // A name, a bar, what it says, and where there is room its history.
-  std::string Row(const char* name, const std::string& bar, const std::string& says, const std::vector<double>& history, double top) const {
-    std::string line = Pad(Paint(name, kBold), kLabel) + bar + " " + says;
-    if (width_ < kWide || history.empty()) return line;
-    const int left = width_ / 2 + 10;
-    return Pad(line, left) + " " + History(history, top, width_ - left - 2);
-  }
-
-  int bar_width() const { return std::clamp(width_ - kLabel - 42, 10, 40); }
-
-  std::string Heat(const std::vector<float>& experts, int width) const {
-    const int count = static_cast<int>(experts.size());
-    const int cells = std::min(count, width);
-    std::string out;
-    for (int cell = 0; cell < cells; ++cell) {
-      float value = 0;  // of experts that share a cell the busiest
-      for (int e = cell * count / cells; e < (cell + 1) * count / cells; ++e) value = std::max(value, experts[static_cast<size_t>(e)]);
-      const int level = value <= 0 ? 0 : std::clamp(1 + static_cast<int>(value * 7.99f), 1, 8);
-      if (style_.colour) {
-        out += fmt::format("\x1b[48;5;{}m \x1b[0m", kHeat[static_cast<size_t>(level)]);
-      } else {
-        out += style_.unicode ? kBlocks[level] : kAsciiHeat[level];
-      }
+    const int text = height - static_cast<int>(lines.size()) - 1;
+    if (text > 0) {
+      lines.push_back(paint_.Rule(width_));
+      for (std::string& line : LastLines(EscapeControls(frame_.text), width_, text)) lines.push_back(std::move(line));
     }
-    return out;
-  }
-
-  const char* LevelColour(double value, double limit) const {
-    return limit <= 0 || value <= kNear_frac * limit ? kGreen : value <= 1.02 * limit ? kYellow : kRed;
-  }
-
-  // Everything above the heat strips.
-  std::vector<std::string> Head() const {
-    const ControlView& c = frame_.control;
-    std::vector<std::string> lines;
-    const std::string left = " thermoe  " + EscapeControls(frame_.model) + "  " + EscapeControls(frame_.telemetry.name) +
-                             (frame_.telemetry.simulated ? "  SIMULATED" : frame_.telemetry.replayed ? "  REPLAYED" : "");
-    const std::string right = DurationText(frame_.run_s) + " ";
-    const int gap = width_ - static_cast<int>(right.size());
-    lines.push_back(style_.colour ? "\x1b[7m" + Pad(left, gap) + right + "\x1b[0m" : Pad(left, gap) + right);
-    double top_rate = 1;
-    for (const double rate : frame_.rate_history) top_rate = std::max(top_rate, rate);
-    const int bar = bar_width();
-    std::string rate = fmt::format("{:.1f} tokens/s, {} in all", frame_.tokens_per_s, WithCommas(frame_.tokens));
-    lines.push_back(Row("speed", Bar(frame_.tokens_per_s / top_rate, -1, bar, kGreen), rate, frame_.rate_history, top_rate));
-    lines.push_back(Power(bar));
-    lines.push_back(Temp(bar));
-    if (c.latency_target_ms > 0) {
-      lines.push_back(Row("latency", Bar(c.latency_ms / (1.25 * c.latency_target_ms), 0.8, bar, LevelColour(c.latency_ms, c.latency_target_ms)),
-                          fmt::format("{:.2f} ms of {:g} ms", c.latency_ms, c.latency_target_ms), {}, 0));
-    }
-    if (!c.on) return lines;
-    lines.push_back(Row("paused", Bar(c.pause_frac, -1, bar, kYellow), fmt::format("{:.0f} % of the last second", 100 * c.pause_frac), {}, 0));
-    lines.push_back(Pad(Paint("routing", kBold), kLabel) +
-                    fmt::format("{} ({} of {}): {:.0f} % of the bytes, {:+.4f} nats", c.point_text, c.point + 1, c.points, 100 * c.point_bytes_frac,
-                                c.point_loss_nats));
-    lines.push_back(Pad(Paint("presses", kBold), kLabel) +
-                    fmt::format("power {:.3f}, temperature {:.3f}, latency {:.3f}; {}", c.lambda_power, c.lambda_temp, c.lambda_latency,
-                                c.safest ? Paint("sensors fail: safest", kRed) : c.router + " router: " + c.reason));
+    lines.resize(static_cast<size_t>(std::max(0, height)));
+    for (std::string& line : lines) line = Cut(line, width_);
     return lines;
   }
 
-  std::string Power(int bar) const {
-    const ControlView& c = frame_.control;
-    if (c.power_w <= 0 && c.power_limit_w <= 0) return Pad(Paint("power", kBold), kLabel) + "no sensor shows it";
-    const double top = std::max({c.device_power_w, 1.25 * c.power_limit_w, c.power_w, 1e-9});
-    std::string says = fmt::format("{:.{}f} W", c.power_w, c.power_w < 100 ? 2 : 0);
-    if (c.power_limit_w > 0) says += fmt::format(" of {:g} W", c.power_limit_w);
-    if (frame_.joules_per_token > 0) says += fmt::format(", {:.3g} mJ/token", 1e3 * frame_.joules_per_token);
-    const double mark = c.power_limit_w > 0 ? c.power_limit_w / top : -1;
-    return Row("power", Bar(c.power_w / top, mark, bar, LevelColour(c.power_w, c.power_limit_w)), says, frame_.power_history, top);
+ private:
+  bool narrow() const { return width_ < 70; }
+  std::string Label(const char* name) const { return Pad(paint_.Paint(name, kBold), kLabel); }
+
+  // A name, what it says, a bar, and where there is room its history.
+  std::string Row(const char* name, const std::string& says, double frac, double mark, const char* code,
+                  const std::vector<double>& history, double top) const {
+    const int room = width_ - kLabel - kSays - 2;
+    const std::string head = Label(name) + Pad(says, kSays) + " ";
+    if (room < kLeastBar) return Label(name) + says;
+    const bool has_history = history_ && room >= kLeastBar + kLeastHistory + 1;
+    const int bar = has_history ? std::min(kMostBar, room / 2) : history_ ? room : std::min(2 * kMostBar, room);
+    std::string line = head + paint_.Bar(frac, mark, bar, code);
+    if (has_history && !history.empty()) line += " " + paint_.Sparkline(history, top, room - bar - 1, kCyan);
+    return line;
   }
 
-  std::string Temp(int bar) const {
+  std::string Title() const {
+    const TelemetryInfo& telemetry = frame_.telemetry;
+    std::string left = " thermoe";
+    if (telemetry.simulated || telemetry.replayed) left += telemetry.simulated ? "  SIMULATED" : "  REPLAYED";
+    if (telemetry.name != "none") left += "  " + EscapeControls(telemetry.name);
+    left += "  " + EscapeControls(frame_.model);
+    const std::string right =
+        fmt::format(" {}{} ", frame_.keys && !narrow() ? "q stops  " : "", DurationText(frame_.run_s));
+    const int gap = std::max(0, width_ - ColumnsOf(right));
+    return paint_.Reverse(Pad(left, gap) + right);
+  }
+
+  // Everything above the graphs.
+  std::vector<std::string> Head() const {
     const ControlView& c = frame_.control;
-    if (c.temp_c <= 0) return Pad(Paint("heat", kBold), kLabel) + "no sensor shows it";
-    const double top = std::max({c.device_temp_c, c.temp_limit_c, c.temp_c, 1e-9});
-    std::string says = fmt::format("{:.0f} C", c.temp_c);
-    if (c.temp_limit_c > 0) says += fmt::format(" of {:g} C", c.temp_limit_c);
-    const double mark = c.temp_limit_c > 0 ? c.temp_limit_c / top : -1;
-    return Row("heat", Bar(c.temp_c / top, mark, bar, LevelColour(c.temp_c, c.temp_limit_c)), says, frame_.temp_history, top);
+    std::vector<std::string> lines = {Title()};
+    if (!frame_.title.empty()) lines.push_back(" " + paint_.Paint(EscapeControls(frame_.title), kBold));
+    const double top_rate = RoundUp(std::max(Highest(frame_.rate_history), frame_.tokens_per_s));
+    lines.push_back(Row("speed", Reading(frame_.tokens_per_s, 1, "tokens/s", 0), frame_.tokens_per_s / top_rate, -1,
+                        kGreen, frame_.rate_history, top_rate));
+    lines.push_back(Power());
+    lines.push_back(Heat());
+    if (c.latency_target_ms > 0) {
+      lines.push_back(Row("latency", Reading(c.latency_ms, 2, "ms", c.latency_target_ms),
+                          c.latency_ms / (1.25 * c.latency_target_ms), 0.8,
+                          LevelColour(c.latency_ms, c.latency_target_ms), {}, 0));
+    }
+    if (c.on)
+      lines.push_back(Row("paused", Reading(100 * c.pause_frac, 0, "% of time", 0), c.pause_frac, -1, kYellow, {}, 0));
+    lines.push_back(Label("tokens") + Tokens());
+    if (!c.on) return lines;
+    lines.push_back(Label("routing") + Routing());
+    const std::string loss = fmt::format("{:+.4f} nats", c.point_loss_nats),
+                      bytes = fmt::format("{:.0f} %", 100 * c.point_bytes_frac);
+    lines.push_back(Label("costs") + (narrow() ? loss + "; " + bytes + " of bytes"
+                                               : loss + " per token; reads " + bytes + " of the plain expert bytes"));
+    lines.push_back(Label("pressure") + Pressure());
+    return lines;
+  }
+
+  std::string Tokens() const {
+    const double per_token = frame_.tokens > 0 ? frame_.joules / static_cast<double>(frame_.tokens) : 0;
+    if (!(per_token > 0)) return WithCommas(frame_.tokens);
+    if (narrow()) return fmt::format("{}; {:.3g} mJ each", WithCommas(frame_.tokens), 1e3 * per_token);
+    return fmt::format("{}; {:.3g} mJ each, {:.4g} J in all", WithCommas(frame_.tokens), 1e3 * per_token,
+                       frame_.joules);
+  }
+
+  std::string Routing() const {
+    const ControlView& c = frame_.control;
+    const std::string why = c.safest ? paint_.Paint("sensors fail: safest point", kRed) : c.router + ": " + c.reason;
+    return paint_.Paint(c.point_text, kBold) + fmt::format("  (point {} of {}; {})", c.point + 1, c.points, why);
+  }
+
+  // The multipliers of the limits that are set.
+  std::string Pressure() const {
+    const ControlView& c = frame_.control;
+    const struct {
+      const char* name;
+      double limit, lambda;
+    } limits[] = {{"power", c.power_limit_w, c.lambda_power},
+                  {"heat", c.temp_limit_c, c.lambda_temp},
+                  {"latency", c.latency_target_ms, c.lambda_latency}};
+    std::string text;
+    for (const auto& limit : limits) {
+      if (limit.limit <= 0) continue;
+      const char* code = limit.lambda < 0.3 ? kGreen : limit.lambda < 0.8 ? kYellow : kRed;
+      const std::string bar = width_ >= 80 ? " " + paint_.Bar(limit.lambda, -1, kPressBar, code) : "";
+      text += fmt::format("{}{}{} {:.2f}", text.empty() ? "" : "  ", limit.name, bar, limit.lambda);
+    }
+    return text.empty() ? "no limit is set" : text;
+  }
+
+  double TopPower() const {
+    const ControlView& c = frame_.control;
+    const double most = std::max({1.25 * c.power_limit_w, frame_.power_w, Highest(frame_.power_history), 1e-9});
+    return c.device_power_w > 0 && c.device_power_w >= most && c.device_power_w < 2 * most ? c.device_power_w
+                                                                                           : RoundUp(most);
+  }
+  std::string Power() const {
+    const ControlView& c = frame_.control;
+    if (frame_.power_w <= 0 && c.power_limit_w <= 0) return Label("power") + "no sensor shows it";
+    const double top = TopPower(), mark = c.power_limit_w > 0 ? c.power_limit_w / top : -1;
+    return Row("power", Reading(frame_.power_w, frame_.power_w < 100 ? 2 : 0, "W", c.power_limit_w),
+               frame_.power_w / top, mark, LevelColour(frame_.power_w, c.power_limit_w), frame_.power_history, top);
+  }
+
+  double TopTemp() const {
+    const ControlView& c = frame_.control;
+    return std::max({c.device_temp_c, c.temp_limit_c, c.temp_c, 1e-9});
+  }
+  std::string Heat() const {
+    const ControlView& c = frame_.control;
+    if (c.temp_c <= 0) return Label("heat") + "no sensor shows it";
+    const double top = TopTemp(), mark = c.temp_limit_c > 0 ? c.temp_limit_c / top : -1;
+    return Row("heat", Reading(c.temp_c, 0, "C", c.temp_limit_c), c.temp_c / top, mark,
+               LevelColour(c.temp_c, c.temp_limit_c), frame_.temp_history, top);
+  }
+
+  // Speed, power and heat over time beside each other, `rows` high.
+  std::vector<std::string> Graphs(int rows) const {
+    const ControlView& c = frame_.control;
+    struct One {
+      std::string title;
+      const std::vector<double>& values;
+      double top, limit;
+      const char* code;
+    };
+    std::vector<One> shown = {
+        {"speed, tokens/s", frame_.rate_history, RoundUp(std::max(Highest(frame_.rate_history), 1.0)), 0, kGreen}};
+    if (Highest(frame_.power_history) > 0)
+      shown.push_back({"power, W", frame_.power_history, TopPower(), c.power_limit_w, kYellow});
+    if (Highest(frame_.temp_history) > 0)
+      shown.push_back({"heat, C", frame_.temp_history, TopTemp(), c.temp_limit_c, kMagenta});
+    const int count = std::min(static_cast<int>(shown.size()), width_ / kLeastGraphWidth);
+    if (count < 1) return {};
+    const int each = width_ / count;
+    std::vector<std::string> lines(static_cast<size_t>(rows));
+    for (int i = 0; i < count; ++i) {
+      const One& one = shown[static_cast<size_t>(i)];
+      const std::vector<std::string> graph =
+          paint_.Graph(one.values, 0, one.top, one.limit, each - 2, rows - 1, one.code);
+      lines[0] += Pad(std::string(8, ' ') + paint_.Paint(one.title, kBold), each);
+      for (size_t row = 0; row < graph.size(); ++row) lines[row + 1] += Pad(graph[row], each);
+    }
+    return lines;
   }
 
   // One strip a layer, or of neighbours together where `most` rows do not suffice.
@@ -185,98 +230,46 @@ class Painter {
     for (int row = 0; row < rows; ++row) {
       const int first = row * layers / rows, end = (row + 1) * layers / rows;
       std::vector<float> joined = frame_.experts[static_cast<size_t>(first)];
-      for (int layer = first + 1; layer < end; ++layer) {
-        for (size_t e = 0; e < joined.size(); ++e) joined[e] = std::max(joined[e], frame_.experts[static_cast<size_t>(layer)][e]);
+      int used = 0;
+      for (int layer = first; layer < end; ++layer) {
+        const std::vector<float>& of_layer = frame_.experts[static_cast<size_t>(layer)];
+        for (size_t e = 0; e < std::min(joined.size(), of_layer.size()); ++e)
+          joined[e] = std::max(joined[e], of_layer[e]);
+        if (static_cast<size_t>(layer) < frame_.distinct.size())
+          used = std::max(used, frame_.distinct[static_cast<size_t>(layer)]);
       }
       const std::string name = end - first > 1 ? fmt::format("L{}-{}", first, end - 1) : fmt::format("layer {}", first);
-      lines.push_back(Pad(name, kLabel) + Heat(joined, width_ - kLabel - 1));
+      const bool counted = width_ >= kLabel + kDistinct + 16;
+      const std::string count = counted ? fmt::format("{:>4} of {}", used, joined.size()) : "";
+      lines.push_back(Pad(name, kLabel - 2) +
+                      paint_.Heat(joined, std::max(1, width_ - (kLabel - 2) - ColumnsOf(count))) + count);
     }
     return lines;
   }
 
- private:
   const LiveFrame& frame_;
   int width_;
-  LiveStyle style_;
+  Painter paint_;
+  bool history_ = true;  // in the rows
 };
 
 }  // namespace
 
-int ColumnsOf(std::string_view text) {
-  int columns = 0;
-  while (!text.empty()) {
-    if (text.front() == '\x1b') {
-      text.remove_prefix(std::min(text.find('m'), text.size() - 1) + 1);
-      continue;
-    }
-    const auto [bytes, wide] = NextCharacter(text);
-    columns += wide;
-    text.remove_prefix(bytes);
-  }
-  return columns;
-}
-
-std::vector<std::string> LastLines(std::string_view text, int width, int count) {
-  std::vector<std::string> lines(1);
-  int columns = 0;
-  size_t word = 0;  // where the last word of the line begins
-  while (!text.empty()) {
-    const auto [bytes, wide] = NextCharacter(text);
-    const std::string_view character = text.substr(0, bytes);
-    text.remove_prefix(bytes);
-    if (character == "\n") {
-      lines.emplace_back();
-      columns = 0;
-      word = 0;
-      continue;
-    }
-    if (columns + wide > width) {
-      std::string moved = word > 0 && character != " " ? lines.back().substr(word) : "";
-      lines.back().resize(lines.back().size() - moved.size());
-      lines.push_back(std::move(moved));
-      columns = ColumnsOf(lines.back());
-      word = 0;
-      if (character == " ") continue;
-    }
-    lines.back() += character == "\t" ? " " : character;
-    columns += character == "\t" ? 1 : wide;
-    if (character == " " || character == "\t") word = lines.back().size();
-  }
-  if (static_cast<int>(lines.size()) > count) lines.erase(lines.begin(), lines.end() - std::max(0, count));
-  return lines;
-}
-
 std::vector<std::string> RenderLive(const LiveFrame& frame, int width, int height, LiveStyle style) {
-  const Painter painter(frame, width, style);
-  std::vector<std::string> lines = painter.Head();
-  const int left = height - static_cast<int>(lines.size());
-  const int strips = std::min(static_cast<int>(frame.experts.size()), left - kLeastText - 2);
-  if (strips > 0) {
-    lines.push_back(painter.Paint("experts in use", kBold));
-    for (std::string& line : painter.Strips(strips)) lines.push_back(std::move(line));
-  }
-  const int text = height - static_cast<int>(lines.size()) - 1;
-  if (text > 0) {
-    std::string rule;
-    for (int i = 0; i < width; ++i) rule += style.unicode ? "─" : "-";
-    lines.push_back(painter.Paint(rule, kDim));
-    for (std::string& line : LastLines(EscapeControls(frame.text), width, text)) lines.push_back(std::move(line));
-  }
-  lines.resize(static_cast<size_t>(std::max(0, height)));
-  for (std::string& line : lines) line = Cut(line, width);
-  return lines;
+  return View(frame, std::max(1, width), style).Render(height);
 }
 
 std::string LiveLogLine(const LiveFrame& frame) {
   const ControlView& c = frame.control;
   std::string line = fmt::format("{:6.1f} s {:8.1f} tokens/s", frame.run_s, frame.tokens_per_s);
-  if (c.power_w > 0) line += fmt::format("  {:.2f} W", c.power_w);
+  if (frame.power_w > 0) line += fmt::format("  {:.2f} W", frame.power_w);
   if (c.power_limit_w > 0) line += fmt::format(" of {:g} W", c.power_limit_w);
   if (c.temp_c > 0) line += fmt::format("  {:.0f} C", c.temp_c);
   if (c.temp_limit_c > 0) line += fmt::format(" of {:g} C", c.temp_limit_c);
   if (c.latency_target_ms > 0) line += fmt::format("  {:.2f} ms of {:g} ms", c.latency_ms, c.latency_target_ms);
   if (c.on) {
-    line += fmt::format("  paused {:.0f} %  routing {} ({})", 100 * c.pause_frac, c.point_text, c.safest ? "safest" : c.reason);
+    line += fmt::format("  paused {:.0f} %  routing {} ({})", 100 * c.pause_frac, c.point_text,
+                        c.safest ? "safest" : c.reason);
   }
   if (frame.telemetry.simulated) line += "  simulated";
   return line;

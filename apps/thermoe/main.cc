@@ -109,7 +109,9 @@ int Main(int argc, char** argv, bool json) {
                       " thermoe bench model.gguf --json"});
   const std::vector<Command> commands = {MakeRunCommand(&root), MakeEvalCommand(&root), MakeBenchCommand(&root),
                                          MakeInspectCommand(&root), MakeSynthCommand(&root),
-                                         MakeDoctorCommand(&root), MakeRecordCommand(&root), MakeReplayCommand(&root),
+                                         MakeDemoCommand(&root), MakeDoctorCommand(&root),
+                                         MakeRecordCommand(&root), MakeReplayCommand(&root),
+                                         MakeReportCommand(&root),
                                          MakeProfileCommand(&root), MakeCalibrateCommand(&root),
                                          MakeSimulateCommand(&root)};
   try {

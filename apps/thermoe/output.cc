@@ -44,7 +44,22 @@ Status WriteFile(const std::string& path, std::string_view text, std::string_vie
 
 std::string XmlText(std::string_view text) {
   std::string out;
-  for (const char c : text) out += c == '<' ? "&lt;" : c == '&' ? "&amp;" : std::string(1, c);
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '<') {
+      out += "&lt;";
+    } else if (c == '>') {
+      out += "&gt;";
+    } else if (c == '&') {
+      out += "&amp;";
+    } else if (c == '"') {
+      out += "&quot;";
+    } else if ((byte < 0x20 && c != '\n' && c != '\t') || byte == 0x7f) {
+      out += "\xef\xbf\xbd";  // no XML may hold it: U+FFFD
+    } else {
+      out += c;
+    }
+  }
   return out;
 }
 

@@ -19,7 +19,7 @@ void PrintNote(std::string_view text);
 
 // A whole file anew. kInvalidArgument names `flag`, where the path came from.
 Status WriteFile(const std::string& path, std::string_view text, std::string_view flag);
-// `text` with what XML would take for its own replaced.
+// UTF-8 `text` with what XML would take for its own, or does not allow, replaced.
 std::string XmlText(std::string_view text);
 
 }  // namespace thermoe

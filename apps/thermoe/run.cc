@@ -37,7 +37,28 @@ Result<std::vector<TokenId>> EncodePrompt(const RunContext& context, const std::
   return ids;
 }
 
+Result<SessionId> OpenSession(RunContext* context) {
+  const Result<SessionId> session = context->engine->OpenSession();
+  if (!session.ok() || context->ttt == nullptr) return session;
+  THERMOE_RETURN_IF_ERROR(context->engine->SetTtt(*session, *context->ttt));
+  const std::string& path = context->flags.ttt.load;
+  if (!path.empty()) THERMOE_RETURN_IF_ERROR(context->engine->LoadDeltas(*session, path));
+  return session;
+}
+
+Status SaveDeltas(const RunContext& context, SessionId session) {
+  const std::string& path = context.flags.ttt.save;
+  if (path.empty()) return Status::Ok();
+  THERMOE_RETURN_IF_ERROR(context.engine->SaveDeltas(session, path));
+  const Result<TttStats> stats = context.engine->SessionTtt(session);
+  if (!context.flags.quiet && stats.ok()) {
+    PrintNote(Dim(fmt::format("[deltas of {} KiB in {}]", (stats->delta_bytes + 1023) / 1024, EscapeControls(path)), STDERR_FILENO) + "\n");
+  }
+  return Status::Ok();
+}
+
 Status CheckFits(const RunContext& context, int64_t held, int64_t added, const std::string& source) {
+  if (context.ttt != nullptr && context.ttt->keep > 0) return Status::Ok();  // its context restarts
   const int64_t room = context.engine->context();
   if (held + added <= room) return Status::Ok();
   const int64_t model_context = context.model->info().context;
@@ -130,6 +151,7 @@ void AddResult(const RunContext& context, const std::vector<TokenId>& prompt, co
   (*json)["energy"] = EnergyJson(result.energy, result.timings);
   if (!(*json)["energy"].is_null()) (*json)["energy"]["telemetry"] = context.engine->telemetry().name;
   (*json)["control"] = ControlJson(context.engine->control_view());
+  (*json)["ttt"] = context.ttt == nullptr ? Json() : TttJson(*context.ttt, result.ttt);
 }
 
 void PrintTimings(const RunContext& context, const RequestResult& result, uint64_t seed) {
@@ -141,7 +163,8 @@ void PrintTimings(const RunContext& context, const RequestResult& result, uint64
                                        simulated, result.timings.prompt_tokens, timings["prefill_tokens_per_s"].get<double>(),
                                        result.timings.generated_tokens, timings["decode_tokens_per_s"].get<double>(),
                                        energy, energy.empty() ? "" : "; ", FinishReasonName(result.finish), seed);
-  const std::string control = ControlText(context.engine->control_view());
+  std::string control = ControlText(context.engine->control_view());
+  if (context.ttt != nullptr) control += (control.empty() ? "" : "; ") + TttText(*context.ttt, result.ttt);
   PrintNote(Dim(line + (control.empty() ? "" : "\n[" + control + "]"), STDERR_FILENO) + "\n");
 }
 

@@ -18,6 +18,7 @@
 #include "steering_options.h"
 #include "telemetry_options.h"
 #include "thermoe/engine.h"
+#include "ttt_options.h"
 
 namespace thermoe {
 
@@ -28,6 +29,7 @@ struct RunFlags {
   SteeringFlags steering;
   SamplingFlags sampling;
   ControlFlags control;
+  TttFlags ttt;
   std::optional<std::string> prompt;
   std::string file;
   int context = 0;  // 0: the model's own
@@ -51,9 +53,15 @@ struct RunContext {
   std::unique_ptr<Engine> engine;
   std::unique_ptr<Live> live;  // null: not asked for
   std::shared_ptr<const ChatTemplate> chat;  // nullptr: text goes in raw
+  std::shared_ptr<const TttOptions> ttt;     // nullptr: nothing is learnt
   double load_ms = 0;
   uint64_t seed = 0;  // the user's or a random one
 };
+
+// A session that learns as the flags say, from the deltas of --ttt-load where given; a plain one without --ttt.
+Result<SessionId> OpenSession(RunContext* context);
+// Writes --ttt-save; nothing without it.
+Status SaveDeltas(const RunContext& context, SessionId session);
 
 Status RunOnce(RunContext* context, const std::string& prompt, const std::string& source);
 Status RunInteractive(RunContext* context);

@@ -64,7 +64,7 @@ class Conversation {
   explicit Conversation(RunContext* context) : context_(*context) {}
 
   Status Open() {
-    Result<SessionId> session = context_.engine->OpenSession();
+    const Result<SessionId> session = OpenSession(&context_);
     if (!session.ok()) return session.status();
     session_ = *session;
     said_.clear();
@@ -75,6 +75,8 @@ class Conversation {
     THERMOE_RETURN_IF_ERROR(context_.engine->CloseSession(session_));
     return Open();
   }
+
+  Status Save() const { return SaveDeltas(context_, session_); }
 
   // Adds `line` (empty: nothing) to the conversation and streams what the model says to it.
   Status Turn(const std::string& line) {
@@ -155,10 +157,11 @@ Status RunInteractive(RunContext* context) {
     const std::optional<std::string> line = keyboard.ReadLine();
     if (!line || Interrupted()) {
       PrintNote("\n");
+      THERMOE_RETURN_IF_ERROR(conversation.Save());
       return Interrupted() ? InterruptedStatus() : Status::Ok();
     }
     Status status;
-    if (*line == "/exit" || *line == "/quit") return Status::Ok();
+    if (*line == "/exit" || *line == "/quit") return conversation.Save();
     if (*line == "/help") {
       PrintNote(Wrap(kHelp, 0, TerminalWidth()));
     } else if (*line == "/reset") {

@@ -41,7 +41,10 @@ Status RunOnce(RunContext* context, const std::string& prompt, const std::string
     Print(Printable(text, STDOUT_FILENO));
     return FlushOutput();
   };
+  const Result<SessionId> session = OpenSession(context);
+  if (!session.ok()) return session.status();
   Request request = MakeRequest(*context, flags.sampling, context->seed, *ids);
+  request.session = *session;
   Result<RequestResult> result =
       Generate(context->engine.get(), std::move(request), [&](TokenId id) { return print(stream.Push(id)); }, live);
   const Status rest = result.ok() ? print(stream.Finish()) : Status::Ok();
@@ -55,6 +58,7 @@ Status RunOnce(RunContext* context, const std::string& prompt, const std::string
     return result.status();
   }
   THERMOE_RETURN_IF_ERROR(rest);
+  THERMOE_RETURN_IF_ERROR(SaveDeltas(*context, *session));
   if (stream_text && terminal && last != '\n') Print("\n");
   if (flags.json) {
     Json json = NewDocument();

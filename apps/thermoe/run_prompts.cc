@@ -111,7 +111,9 @@ class Batch {
  private:
   Status SubmitNext() {
     const Job& job = jobs_[submitted_];
-    const Result<RequestId> id = context_.engine->Submit(MakeRequest(context_, job.sampling, job.seed, job.prompt));
+    Request request = MakeRequest(context_, job.sampling, job.seed, job.prompt);
+    request.ttt = context_.ttt;
+    const Result<RequestId> id = context_.engine->Submit(std::move(request));
     if (!id.ok()) return id.status();
     running_[*id] = submitted_++;
     return Status::Ok();

@@ -3,6 +3,7 @@
 // control loop does for that (docs/control-loop.md).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 
@@ -59,7 +60,8 @@ struct ControlOptions {
   double temp_limit_c = 0;       // of the die
   double latency_target_ms = 0;  // of a decode step, pauses included
   double quality_floor_nats = 0.02;   // no point that loses more is chosen
-  std::string prefer = "throughput";  // or "quality": what gives way last
+  std::string prefer = "throughput";  // or "quality": what gives way last; "energy": joules count without a limit, too
+  bool ttha = false;  // the hardware adapter: learns which experts to avoid while a limit presses; for "adaptive"
   LayerSteering static_point;         // every layer's; without bias and plane caps
   std::string points_path;  // operating points of this model, for "adaptive"; "": plain alone
   std::string state_path;   // what the loop learnt, read when it is made and written by Engine::SaveControl; "": kept nowhere
@@ -76,6 +78,12 @@ struct CostView {
   // Mean of |predicted / measured - 1| of a step's time over the last 50 of them, each before it was learnt: corrected by the
   // steps before it, and as the profile says.
   double error_frac = 0, profile_error_frac = 0;
+};
+
+// One term of what the hardware adapter descends.
+struct AdapterTerm {
+  const char* name = "";  // "ttha_power_loss"
+  double weight = 0, value = 0;
 };
 
 // The control loop as it is now, for a view. Without a loop only what sensors say is filled in.
@@ -95,6 +103,9 @@ struct ControlView {
   double demand_w = 0;             // what would be drawn without a pause
   bool safest = false;             // sensors that a limit needs fail
   int64_t ticks = 0, point_changes = 0;
+  bool ttha = false;     // the hardware adapter is on
+  double ttha_gain = 0;  // 0 to 1: how much of its biases is in force
+  std::array<AdapterTerm, 7> ttha_terms;
 };
 
 }  // namespace thermoe

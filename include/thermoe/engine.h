@@ -12,6 +12,7 @@
 #include "thermoe/status.h"
 #include "thermoe/steering.h"
 #include "thermoe/tokenizer.h"
+#include "thermoe/ttt.h"
 
 namespace thermoe {
 
@@ -40,6 +41,8 @@ struct Request {
   bool ignore_end = false;        // go on past end_ids() and stop_ids
   // Continue a session: its keys and values stay, `prompt` comes after what it holds. kNoSession: a fresh context, freed at the end.
   SessionId session = kNoSession;
+  // Test-time training of the fresh context, from zero deltas; null: none. Sessions have SetTtt instead.
+  std::shared_ptr<const TttOptions> ttt;
   // Teacher forcing: the i-th generated token is forced[i] instead of a sample; its log-probability is recorded. Generation ends after them.
   std::vector<TokenId> forced;
   // Record the log-probability of prompt[i] given the ids before it, for i >= 1 (i >= 0 in a session that holds ids already).
@@ -79,6 +82,7 @@ struct RequestResult {
   std::vector<float> logits;           // [rows, vocab] as keep_logits asks; kAll: prompt rows then one row per generated token's position
   RequestTimings timings;
   RequestEnergy energy;
+  TttStats ttt;  // of the session, when the request ended
 };
 
 struct EngineOptions {
@@ -110,8 +114,8 @@ class Engine {
 
   // Runs one step: at most prefill_chunk prompt tokens and one token of every generating request, together.
   // Appends what happened to `events`. Returns false when nothing is queued or running. kCorrupt when the model gives
-  // logits that are not finite numbers; kResourceExhausted when memory runs out or a simulated device shuts down. After an error make
-  // a new engine.
+  // logits that are not finite numbers, kInvalidArgument when a session's deltas have grown until it does; kResourceExhausted when
+  // memory runs out or a simulated device shuts down. After an error make a new engine.
   virtual Result<bool> Step(std::vector<Event>* events) = 0;
 
   // Ends a request at once; its result holds what was generated. kNotFound if it is not queued or running.
@@ -125,15 +129,28 @@ class Engine {
 
   // A session keeps its keys and values from request to request. kResourceExhausted when all max_sequences are in use.
   virtual Result<SessionId> OpenSession() = 0;
-  // A second session with the same contents; blocks are shared until either writes. Errors: as OpenSession, and kInvalidArgument
-  // for a session that is unknown or runs a request.
+  // A second session with the same contents; blocks are shared until either writes. Deltas and their optimiser are copied, TttStats
+  // begin anew. Errors: as OpenSession, and kInvalidArgument for a session that is unknown or runs a request.
   virtual Result<SessionId> ForkSession(SessionId session) = 0;
-  // Forgets all but the first `tokens` ids. kInvalidArgument for a session that is unknown or runs a request, or more than it holds.
+  // Forgets all but the first `tokens` ids; deltas stay as they are. Where context restarts (SetTtt) let go of the context of those
+  // ids, it restarts with the newest of them. kInvalidArgument for a session that is unknown or runs a request, or more than it holds.
   virtual Status TruncateSession(SessionId session, int tokens) = 0;
   // Ids that it holds. kInvalidArgument for an unknown session.
   virtual Result<int> SessionLength(SessionId session) const = 0;
   // Frees its blocks. kInvalidArgument for a session that is unknown or runs a request.
   virtual Status CloseSession(SessionId session) = 0;
+
+  // Test-time training of a session: from here on its prompts are read in segments and, where `options` names groups, learnt from;
+  // generated tokens are not. Deltas and the optimiser start anew; keys and values stay. kInvalidArgument: options out of range, a
+  // segment longer than prefill_chunk, a window that does not fit the context, a session that is unknown or runs a request.
+  // kResourceExhausted: activations beyond their bound. kUnsupported: feature alignment without statistics.
+  virtual Status SetTtt(SessionId session, const TttOptions& options) = 0;
+  virtual Result<TttStats> SessionTtt(SessionId session) const = 0;
+  // The session's deltas and optimiser as a safetensors file, replaced at once. kInvalidArgument: the session adapts nothing.
+  virtual Status SaveDeltas(SessionId session, const std::string& path) const = 0;
+  // Into a session whose SetTtt named the same groups, rank and layers. kInvalidArgument: deltas of another model or shape; kCorrupt,
+  // kNotFound. The session keeps what it had then.
+  virtual Status LoadDeltas(SessionId session, const std::string& path) = 0;
 
   // Takes effect from the next step on. kInvalidArgument where it does not fit the model (sizes, ranges, full
   // slots or plane caps on another storage than nested). nullptr: the plain model.

@@ -64,6 +64,7 @@ struct LayerRecord {
 // Wall time of the stages of one step.
 struct StageTimes {
   double embed_us = 0, attention_us = 0, gate_us = 0, experts_us = 0, logits_us = 0, sample_us = 0;
+  double learn_us = 0;  // backward passes and updates of test-time training
   double total_us = 0;
 };
 

@@ -26,17 +26,23 @@ Result<ControlConfig> ConfigFrom(const ControlOptions& options) {
   config.static_point.k_max = options.static_point.max_slots;
   config.static_point.soft_batch = options.static_point.soft_batch;
   config.static_point.drop_below_frac = options.static_point.drop_below_frac;
+  config.ttha = options.ttha;
   config.state_path = options.state_path;
   config.log_path = options.log_path;
   return config;
 }
 
-// A limit that nothing measures could only be guessed at.
-Status CheckSensors(const ControlLimits& limits, const Supervisor::DeviceFacts& facts, const std::string& telemetry) {
+// A limit that nothing measures could only be guessed at; one that an idle device passes cannot be kept. What a real one draws idle is
+// learnt later.
+Status CheckDevice(const ControlLimits& limits, const Supervisor::DeviceFacts& facts, const TelemetryInfo& info) {
   const bool power = limits.power_w > 0 && !facts.shows_power, temp = limits.temp_c > 0 && !facts.shows_temp;
+  if (info.simulated && limits.power_w > 0 && limits.power_w <= facts.prices.idle_w) {
+    return InvalidArgument("power limit: {:g} W is not above the {:g} W that {} draws idle; choose a higher one", limits.power_w,
+                           facts.prices.idle_w, info.name);
+  }
   if (!power && !temp) return Status::Ok();
-  return InvalidArgument("{} limit: telemetry \"{}\" shows no {}; choose another source, or leave the limit out",
-                         power ? "power" : "temperature", telemetry, power ? "power" : "temperature");
+  return InvalidArgument("{} limit: telemetry \"{}\" shows no {}; choose another source (thermoe doctor lists them) or leave the limit out",
+                         power ? "power" : "temperature", info.name, power ? "power" : "temperature");
 }
 
 }  // namespace
@@ -73,7 +79,12 @@ Status EngineImpl::StartControl(Supervisor* supervisor) {
     facts.bytes_per_s = pricer_->DecodeBytesPerSecond();
     facts.flops_per_s = pricer_->PrefillFlopsPerSecond(options_.prefill_chunk);
   }
-  THERMOE_RETURN_IF_ERROR(CheckSensors(config->limits, facts, supervisor->info().name));
+  const TelemetryInfo& info = supervisor->info();
+  THERMOE_RETURN_IF_ERROR(CheckDevice(config->limits, facts, info));
+  config->model = std::filesystem::path(model_->info().path).filename().string();
+  config->telemetry = info.name;
+  config->simulated = info.simulated;
+  config->replayed = info.replayed;
   config->prices = facts.prices;
   config->bytes_per_s = facts.bytes_per_s;
   config->flops_per_s = facts.flops_per_s;
@@ -130,6 +141,11 @@ ControlView EngineImpl::control_view() {
   view.safest = status.safest;
   view.ticks = status.ticks;
   view.point_changes = status.point_changes;
+  view.ttha = status.ttha;
+  view.ttha_gain = status.ttha_gain;
+  for (size_t term = 0; term < kTthaTerms; ++term) {
+    view.ttha_terms[term] = {TthaTermName(static_cast<TthaTerm>(term)), status.ttha_weight[term], status.ttha_value[term]};
+  }
   return view;
 }
 

@@ -138,6 +138,11 @@ Result<RequestId> EngineImpl::Submit(Request request) try {
   }
   THERMOE_RETURN_IF_ERROR(CheckRequest(request, session));
   auto active = std::make_unique<ActiveRequest>();
+  if (request.ttt != nullptr) {
+    Result<std::shared_ptr<const FeatureStatistics>> features = PrepareTtt(*request.ttt);
+    if (!features.ok()) return features.status();
+    active->features = std::move(features).value();
+  }
   active->id = next_id_++;
   active->submitted_s = supervisor_->now_s();
   active->random = Random(request.sampling.seed);
@@ -152,10 +157,18 @@ Result<RequestId> EngineImpl::Submit(Request request) try {
 
 Status EngineImpl::CheckRequest(const Request& request, const Session* session) const {
   if (request.prompt.empty()) return InvalidArgument("the prompt is empty; give at least one token");
-  const size_t held = session == nullptr ? 0 : session->tokens.size();
-  if (request.prompt.size() + held > static_cast<size_t>(context_)) {
-    return InvalidArgument("the prompt has {} tokens{} but the context holds {}; shorten the prompt or raise --ctx (the model allows {})",
-                           request.prompt.size(), held > 0 ? fmt::format(" after the session's {}", held) : "", context_,
+  const size_t held = session == nullptr ? 0 : session->tokens.size() - session->first();
+  const Adaptation* reading = session == nullptr ? nullptr : session->ttt.get();
+  const TttOptions* ttt = reading != nullptr ? &reading->options() : request.ttt.get();
+  if (request.ttt != nullptr && session != nullptr) {
+    return InvalidArgument("a request on a session brings its own test-time training; use SetTtt on the session");
+  }
+  const bool restarts = ttt != nullptr && ttt->keep > 0;
+  const int most = ttt != nullptr ? WindowOf(*ttt) : context_;
+  if (!restarts && request.prompt.size() + held > static_cast<size_t>(most)) {
+    return InvalidArgument("the prompt has {} tokens{} but the {} holds {}; shorten the prompt or raise {} (the model allows {})",
+                           request.prompt.size(), held > 0 ? fmt::format(" after the session's {}", held) : "",
+                           most < context_ ? "window" : "context", most, most < context_ ? "it, or let it restart with keep" : "--ctx",
                            config_.context);
   }
   for (const std::vector<TokenId>* ids : {&request.prompt, &request.forced}) {

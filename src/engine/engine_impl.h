@@ -35,6 +35,10 @@ class EngineImpl final : public Engine, private LogitSink {
   Status TruncateSession(SessionId session, int tokens) override;
   Result<int> SessionLength(SessionId session) const override;
   Status CloseSession(SessionId session) override;
+  Status SetTtt(SessionId session, const TttOptions& options) override;
+  Result<TttStats> SessionTtt(SessionId session) const override;
+  Status SaveDeltas(SessionId session, const std::string& path) const override;
+  Status LoadDeltas(SessionId session, const std::string& path) override;
   Status SetSteering(std::shared_ptr<const Steering> steering) override;
   Status SetTelemetry(const std::string& telemetry) override;
   const TelemetryInfo& telemetry() const override { return supervisor_->info(); }
@@ -71,6 +75,26 @@ class EngineImpl final : public Engine, private LogitSink {
 
   void KeepEnergy();
 
+  // adapt.cc
+  Status CheckTtt(const TttOptions& options) const;
+  // Positions that the context of a session may have before it restarts.
+  int32_t WindowOf(const TttOptions& options) const { return options.window > 0 ? options.window : context_; }
+  // Checks options and reads the statistics that they name; null where they name none.
+  Result<std::shared_ptr<const FeatureStatistics>> PrepareTtt(const TttOptions& options) const;
+  void StartTtt(Session* session, const TttOptions& options, std::shared_ptr<const FeatureStatistics> features);
+  // Cuts a session's tokens and its context. Where restarts let go of what was in the context then, the newest tokens are read again.
+  void CutSession(Session* session, size_t tokens);
+  // The next rows of a prompt that is read in segments: part of a restart, or a whole segment. At most one segment a step is learnt
+  // from; others wait. Takes what it adds from *budget.
+  Status AddSegment(ActiveRequest* active, int32_t* budget);
+  void BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows);
+  // After the forward pass over a segment: backward, update, and further steps where the tier has them.
+  void Learn(StepContext& step);
+  void Update(StepRecord* record);
+  void PassAgain();
+  void CountTtt(double seconds);
+  void SettleTtt(ActiveRequest* active);
+
   // control.cc
   // The cost model, from a profile where there is one.
   void StartPricing();
@@ -80,7 +104,7 @@ class EngineImpl final : public Engine, private LogitSink {
   // step.cc
   void Admit();
   Status Schedule();
-  Status AddRows(ActiveRequest* active, int32_t count);
+  Status AddRows(ActiveRequest* active, int32_t count, bool recompute = false);
   void OnLogits(size_t row, std::span<float> logits) override;
   void Generate(ActiveRequest* active, std::span<float> logits);
   void CommitRows();
@@ -116,9 +140,23 @@ class EngineImpl final : public Engine, private LogitSink {
   Batch batch_;
   std::vector<ActiveRequest*> row_owner_;  // [T] whose row each is
   std::vector<StepPart> parts_;            // whose rows, together; set by Schedule
+  // Test-time training: of the segment that this step learns from.
+  std::unique_ptr<Tape> tape_;
+  std::unique_ptr<BackwardWorkspace> backward_;
+  std::optional<Learning> learning_;
+  ActiveRequest* learner_ = nullptr;
+  int64_t learner_first_row_ = 0;  // of batch_
+  size_t learner_part_ = 0;        // of parts_
+  Batch again_;                    // the segment's rows alone, for further steps
+  StepRecord again_record_;
+  struct WorkCount {
+    double weight_bytes = 0, kv_bytes = 0, flops = 0;
+  };
+  WorkCount learnt_;  // of this step's totals
   StepRecord record_;
   std::vector<Event>* events_ = nullptr;  // of the running step
   bool finite_ = true;                    // every logit so far was a finite number
+  bool diverged_ = false;                 // those that were not are of a session that has learnt
 };
 
 }  // namespace thermoe

@@ -27,7 +27,7 @@ ProfileTarget ProfileTargetOf(const Model& model) {
   target.sample = [sampler](std::span<float> logits) {
     // As the engine's own sink: are the logits finite, the model's own normaliser, the choice.
     Random random(1);
-    if (std::any_of(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); })) return;
+    if (!AllFinite(logits)) return;
     (void)LogSumExp(logits);
     (void)sampler->Sample(logits, SamplingOptions{}, {}, &random);
   };

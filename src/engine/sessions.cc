@@ -55,9 +55,12 @@ Result<SessionId> EngineImpl::OpenSession() try {
 Result<SessionId> EngineImpl::ForkSession(SessionId id) try {
   const Result<Session*> parent = IdleSession(id);
   if (!parent.ok()) return parent.status();
+  std::unique_ptr<Adaptation> ttt;
+  if ((*parent)->ttt != nullptr) ttt = (*parent)->ttt->Fork();
   const Result<SessionId> fork = OpenSession();
   if (!fork.ok()) return fork;
   Session* child = FindSession(*fork);
+  child->ttt = std::move(ttt);
   child->tokens.assign((*parent)->tokens.begin(), (*parent)->tokens.end());
   child->kv = cache_->Fork((*parent)->kv);
   return fork;
@@ -70,8 +73,7 @@ Status EngineImpl::TruncateSession(SessionId id, int tokens) {
   if (!session.ok()) return session.status();
   const auto length = static_cast<int>((*session)->tokens.size());
   if (tokens < 0 || tokens > length) return InvalidArgument("session {} holds {} tokens; it cannot be cut to {}", id, length, tokens);
-  (*session)->tokens.resize(static_cast<size_t>(tokens));
-  cache_->Truncate(&(*session)->kv, tokens);
+  CutSession(*session, static_cast<size_t>(tokens));
   return Status::Ok();
 }
 

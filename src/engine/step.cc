@@ -19,13 +19,13 @@ void ResetRecord(StepRecord* record) {
   record->step = step + 1;
 }
 
-// Whether the logits after the token at `position` are of use.
-bool WantsLogits(const ActiveRequest& active, size_t position) {
-  const bool last = position + 1 == active.prompt_end;
-  if (position + 1 > active.prompt_end) return true;  // a generated token's row
+// Whether the logits after the session's token number `index` are of use.
+bool WantsLogits(const ActiveRequest& active, size_t index) {
+  const bool last = index + 1 == active.prompt_end;
+  if (index + 1 > active.prompt_end) return true;  // a generated token's row
   if (last && (active.generates() || active.request.keep_logits != KeepLogits::kNone)) return true;
-  if (position >= active.prompt_begin && active.request.keep_logits == KeepLogits::kAll) return true;
-  return active.request.score_prompt && !last && position + 1 >= active.prompt_begin;
+  if (index >= active.prompt_begin && active.request.keep_logits == KeepLogits::kAll) return true;
+  return active.request.score_prompt && !last && index + 1 >= active.prompt_begin;
 }
 
 }  // namespace
@@ -43,13 +43,19 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   if (Status status = Schedule(); !status.ok()) return status;
   StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,   *cache_,
                    steering_.get(), batch_,                          workspace_,               record_, *this};
+  if (learning_) step.learning = &*learning_;
   Forward(step);
+  if (learning_) Learn(step);
   if (Status status = supervisor_->AfterStep(start_s, &record_, parts_, static_cast<int32_t>(queue_.size())); !status.ok()) return status;
   if (!supervisor_->info().simulated) pricer_->Observe(supervisor_->now_s(), record_);
   CommitRows();
+  CountTtt(record_.times.total_us * 1e-6);
   StampTimes();
   RetireFinished();
   events_ = nullptr;
+  if (diverged_) {
+    return InvalidArgument("a session's deltas have grown until its logits are no finite numbers; lower the learning rates of its tier");
+  }
   if (!finite_) {
     return Corrupt("{}: gives logits that are not finite numbers; its weights are damaged: download or convert it again",
                    model_->info().path);
@@ -69,6 +75,7 @@ void EngineImpl::Admit() {
       if (static_cast<int>(sessions_.size()) >= options_.max_sequences) return;
       active->session = NewSession(true);
       active->session->busy = true;
+      if (active->request.ttt != nullptr) StartTtt(active->session, *active->request.ttt, std::move(active->features));
     }
     Session* session = active->session;
     const std::vector<TokenId>& prompt = active->request.prompt;
@@ -78,9 +85,12 @@ void EngineImpl::Admit() {
     if (active->request.score_prompt) {
       active->result.prompt_logprobs.assign(prompt.size(), 0.0f);
       // The first prompt id is scored by the position before it: compute that one again if it is there already.
-      if (active->prompt_begin > 0) cache_->Truncate(&session->kv, static_cast<int32_t>(active->prompt_begin) - 1);
+      if (session->computed() == active->prompt_begin && session->kv.length > 0) {
+        cache_->Truncate(&session->kv, session->kv.length - 1);
+      }
     }
-    const size_t room = static_cast<size_t>(context_) + 1 - active->prompt_end;
+    const size_t held = active->prompt_end - session->first(), longest = static_cast<size_t>(context_) + 1;
+    const size_t room = held < longest ? longest - held : 0;
     active->result.generated.reserve(std::min(active->target(), room));
     active->result.logprobs.reserve(std::min(active->target(), room));
     active->scheduled_s = supervisor_->now_s();
@@ -102,27 +112,38 @@ Status EngineImpl::Schedule() {
   for (const auto& active : running_) {
     if (active->prefilled()) THERMOE_RETURN_IF_ERROR(AddRows(active.get(), 1));
   }
+  learning_.reset();
+  learner_ = nullptr;
   int32_t budget = supervisor_->PrefillChunk(options_.prefill_chunk);
   for (const auto& active : running_) {
     if (active->prefilled() || budget == 0) continue;
-    const int32_t left = static_cast<int32_t>(active->prompt_end) - active->session->kv.length;
+    if (active->session->ttt != nullptr) {
+      THERMOE_RETURN_IF_ERROR(AddSegment(active.get(), &budget));
+      continue;
+    }
+    const auto left = static_cast<int32_t>(active->prompt_end - active->session->computed());
     THERMOE_RETURN_IF_ERROR(AddRows(active.get(), std::min(left, budget)));
     budget -= std::min(left, budget);
   }
   return Status::Ok();
 }
 
-// The next `count` tokens of a request's session.
-Status EngineImpl::AddRows(ActiveRequest* active, int32_t count) {
+// The next `count` tokens of a request's session. `recompute`: they were seen before, only keys and values are wanted.
+Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, bool recompute) {
   Session* session = active->session;
+  const Deltas* deltas = session->ttt == nullptr ? nullptr : session->ttt->deltas();
   const int32_t begin = session->kv.length;
   THERMOE_RETURN_IF_ERROR(cache_->Reserve(&session->kv, begin + count));
   const kernels::RowKind kind = active->prefilled() ? kernels::RowKind::kDecode : kernels::RowKind::kPrefill;
-  StepPart part{active->account, kind == kernels::RowKind::kPrefill, count, 0, begin};
+  StepPart part;
+  part.account = active->account;
+  part.prefill = kind == kernels::RowKind::kPrefill;
+  part.rows = count;
+  part.first_position = begin;
   for (int32_t position = begin; position < begin + count; ++position) {
-    const auto at = static_cast<size_t>(position);
-    const bool wants_logits = WantsLogits(*active, at);
-    batch_.rows.push_back({session->tokens[at], &session->kv, position, kind, wants_logits});
+    const size_t at = session->first() + static_cast<size_t>(position);
+    const bool wants_logits = !recompute && WantsLogits(*active, at);
+    batch_.rows.push_back({session->tokens[at], &session->kv, position, kind, wants_logits, deltas});
     row_owner_.push_back(active);
     part.logit_rows += wants_logits ? 1 : 0;
   }
@@ -132,16 +153,19 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count) {
 
 void EngineImpl::OnLogits(size_t row, std::span<float> logits) {
   ActiveRequest* active = row_owner_[row];
-  if (std::any_of(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); })) finite_ = false;
-  const auto position = static_cast<size_t>(batch_.rows[row].position);
-  const bool last = position + 1 == active->prompt_end;
+  if (!AllFinite(logits)) {
+    finite_ = false;
+    diverged_ = active->session->ttt != nullptr && active->session->ttt->stats.updates > 0;
+  }
+  const size_t index = active->session->first() + static_cast<size_t>(batch_.rows[row].position);
+  const bool last = index + 1 == active->prompt_end;
   const KeepLogits keep = active->request.keep_logits;
-  if (keep == KeepLogits::kAll ? position >= active->prompt_begin : keep == KeepLogits::kLast && last) {
+  if (keep == KeepLogits::kAll ? index >= active->prompt_begin : keep == KeepLogits::kLast && last) {
     active->result.logits.insert(active->result.logits.end(), logits.begin(), logits.end());
   }
-  if (position + 1 < active->prompt_end) {
-    if (active->request.score_prompt && position + 1 >= active->prompt_begin) {
-      active->result.prompt_logprobs[position + 1 - active->prompt_begin] = LogProb(logits, active->session->tokens[position + 1]);
+  if (index + 1 < active->prompt_end) {
+    if (active->request.score_prompt && index + 1 >= active->prompt_begin) {
+      active->result.prompt_logprobs[index + 1 - active->prompt_begin] = LogProb(logits, active->session->tokens[index + 1]);
     }
   } else if (active->generates()) {
     Generate(active, logits);
@@ -173,7 +197,7 @@ void EngineImpl::Generate(ActiveRequest* active, std::span<float> logits) {
     event.finish = FinishReason::kEnd;
   } else if (result.generated.size() >= active->target()) {
     event.finish = FinishReason::kLength;
-  } else if (tokens.size() > static_cast<size_t>(context_)) {
+  } else if (tokens.size() - active->session->first() > static_cast<size_t>(context_)) {
     event.finish = FinishReason::kContext;
   }
   events_->push_back(event);
@@ -216,6 +240,7 @@ void EngineImpl::RetireFinished() {
   for (RequestList* list : {&queue_, &running_}) {
     for (auto& active : *list) {
       if (active->result.finish == FinishReason::kNone) continue;
+      SettleTtt(active.get());
       if (active->account >= 0) supervisor_->accountant()->Finish(active->account);
       results_[active->id] = {std::move(active->result), active->account};
       if (Session* session = active->session; session != nullptr) {

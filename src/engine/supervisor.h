@@ -61,6 +61,7 @@ class Supervisor {
     bool shows_power = false, shows_temp = false;
   };
   DeviceFacts Facts();
+  const EnergyPrices& prices() const { return prices_; }
   const TelemetryInfo& info() const { return info_; }
   // The newest reading; lost where there is none.
   Snapshot Latest();

@@ -19,6 +19,16 @@ void Project(StepContext& step, const WeightMatrix& weight, const std::vector<fl
   step.Count(kernels::LinearCost(weight, x.rows));
 }
 
+void KeepProjections(const StepContext& step, int32_t layer, ConstRows q, ConstRows k, ConstRows v) {
+  LayerTape* kept = step.tape(layer);
+  if (kept == nullptr) return;
+  const Tape& tape = step.learning->tape;
+  tape.Keep<float>(step.x(), &kept->x);
+  tape.Keep(q, &kept->q);
+  tape.Keep(k, &kept->k);
+  if (step.config.attention.clip_qkv > 0) tape.Keep(v, &kept->v);
+}
+
 void CountAttention(StepContext& step) {
   int64_t seen = 0, distinct = 0;
   const KvSequence* last = nullptr;
@@ -48,9 +58,14 @@ void Attention(StepContext& step, int32_t layer) {
   const KvLayer cache = step.cache.layer(layer);
 
   ops.RmsNorm({step.x(), weights.attention_norm, config.norm_epsilon, h});
+  ApplyGain(step, DeltaGroup::kAttentionGain, layer, h);
   Project(step, weights.q, weights.q_bias, h, q);
+  ApplyLowRank(step, DeltaGroup::kLowRankQ, layer, h, q);
   Project(step, weights.k, weights.k_bias, h, k);
+  ApplyLowRank(step, DeltaGroup::kLowRankK, layer, h, k);
   Project(step, weights.v, weights.v_bias, h, v);
+  ApplyLowRank(step, DeltaGroup::kLowRankV, layer, h, v);
+  KeepProjections(step, layer, q, k, v);
   if (config.attention.qk_norm != QkNorm::kNone) {
     NormHeads(step, q, weights.q_norm);
     NormHeads(step, k, weights.k_norm);
@@ -67,6 +82,8 @@ void Attention(StepContext& step, int32_t layer) {
   ops.Attention({q, rows, cache, config.heads, 1.0f / std::sqrt(static_cast<float>(config.head_dim)), attended});
   CountAttention(step);
   Project(step, weights.o, {}, attended, h);
+  ApplyLowRank(step, DeltaGroup::kLowRankO, layer, attended, h);
+  if (LayerTape* kept = step.tape(layer); kept != nullptr) step.learning->tape.Keep<float>(attended, &kept->attended);
   ops.Add({h, {}, step.x()});
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "forward/deltas.h"
 #include "kernels/ops.h"
 #include "runtime/kv_cache.h"
 
@@ -17,6 +18,8 @@ struct BatchRow {
   int32_t position = 0;
   kernels::RowKind kind = kernels::RowKind::kPrefill;
   bool wants_logits = false;
+  const Deltas* deltas = nullptr;  // of the row's session; null: the base model
+  int32_t target = -1;             // the next token, where the row is learnt from; -1: not
 };
 
 struct Batch {

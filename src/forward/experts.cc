@@ -5,13 +5,17 @@ namespace thermoe {
 namespace {
 
 // The expert that every token visits, scaled by its own gate where the model has one.
-void SharedExpert(StepContext& step, const LayerWeights& weights) {
+void SharedExpert(StepContext& step, int32_t layer, const LayerWeights& weights) {
   Workspace& ws = step.ws;
   const kernels::Ops& ops = step.ops;
   const MutRows gate = step.view(ws.shared_gate, step.config.shared_width);
   const MutRows up = step.view(ws.shared_up, step.config.shared_width);
   ops.Linear({step.h(), weights.shared.gate, {}, gate});
   ops.Linear({step.h(), weights.shared.up, {}, up});
+  if (LayerTape* kept = step.tape(layer); kept != nullptr) {
+    step.learning->tape.Keep<float>(gate, &kept->shared_gate);
+    step.learning->tape.Keep<float>(up, &kept->shared_up);
+  }
   ops.SwiGlu({gate, up, gate});
   MutRows scale;
   if (step.config.shared_gate) {
@@ -34,12 +38,20 @@ void Experts(StepContext& step, int32_t layer) {
   const LayerWeights& weights = step.weights.layers[static_cast<size_t>(layer)];
   Workspace& ws = step.ws;
   const int64_t slots = step.tokens() * config.slots;
-  step.ops.ExpertFfn({step.h(), step.experts.layer(layer), &ws.selection, Workspace::View(ws.inner, slots, config.expert_width),
-                      Workspace::View(ws.slot_out, slots, config.hidden), step.x()});
+  kernels::ExpertFfnArgs args{step.h(), step.experts.layer(layer), &ws.selection, Workspace::View(ws.inner, slots, config.expert_width),
+                              Workspace::View(ws.slot_out, slots, config.hidden), step.x()};
+  if (LayerTape* kept = step.tape(layer); kept != nullptr && step.learning->tape.keeps_inner()) {
+    const Tape& tape = step.learning->tape;
+    args.keep_first = tape.first, args.keep_rows = tape.rows;
+    args.keep_gate = Workspace::View(kept->inner_gate, tape.rows * config.slots, config.expert_width);
+    args.keep_up = Workspace::View(kept->inner_up, tape.rows * config.slots, config.expert_width);
+  }
+  step.ops.ExpertFfn(args);
   const kernels::OpCost cost = kernels::ExpertsCost(step.experts.layer(layer), *ws.selection.record);
   step.Count(cost);
   step.record.expert_bytes += cost.weight_bytes;
-  if (config.shared_width > 0) SharedExpert(step, weights);
+  if (config.shared_width > 0) SharedExpert(step, layer, weights);
+  ApplyBias(step, DeltaGroup::kResidualBias, layer, step.x());
 }
 
 }  // namespace thermoe

@@ -23,6 +23,18 @@ void SampleLogits(std::span<const kernels::RowKind> kinds, ConstRows logits, int
   }
 }
 
+void KeepChoice(const StepContext& step, int32_t layer, ConstRows logits) {
+  LayerTape* kept = step.tape(layer);
+  if (kept == nullptr) return;
+  const Tape& tape = step.learning->tape;
+  const kernels::Selection& selection = step.ws.selection;
+  tape.Keep<float>(step.x(), &kept->middle);
+  tape.Keep(logits, &kept->gate_logits);
+  tape.Keep<int32_t>(selection.expert, &kept->expert);
+  tape.Keep<float>(selection.weight, &kept->weight);
+  tape.Keep<Planes>(selection.planes, &kept->planes);
+}
+
 }  // namespace
 
 void Gate(StepContext& step, int32_t layer) {
@@ -33,8 +45,11 @@ void Gate(StepContext& step, int32_t layer) {
   const MutRows logits = step.view(ws.gate_logits, config.experts);
 
   step.ops.RmsNorm({step.x(), weights.expert_norm, config.norm_epsilon, step.h()});
+  ApplyGain(step, DeltaGroup::kExpertGain, layer, step.h());
   step.ops.Linear({step.h(), weights.gate, {}, logits});
   step.Count(kernels::LinearCost(weights.gate, step.tokens()));
+  ApplyLowRank(step, DeltaGroup::kLowRankGate, layer, step.h(), logits);
+  ApplyBias(step, DeltaGroup::kRouterShift, layer, logits);
   LayerRecord& record = step.record.layers[static_cast<size_t>(layer)];
   const std::span<const kernels::RowKind> kinds = std::span(ws.kinds).first(step.batch.rows.size());
   SampleLogits(kinds, logits, step.steering == nullptr ? 0 : step.steering->sample_gate_rows, step.record.step,
@@ -51,6 +66,8 @@ void Gate(StepContext& step, int32_t layer) {
   selection.record = &record;
   step.ops.Select({logits, config.gate, config.slots, step.experts.storage() == ExpertStorage::kNested,
                    SteeringOfLayer(step.steering, layer), kinds, &selection});
+  KeepChoice(step, layer, logits);
+  ApplyScale(step, layer);
 }
 
 }  // namespace thermoe

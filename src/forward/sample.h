@@ -14,7 +14,9 @@ namespace thermoe {
 // kInvalidArgument names the option that is out of range.
 Status CheckSampling(const SamplingOptions& options);
 
-// log(sum(exp(logits))), summed in double.
+// Whether none is infinite or not a number.
+bool AllFinite(std::span<const float> values);
+// log(sum(exp(logits))), summed in double; the same bits on every machine.
 float LogSumExp(std::span<const float> logits);
 // Natural log of the softmax of `logits` at `token`.
 float LogProb(std::span<const float> logits, TokenId token);

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "forward/backward/learn.h"
 #include "forward/batch.h"
 #include "forward/steering.h"
 #include "kernels/op_cost.h"
@@ -49,6 +50,7 @@ class Workspace {
   std::vector<float> inner, slot_out;    // [T * K, F], [T * K, D]
   std::vector<float> shared_gate, shared_up, shared_scale;  // [T, shared width] twice, [T, 1]
   std::vector<float> logit_rows, logits;  // [kLogitTile, D], [kLogitTile, V]
+  std::vector<float> low_rank;            // [T, kMaxRank] inner products of low-rank deltas
   kernels::Selection selection;
 
  private:
@@ -77,12 +79,17 @@ struct StepContext {
   Workspace& ws;
   StepRecord& record;
   LogitSink& sink;
+  Learning* learning = nullptr;  // keeps activations of a segment and takes gradients; null: nothing is learnt
 
   int64_t tokens() const { return static_cast<int64_t>(batch.rows.size()); }
   MutRows view(std::vector<float>& buffer, int64_t cols) const { return Workspace::View(buffer, tokens(), cols); }
   MutRows x() const { return view(ws.x, config.hidden); }
   MutRows h() const { return view(ws.h, config.hidden); }
   void Count(const kernels::OpCost& cost);  // adds to the record
+  // Where activations of this layer are kept, or null.
+  LayerTape* tape(int32_t layer) const {
+    return learning != nullptr && learning->tape.keeps(layer) ? &learning->tape.layer(layer) : nullptr;
+  }
 };
 
 // Adds the time of a scope to a stage.
@@ -104,6 +111,15 @@ void Attention(StepContext& step, int32_t layer);  // x += attention(norm(x))
 void Gate(StepContext& step, int32_t layer);       // h = norm(x); selection = choice of experts for h
 void Experts(StepContext& step, int32_t layer);    // x += experts(h)
 void Logits(StepContext& step);                    // to the sink, for the rows that want them
+
+// Deltas of the rows' sessions, on rows of `rows` that belong to batch rows 0, 1, ... (deltas.h has the groups).
+void ApplyGain(StepContext& step, DeltaGroup group, int32_t layer, MutRows rows);  // rows *= 1 + gain
+void ApplyBias(StepContext& step, DeltaGroup group, int32_t layer, MutRows rows);  // rows += bias
+void ApplyLowRank(StepContext& step, DeltaGroup group, int32_t layer, MutRows x, MutRows y);  // y += (x A) B
+void ApplyScale(StepContext& step, int32_t layer);  // weights of the selection's slots *= exp(scale)
+// The same for a tile of rows picked out of the batch: row i belongs to batch row batch_rows[i].
+void ApplyToLogits(StepContext& step, std::span<const size_t> batch_rows, MutRows h, MutRows logits);
+void ApplyToOutput(StepContext& step, std::span<const size_t> batch_rows, MutRows h);
 
 // One pass over the batch. The caller has reserved KV positions and commits them afterwards.
 void Forward(StepContext& step);

@@ -35,6 +35,7 @@ void Workspace::VisitBuffers(Workspace& ws, const ModelConfig& config, int32_t m
   visit(ws.shared_scale, config.shared_gate ? rows : 0);
   visit(ws.logit_rows, int64_t{kLogitTile} * config.hidden);
   visit(ws.logits, int64_t{kLogitTile} * config.vocab);
+  visit(ws.low_rank, rows * kernels::kMaxRank);
 }
 
 Workspace::Workspace(const ModelConfig& config, int32_t max_rows) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/op_cost.h"
 
+#include "kernels/ops.h"
+
 namespace thermoe::kernels {
 namespace {
 
@@ -69,19 +71,39 @@ OpCost AddCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 
 OpCost ClampCost(int64_t rows, int64_t cols) { return ElementCost(rows, cols, 2, 2); }
 OpCost SampleCost(int64_t rows, int64_t vocab) { return ElementCost(rows, vocab, 1, 1); }
 
-double ExpertBytes(const FfnWeights& expert, Planes planes) {
-  return static_cast<double>(expert.gate.bytes(planes) + expert.up.bytes(planes) + expert.down.bytes(planes));
+OpCost LinearBackwardCost(const WeightMatrix& weight, int64_t tokens) { return LinearCost(weight, tokens); }
+
+OpCost AttentionBackwardCost(int64_t rows, int64_t first, int32_t heads, int32_t kv_heads, int32_t head_dim) {
+  const double row = 4.0 * head_dim, own = 0.5 * static_cast<double>(rows) * static_cast<double>(rows + 1);
+  const double seen = static_cast<double>(rows) * static_cast<double>(first) + own;
+  OpCost cost;
+  cost.kv_bytes = 2.0 * row * kv_heads * static_cast<double>(first + rows);
+  cost.activation_bytes = row * static_cast<double>(rows) * (4.0 * heads + 2.0 * kv_heads);
+  // Scores, their gradients and those of the queries over all positions; keys and values over the segment's own.
+  cost.flops = heads * head_dim * (6.0 * seen + 4.0 * own);
+  return cost;
 }
 
-OpCost ExpertsCost(std::span<const FfnWeights> experts, const LayerRecord& record) {
-  const FfnWeights& one = experts.front();  // all experts of a layer have one shape and type
-  const double hi = ExpertBytes(one, Planes::kHi), both = ExpertBytes(one, Planes::kBoth);
-  const double slots = record.slots_full + record.slots_hi;
+namespace {
+
+// Products of `matrices` of an expert's three for every kept slot, each expert's read once for each precision.
+OpCost SlotsCost(std::span<const FfnWeights> experts, const Selection& selection, double matrices) {
   OpCost cost;
-  cost.weight_bytes = record.distinct_experts * hi + record.distinct_full_experts * (both - hi);
-  cost.activation_bytes = 4.0 * slots * static_cast<double>(2 * one.gate.cols + 2 * one.gate.rows);
-  cost.flops = 6.0 * slots * static_cast<double>(one.gate.cols) * static_cast<double>(one.gate.rows);
+  for (const Selection::Job& job : selection.jobs.first(static_cast<size_t>(selection.job_count))) {
+    const FfnWeights& expert = experts[static_cast<size_t>(job.expert)];
+    const double elements = static_cast<double>(expert.gate.rows) * static_cast<double>(expert.gate.cols);
+    cost.weight_bytes += ExpertBytes(expert, job.planes) * matrices / 3;
+    cost.flops += 2.0 * matrices * job.count * elements;
+    cost.activation_bytes += 4.0 * matrices * job.count * static_cast<double>(expert.gate.rows + expert.gate.cols);
+  }
   return cost;
+}
+
+}  // namespace
+
+OpCost ExpertInnerCost(std::span<const FfnWeights> experts, const Selection& selection) { return SlotsCost(experts, selection, 2); }
+OpCost ExpertFfnBackwardCost(std::span<const FfnWeights> experts, const Selection& selection) {
+  return SlotsCost(experts, selection, 3);
 }
 
 OpCost AddRowCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 2, 1); }
@@ -96,26 +118,6 @@ OpCost LowRankCost(int64_t tokens, int64_t in, int64_t out, int64_t rank) {
 }
 
 OpCost ScaleSlotsCost(int64_t tokens, int64_t slots) { return ElementCost(tokens, slots, 3, 2); }
-
-// The share of two of an expert's three matrices.
-OpCost ExpertInnerCost(std::span<const FfnWeights> experts, const LayerRecord& record) {
-  const FfnWeights& one = experts.front();
-  const auto bytes = [&](Planes planes) { return static_cast<double>(one.gate.bytes(planes) + one.up.bytes(planes)); };
-  const double slots = record.slots_full + record.slots_hi;
-  OpCost cost;
-  cost.weight_bytes = record.distinct_experts * bytes(Planes::kHi) +
-                      record.distinct_full_experts * (bytes(Planes::kBoth) - bytes(Planes::kHi));
-  cost.activation_bytes = 4.0 * slots * static_cast<double>(one.gate.cols + 2 * one.gate.rows);
-  cost.flops = 4.0 * slots * static_cast<double>(one.gate.cols) * static_cast<double>(one.gate.rows);
-  return cost;
-}
-
-OpCost LinearBackwardCost(const WeightMatrix& weight, int64_t tokens) {
-  OpCost cost = LinearCost(weight, tokens);
-  cost += ElementCost(tokens, weight.cols, 1, 0);  // dx is read, too
-  return cost;
-}
-
 OpCost NormBackwardCost(int64_t rows, int64_t cols) { return ElementCost(rows, cols, 4, 10); }
 OpCost GainBackwardCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 3, 4); }
 OpCost SumRowsCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 1, 1); }
@@ -130,24 +132,6 @@ OpCost LowRankBackwardCost(int64_t tokens, int64_t in, int64_t out, int64_t rank
 
 OpCost ClampBackwardCost(int64_t rows, int64_t cols) { return ElementCost(rows, cols, 3, 1); }
 
-OpCost AttentionBackwardCost(int64_t tokens, int64_t positions, int64_t own_positions, int64_t distinct_positions, int32_t heads,
-                             int32_t kv_heads, int32_t head_dim) {
-  const double row = 4.0 * head_dim;
-  OpCost cost;
-  cost.kv_bytes = 2.0 * row * kv_heads * static_cast<double>(distinct_positions);
-  cost.activation_bytes = (4.0 * heads + 2.0 * kv_heads) * row * static_cast<double>(tokens);  // q, out, dout, dq; dk, dv
-  cost.flops = heads * head_dim * (6.0 * static_cast<double>(positions) + 4.0 * static_cast<double>(own_positions));
-  return cost;
-}
-
-OpCost ExpertsBackwardCost(std::span<const FfnWeights> experts, const LayerRecord& record) {
-  OpCost cost = ExpertsCost(experts, record);  // the same products, transposed
-  const FfnWeights& one = experts.front();
-  const double slots = record.slots_full + record.slots_hi;
-  cost.activation_bytes += 4.0 * slots * static_cast<double>(2 * one.gate.rows);  // gate and up come in and become gradients
-  return cost;
-}
-
 OpCost SelectBackwardCost(int64_t tokens, int64_t experts, int64_t slots) {
   OpCost cost = ElementCost(tokens, experts, 2, 8);
   cost.activation_bytes += 12.0 * static_cast<double>(tokens) * static_cast<double>(slots);
@@ -158,5 +142,20 @@ OpCost ScaleSlotsBackwardCost(int64_t tokens, int64_t slots) { return ElementCos
 OpCost SwiGluBackwardCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 5, 10); }
 OpCost AddBackwardCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 3, 3); }
 OpCost LossBackwardCost(int64_t rows, int64_t vocab) { return ElementCost(rows, vocab, 2, 4); }
+
+double ExpertBytes(const FfnWeights& expert, Planes planes) {
+  return static_cast<double>(expert.gate.bytes(planes) + expert.up.bytes(planes) + expert.down.bytes(planes));
+}
+
+OpCost ExpertsCost(std::span<const FfnWeights> experts, const LayerRecord& record) {
+  const FfnWeights& one = experts.front();  // all experts of a layer have one shape and type
+  const double hi = ExpertBytes(one, Planes::kHi), both = ExpertBytes(one, Planes::kBoth);
+  const double slots = record.slots_full + record.slots_hi;
+  OpCost cost;
+  cost.weight_bytes = record.distinct_experts * hi + record.distinct_full_experts * (both - hi);
+  cost.activation_bytes = 4.0 * slots * static_cast<double>(2 * one.gate.cols + 2 * one.gate.rows);
+  cost.flops = 6.0 * slots * static_cast<double>(one.gate.cols) * static_cast<double>(one.gate.rows);
+  return cost;
+}
 
 }  // namespace thermoe::kernels

@@ -11,6 +11,8 @@
 
 namespace thermoe::kernels {
 
+struct Selection;
+
 struct OpCost {
   double weight_bytes = 0;
   double activation_bytes = 0;  // inputs read and outputs written once
@@ -38,24 +40,23 @@ OpCost AddCost(int64_t tokens, int64_t cols);
 OpCost ClampCost(int64_t rows, int64_t cols);
 OpCost SampleCost(int64_t rows, int64_t vocab);
 
-// Test-time training (backward_ops.h).
+// Gradients of a segment. The transposed products read and multiply what the forward ones do.
+OpCost LinearBackwardCost(const WeightMatrix& weight, int64_t tokens);
+// `rows` positions from `first` on.
+OpCost AttentionBackwardCost(int64_t rows, int64_t first, int32_t heads, int32_t kv_heads, int32_t head_dim);
+OpCost ExpertInnerCost(std::span<const FfnWeights> experts, const Selection& selection);
+OpCost ExpertFfnBackwardCost(std::span<const FfnWeights> experts, const Selection& selection);
+
+// Without a weight matrix, as above.
 OpCost AddRowCost(int64_t tokens, int64_t cols);
 OpCost GainCost(int64_t tokens, int64_t cols);
 OpCost LowRankCost(int64_t tokens, int64_t in, int64_t out, int64_t rank);
 OpCost ScaleSlotsCost(int64_t tokens, int64_t slots);
-// Gate and up of the experts that `record` says were used.
-OpCost ExpertInnerCost(std::span<const FfnWeights> experts, const LayerRecord& record);
-OpCost LinearBackwardCost(const WeightMatrix& weight, int64_t tokens);
 OpCost NormBackwardCost(int64_t rows, int64_t cols);
 OpCost GainBackwardCost(int64_t tokens, int64_t cols);
 OpCost SumRowsCost(int64_t tokens, int64_t cols);
 OpCost LowRankBackwardCost(int64_t tokens, int64_t in, int64_t out, int64_t rank);
 OpCost ClampBackwardCost(int64_t rows, int64_t cols);
-// Scores again, then gradients of queries, and of the segment's own keys and values. As AttentionCost counts positions;
-// own_positions: those of the segment that its rows see, summed over rows.
-OpCost AttentionBackwardCost(int64_t tokens, int64_t positions, int64_t own_positions, int64_t distinct_positions, int32_t heads,
-                             int32_t kv_heads, int32_t head_dim);
-OpCost ExpertsBackwardCost(std::span<const FfnWeights> experts, const LayerRecord& record);
 OpCost SelectBackwardCost(int64_t tokens, int64_t experts, int64_t slots);
 OpCost ScaleSlotsBackwardCost(int64_t tokens, int64_t slots);
 OpCost SwiGluBackwardCost(int64_t tokens, int64_t cols);

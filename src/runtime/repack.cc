@@ -121,6 +121,11 @@ void RepackDense(LoadedModel* model, ThreadPool* threads, std::vector<WeightBuff
                             &layer.shared.down, &layer.shared_gate}, threads, buffers);
   }
   RepackTogether(*model, {&model->weights.output}, threads, buffers);
+  // Of the embedding a step reads single rows: their pages come back, the others need no memory.
+  const WeightMatrix& embedding = model->weights.embedding;
+  if (embedding.data == model->weights.output.data || !IsMapped(*model, embedding.data)) return;
+  std::vector<std::pair<const std::byte*, const std::byte*>> pages = {{embedding.data, embedding.row(embedding.rows)}};
+  ForgetPages(&pages);
 }
 
 }  // namespace thermoe

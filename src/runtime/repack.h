@@ -50,7 +50,7 @@ Rewrite InterleaveTo(WeightMatrix from, std::byte* to, WeightMatrix* result);
 void RunRewrites(const LoadedModel& model, std::span<const Rewrite> rewrites, ThreadPool* threads);
 
 // Interleaves the attention, gate, shared-expert and output matrices that can be; routed experts are ExpertStore's. The
-// embedding stays as it is: a step reads single rows of it.
+// embedding stays in the file, whose pages come back as a step reads single rows of it.
 void RepackDense(LoadedModel* model, ThreadPool* threads, std::vector<WeightBuffer>* buffers);
 
 }  // namespace thermoe

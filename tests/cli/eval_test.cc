@@ -27,7 +27,8 @@ class EvalTest : public CliTest {
 
 TEST_F(EvalTest, JsonKeys) {
   const Json json = ThermoeJson({"eval", TinyModel(), harbour_, documents_, "--window", "64", "--baseline"});
-  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "engine", "protocol", "steering", "files"));
+  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "engine", "protocol", "steering", "telemetry",
+                                               "control", "files"));
   ASSERT_EQ(json["files"].size(), 2u);
   EXPECT_THAT(Keys(json["files"][0]), UnorderedElementsAre("file", "tokens", "mean_nll", "perplexity", "windows",
                                                            "window_nll", "distinct_experts", "experts_read",

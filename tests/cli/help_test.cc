@@ -14,7 +14,7 @@ using ::testing::Not;
 class HelpTest : public CliTest {};
 
 TEST_F(HelpTest, EveryCommandHasAManualPage) {
-  for (const char* command : {"", "run", "eval", "bench", "inspect", "synth"}) {
+  for (const char* command : {"", "run", "eval", "bench", "inspect", "synth", "demo", "report", "replay", "simulate"}) {
     std::vector<std::string> arguments = {"--help"};
     if (*command != '\0') arguments.insert(arguments.begin(), command);
     const ProcessResult result = Thermoe(arguments);

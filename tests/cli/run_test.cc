@@ -16,10 +16,10 @@ class RunTest : public CliTest {};
 TEST_F(RunTest, JsonKeys) {
   const Json json = ThermoeJson({"run", TinyModel(), "-p", "The sea was", "-n", "6", "--seed", "5"});
   EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "prompt_ids", "generated_ids", "text",
-                                               "finish", "seed", "timings"));
+                                               "finish", "seed", "timings", "energy", "control", "ttt"));
   EXPECT_THAT(Keys(json["timings"]),
               UnorderedElementsAre("load_ms", "prompt_tokens", "generated_tokens", "queue_ms", "prefill_ms",
-                                   "decode_ms", "prefill_tokens_per_s", "decode_tokens_per_s"));
+                                   "decode_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "simulated"));
   EXPECT_EQ(json["seed"], 5);
   EXPECT_EQ(json["generated_ids"].size(), json["timings"]["generated_tokens"].get<size_t>());
 }

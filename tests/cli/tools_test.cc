@@ -17,15 +17,16 @@ class ToolsTest : public CliTest {};
 TEST_F(ToolsTest, BenchKeys) {
   const Json json =
       ThermoeJson({"bench", TinyModel(), "--prefill", "16,32", "--decode", "4", "--batch", "3", "--repeat", "2"});
-  EXPECT_THAT(Keys(json),
-              UnorderedElementsAre("schema_version", "model", "device", "steering", "repeat", "seed", "vs", "results"));
+  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "device", "steering", "control", "repeat",
+                                               "seed", "vs", "results"));
   EXPECT_GT(json["device"]["memory_read_gbps"], 0.1);
   std::vector<std::string> names;
   for (const Json& result : json["results"]) {
     EXPECT_THAT(Keys(result),
                 UnorderedElementsAre("name", "tokens", "batch", "tokens_per_s", "bytes_per_token", "bandwidth_frac",
                                      "expert_bytes_per_token", "stage_us_per_token", "vs_tokens_per_s", "ratio",
-                                     "plain_tokens_per_s", "gain", "experts_gain"));
+                                     "plain_tokens_per_s", "gain", "experts_gain", "joules_per_token", "energy_source",
+                                     "energy_estimated_frac", "telemetry_cost_frac"));
     EXPECT_GT(result["stage_us_per_token"]["experts"], 0);
     EXPECT_LT(result["expert_bytes_per_token"], result["bytes_per_token"]);
     EXPECT_TRUE(result["ratio"].is_null());
@@ -38,7 +39,8 @@ TEST_F(ToolsTest, BenchKeys) {
 }
 
 TEST_F(ToolsTest, BenchAgainstNoSteering) {
-  const Json json = ThermoeJson({"bench", TinyModel(), "--prefill", "0", "--decode", "8", "--batch", "0", "--repeat", "3", "--k-max", "1", "--baseline"});
+  const Json json = ThermoeJson({"bench", TinyModel(), "--prefill", "0", "--decode", "8", "--batch", "0", "--repeat",
+                                 "3", "--k-max", "1", "--baseline"});
   const Json& decode = json["results"][0];
   EXPECT_GT(decode["plain_tokens_per_s"]["median"], 0);
   EXPECT_GT(decode["gain"]["median"], 0.2);
@@ -54,7 +56,8 @@ TEST_F(ToolsTest, BenchAgainstACommand) {
     all.push_back(command);
     return all;
   };
-  for (const std::string command : {"echo loading; echo 100; echo ' 2.5e1 '", "echo '[{\"avg_ts\": 100}, {\"avg_ts\": 25}]'"}) {
+  for (const std::string command :
+       {"echo loading; echo 100; echo ' 2.5e1 '", "echo '[{\"avg_ts\": 100}, {\"avg_ts\": 25}]'"}) {
     const Json json = ThermoeJson(with(command));
     EXPECT_EQ(json["vs"], command);
     EXPECT_EQ(json["results"][0]["vs_tokens_per_s"]["median"], 100);
@@ -69,6 +72,14 @@ TEST_F(ToolsTest, BenchAgainstACommand) {
   ExpectRefused(with("echo 5"), {"--vs", "1 rates", "2 tests"});
   ExpectRefused(with("echo 5; echo 0"), {"--vs", "rate of 0"});
   ExpectRefused(with("exit 7"), {"--vs", "exit code 7"});
+  ExpectRefused(with("kill -9 $$"), {"--vs", "signal 9"});
+  ExpectRefused(with("exec 2>/dev/null; no-such-command-here"), {"--vs", "found no such command"});
+  ExpectRefused(with("cat"), {"--vs", "0 rates"});  // its input is empty, not ours
+  for (const std::string command : {"sleep 60", "sleep 60 & echo 5; echo 6", "exec >&-; sleep 60"}) {
+    std::vector<std::string> hangs = with(command);
+    hangs.insert(hangs.end(), {"--vs-limit", "1"});
+    ExpectRefused(hangs, {"--vs", "after 1 s", "--vs-limit"});
+  }
 }
 
 // File, keys and values, and 64 MiB for all the rest.
@@ -77,7 +88,9 @@ TEST_F(ToolsTest, PeakMemoryOfARun) {
   GTEST_SKIP() << "a sanitizer needs memory of its own";
 #endif
   const auto check = [&](const std::string& model, int context, const std::string& experts) {
-    std::vector<std::string> run = {"run", "-p", "It was a dark", "-n", "32", "--experts", experts, "--ignore-end", "--ctx", std::to_string(context)};
+    std::string prompt;  // of more tokens than a chunk of the prompt has, so that all that a step needs is in use
+    while (prompt.size() < 300) prompt += "It was a dark and stormy night, ";
+    std::vector<std::string> run = {"run", "-p", prompt, "-n", "32", "--experts", experts, "--ignore-end", "--ctx", std::to_string(context)};
     std::vector<std::string> inspect = {"inspect"};
     for (auto* args : {&run, &inspect}) {
       if (!model.empty()) args->insert(args->begin() + 1, model);
@@ -96,7 +109,7 @@ TEST_F(ToolsTest, PeakMemoryOfARun) {
   const std::string large = Path("large.gguf");
   for (const auto& [type, experts] : {std::pair{"q8_0", "nested"}, {"q8_0", "native"}, {"q4_k", "native"}}) {
     ASSERT_EQ(Thermoe({"synth", "--arch", "olmoe", "--layers", "1", "--type", type, "--force", large}).exit_code, 0);
-    check(large, 64, experts);
+    check(large, 384, experts);
   }
 }
 

@@ -15,11 +15,12 @@
 #include "control/loop.h"
 #include "control/plant/plant_source.h"
 #include "control/router/load_mix.h"
+#include "control/simulate/sim_routing.h"
+#include "control/simulate/sim_scenario.h"
 
 namespace thermoe {
 
-// Not inline: the library has an Architecture of this name.
-constexpr SteeringShape kOlmoe = {16, 64, 8, true};
+inline constexpr SteeringShape kOlmoeShape = {16, 64, 8, true};
 
 inline DeviceProfile H100() {
   Result<DeviceProfile> profile = LoadDeviceProfile(std::string(THERMOE_SOURCE_DIR) + "/data/profiles/h100.toml");
@@ -61,10 +62,10 @@ class ClosedLoop {
  public:
   ClosedLoop(const ControlConfig& config, Scenario scenario, uint64_t seed = 1, OperatingPoints front = EmberFront())
       : plant(H100(), std::move(scenario), seed), source(&plant) {
-    Result<std::unique_ptr<ControlLoop>> made = MakeControlLoop(config, std::move(front), kOlmoe);
+    Result<std::unique_ptr<ControlLoop>> made = MakeControlLoop(config, std::move(front), kOlmoeShape);
     EXPECT_TRUE(made.ok()) << made.status().message();
     if (made.ok()) loop = std::move(*made);
-    for (const OperatingPoint& point : loop->points()) steerings.push_back(ToSteering(point, kOlmoe.layers, 0));
+    for (const OperatingPoint& point : loop->points()) steerings.push_back(ToSteering(point, kOlmoeShape.layers, 0));
   }
 
   void Run(double seconds, const Load& load) {
@@ -93,6 +94,7 @@ class ClosedLoop {
     const double start_s = plant.now_s();
     const WorkOutcome outcome = plant.Run({r.weight_bytes + r.kv_bytes, r.flops});
     r.times.total_us = outcome.duration_s * 1e6;
+    if (gates) gates->Step(rows, burst ? 512 : 0, steering, &record);
     Snapshot snapshot = source.Read();
     if (corrupt) corrupt(&snapshot);
     decision = loop->AfterStep({start_s, plant.now_s(), record, snapshot, 0});
@@ -104,15 +106,35 @@ class ClosedLoop {
     last_end_s = plant.now_s();
     if (decision.steering) {
       ++steerings_given;
+      steering = decision.steering;
       for (size_t i = 0; i < steerings.size(); ++i) {
         Steering same = *decision.steering;
         same.version = 0;
+        same.sample_gate_rows = 0;
+        for (LayerSteering& layer : same.layers) layer.selection_bias.clear();
         if (same == steerings[i]) in_force = static_cast<int>(i);
       }
     }
     trace.push_back({plant.now_s(), plant.energy_j()});
     paused_s_sum += decision.pause_s;
     hottest_c = std::max(hottest_c, plant.temps_c()[kDie]);
+  }
+
+  // From now on records say which experts the gates of a drawn model chose, and show rows of logits where asked to.
+  void DrawGates(int32_t batch) {
+    const Result<ModelShape> shape = SimModelShape(SimModel{});
+    ASSERT_TRUE(shape.ok());
+    gates = std::make_unique<SimRouting>(shape->config, true, batch, 1);
+    for (int32_t row = 0; row < batch; ++row) rows.push_back(row);
+  }
+  // Of all biases in force.
+  float StrongestBias() const {
+    float strongest = 0;
+    if (steering == nullptr) return 0;
+    for (const LayerSteering& layer : steering->layers) {
+      for (const float bias : layer.selection_bias) strongest = std::max(strongest, std::fabs(bias));
+    }
+    return strongest;
   }
 
   double EnergyAt(double time_s) const {
@@ -129,6 +151,15 @@ class ClosedLoop {
     for (double t = from_s; t + 1 <= to_s; t += 0.02) worst = std::max(worst, MeanPower(t, t + 1));
     return worst;
   }
+  // The longest time on end that the mean over a second lay above `power_w`.
+  double LongestOver(double power_w, double from_s, double to_s) const {
+    double longest = 0, since = from_s;
+    for (double t = from_s; t + 1 <= to_s; t += 0.02) {
+      if (MeanPower(t, t + 1) <= power_w) since = t;
+      longest = std::max(longest, t - since);
+    }
+    return longest;
+  }
   double mean_loss() const { return tokens > 0 ? loss_sum / tokens : 0; }
 
   Plant plant;
@@ -136,6 +167,9 @@ class ClosedLoop {
   std::unique_ptr<ControlLoop> loop;
   std::vector<Steering> steerings;
   std::function<void(Snapshot*)> corrupt;
+  std::unique_ptr<SimRouting> gates;
+  std::vector<int32_t> rows;
+  std::shared_ptr<const Steering> steering;  // in force; null: plain
   StepDecision decision;
   StepRecord record;
   int in_force = 0, since_burst = 0, steerings_given = 0;

@@ -178,7 +178,8 @@ TEST(Profiler, MeasuresAllAndGoesOnWhereItStopped) {
   request.ignore_end = true;
   ASSERT_TRUE(engine->Submit(request).ok());
   std::vector<Event> events;
-  double before = 0, after = 0;
+  double before = 0;
+  std::vector<double> late;  // errors of the last steps: their median, since other programs disturb some
   int steps = 0;
   while (*engine->Step(&events)) {
     const StepRecord& record = engine->last_step();
@@ -187,13 +188,15 @@ TEST(Profiler, MeasuresAllAndGoesOnWhereItStopped) {
     for (const double stage_us : prediction.stage_us) sum += stage_us;
     EXPECT_NEAR(prediction.total.latency_us, sum, 1e-6 * sum);
     const double error = std::abs(std::log(sum / record.times.total_us));
-    (steps < 10 ? before : after) += steps < 10 ? error / 10 : steps >= 50 ? error / 10 : 0;
+    if (steps < 10) before += error / 10;
+    if (steps >= 40) late.push_back(error);
     EXPECT_TRUE(cost.Learn(profiler->model(), record));
     ++steps;
   }
-  EXPECT_GE(steps, 60);
+  ASSERT_GE(steps, 60);
   EXPECT_LT(before, 1.5);  // the microbenchmarks are of the right size even on a busy machine
-  EXPECT_LT(after, 0.7);
+  std::nth_element(late.begin(), late.begin() + static_cast<ptrdiff_t>(late.size() / 2), late.end());
+  EXPECT_LT(late[late.size() / 2], 0.7);
 }
 
 }  // namespace

@@ -156,7 +156,7 @@ TEST(ControlState, HostileFilesGetOneSentence) {
   std::string wild = good;
   wild.replace(wild.find("\"integral\": 0.0"), 15, "\"integral\": 9e9");
   std::ofstream(config.state_path) << wild;
-  EXPECT_FALSE(MakeControlLoop(config, EmberFront(), kOlmoe).ok());
+  EXPECT_FALSE(MakeControlLoop(config, EmberFront(), kOlmoeShape).ok());
 }
 
 }  // namespace

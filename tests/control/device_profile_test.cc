@@ -75,13 +75,15 @@ TEST(DeviceProfile, RefusesWhatCannotBeTogether) {
   EXPECT_THAT(Error(WithLine("leakage_w_per_c", "leakage_w_per_c = 0.1")), HasSubstr("run away; make it below 0.072"));
 }
 
-TEST(DeviceProfile, MissingFilesAndFoldersAreNotFound) {
-  for (const std::string& path : {std::string("/no/such/profile.toml"), ::testing::TempDir()}) {
-    const Result<DeviceProfile> profile = LoadDeviceProfile(path);
-    ASSERT_FALSE(profile.ok());
-    EXPECT_EQ(profile.status().code(), StatusCode::kNotFound);
-    EXPECT_THAT(profile.status().message(), AllOf(HasSubstr(path), HasSubstr("data/profiles")));
-  }
+TEST(DeviceProfile, MissingFilesAndFoldersAreRefused) {
+  const Result<DeviceProfile> missing = LoadDeviceProfile("/no/such/profile.toml");
+  ASSERT_FALSE(missing.ok());
+  EXPECT_EQ(missing.status().code(), StatusCode::kNotFound);
+  EXPECT_THAT(missing.status().message(), HasSubstr("/no/such/profile.toml"));
+  const Result<DeviceProfile> folder = LoadDeviceProfile(::testing::TempDir());
+  ASSERT_FALSE(folder.ok());
+  EXPECT_EQ(folder.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(folder.status().message(), AllOf(HasSubstr(::testing::TempDir()), HasSubstr("TOML file")));
 }
 
 }  // namespace

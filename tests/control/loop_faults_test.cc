@@ -59,7 +59,7 @@ Load Heavy(Random* random) {
 
 TEST(LoopFaults, TenThousandRandomSequences) {
   const OperatingPoints front = EmberFront();
-  double worst_frac = 0, worst_over_c = 0;
+  double worst_frac = 0, worst_over_c = 0, longest_s = 0;
   int safest = 0, passed = 0;
   for (uint64_t seed = 1; seed <= 10000; ++seed) {
     Random random(seed);
@@ -69,26 +69,30 @@ TEST(LoopFaults, TenThousandRandomSequences) {
     ClosedLoop run(config, ConstantScenario(25 + 10 * random.Uniform()), seed, front);
     run.corrupt = Injector{Random(seed * 77), kNone, 0, {}, 0};
     const Load load = Heavy(&random);
-    while (run.plant.now_s() < 2.5) {
+    const double end_s = seed % 10 == 0 ? 8 : 2.5;  // some long enough that a limit could be passed for seconds
+    while (run.plant.now_s() < end_s) {
       run.Step(load);
       ASSERT_TRUE(std::isfinite(run.decision.pause_s) && run.decision.pause_s >= 0) << seed;
       ASSERT_GE(run.in_force, 0);
       safest += run.loop->status().safest;
     }
     if (config.limits.power_w > 0) {
-      const double over_frac = run.WorstSecond(1, 2.5) / config.limits.power_w - 1;
+      const double over_frac = run.WorstSecond(1, end_s) / config.limits.power_w - 1;
+      if (over_frac > 0.04) longest_s = std::max(longest_s, run.LongestOver(1.04 * config.limits.power_w, 1, end_s));
       worst_frac = std::max(worst_frac, over_frac);
       passed += over_frac > 0.04;
     }
     if (config.limits.temp_c > 0) worst_over_c = std::max(worst_over_c, run.hottest_c - config.limits.temp_c);
   }
   printf(
-      "worst second %.2f %% over, %d sequences with a second more than 4 %% over, hottest %.2f C over, %d safest "
-      "steps\n",
-      100 * worst_frac, passed, worst_over_c, safest);
-  // Counters that leap by what may just be true are not told from measurements; a second may then pass the cap.
-  EXPECT_LE(passed, 50);
-  EXPECT_LT(worst_frac, 0.12);
+      "worst second %.2f %% over, %d sequences with a second more than 4 %% over, for %.2f s at most, hottest %.2f C "
+      "over, "
+      "%d safest steps\n",
+      100 * worst_frac, passed, longest_s, worst_over_c, safest);
+  // Faults one upon another in the first second, before anything is known of the device but prices that are 20 % off.
+  EXPECT_LE(passed, 10);
+  EXPECT_LT(worst_frac, 0.08);
+  EXPECT_LT(longest_s, 1);
   EXPECT_LT(worst_over_c, 1);
   EXPECT_GT(safest, 10000);
 }

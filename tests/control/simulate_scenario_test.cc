@@ -45,6 +45,17 @@ TEST(SimScenarioTest, ReadsLimitsOverTimeAndDefaults) {
   EXPECT_EQ(scenario->routers.size(), 4u);
 }
 
+TEST(SimScenarioTest, SequencesOverTimeNameTheMost) {
+  const TempFile file("schema = 1\nduration_s = 10\n[load]\nsequences = [[0, 1], [4, 16], [8, 2]]\n[limits]\nprefer = \"energy\"\n");
+  const Result<SimScenario> scenario = LoadSimScenario(file.path());
+  ASSERT_TRUE(scenario.ok()) << scenario.status().message();
+  EXPECT_EQ(scenario->load.batch, 16);
+  EXPECT_EQ(scenario->load.max_batch, 16);
+  EXPECT_EQ(scenario->load.sequences->At(5), 16);
+  EXPECT_EQ(scenario->prefer, "energy");
+  EXPECT_FALSE(scenario->ttha);
+}
+
 TEST(SimScenarioTest, RefusesHostileFilesInOneSentence) {
   const struct {
     std::string text, says;
@@ -65,6 +76,10 @@ TEST(SimScenarioTest, RefusesHostileFilesInOneSentence) {
       {"schema = 1\nduration_s = 5\n[load]\n", "either load.batch"},
       {"schema = 1\nduration_s = 5\n[load]\nbatch = 4\narrivals_per_s = [[0, 1]]\n", "not both"},
       {"schema = 1\nduration_s = 5\n[load]\nbatch = 100000\n", "load.batch"},
+      {"schema = 1\nduration_s = 5\n[load]\nbatch = 4\nsequences = [[0, 1]]\n", "not both"},
+      {"schema = 1\nduration_s = 5\n[load]\nsequences = [[0, 0]]\n", "load.sequences"},
+      {"schema = 1\nduration_s = 5\n[load]\nsequences = [[0, 1], [2, 4]]\nsequences_shape = \"linear\"\n", "in steps"},
+      {"schema = 1\nduration_s = 5\n[load]\nbatch = 4\n[limits]\nttha = \"maybe\"\n", "make it \"on\" or \"off\""},
       {"schema = 1\nduration_s = 5\n[load]\nbatch = 4\nburst_tokens = 100\n", "belong together"},
       {"schema = 1\nduration_s = 5\n[load]\narrivals_per_s = [[5, 1], [2, 1]]\n", "make times rise"},
       {"schema = 1\nduration_s = 5\n[load]\narrivals_per_s = [[0, -1]]\n", "arrivals_per_s"},

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -25,6 +26,43 @@ SamplingOptions AtTemperature(float temperature) {
   SamplingOptions options;
   options.temperature = temperature;
   return options;
+}
+
+TEST(LogSumExp, IsTheFormula) {
+  Random random(8);
+  for (const size_t n : {1, 2, 63, 64, 65, 320, 50257}) {
+    for (const double scale : {0.01, 1.0, 30.0, 1000.0}) {
+      std::vector<float> logits(n);
+      for (float& logit : logits) logit = static_cast<float>(random.Normal() * scale);
+      if (n > 2) logits[n / 2] = -std::numeric_limits<float>::infinity();  // has no part in the sum
+      const double most = *std::max_element(logits.begin(), logits.end());
+      double sum = 0;
+      for (const float logit : logits) sum += std::exp(logit - most);
+      const double want = most + std::log(sum);
+      // The sum's relative error of 3e-7 is absolute after the logarithm; then the result is rounded to float.
+      EXPECT_NEAR(LogSumExp(logits), want, 4e-7 + 6e-8 * std::fabs(want)) << n << " logits, scale " << scale;
+      EXPECT_NEAR(LogProb(logits, 0), logits[0] - want, 4e-7 + 2e-7 * std::fabs(want) + 1e-7 * std::fabs(logits[0]));
+    }
+  }
+}
+
+TEST(LogSumExp, SeesWhatIsNotFiniteWhereverItStands) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const size_t n : {1, 64, 100}) {
+    for (size_t at = 0; at < n; ++at) {
+      std::vector<float> logits(n, 1.5f);
+      EXPECT_TRUE(AllFinite(logits));
+      logits[at] = infinity;
+      EXPECT_FALSE(AllFinite(logits));
+      EXPECT_EQ(LogSumExp(logits), infinity);
+      logits[at] = -infinity;
+      EXPECT_FALSE(AllFinite(logits));
+      logits[at] = std::numeric_limits<float>::quiet_NaN();
+      EXPECT_FALSE(AllFinite(logits));
+      EXPECT_TRUE(std::isnan(LogSumExp(logits))) << at << " of " << n;
+    }
+  }
+  EXPECT_EQ(LogSumExp(std::vector<float>(70, -infinity)), -infinity);
 }
 
 TEST(Sampler, GreedyTakesTheFirstBest) {

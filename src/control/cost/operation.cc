@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "kernels/ops.h"
 
 namespace thermoe {
 namespace {
@@ -81,10 +82,31 @@ kernels::OpCost ExpertCostOf(const OperationShape& shape) {
   record.distinct_full_experts = static_cast<int32_t>(shape.experts_full);
   record.slots_full = static_cast<int32_t>(shape.slots_full);
   record.slots_hi = static_cast<int32_t>(shape.slots_hi);
-  if (shape.family == Family::kExpertInner || shape.family == Family::kExpertInnerHi)
-    return kernels::ExpertInnerCost({&expert, 1}, record);
-  if (IsExpertBackward(shape.family)) return kernels::ExpertsBackwardCost({&expert, 1}, record);
   return kernels::ExpertsCost({&expert, 1}, record);
+}
+
+// Backward: all experts are alike, so that a job of each precision, with all its slots, stands for them.
+kernels::OpCost ExpertBackwardCostOf(const OperationShape& shape) {
+  FfnWeights expert;
+  expert.gate = expert.up = MatrixOf(shape.matrix, shape.matrix.type);
+  expert.down =
+      MatrixOf({shape.down_type, shape.matrix.cols, shape.matrix.rows, shape.matrix.interleaved}, shape.down_type);
+  const bool inner = shape.family == Family::kExpertInner || shape.family == Family::kExpertInnerHi;
+  kernels::OpCost sum;
+  for (const Planes planes : {Planes::kBoth, Planes::kHi}) {
+    const bool full = planes == Planes::kBoth;
+    const int64_t experts = full ? shape.experts_full : shape.experts_hi;
+    if (experts == 0) continue;
+    kernels::Selection::Job job{0, planes, 0, static_cast<int32_t>(full ? shape.slots_full : shape.slots_hi)};
+    kernels::Selection selection;
+    selection.jobs = {&job, 1};
+    selection.job_count = 1;
+    kernels::OpCost cost = inner ? kernels::ExpertInnerCost({&expert, 1}, selection)
+                                 : kernels::ExpertFfnBackwardCost({&expert, 1}, selection);
+    cost.weight_bytes *= static_cast<double>(experts);
+    sum += cost;
+  }
+  return sum;
 }
 
 // Collects the calls of one step.
@@ -238,11 +260,11 @@ kernels::OpCost CostOf(const OperationShape& shape) {
     case Family::kSelect: return kernels::SelectCost(shape.tokens, matrix.cols, matrix.rows);
     case Family::kExpertNative:
     case Family::kExpertNestedBoth:
-    case Family::kExpertNestedHi:
+    case Family::kExpertNestedHi: return ExpertCostOf(shape);
     case Family::kExpertInner:
     case Family::kExpertInnerHi:
     case Family::kExpertBackward:
-    case Family::kExpertBackwardHi: return ExpertCostOf(shape);
+    case Family::kExpertBackwardHi: return ExpertBackwardCostOf(shape);
     case Family::kSwiGlu: return kernels::SwiGluCost(shape.tokens, matrix.cols);
     case Family::kAdd: return kernels::AddCost(shape.tokens, matrix.cols);
     case Family::kSample: return kernels::SampleCost(shape.tokens, matrix.cols);
@@ -258,8 +280,8 @@ kernels::OpCost CostOf(const OperationShape& shape) {
       return kernels::LowRankBackwardCost(shape.tokens, matrix.cols, matrix.rows, kProfiledRank);
     case Family::kClampBackward: return kernels::ClampBackwardCost(shape.tokens, matrix.cols);
     case Family::kAttentionBackward:
-      return kernels::AttentionBackwardCost(shape.tokens, shape.positions, shape.tokens * (shape.tokens + 1) / 2,
-                                            shape.distinct_positions, static_cast<int32_t>(matrix.rows), shape.kv_heads,
+      return kernels::AttentionBackwardCost(shape.tokens, shape.distinct_positions - shape.tokens,
+                                            static_cast<int32_t>(matrix.rows), shape.kv_heads,
                                             static_cast<int32_t>(matrix.cols));
     case Family::kSelectBackward: return kernels::SelectBackwardCost(shape.tokens, matrix.cols, matrix.rows);
     case Family::kScaleSlotsBackward: return kernels::ScaleSlotsBackwardCost(shape.tokens, matrix.rows);

@@ -43,22 +43,27 @@ void StepShare::Share(const StepRecord& record, std::span<const StepPart> parts,
     return layers_ * 4 * heads_ * head_dim_ * seen;  // as kernels::AttentionCost
   };
   double rows = 0, attended_flops = 0;
+  double weight_bytes = record.weight_bytes, expert_bytes = record.expert_bytes, flops_of_all = record.flops;
   for (const StepPart& part : parts) {
     rows += part.rows;
     attended_flops += attention_flops(part);
+    weight_bytes -= part.own_bytes;
+    expert_bytes -= part.own_expert_bytes;
+    flops_of_all -= part.own_flops;
   }
   const double dense_bytes =
-      std::max(0.0, record.weight_bytes - record.expert_bytes - output_bytes_ * OutputTiles(record.logit_rows));
-  const double row_flops = std::max(0.0, record.flops - attended_flops - output_flops_ * record.logit_rows) / rows;
+      std::max(0.0, weight_bytes - expert_bytes - output_bytes_ * OutputTiles(record.logit_rows));
+  const double row_flops = std::max(0.0, flops_of_all - attended_flops - output_flops_ * record.logit_rows) / rows;
   const double touched_frac = TouchedFrac(rows);
   double sum = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     const StepPart& part = parts[i];
     const double experts_frac = touched_frac > 0 ? TouchedFrac(part.rows) / touched_frac : 1;
     const double kv_bytes = layers_ * 8 * kv_heads_ * head_dim_ * (part.first_position + 2.0 * part.rows);
-    const double bytes =
-        dense_bytes + record.expert_bytes * experts_frac + output_bytes_ * OutputTiles(part.logit_rows) + kv_bytes;
-    const double flops = row_flops * part.rows + attention_flops(part) + output_flops_ * part.logit_rows;
+    const double bytes = dense_bytes + expert_bytes * experts_frac + output_bytes_ * OutputTiles(part.logit_rows) +
+                         kv_bytes + part.own_bytes;
+    const double flops =
+        row_flops * part.rows + attention_flops(part) + output_flops_ * part.logit_rows + part.own_flops;
     shares_frac[i] = bytes * prices_.j_per_byte + flops * prices_.j_per_flop;
     sum += shares_frac[i];
   }

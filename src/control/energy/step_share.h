@@ -22,6 +22,8 @@ struct StepPart {
   int32_t rows = 0;
   int32_t logit_rows = 0;      // rows whose logits were computed
   int32_t first_position = 0;  // rows lie one behind the other
+  // Of the record's totals, what was done for this part alone: what it learnt.
+  double own_bytes = 0, own_expert_bytes = 0, own_flops = 0;
 };
 
 class StepShare {

@@ -61,6 +61,9 @@ struct TomlFlattener {
 
 Result<TomlFile> TomlFile::Open(const std::string& path) {
   std::error_code error;
+  if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) {
+    return InvalidArgument("{}: is no file but a folder or device; give the path of a TOML file", path);
+  }
   if (!std::filesystem::is_regular_file(path, error)) {
     return NotFound("{}: no such file; give the path of a TOML file like those in data/profiles", path);
   }

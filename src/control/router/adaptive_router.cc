@@ -70,6 +70,13 @@ RouterChoice AdaptiveRouter::Choose(const RouterInput& input) const {
         input.latency_target_s <= 0 || Outlook(0, priced).latency_s <= kLatencyMargin * input.latency_target_s;
     if (held) return {0, input.lambda_energy > 0 ? DecisionReason::kPreferQuality : DecisionReason::kHeadroom};
   }
+  if (prefer_ == Preference::kEnergy) {
+    // Joules have their full price at all times, against the plain model's at the present load: the frugal end of the
+    // front at whatever batch runs. One mean for all loads would spend loss where a joule is dear and not where tokens
+    // are many, and earns less (docs/control-loop.md).
+    priced.lambda_energy = 1;
+    priced.reference_j = Outlook(0, priced).j_per_token;
+  }
   const bool latency_passed =
       input.latency_target_s > 0 && Outlook(0, priced).latency_s > kLatencyMargin * input.latency_target_s;
   if (priced.lambda_energy <= 0 && priced.lambda_latency <= 0 && !latency_passed) return {0, DecisionReason::kHeadroom};

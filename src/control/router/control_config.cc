@@ -11,9 +11,11 @@ namespace thermoe {
 namespace {
 
 constexpr std::array<const char*, 3> kModes = {"plain", "static", "adaptive"};
-constexpr std::array<const char*, 2> kPreferences = {"throughput", "quality"};
+constexpr std::array<const char*, 3> kPreferences = {"throughput", "quality", "energy"};
 constexpr std::array<const char*, 6> kReasons = {"headroom", "price", "dwell", "fixed", "prefer quality", "safest"};
 constexpr double kMostPower_w = 1e5, kMostTemp_c = 150, kMostLatency_ms = 1e6;
+constexpr size_t kMostPlaced = 1 << 20;
+constexpr double kMostGroups = 4095;
 
 Status CheckRange(const char* name, double value, double low, double high) {
   if (value >= low && value <= high) return Status::Ok();
@@ -37,7 +39,7 @@ Result<Preference> ParsePreference(std::string_view name) {
   for (size_t i = 0; i < kPreferences.size(); ++i) {
     if (name == kPreferences[i]) return static_cast<Preference>(i);
   }
-  return InvalidArgument("prefer: \"{}\" is none; choose throughput or quality", name);
+  return InvalidArgument("prefer: \"{}\" is none; choose throughput, quality or energy", name);
 }
 
 Status CheckLimits(const ControlLimits& limits, double device_power_w, double device_temp_c) {
@@ -67,6 +69,10 @@ Status CheckConfig(const ControlConfig& config) {
   THERMOE_RETURN_IF_ERROR(CheckRange("device power, W", config.device_power_w, 0, kMostPower_w));
   THERMOE_RETURN_IF_ERROR(CheckRange("device temperature, C", config.device_temp_c, 0, kMostTemp_c));
   THERMOE_RETURN_IF_ERROR(CheckRange("prefill chunk", config.prefill_chunk, 0, 1 << 24));
+  if (config.placement.size() > kMostPlaced)
+    return InvalidArgument("placement: of {} experts; give at most {}", config.placement.size(), kMostPlaced);
+  for (const uint16_t group : config.placement)
+    THERMOE_RETURN_IF_ERROR(CheckRange("placement group", group, 0, kMostGroups));
   return CheckRange("most sequences", config.max_sequences, 0, 1 << 24);
 }
 

@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "control/cost/cost_model.h"
 #include "control/router/operating_point.h"
+#include "control/router/ttha_terms.h"
 #include "thermoe/status.h"
 
 namespace thermoe {
@@ -20,9 +22,10 @@ enum class RouterMode : uint8_t {
 const char* RouterModeName(RouterMode mode);  // "plain", "static", "adaptive"
 Result<RouterMode> ParseRouterMode(std::string_view name);
 
-// What gives way first: quality within the floor, or speed down to the latency target.
-enum class Preference : uint8_t { kThroughput, kQuality };
-const char* PreferenceName(Preference preference);  // "throughput", "quality"
+// What gives way first under a limit: quality within the floor, or speed down to the latency target. kEnergy: as
+// kThroughput, and quality within the floor gives way for joules without a limit, too.
+enum class Preference : uint8_t { kThroughput, kQuality, kEnergy };
+const char* PreferenceName(Preference preference);  // "throughput", "quality", "energy"
 Result<Preference> ParsePreference(std::string_view name);
 
 // 0: none.
@@ -42,6 +45,10 @@ struct ControlConfig {
   double quality_floor_nats = 0.02;  // no point that loses more is chosen
   Preference prefer = Preference::kThroughput;
   double tick_s = 0.1;
+  // Whether the hardware adapter learns which experts to avoid while a limit presses (docs/ttha.md); for kAdaptive.
+  bool ttha = false;
+  // [L * E] placement group of each expert, 0 upwards; empty: all in one, and nothing to balance.
+  std::vector<uint16_t> placement;
 
   // Before anything is measured.
   EnergyPrices prices;
@@ -51,6 +58,9 @@ struct ControlConfig {
 
   // Bounds of the engine, which smaller chunks and batches start from; 0: those two actuators are not used.
   int32_t prefill_chunk = 0, max_sequences = 0;
+
+  std::string model, telemetry;  // their names, for whoever reads the log
+  bool simulated = false, replayed = false;
 
   std::string state_path;  // read at start if it exists, written by SaveState; empty: nothing is kept
   std::string log_path;    // decision log, JSON lines; empty: none
@@ -93,6 +103,10 @@ struct ControlStatus {
   DecisionReason reason = DecisionReason::kHeadroom;
   int32_t prefill_chunk = 0, max_sequences = 0;  // bounds in force; 0: the engine's own
   int64_t ticks = 0, point_changes = 0;
+  // Of the hardware adapter; weights and values of its terms as ttha_terms.h names them.
+  bool ttha = false;
+  double ttha_gain = 0;  // 0: no bias is set
+  TthaValues ttha_weight = {}, ttha_value = {};
 };
 
 }  // namespace thermoe

@@ -16,6 +16,7 @@ constexpr double kUrgentSpacing_s = 0.02;
 constexpr double kLearn_s = 0.45, kFirstLearn_s = 0.15;
 constexpr double kCounterPeriod_s = 0.1;                 // of counters that move slower than steps
 constexpr double kMostOverDevice = 1.5, kCutStep_j = 1;  // a window is cut within steps
+constexpr double kCutShare = 0.33;  // of a step's joules, as standard deviation of what a window's end takes from it
 constexpr double kMostRatio = 5;
 constexpr int32_t kMostAbsurd = 5;  // in a row
 constexpr double kStaleEnergy_s = kStaleAfter_s;
@@ -99,8 +100,9 @@ void ControlCore::Account(const StepInput& step) {
   const WorkTotals work{step_s, step.bytes(), step.flops};
   drawn_j_ = (safest_ ? model_.CautiousJoules(work) : model_.Joules(work)) + model_.idle_w() * between_s;
   last_ = {{passed_s, step.bytes(), step.flops}, drawn_j_};
+  if (!safest_) drawn_j_ *= 1 + caution_frac_;
   window_.work += last_.work;
-  window_.predicted_j += drawn_j_;
+  window_.predicted_j += last_.predicted_j;
   model_.LearnTime(step_s, step.bytes(), step.flops);
   mix_.Add(step, router_.points()[static_cast<size_t>(output_.point)], gap_s);
 
@@ -150,6 +152,10 @@ void ControlCore::ReadEnergy(const StepInput& step) {
   after.work = {after_s, step_frac * last_.work.bytes, step_frac * last_.work.flops};
   after.predicted_j = step_frac * (last_.predicted_j - model_.idle_w() * std::max(0.0, stretch_s - step_s)) +
                       model_.idle_w() * between_s;
+  // Which part of the step lies before the counter's move is a guess: evenly spread, a third of it as standard
+  // deviation.
+  const double cut_j = kCutShare * std::max(0.0, last_.predicted_j - model_.idle_w() * stretch_s);
+  const double cut_j2 = cut_j * cut_j;
   window_.work += {-after.work.seconds, -after.work.bytes, -after.work.flops};
   window_.predicted_j -= after.predicted_j;
   if (anchored_ && !Plausible(energy_j - energy_j_, window_)) anchored_ = false;
@@ -160,10 +166,11 @@ void ControlCore::ReadEnergy(const StepInput& step) {
     tick_j_ += counted_j_;
     tick_window_s_ += window_.work.seconds;
     if (window_.work.seconds < kStaleEnergy_s * 3) pacer_.Correct(counted_j_ - predicted_j_);
+    if (learn_.seconds <= 0) learn_cut_j2_ = cut_j2_;
     learn_ += window_.work;
     learn_j_ += counted_j_;
     if (learn_.seconds >= (model_.known() ? kLearn_s : kFirstLearn_s)) {
-      model_.LearnEnergy(learn_j_, learn_);
+      model_.LearnEnergy(learn_j_, learn_, learn_cut_j2_ + cut_j2);
       learn_ = {};
       learn_j_ = 0;
     }
@@ -171,6 +178,7 @@ void ControlCore::ReadEnergy(const StepInput& step) {
     learn_ = {};
     learn_j_ = 0;
   }
+  cut_j2_ = cut_j2;
   // The first value seen may be old; the first change is where counting starts.
   anchored_ = seen_energy_ && energy_j > energy_j_;
   seen_energy_ = true;

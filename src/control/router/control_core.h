@@ -13,6 +13,7 @@
 #include "control/router/pacer.h"
 #include "control/router/step_input.h"
 #include "control/router/thermal_forecast.h"
+#include "control/router/ttha_adapter.h"
 
 namespace thermoe {
 
@@ -25,6 +26,7 @@ struct ControlState {
   EnergyModel::State energy;
   ThermalForecast::State thermal;
   double reference_j = 0;  // joules of a token
+  std::string ttha;        // weights of the hardware adapter as JSON; "": none
 };
 
 class ControlCore {
@@ -42,6 +44,14 @@ class ControlCore {
   double counted_j() const { return counted_j_; }
   double predicted_j() const { return predicted_j_; }
 
+  // Machine, limits and multipliers as the hardware adapter reads them; what it observed itself is left out.
+  TthaObserved Observed() const;
+  // What the device is doing, beside what `now` says.
+  void AddTo(TthaDevice* device, int32_t queued) const;
+  // For the status; null: off.
+  void ShowAdapter(const TthaReport* report);
+
+  // Without the adapter's.
   ControlState state() const;
   // False, and nothing changes, when it is not one that a loop can come to.
   bool Restore(const ControlState& state);
@@ -58,6 +68,8 @@ class ControlCore {
   bool SensorsFail(const StepInput& step) const;
   void Tick(const StepInput& step, bool urgent);
   double BlindFrac() const;
+  double PacedUncertainty(int32_t point) const;
+  void SetCaution();
   void SetCap(const SensorInput& sensors, double dt_s);
   void MovePrices(double dt_s);
   void ChoosePoint(const StepInput& step, bool urgent);
@@ -83,7 +95,8 @@ class ControlCore {
   Window last_;                               // the newest step, with what lies before it
   Window window_;
   WorkTotals learn_;  // the same since the model last learnt
-  double learn_j_ = 0;
+  double learn_j_ = 0, learn_cut_j2_ = 0;
+  double cut_j2_ = 0;   // of the end that the window began with
   int32_t absurd_ = 0;  // windows in a row that the model does not believe
   double counted_j_ = 0, predicted_j_ = 0, measured_w_ = 0;
   double tick_j_ = 0, tick_window_s_ = 0;  // counted since the last tick
@@ -92,6 +105,8 @@ class ControlCore {
   int32_t late_steps_ = 0;  // decode steps over the target in a row
   // Ticks.
   double tick_s_ = 0, changed_s_ = -1e9, bounded_s_ = -1e9;
+  double caution_frac_ = 0;  // added to what is paced for
+  bool wary_ = false;        // sensors failed, and prices are not known well yet
   bool safest_ = false, limits_changed_ = false, ticked_ = false;
   double heat_cap_w_ = 0;  // that the temperature limit allows; 0: none or unknown
   double reference_j_ = 0;

@@ -9,6 +9,7 @@
 
 #include "base/errors.h"
 #include "control/router/decision_log.h"
+#include "control/router/expert_log.h"
 #include "control/router/router_state.h"
 
 namespace thermoe {
@@ -18,11 +19,13 @@ using Json = nlohmann::ordered_json;
 
 constexpr size_t kRow = 12, kRowWithSensors = 16;
 constexpr double kMostCount = 1 << 30;
+constexpr int32_t kMostLayers = 1024, kMostExperts = 4096, kMostGroups = 4095;
 
 struct Replayer {
   const std::string& source;
   int64_t line = 0;
   std::unique_ptr<ControlCore> core;
+  std::unique_ptr<ExpertSteering> experts;
   ControlConfig config;
   SensorInput sensors;
   ReplayReport report;
@@ -83,7 +86,7 @@ struct Replayer {
     const Result<RouterMode> router = ParseRouterMode(text("router"));
     const Result<Preference> prefer = ParsePreference(text("prefer"));
     if (!router.ok()) return Bad("config.router", "plain, static or adaptive");
-    if (!prefer.ok()) return Bad("config.prefer", "throughput or quality");
+    if (!prefer.ok()) return Bad("config.prefer", "throughput, quality or energy");
     config.router = *router;
     config.prefer = *prefer;
     if (Status status = CheckConfig(config); !status.ok())
@@ -98,12 +101,44 @@ struct Replayer {
         points->points.empty() || fixed < -1 || fixed >= static_cast<double>(points->points.size())) {
       return Bad("fixed", "-1 or the index of a point");
     }
+    SteeringShape shape;
+    if (!Shape(json, c, &shape))
+      return Bad("shape", "of a model, with a placement of its experts where config has one");
     core = std::make_unique<ControlCore>(config, points->points, static_cast<int32_t>(fixed));
+    experts = std::make_unique<ExpertSteering>(config, shape);
     if (!json.contains("state") || json["state"].is_null()) return Status::Ok();
     const Result<ControlState> state =
         ParseControlState(json["state"].dump(), fmt::format("{}: line {}: state", source, line));
     if (!state.ok()) return state.status();
+    THERMOE_RETURN_IF_ERROR(experts->Restore(state->ttha, fmt::format("{}: line {}: state.ttha", source, line)));
     return core->Restore(*state) ? Status::Ok() : Bad("state", "one that a control loop comes to");
+  }
+
+  // Also what of the configuration goes with it.
+  bool Shape(const Json& json, const Json& c, SteeringShape* shape) {
+    int32_t nested = 0;
+    const auto found = json.find("shape");
+    if (found == json.end() || !found->is_array() || found->size() != 4) return false;
+    if (!Count((*found)[0], &shape->layers) || !Count((*found)[1], &shape->experts) ||
+        !Count((*found)[2], &shape->slots) || !Count((*found)[3], &nested)) {
+      return false;
+    }
+    shape->nested = nested == 1;
+    if (shape->layers < 1 || shape->layers > kMostLayers || shape->experts < 1 || shape->experts > kMostExperts ||
+        shape->slots < 1 || shape->slots > shape->experts) {
+      return false;
+    }
+    if (!c.contains("ttha") || !c["ttha"].is_boolean()) return false;
+    config.ttha = c["ttha"].get<bool>();
+    if (!c.contains("placement")) return true;
+    if (!c["placement"].is_array() || c["placement"].size() != static_cast<size_t>(shape->layers * shape->experts))
+      return false;
+    for (const Json& group : c["placement"]) {
+      int32_t number = 0;
+      if (!Count(group, &number) || number > kMostGroups) return false;
+      config.placement.push_back(static_cast<uint16_t>(number));
+    }
+    return true;
   }
 
   Status Limits(const Json& json) {
@@ -168,6 +203,20 @@ struct Replayer {
     }
   }
 
+  Status TickExperts(const Json& json) {
+    if (!experts->on() || !core->ticked()) return Status::Ok();
+    if (json.contains("experts") && !ParseExperts(json["experts"], experts->shape(), experts->mutable_input())) {
+      return Bad("experts", "what a tick learns from, for a model of this shape");
+    }
+    const auto& points = core->router().points();
+    experts->Tick(core->Observed(), points[static_cast<size_t>(core->status().point_index)], core->status().safest);
+    core->ShowAdapter(experts->report());
+    const std::string other = CompareTtha(json.contains("ttha") ? json["ttha"] : Json(), *experts);
+    if (!other.empty())
+      report.difference = fmt::format("line {}, tick at {} s: {}", line, core->status().time_s, other);
+    return Status::Ok();
+  }
+
   Status Line(std::string_view text) {
     const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
     if (json.is_discarded() || !json.is_object()) return Bad("it", "a JSON object");
@@ -178,15 +227,16 @@ struct Replayer {
       THERMOE_RETURN_IF_ERROR(Step(row));
       if (!report.difference.empty()) return Status::Ok();
     }
-    if (json.contains("tick")) CheckTick(json);
-    return Status::Ok();
+    if (!json.contains("tick")) return Status::Ok();
+    CheckTick(json);
+    return report.difference.empty() ? TickExperts(json) : Status::Ok();
   }
 };
 
 }  // namespace
 
 Result<ReplayReport> ReplayText(std::string_view text, const std::string& source) {
-  Replayer replayer{source, 0, nullptr, {}, {}, {}};
+  Replayer replayer{source, 0, nullptr, nullptr, {}, {}, {}};
   while (!text.empty() && replayer.report.difference.empty()) {
     const size_t end = text.find('\n');
     ++replayer.line;

@@ -15,6 +15,7 @@ constexpr double kCapRise_per_s = 0.05;  // of the cap that heat allows: it fall
 constexpr double kHeatBinds = 1.5;       // heat caps far above the demand are no caps
 constexpr double kBlindCap = 0.97;       // of a power cap that only feed-forward holds
 constexpr double kBlindDeviations = 2, kLeastBlindCap = 0.7;
+constexpr double kSureEnough = 0.03, kCaution = 2, kMostCaution = 0.4;
 constexpr double kBlindHeatCap = 0.85;    // of the last cap that heat allowed
 constexpr double kBlindHeatDevice = 0.5;  // of the device's power, when heat was never seen
 constexpr double kLatencyMargin = 0.96;
@@ -52,6 +53,7 @@ void ControlCore::Tick(const StepInput& step, bool urgent) {
     window_ = {};
   }
   SetCap(step.sensors, dt_s);
+  SetCaution();
   MovePrices(dt_s);
   ChoosePoint(step, urgent);
   Show(step);
@@ -61,11 +63,28 @@ void ControlCore::Tick(const StepInput& step, bool urgent) {
 // What is left of a cap that only feed-forward holds: less what the model does not know at the mix that the cap leads
 // to.
 double ControlCore::BlindFrac() const {
+  const double unsure_frac = PacedUncertainty(router_.Safest(mix_.batch()));
+  return std::clamp(kBlindCap - kBlindDeviations * unsure_frac, kLeastBlindCap, kBlindCap);
+}
+
+// Of a mean step's joules at `point`, at the pace that the power limit leads to.
+double ControlCore::PacedUncertainty(int32_t point) const {
   const double cap_w = config_.limits.power_w;
-  const LoadCost cost = mix_.CostAt(router_.points()[static_cast<size_t>(router_.Safest(mix_.batch()))], model_);
+  const LoadCost cost = mix_.CostAt(router_.points()[static_cast<size_t>(point)], model_);
   const double room_w = std::max(cap_w - model_.idle_w(), 0.02 * cap_w);
   const WorkTotals paced = {std::max(cost.period_s, cost.work_j / room_w), cost.bytes, cost.flops};
-  return std::clamp(kBlindCap - kBlindDeviations * model_.UncertaintyFrac(paced), kLeastBlindCap, kBlindCap);
+  return model_.UncertaintyFrac(paced);
+}
+
+// After sensors failed, what is paced for is more until prices are known well: they were last learnt while little ran,
+// and a second above the cap is not made good later.
+void ControlCore::SetCaution() {
+  wary_ = wary_ || safest_;
+  caution_frac_ = 0;
+  if (!wary_ || safest_ || !(config_.limits.power_w > 0)) return;
+  const double unsure_frac = PacedUncertainty(output_.point) - kSureEnough;
+  wary_ = unsure_frac > 0;
+  caution_frac_ = std::clamp(kCaution * unsure_frac, 0.0, kMostCaution);
 }
 
 // What pacing holds: the lower of the power limit and what heat allows.
@@ -124,6 +143,45 @@ void ControlCore::MovePrices(double dt_s) {
   const double j = router_.Outlook(0, InputNow()).j_per_token;
   if (j > 0)
     reference_j_ = reference_j_ > 0 ? reference_j_ + (j - reference_j_) * -std::expm1(-dt_s / kReference_s) : j;
+}
+
+TthaObserved ControlCore::Observed() const {
+  TthaObserved observed;
+  const RouterInput input = InputNow();
+  const LoadMix::DecodeStep step = mix_.decode_step();
+  TthaMachine& machine = observed.machine;
+  machine.fixed_us = 1e6 * model_.Seconds(step.other_bytes, 0);
+  machine.us_per_byte = 1e6 * model_.Seconds(1, 0);
+  machine.fixed_j = model_.j_per_byte() * step.other_bytes + model_.j_per_flop() * step.flops;
+  machine.j_per_byte = model_.j_per_byte();
+  machine.idle_w = model_.idle_w();
+  machine.period_us = 1e6 * latency_s_;
+  if (forecast_.known()) {
+    machine.temp_rest_c = forecast_.TempAt(0);
+    machine.c_per_w = forecast_.state().fast_c_per_w;
+  }
+  TthaLimits& limits = observed.limits;
+  limits.power_w = pacer_.cap_w();
+  limits.temp_c = config_.limits.temp_c;
+  limits.latency_us = 1e3 * config_.limits.latency_ms;
+  const double plain_s = router_.Outlook(0, input).latency_s;
+  if (plain_s > 0) limits.reference_tokens_per_s = mix_.batch() / plain_s;
+  observed.multipliers = {power_.value(), temp_.value(), latency_.value(), 0};
+  return observed;
+}
+
+void ControlCore::AddTo(TthaDevice* device, int32_t queued) const {
+  if (config_.limits.latency_ms > 0 && latency_s_ > 0)
+    device->latency_slack_frac = 1 - latency_s_ * 1e3 / config_.limits.latency_ms;
+  device->queued = queued;
+}
+
+void ControlCore::ShowAdapter(const TthaReport* report) {
+  status_.ttha = report != nullptr;
+  if (report == nullptr) return;
+  status_.ttha_gain = report->gain;
+  status_.ttha_weight = report->weight;
+  status_.ttha_value = report->value;
 }
 
 void ControlCore::ChoosePoint(const StepInput& step, bool urgent) {
@@ -202,7 +260,7 @@ void ControlCore::Show(const StepInput& step) {
 
 ControlState ControlCore::state() const {
   const auto lambda = [](const Multiplier& m) { return ControlState::Lambda{m.integral(), m.smoothed()}; };
-  return {lambda(power_), lambda(temp_), lambda(latency_), model_.state(), forecast_.state(), reference_j_};
+  return {lambda(power_), lambda(temp_), lambda(latency_), model_.state(), forecast_.state(), reference_j_, ""};
 }
 
 bool ControlCore::Restore(const ControlState& state) {

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/errors.h"
+#include "control/router/expert_log.h"
 #include "control/router/router_state.h"
 
 namespace thermoe {
@@ -18,6 +19,10 @@ constexpr size_t kMostRows = 4096;  // between two ticks; more are written early
 
 Json ConfigJson(const ControlConfig& config) {
   Json json;
+  json["model"] = config.model;
+  json["telemetry"] = config.telemetry;
+  json["simulated"] = config.simulated;
+  json["replayed"] = config.replayed;
   json["router"] = RouterModeName(config.router);
   json["prefer"] = PreferenceName(config.prefer);
   json["power_limit_w"] = config.limits.power_w;
@@ -35,6 +40,8 @@ Json ConfigJson(const ControlConfig& config) {
   json["device_temp_c"] = config.device_temp_c;
   json["prefill_chunk"] = config.prefill_chunk;
   json["max_sequences"] = config.max_sequences;
+  json["ttha"] = config.ttha;
+  if (!config.placement.empty()) json["placement"] = config.placement;
   return json;
 }
 
@@ -75,8 +82,8 @@ DecisionLog::~DecisionLog() {
   std::fclose(file_);
 }
 
-Status DecisionLog::Open(const std::string& path, const ControlConfig& config, const OperatingPoints& front,
-                         const std::vector<OperatingPoint>& points, int32_t fixed,
+Status DecisionLog::Open(const std::string& path, const ControlConfig& config, const SteeringShape& shape,
+                         const OperatingPoints& front, const std::vector<OperatingPoint>& points, int32_t fixed,
                          const std::optional<ControlState>& state) {
   path_ = path;
   file_ = std::fopen(path.c_str(), "we");
@@ -86,6 +93,7 @@ Status DecisionLog::Open(const std::string& path, const ControlConfig& config, c
   Json header;
   header["decision_log"] = 1;
   header["config"] = ConfigJson(config);
+  header["shape"] = {shape.layers, shape.experts, shape.slots, shape.nested ? 1 : 0};
   header["fixed"] = fixed;
   header["front_identity"] = front.model_identity;
   header["points"] = PointsJson(front, points);
@@ -95,10 +103,14 @@ Status DecisionLog::Open(const std::string& path, const ControlConfig& config, c
   return Flush();
 }
 
-void DecisionLog::Add(const StepInput& input, const StepOutput& output, const ControlCore& core) {
+void DecisionLog::Add(const StepInput& input, const StepOutput& output, const ControlCore& core,
+                      const ExpertSteering& experts) {
   if (file_ == nullptr || failed_) return;
   rows_.push_back({input, output});
-  if (core.ticked() || rows_.size() == kMostRows) WriteRows(core.ticked() ? &core : nullptr);
+  if (!core.ticked() && rows_.size() < kMostRows) return;
+  WriteRows(core.ticked() ? &core : nullptr);
+  if (core.ticked() && experts.learnt()) AppendExperts(experts, &line_);
+  EndLine();
 }
 
 // A step: [start_s, end_s, prefill, decode, queued, expert_bytes, other_bytes, flops, point, pause_s, prefill_chunk,
@@ -144,9 +156,12 @@ void DecisionLog::WriteRows(const ControlCore* core) {
                    "per_flop\":{}}}",
                    s.forecast_power_w, s.forecast_temp_c, s.demand_w, s.idle_w, s.j_per_byte, s.j_per_flop);
   }
+  rows_.clear();
+}
+
+void DecisionLog::EndLine() {
   line_.push_back('}');
   line_.push_back('\n');
-  rows_.clear();
   Write();
 }
 
@@ -157,7 +172,7 @@ void DecisionLog::Write() {
 
 void DecisionLog::AddLimits(const ControlLimits& limits) {
   if (file_ == nullptr || failed_) return;
-  if (!rows_.empty()) WriteRows(nullptr);
+  if (!rows_.empty()) WriteRows(nullptr), EndLine();
   fmt::format_to(std::back_inserter(line_), "{{\"limits\":[{},{},{}]}}\n", limits.power_w, limits.temp_c,
                  limits.latency_ms);
   Write();
@@ -165,7 +180,7 @@ void DecisionLog::AddLimits(const ControlLimits& limits) {
 
 Status DecisionLog::Flush() {
   if (file_ == nullptr) return Status::Ok();
-  if (!rows_.empty() && !failed_) WriteRows(nullptr);
+  if (!rows_.empty() && !failed_) WriteRows(nullptr), EndLine();
   failed_ = failed_ || std::fflush(file_) != 0;
   if (failed_)
     return InvalidArgument("{}: the decision log could not be written to its end; check the room on its disk", path_);

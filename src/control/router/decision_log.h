@@ -2,9 +2,10 @@
 // Every decision of a control loop as JSON lines, with all that it depended on; Replay makes them again
 // (docs/control-loop.md).
 //
-// Line 1: {"decision_log": 1, "config", "fixed", "front_identity", "points", "state"}. Then a line a tick: {"tick",
-// "time_s", "steps", "measured", "decision", "predicted"}, and {"limits"} where they changed. Doubles are written so
-// that they read back the same.
+// Line 1: {"decision_log": 1, "config", "shape", "fixed", "front_identity", "points", "state"}. Then a line a tick:
+// {"tick", "time_s", "steps", "measured", "decision", "predicted"}, where biases on experts were learnt also "experts"
+// (what from) and "ttha" (each term with its weight and value), and {"limits"} where they changed. Numbers are written
+// so that they read back the same.
 #pragma once
 
 #include <fmt/format.h>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "control/router/control_core.h"
+#include "control/router/expert_steering.h"
 #include "thermoe/status.h"
 
 namespace thermoe {
@@ -25,10 +27,11 @@ class DecisionLog {
   ~DecisionLog();
 
   // `state`: what the core was restored from. kInvalidArgument when `path` cannot be written.
-  Status Open(const std::string& path, const ControlConfig& config, const OperatingPoints& front,
-              const std::vector<OperatingPoint>& points, int32_t fixed, const std::optional<ControlState>& state);
+  Status Open(const std::string& path, const ControlConfig& config, const SteeringShape& shape,
+              const OperatingPoints& front, const std::vector<OperatingPoint>& points, int32_t fixed,
+              const std::optional<ControlState>& state);
   // After every step; formats and writes at ticks. Nothing is allocated in between.
-  void Add(const StepInput& input, const StepOutput& output, const ControlCore& core);
+  void Add(const StepInput& input, const StepOutput& output, const ControlCore& core, const ExpertSteering& experts);
   void AddLimits(const ControlLimits& limits);
   // Steps since the last tick too. The first error stays.
   Status Flush();
@@ -39,6 +42,7 @@ class DecisionLog {
     StepOutput output;
   };
   void WriteRows(const ControlCore* core);
+  void EndLine();
   void Write();
 
   std::string path_;

@@ -35,7 +35,7 @@ EnergyModel::EnergyModel(const EnergyPrices& prices, double bytes_per_s, double 
   state_.flops_per_s = flops_per_s;
 }
 
-void EnergyModel::LearnEnergy(double joules, const WorkTotals& work) {
+void EnergyModel::LearnEnergy(double joules, const WorkTotals& work, double cut_j2) {
   if (!(joules > 0 && joules < 1e7 && work.seconds > 1e-3 && work.seconds < kLongest_s)) return;
   if (!(work.bytes >= 0 && work.bytes < 1e16 && work.flops >= 0 && work.flops < 1e19)) return;
   // 1 = sum value_i * x_i
@@ -49,10 +49,11 @@ void EnergyModel::LearnEnergy(double joules, const WorkTotals& work) {
     error -= state_.value[i] * x[i];
     explained += x[i] * px[i];
   }
-  // What errors are not due to prices that are not known yet is noise.
-  const double surprise = std::clamp(error * error - explained, kLeastNoise, kMostNoise);
+  // What errors are not due to prices that are not known yet, nor to the cut, is noise.
+  const double cut = std::max(0.0, cut_j2) / (joules * joules);
+  const double surprise = std::clamp(error * error - explained - cut, kLeastNoise, kMostNoise);
   state_.noise += kNoiseShare * (surprise - state_.noise);
-  const double denominator = state_.noise + explained;
+  const double denominator = state_.noise + cut + explained;
   if (!std::isfinite(denominator)) return;
   for (int i = 0; i < kTerms; ++i) {
     state_.value[i] = std::clamp(state_.value[i] + px[i] / denominator * error, kLeast, kMost);

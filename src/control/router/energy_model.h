@@ -36,8 +36,9 @@ class EnergyModel {
   // that.
   EnergyModel(const EnergyPrices& prices, double bytes_per_s, double flops_per_s, double device_w);
 
-  // Joules counted over `work`. What cannot be is ignored.
-  void LearnEnergy(double joules, const WorkTotals& work);
+  // Joules counted over `work`. What cannot be is ignored. `cut_j2`: variance of what lies on the wrong side of the
+  // ends of `work`, joules squared: a counter does not say when it moved.
+  void LearnEnergy(double joules, const WorkTotals& work, double cut_j2 = 0);
   // Seconds of one step, without pause.
   void LearnTime(double seconds, double bytes, double flops);
 

@@ -48,6 +48,11 @@ void LoadMix::Add(const StepInput& step, const OperatingPoint& point, double gap
   sums.flops += step.flops;
 }
 
+LoadMix::DecodeStep LoadMix::decode_step() const {
+  if (!(decode_.steps > 0)) return {};
+  return {decode_.other_bytes / decode_.steps, decode_.flops / decode_.steps};
+}
+
 LoadCost LoadMix::CostAt(const OperatingPoint& point, const EnergyModel& model) const {
   LoadCost cost;
   const double all = steps();

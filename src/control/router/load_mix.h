@@ -28,6 +28,11 @@ class LoadMix {
   void Add(const StepInput& step, const OperatingPoint& point, double gap_s);
 
   LoadCost CostAt(const OperatingPoint& point, const EnergyModel& model) const;
+  // A mean decode step without prompt rows, beside its routed experts.
+  struct DecodeStep {
+    double other_bytes = 0, flops = 0;
+  };
+  DecodeStep decode_step() const;
   // As the steps were: measured seconds, the bytes that they read.
   double batch() const { return decode_.steps > 0 ? decode_.tokens / decode_.steps : 0; }
   double decode_tokens_per_step() const { return steps() > 0 ? decode_tokens_ / steps() : 0; }

@@ -77,6 +77,7 @@ std::string ControlStateJson(const ControlState& state) {
                      {"moment_cw", state.thermal.moment_cw},
                      {"moment_ww", state.thermal.moment_ww}};
   json["reference_j"] = state.reference_j;
+  if (!state.ttha.empty()) json["ttha"] = Json::parse(state.ttha, nullptr, /*allow_exceptions=*/false);
   return json.dump(1) + "\n";
 }
 
@@ -123,6 +124,8 @@ Result<ControlState> ParseControlState(std::string_view text, const std::string&
     }
   }
   if (!read.status.ok()) return read.status;
+  // Checked where it is used: TthaAdapter::FromJson.
+  if (const auto ttha = json.find("ttha"); ttha != json.end()) state.ttha = ttha->dump();
   return state;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the control loop learnt, as JSON: {"schema_version": 1, "lambda": ..., "energy": ..., "thermal": ...,
-// "reference_j": ...}.
+// "reference_j": ..., "ttha": the hardware adapter's weights, where it was on}.
 #pragma once
 
 #include <string>

@@ -221,6 +221,15 @@ const TthaReport& TthaAdapter::UpdateTtha(const TthaObserved& observed) {
   return report_;
 }
 
+void TthaAdapter::Rest() {
+  if (!neutral()) ++version_;
+  report_.gain = 0;
+  report_.stepped = predicted_ = false;
+  std::fill(published_.begin(), published_.end(), 0.0f);
+  std::fill(slots_.begin(), slots_.end(), 0.0f);
+  slot_tokens_ = 0;
+}
+
 std::span<const float> TthaAdapter::Biases(int32_t layer) const {
   const auto experts = static_cast<size_t>(options_.shape.experts);
   return neutral() ? std::span<const float>()

@@ -84,6 +84,9 @@ class TthaAdapter {
   // Once a tick: learns from `observed` and sets biases().
   const TthaReport& UpdateTtha(const TthaObserved& observed);
 
+  // No limit presses: neutral at once, without an update. What was learnt stays.
+  void Rest();
+
   // [L, E], each <= 0 with a 0 in every layer; all exactly 0 while no multiplier is above 0 and before the first rows
   // came.
   const std::vector<float>& biases() const { return published_; }

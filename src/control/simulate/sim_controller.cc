@@ -27,7 +27,10 @@ Result<SimController> MakeSimController(const SimSetup& setup, SimRouterKind kin
   config.static_point = point;
   config.limits = Limits(scenario.LimitsAt(0));
   config.quality_floor_nats = scenario.quality_floor_nats;
-  config.prefer = scenario.prefer_quality ? Preference::kQuality : Preference::kThroughput;
+  const Result<Preference> prefer = ParsePreference(scenario.prefer);
+  if (!prefer.ok()) return prefer.status();
+  config.prefer = *prefer;
+  config.ttha = kind == SimRouterKind::kAdaptiveAdapter || (kind == SimRouterKind::kAdaptive && scenario.ttha);
   config.prices.idle_w = profile.idle_w;
   config.prices.j_per_byte = profile.energy_per_byte_pj * 1e-12;
   config.prices.j_per_flop = profile.energy_per_flop_pj * 1e-12;

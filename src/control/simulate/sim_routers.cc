@@ -104,6 +104,7 @@ Result<SimResults> Simulate(const SimSetup& setup, int threads, const std::funct
     if (router == kBest) continue;
     if (router == "adaptive") job.kind = SimRouterKind::kAdaptive;
     if (router == "adaptive-no-adapter") job.kind = SimRouterKind::kAdaptiveNoAdapter;
+    if (router == "adaptive-adapter") job.kind = SimRouterKind::kAdaptiveAdapter;
     if (router.starts_with(kStatic)) {
       Result<OperatingPoint> point = FindPoint(setup.points, router.substr(kStatic.size()));
       if (!point.ok()) return point.status();

@@ -60,7 +60,8 @@ struct SimSetup {
   ModelShape shape;
 };
 
-enum class SimRouterKind { kPlain, kStatic, kAdaptive, kAdaptiveNoAdapter };
+// kAdaptive: the adapter as the scenario says.
+enum class SimRouterKind { kPlain, kStatic, kAdaptive, kAdaptiveNoAdapter, kAdaptiveAdapter };
 // The control loop as the engine would make it for this device.
 Result<SimController> MakeSimController(const SimSetup& setup, SimRouterKind kind, const OperatingPoint& point);
 

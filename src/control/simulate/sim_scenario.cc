@@ -7,6 +7,7 @@
 
 #include "base/errors.h"
 #include "control/plant/toml_file.h"
+#include "control/router/control_config.h"
 
 namespace thermoe {
 namespace {
@@ -88,11 +89,16 @@ Status ReadModel(TomlFile* file, SimModel* model) {
 
 Status ReadLoad(TomlFile* file, SimLoad* load) {
   THERMOE_RETURN_IF_ERROR(ReadWhole(file, "load.batch", 1, kMostBatch, &load->batch));
+  THERMOE_RETURN_IF_ERROR(ReadSchedule(file, "load.sequences", 1, kMostBatch, true, &load->sequences));
   THERMOE_RETURN_IF_ERROR(ReadSchedule(file, "load.arrivals_per_s", 0, kMostRate, true, &load->arrivals_per_s));
-  if ((load->batch > 0) == load->arrivals_per_s.has_value()) {
-    return InvalidArgument("{}: give either load.batch (so many sequences at all times) or load.arrivals_per_s (requests per second over "
-                           "time), and not both",
+  if ((load->batch > 0 ? 1 : 0) + (load->sequences ? 1 : 0) + (load->arrivals_per_s ? 1 : 0) != 1) {
+    return InvalidArgument("{}: give either load.batch (so many sequences at all times), load.sequences (so many over time) or "
+                           "load.arrivals_per_s (requests per second over time), and not both",
                            file->Where("load"));
+  }
+  if (load->sequences && !load->sequences->Rests(0)) return InvalidArgument("{} must be in steps", file->Where("load.sequences_shape"));
+  for (double at_s = 0; load->sequences && at_s < kMostSeconds; at_s = load->sequences->NextEdge(at_s)) {
+    load->batch = std::max(load->batch, static_cast<int32_t>(std::lround(load->sequences->At(at_s))));
   }
   load->max_batch = load->batch > 0 ? load->batch : load->max_batch;
   THERMOE_RETURN_IF_ERROR(ReadWhole(file, "load.max_batch", std::max(1, load->batch), kMostBatch, &load->max_batch));
@@ -115,7 +121,12 @@ Status ReadLimits(TomlFile* file, SimScenario* scenario) {
   THERMOE_RETURN_IF_ERROR(ReadNumber(file, "limits.temp_c", 0, 200, &scenario->temp_c));
   THERMOE_RETURN_IF_ERROR(ReadNumber(file, "limits.latency_ms", 0, 1e6, &scenario->latency_ms));
   THERMOE_RETURN_IF_ERROR(ReadNumber(file, "limits.quality_floor_nats", 0, 10, &scenario->quality_floor_nats));
-  return ReadChoice(file, "limits.prefer", "quality", "throughput", &scenario->prefer_quality);
+  THERMOE_RETURN_IF_ERROR(ReadChoice(file, "limits.ttha", "on", "off", &scenario->ttha));
+  THERMOE_RETURN_IF_ERROR(ReadText(file, "limits.prefer", &scenario->prefer));
+  if (const Result<Preference> prefer = ParsePreference(scenario->prefer); !prefer.ok()) {
+    return InvalidArgument("{}: {}", file->Where("limits.prefer"), prefer.status().message());
+  }
+  return Status::Ok();
 }
 
 std::string Trimmed(const std::string& text) {
@@ -130,10 +141,10 @@ Result<std::vector<std::string>> ParseRouters(const std::string& text) {
   for (size_t at = 0; at <= text.size();) {
     const size_t end = std::min(text.find(';', at), text.size());
     const std::string name = Trimmed(text.substr(at, end - at));
-    const bool known = name == "plain" || name == "q4" || name == "adaptive" || name == "adaptive-no-adapter" ||
+    const bool known = name == "plain" || name == "q4" || name == "adaptive" || name == "adaptive-no-adapter" || name == "adaptive-adapter" ||
                        (name.starts_with("static:") && name.size() > 7);
     if (!known) {
-      return InvalidArgument("there is no router \"{}\"; choose among plain, q4, adaptive, adaptive-no-adapter, static:best and "
+      return InvalidArgument("there is no router \"{}\"; choose among plain, q4, adaptive, adaptive-no-adapter, adaptive-adapter, static:best and "
                              "static:SETTINGS such as \"static:full 0, soft 0.15\", separated by semicolons",
                              name);
     }

@@ -21,9 +21,10 @@ struct SimModel {
   std::string points;          // file of operating points; "": the bundled model's
 };
 
-// Either `batch` sequences at all times, each replaced by another as it ends, or requests that arrive.
+// Either `batch` sequences at all times, each replaced by another as it ends, or so many over time, or requests that arrive.
 struct SimLoad {
   int32_t batch = 0;                       // 0: requests arrive
+  std::optional<Schedule> sequences;       // over time; `batch` is then the most. One that ends later than that ends first
   std::optional<Schedule> arrivals_per_s;  // mean rate; arrivals are Poisson
   int32_t max_batch = 16;                  // sequences that run at a time
   int32_t prompt_tokens = 64, generated_tokens = 128;  // means; lengths are drawn from half to one and a half of them
@@ -47,7 +48,8 @@ struct SimScenario {
   Schedule power_w{0.0};  // the cap over time; 0: none
   double temp_c = 0, latency_ms = 0;
   double quality_floor_nats = 0.02;
-  bool prefer_quality = false;
+  std::string prefer = "throughput";  // or "quality", "energy"
+  bool ttha = false;  // the hardware adapter, for the router "adaptive"
   std::vector<std::string> routers;
   double duration_s = 0;
   uint64_t seed = 1;

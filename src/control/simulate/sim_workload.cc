@@ -27,7 +27,8 @@ SimWorkload::SimWorkload(const SimLoad& load, const ModelShape& shape, uint64_t 
   } else {
     next_.time_s = kNever;
     // Sequences of every age, as if the load had been there before.
-    for (int32_t i = 0; i < load_.batch; ++i) {
+    const int32_t first = load_.sequences ? static_cast<int32_t>(std::lround(load_.sequences->At(0))) : load_.batch;
+    for (int32_t i = 0; i < first; ++i) {
       Start(DrawRequest(0), true);
       Sequence& sequence = running_.back();
       const auto age = static_cast<int32_t>(random_.Below(static_cast<uint64_t>(sequence.generated_left)));
@@ -72,7 +73,8 @@ void SimWorkload::Admit(double now_s, int32_t max_sequences) {
     queue_.push_back(next_);
     DrawArrival();
   }
-  const int32_t most = max_sequences > 0 ? std::min(max_sequences, load_.max_batch) : load_.max_batch;
+  int32_t most = load_.sequences ? static_cast<int32_t>(std::lround(load_.sequences->At(now_s))) : load_.max_batch;
+  if (max_sequences > 0) most = std::min(most, max_sequences);
   while (running() < most && (load_.batch > 0 || !queue_.empty())) {
     if (load_.batch > 0) {
       Start(DrawRequest(now_s), true);

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+// Test-time training of sessions: reading in segments, context restarts, the streaming step (docs/test-time-training.md).
+#include <algorithm>
+#include <new>
+
+#include "base/errors.h"
+#include "engine/engine_impl.h"
+#include "engine/features.h"
+
+namespace thermoe {
+namespace {
+
+// Tokens that a restart keeps: whole segments, at least one; half the window where `keep` leaves no room for a segment.
+int32_t KeptBy(const TttOptions& options, int32_t window) {
+  const int32_t keep = options.keep + options.segment > window ? window / 2 : options.keep;
+  return std::max(1, keep / options.segment) * options.segment;
+}
+
+}  // namespace
+
+Status EngineImpl::CheckTtt(const TttOptions& options) const {
+  THERMOE_RETURN_IF_ERROR(CheckTttOptions(options));
+  if (options.segment > options_.prefill_chunk) {
+    return InvalidArgument("a segment has {} tokens but a step takes {}; shorten the segment or raise the prefill chunk", options.segment,
+                           options_.prefill_chunk);
+  }
+  const int window = WindowOf(options);
+  if (window > context_) return InvalidArgument("the window of {} tokens passes the context of {}; lower it or raise --ctx", window, context_);
+  if (options.keep > 0 && KeptBy(options, window) + options.segment > window) {
+    return InvalidArgument("a restart keeps {} tokens, which leaves no room for a segment of {} in a window of {}; keep fewer",
+                           KeptBy(options, window), options.segment, window);
+  }
+  if (!options.adapts()) return Status::Ok();
+  if (options.objective == TttObjective::kFeatureAlignment && options.features_path.empty()) {
+    return InvalidArgument("feature alignment needs statistics of activations; measure them with thermoe calibrate --features FILE and name the file");
+  }
+  const DeltaLayout layout(config_, options);
+  const int64_t least = LearningBytes(config_, layout.lowest_layer(), options.segment, false);
+  if (least > options.activation_bytes) {
+    return ResourceExhausted("a backward pass through a segment of {} tokens takes {} KiB but {} are allowed; shorten the segment or adapt fewer layers",
+                             options.segment, (least >> 10) + 1, options.activation_bytes >> 10);
+  }
+  return Status::Ok();
+}
+
+Result<std::shared_ptr<const FeatureStatistics>> EngineImpl::PrepareTtt(const TttOptions& options) const {
+  THERMOE_RETURN_IF_ERROR(CheckTtt(options));
+  if (!options.adapts() || options.objective != TttObjective::kFeatureAlignment) return std::shared_ptr<const FeatureStatistics>();
+  return ReadFeatures(options.features_path, model_->info().identity, config_.layers, config_.hidden);
+}
+
+void EngineImpl::StartTtt(Session* session, const TttOptions& options, std::shared_ptr<const FeatureStatistics> features) {
+  auto fresh = std::make_unique<Adaptation>(config_, options, std::move(features));
+  if (session->ttt != nullptr) {
+    fresh->first = session->ttt->first;
+    fresh->recompute_until = session->ttt->recompute_until;
+  }
+  session->ttt = std::move(fresh);
+}
+
+void EngineImpl::CutSession(Session* session, size_t tokens) {
+  session->tokens.resize(tokens);
+  Adaptation* ttt = session->ttt.get();
+  if (ttt == nullptr) return cache_->Truncate(&session->kv, static_cast<int32_t>(tokens));
+  if (ttt->first > 0 && tokens <= ttt->first) {
+    const size_t kept = std::min(static_cast<size_t>(std::min(KeptBy(ttt->options(), WindowOf(ttt->options())), WindowOf(ttt->options()))), tokens);
+    cache_->Truncate(&session->kv, 0);
+    ttt->first = tokens - kept;
+    ttt->recompute_until = std::max(static_cast<int32_t>(kept) - 1, 0);  // the last one is read with what comes next, which it predicts
+    if (kept == 0) return;
+    ++ttt->stats.restarts;
+    ttt->stats.recomputed_tokens += ttt->recompute_until;
+    return;
+  }
+  const auto length = static_cast<int32_t>(tokens - ttt->first);
+  cache_->Truncate(&session->kv, std::min(length, session->kv.length));
+  ttt->recompute_until = std::min(ttt->recompute_until, length);
+}
+
+Status EngineImpl::SetTtt(SessionId id, const TttOptions& options) try {
+  const Result<Session*> session = IdleSession(id);
+  if (!session.ok()) return session.status();
+  Result<std::shared_ptr<const FeatureStatistics>> features = PrepareTtt(options);
+  if (!features.ok()) return features.status();
+  StartTtt(*session, options, std::move(features).value());
+  return Status::Ok();
+} catch (const std::bad_alloc&) {
+  return ResourceExhausted("memory ran out for a session's deltas; adapt fewer groups or layers, or lower the rank");
+}
+
+Result<TttStats> EngineImpl::SessionTtt(SessionId id) const {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end() || found->second->temporary) return InvalidArgument("session {} is not open", id);
+  return found->second->ttt == nullptr ? TttStats{} : found->second->ttt->stats;
+}
+
+Status EngineImpl::SaveDeltas(SessionId id, const std::string& path) const try {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end() || found->second->temporary) return InvalidArgument("session {} is not open", id);
+  const Adaptation* adaptation = found->second->ttt.get();
+  if (adaptation == nullptr || !adaptation->adapts()) return InvalidArgument("session {} adapts nothing, so there are no deltas to save", id);
+  return WriteDeltas(path, model_->info().identity, *adaptation);
+} catch (const std::bad_alloc&) {
+  return ResourceExhausted("{}: memory ran out while deltas were saved; free some", path);
+}
+
+Status EngineImpl::LoadDeltas(SessionId id, const std::string& path) try {
+  const Result<Session*> session = IdleSession(id);
+  if (!session.ok()) return session.status();
+  Adaptation* adaptation = (*session)->ttt.get();
+  if (adaptation == nullptr || !adaptation->adapts()) return InvalidArgument("session {} adapts nothing; name a tier before its deltas are loaded", id);
+  return ReadDeltas(path, model_->info().identity, adaptation);
+} catch (const std::bad_alloc&) {
+  return ResourceExhausted("{}: memory ran out while deltas were loaded; free some", path);
+}
+
+Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
+  Session* session = active->session;
+  Adaptation& ttt = *session->ttt;
+  const TttOptions& options = ttt.options();
+  const auto left = static_cast<int32_t>(active->prompt_end - session->computed());
+  int32_t count = std::min(left, options.segment);
+  const int32_t window = WindowOf(options);
+  if (session->kv.length >= ttt.recompute_until && options.keep > 0 && session->kv.length + count > window) {
+    const auto kept = static_cast<size_t>(std::min(KeptBy(options, window), session->kv.length));
+    ttt.first = session->computed() - kept;
+    cache_->Truncate(&session->kv, 0);
+    ttt.recompute_until = static_cast<int32_t>(kept);
+    ++ttt.stats.restarts;
+    ttt.stats.recomputed_tokens += static_cast<int64_t>(kept);
+  }
+  if (session->kv.length < ttt.recompute_until) {
+    count = std::min(ttt.recompute_until - session->kv.length, *budget);
+    *budget -= count;
+    return AddRows(active, count, true);
+  }
+  ttt.recompute_until = 0;
+  // A segment is read whole, whatever the others in the step: where it is cut must not depend on them.
+  const bool alone = batch_.rows.empty() || batch_.rows.back().kind != kernels::RowKind::kPrefill;
+  if ((learner_ != nullptr && ttt.adapts()) || (count > *budget && !alone)) return Status::Ok();
+  *budget -= std::min(count, *budget);
+  ++ttt.stats.segments;
+  const auto first_row = static_cast<int64_t>(batch_.rows.size());
+  THERMOE_RETURN_IF_ERROR(AddRows(active, count));
+  // The rest of a prompt teaches too little where it is short.
+  if (ttt.adapts() && 2 * count >= options.segment) BeginLearning(active, first_row, count);
+  return Status::Ok();
+}
+
+void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows) {
+  Session* session = active->session;
+  Adaptation& ttt = *session->ttt;
+  const TttOptions& options = ttt.options();
+  const int32_t lowest = ttt.layout().lowest_layer();
+  const bool keep_inner = LearningBytes(config_, lowest, options.segment, true) <= options.activation_bytes;
+  if (tape_ == nullptr || tape_->lowest_layer() > lowest || tape_->max_rows() < options.segment || tape_->keeps_inner() != keep_inner) {
+    tape_.reset();
+    backward_.reset();
+    tape_ = std::make_unique<Tape>(config_, lowest, options.segment, keep_inner);
+    backward_ = std::make_unique<BackwardWorkspace>(config_, options.segment, keep_inner);
+  }
+  tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, session->kv.length);
+  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), options.surprise});
+  learning_->Begin();
+  learner_ = active;
+  learner_first_row_ = first_row;
+  learner_part_ = parts_.size() - 1;
+  if (options.objective == TttObjective::kFeatureAlignment) return;  // learns from activations, not from logits
+  for (int64_t i = 0; i < rows; ++i) {
+    BatchRow& row = batch_.rows[static_cast<size_t>(first_row + i)];
+    const size_t next = session->first() + static_cast<size_t>(row.position) + 1;
+    // The last row has no next token yet, and sampling may have changed its logits: no objective learns from it.
+    row.target = next < session->tokens.size() ? session->tokens[next] : -1;
+    if (row.target >= 0 && !row.wants_logits) {
+      row.wants_logits = true;
+      ++parts_.back().logit_rows;
+    }
+  }
+}
+
+void EngineImpl::Learn(StepContext& step) {
+  const WorkCount before{record_.weight_bytes - learning_->spent_bytes, record_.kv_bytes, record_.flops - learning_->spent_flops};
+  const double expert_bytes = record_.expert_bytes;
+  Backward(step);
+  Update(&record_);
+  const int steps = learner_->session->ttt->options().steps;
+  for (int round = 1; round < steps; ++round) PassAgain();
+  learnt_ = {record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops};
+  StepPart& part = parts_[learner_part_];
+  part.own_bytes = learnt_.weight_bytes;
+  part.own_expert_bytes = record_.expert_bytes - expert_bytes;
+  part.own_flops = learnt_.flops;
+}
+
+void EngineImpl::Update(StepRecord* record) {
+  StageTimer timer(&record->times.learn_us);
+  if (learning_->loss_rows == 0) return;
+  Adaptation& ttt = *learner_->session->ttt;
+  const auto share = static_cast<float>(1.0 / learning_->loss_rows);
+  for (float& value : ttt.gradient()) value *= share;
+  ttt.optimizer().Step(ttt.gradient(), tape_->rows, ttt.mutable_deltas().values);
+  ++ttt.stats.updates;
+  ttt.stats.adapted_tokens += tape_->rows;
+}
+
+// A further step on the same segment: its rows alone pass again, with the deltas as they are now, over their own keys and values.
+void EngineImpl::PassAgain() {
+  class NoSink final : public LogitSink {
+    void OnLogits(size_t, std::span<float>) override {}
+  } nobody;
+  const auto first = batch_.rows.begin() + learner_first_row_;
+  again_.rows.assign(first, first + tape_->rows);
+  tape_->first = 0;
+  learning_->Begin();
+  std::vector<LayerRecord> layers = std::move(again_record_.layers);
+  again_record_ = StepRecord{};
+  again_record_.layers = std::move(layers);
+  again_record_.layers.resize(record_.layers.size());
+  StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,         *cache_,
+                   steering_.get(), again_,                          workspace_,               again_record_, nobody};
+  step.learning = &*learning_;
+  Forward(step);
+  Backward(step);
+  Update(&again_record_);
+  record_.weight_bytes += again_record_.weight_bytes;
+  record_.expert_bytes += again_record_.expert_bytes;
+  record_.kv_bytes += again_record_.kv_bytes;
+  record_.flops += again_record_.flops;
+  record_.times.learn_us += again_record_.times.total_us + again_record_.times.learn_us;
+}
+
+// What the step cost each session that reads in segments, after it: work by rows, what was learnt by the learner alone.
+void EngineImpl::CountTtt(double seconds) {
+  const WorkCount learnt = learner_ == nullptr ? WorkCount{} : learnt_;
+  const EnergyPrices& prices = supervisor_->prices();
+  const auto joules = [&prices](const WorkCount& work) {
+    return (work.weight_bytes + work.kv_bytes) * prices.j_per_byte + work.flops * prices.j_per_flop;
+  };
+  const WorkCount shared{record_.weight_bytes - learnt.weight_bytes, record_.kv_bytes - learnt.kv_bytes, record_.flops - learnt.flops};
+  const double row_frac = 1.0 / static_cast<double>(row_owner_.size());
+  for (size_t row = 0; row < row_owner_.size(); ++row) {
+    ActiveRequest* active = row_owner_[row];
+    if (active->session->ttt == nullptr) continue;
+    active->session->ttt->stats.flops += shared.flops * row_frac;
+    if (batch_.rows[row].kind == kernels::RowKind::kPrefill) active->prefill_j += joules(shared) * row_frac;
+  }
+  if (learner_ == nullptr) return;
+  TttStats& stats = learner_->session->ttt->stats;
+  const double all_j = joules(shared) + joules(learnt);
+  stats.flops += learnt.flops;
+  learner_->prefill_j += joules(learnt);
+  learner_->learn_j += joules(learnt);
+  // Under a plant the stages' times are not known: by what they would cost.
+  stats.adapt_seconds += record_.times.learn_us > 0 ? record_.times.learn_us * 1e-6 : all_j > 0 ? seconds * joules(learnt) / all_j : 0;
+}
+
+// When a request ends: its joules between reading and learning.
+void EngineImpl::SettleTtt(ActiveRequest* active) {
+  if (active->session == nullptr || active->session->ttt == nullptr) return;
+  TttStats& stats = active->session->ttt->stats;
+  EnergyAccountant* accountant = supervisor_->accountant();
+  if (accountant == nullptr || active->account < 0) {
+    stats.adapt_joules = -1;
+  } else if (active->prefill_j > 0) {
+    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + accountant->Read(active->account).prefill_j * active->learn_j / active->prefill_j;
+  }
+  active->result.ttt = stats;
+}
+
+}  // namespace thermoe

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/adaptation.h"
+
+namespace thermoe {
+
+Adaptation::Adaptation(const ModelConfig& config, const TttOptions& options, std::shared_ptr<const FeatureStatistics> features)
+    : options_(options),
+      features_(std::move(features)),
+      deltas_(Deltas::Start(std::make_shared<DeltaLayout>(config, options), options.seed)),
+      optimizer_(deltas_.layout, options),
+      gradient_(deltas_.values.size()) {
+  stats.delta_bytes = static_cast<int64_t>(deltas_.values.size() * sizeof(float));
+}
+
+std::unique_ptr<Adaptation> Adaptation::Fork() const {
+  auto fork = std::make_unique<Adaptation>(*this);
+  fork->stats = TttStats{};
+  fork->stats.delta_bytes = stats.delta_bytes;
+  return fork;
+}
+
+}  // namespace thermoe

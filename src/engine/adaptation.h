@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// A session's test-time training: its deltas, their optimiser, and how far its text has been read.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "forward/backward/learn.h"
+#include "forward/backward/optimizer.h"
+#include "forward/deltas.h"
+#include "model/config.h"
+#include "thermoe/ttt.h"
+
+namespace thermoe {
+
+class Adaptation {
+ public:
+  // `options` has been checked against the engine. `features`: of the feature alignment objective, else null.
+  Adaptation(const ModelConfig& config, const TttOptions& options, std::shared_ptr<const FeatureStatistics> features);
+
+  const TttOptions& options() const { return options_; }
+  bool adapts() const { return options_.adapts(); }
+  const DeltaLayout& layout() const { return *deltas_.layout; }
+  // Null where nothing is adapted.
+  const Deltas* deltas() const { return adapts() ? &deltas_ : nullptr; }
+  Deltas& mutable_deltas() { return deltas_; }
+  DeltaOptimizer& optimizer() { return optimizer_; }
+  const DeltaOptimizer& optimizer() const { return optimizer_; }
+  std::span<float> gradient() { return gradient_; }
+  // For a session with the same contents: deltas, optimiser and place in the text; its statistics begin anew.
+  std::unique_ptr<Adaptation> Fork() const;
+  const FeatureStatistics* features() const { return features_.get(); }
+
+  // Tokens of the session that come before position 0 of its context: those that restarts let go.
+  size_t first = 0;
+  // Positions that a restart computes again, without learning.
+  int32_t recompute_until = 0;
+  TttStats stats;
+
+ private:
+  TttOptions options_;
+  std::shared_ptr<const FeatureStatistics> features_;
+  Deltas deltas_;
+  DeltaOptimizer optimizer_;
+  std::vector<float> gradient_;
+};
+
+// deltas_file.cc: a safetensors file whose metadata hold a schema version, the model's identity and the groups.
+// Errors: what the file system says, with the path. Written beside the old file, then put in its place at once.
+Status WriteDeltas(const std::string& path, const std::string& model_identity, const Adaptation& adaptation);
+// Into an adaptation of the same groups, rank and layers. kNotFound, kCorrupt, kInvalidArgument (another model or other groups);
+// nothing changes then.
+Status ReadDeltas(const std::string& path, const std::string& model_identity, Adaptation* adaptation);
+// The same from the file's bytes; `path` is for messages.
+Status ParseDeltas(const std::string& path, std::span<const std::byte> bytes, const std::string& model_identity, Adaptation* adaptation);
+
+}  // namespace thermoe

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// From logits to the gradient with respect to the last layer's output, for a tile of rows.
+#include <algorithm>
+#include <cmath>
+
+#include "forward/backward/low_rank.h"
+#include "forward/step.h"
+
+namespace thermoe {
+namespace {
+
+// The likeliest token where its probability is at least `confidence`, or -1.
+int32_t ConfidentLabel(const float* logits, int64_t vocab, float confidence) {
+  const float* best = std::max_element(logits, logits + vocab);
+  double sum = 0;
+  for (int64_t i = 0; i < vocab; ++i) sum += std::exp(static_cast<double>(logits[i]) - *best);
+  return 1.0 / sum >= confidence ? static_cast<int32_t>(best - logits) : -1;
+}
+
+// What each row of the tile learns, -1: nothing.
+void SetTargets(StepContext& step, int64_t first, ConstRows logits) {
+  Learning& learning = *step.learning;
+  for (int64_t i = 0; i < logits.rows; ++i) {
+    int32_t& target = learning.ws.targets[static_cast<size_t>(i)];
+    target = step.batch.rows[static_cast<size_t>(learning.tape.first + first + i)].target;
+    if (learning.objective == TttObjective::kPseudoLabels && target >= 0) {
+      target = ConfidentLabel(logits.row(i), logits.cols, learning.confidence);
+    }
+    learning.ws.loss_scale[static_cast<size_t>(i)] = target < 0 ? 0.0f : 1.0f;
+  }
+}
+
+// Rows weigh by their surprise: against the mean of the segment's rows up to this tile.
+void WeighRows(Learning& learning, std::span<const int32_t> targets, MutRows dlogits) {
+  const double mean = learning.loss_nats / static_cast<double>(learning.rows);
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (targets[i] < 0) continue;
+    double weight = 1;
+    if (learning.surprise != 0 && mean > 0) {
+      weight = std::pow(std::clamp(learning.ws.loss[i] / mean, 0.02, 20.0), static_cast<double>(learning.surprise));
+      float* row = dlogits.row(static_cast<int64_t>(i));
+      for (int64_t v = 0; v < dlogits.cols; ++v) row[v] *= static_cast<float>(weight);
+    }
+    learning.loss_rows += weight;
+  }
+}
+
+}  // namespace
+
+void LearnFromLogits(StepContext& step, int64_t first, MutRows h, MutRows logits) {
+  Learning& learning = *step.learning;
+  if (learning.objective == TttObjective::kFeatureAlignment) return;
+  BackwardWorkspace& ws = learning.ws;
+  const auto rows = static_cast<size_t>(logits.rows);
+  SetTargets(step, first, logits);
+  const std::span<const int32_t> targets = std::span(ws.targets).first(rows);
+  const auto taking_part = std::count_if(targets.begin(), targets.end(), [](int32_t target) { return target >= 0; });
+  if (taking_part == 0) return;
+  const kernels::LossKind kind =
+      learning.objective == TttObjective::kEntropy ? kernels::LossKind::kEntropy : kernels::LossKind::kNll;
+  step.ops.LossBackward({kind, targets, std::span(ws.loss_scale).first(rows), logits, std::span(ws.loss).first(rows)});
+  for (size_t i = 0; i < rows; ++i) learning.loss_nats += ws.loss[i];
+  learning.rows += taking_part;
+  WeighRows(learning, targets, logits);
+
+  if (const DeltaTensor* bias = learning.Find(DeltaGroup::kOutputBias, 0)) step.ops.SumRows({logits, learning.GradientOf(*bias)});
+  const DeltaTensor* low_rank = learning.Find(DeltaGroup::kLowRankOutput, 0, DeltaPart::kA);
+  const DeltaTensor* hidden_bias = learning.Find(DeltaGroup::kHiddenBias, 0);
+  const DeltaTensor* gain = learning.Find(DeltaGroup::kOutputGain, 0);
+  const bool below = learning.layout().lowest_layer() < step.config.layers;
+  const bool hidden = below || hidden_bias != nullptr || gain != nullptr;
+  if (!hidden && low_rank == nullptr) return;
+  const MutRows dh = Workspace::View(ws.dh, h.rows, h.cols);
+  std::fill_n(dh.data, dh.size(), 0.0f);
+  LowRankBackward(step, DeltaGroup::kLowRankOutput, 0, h, logits, dh);
+  if (!hidden) return;
+  step.ops.LinearBackward({logits, step.weights.output, dh});
+  step.Count(kernels::LinearBackwardCost(step.weights.output, h.rows));
+  if (hidden_bias != nullptr) step.ops.SumRows({dh, learning.GradientOf(*hidden_bias)});
+  Tape& tape = learning.tape;
+  const ConstRows output{tape.output.data() + first * h.cols, h.rows, h.cols};
+  if (gain != nullptr) {
+    const MutRows plain_h = Workspace::View(ws.plain_h, h.rows, h.cols);
+    step.ops.RmsNorm({output, step.weights.output_norm, step.config.norm_epsilon, plain_h});
+    step.ops.GainBackward({tape.deltas->of(*gain), plain_h, dh, learning.GradientOf(*gain)});
+  }
+  if (!below) return;
+  step.ops.RmsNormBackward({output, step.weights.output_norm, step.config.norm_epsilon, dh,
+                            {tape.dx.data() + first * h.cols, h.rows, h.cols}});
+}
+
+}  // namespace thermoe
