@@ -213,8 +213,6 @@ TEST(Operations, OfAStepAreTheCallsThatItMakes) {
   }
 }
 
-// Those of test-time training (the part of ops.h between these comments) have a place as the families of backward passes and
-// updates, which are not timed one by one.
 TEST(Operations, CoverEveryFunctionOfTheContract) {
   std::ifstream file(std::string(THERMOE_SOURCE_DIR) + "/src/kernels/ops.h");
   const std::string text((std::istreambuf_iterator<char>(file)), {});
