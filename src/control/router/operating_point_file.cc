@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operating points as JSON: every field of what is read is checked before it is used.
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "base/errors.h"
+#include "base/replace_file.h"
 #include "control/router/operating_point.h"
 
 namespace thermoe {
@@ -161,10 +156,6 @@ OperatingPoint ReadPoint(const Json& json, const std::string& where, const Opera
   return point;
 }
 
-Status CannotWrite(const std::string& path) {
-  return InvalidArgument("{}: cannot be written ({}); check the folder and its room", path, std::strerror(errno));
-}
-
 }  // namespace
 
 std::string OperatingPointsJson(const OperatingPoints& file) {
@@ -231,23 +222,7 @@ Result<OperatingPoints> ReadOperatingPoints(const std::string& path, const std::
 }
 
 Status WriteOperatingPoints(const std::string& path, const OperatingPoints& points) {
-  const std::string text = OperatingPointsJson(points), pending = fmt::format("{}.{}.part", path, ::getpid());
-  const int fd = ::open(pending.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return CannotWrite(path);
-  size_t done = 0;
-  bool ok = true;
-  while (ok && done < text.size()) {
-    const ssize_t wrote = ::write(fd, text.data() + done, text.size() - done);
-    if (wrote < 0 && errno == EINTR) continue;
-    ok = wrote >= 0;
-    done += ok ? static_cast<size_t>(wrote) : 0;
-  }
-  ok = ok && ::fsync(fd) == 0;
-  ok = ::close(fd) == 0 && ok;
-  if (ok && std::rename(pending.c_str(), path.c_str()) == 0) return Status::Ok();
-  const Status failure = CannotWrite(path);
-  ::unlink(pending.c_str());
-  return failure;
+  return ReplaceFile(path, OperatingPointsJson(points));
 }
 
 }  // namespace thermoe

@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/router/router_state.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "base/errors.h"
+#include "base/replace_file.h"
 
 namespace thermoe {
 namespace {
@@ -53,10 +48,6 @@ struct Reader {
 
 Json LambdaJson(const ControlState::Lambda& lambda) {
   return {{"integral", lambda.integral}, {"smoothed", lambda.smoothed}};
-}
-
-Status CannotWrite(const std::string& path) {
-  return InvalidArgument("{}: cannot be written ({}); check the folder and its room", path, std::strerror(errno));
 }
 
 }  // namespace
@@ -139,23 +130,7 @@ Result<ControlState> ReadControlState(const std::string& path) {
 }
 
 Status WriteControlState(const std::string& path, const ControlState& state) {
-  const std::string text = ControlStateJson(state), pending = fmt::format("{}.{}.part", path, ::getpid());
-  const int fd = ::open(pending.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return CannotWrite(path);
-  size_t done = 0;
-  bool ok = true;
-  while (ok && done < text.size()) {
-    const ssize_t wrote = ::write(fd, text.data() + done, text.size() - done);
-    if (wrote < 0 && errno == EINTR) continue;
-    ok = wrote >= 0;
-    done += ok ? static_cast<size_t>(wrote) : 0;
-  }
-  ok = ok && ::fsync(fd) == 0;
-  ok = ::close(fd) == 0 && ok;
-  if (ok && std::rename(pending.c_str(), path.c_str()) == 0) return Status::Ok();
-  const Status failure = CannotWrite(path);
-  ::unlink(pending.c_str());
-  return failure;
+  return ReplaceFile(path, ControlStateJson(state));
 }
 
 }  // namespace thermoe
