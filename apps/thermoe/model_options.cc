@@ -31,6 +31,12 @@ std::vector<fs::path> BundledPlaces(const char* name) {
   return places;
 }
 
+// The layout of the cpu backend's integer kernels is nothing to a GPU, which packs weights its own way.
+bool IsCuda(const std::string& backend) {
+  const char* set = std::getenv("THERMOE_BACKEND");
+  return backend == "cuda" || (backend.empty() && set != nullptr && std::string_view(set) == "cuda");
+}
+
 }  // namespace
 
 CLI::Option* AddModelArgument(CLI::App* app, ModelFlags* flags, bool required) {
@@ -45,6 +51,10 @@ void AddEngineFlags(CLI::App* app, ModelFlags* flags) {
       ->group("Engine options");
   AddNumber(app, "--prefill-chunk", &flags->prefill_chunk, {1, 8192},
             "Prompt tokens computed in one step; default 256. Results do not depend on it.")
+      ->group("Engine options");
+  app->add_option("--backend", flags->backend, "What computes: cpu (default), cuda (an NVIDIA GPU) or reference (plain and slow).")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"cpu", "cuda", "reference"}))
       ->group("Engine options");
   app->add_flag("--in-float", flags->in_float,
                 "Leave 8- and 4-bit weights as the file has them and compute in float: slower, exact activations.")
@@ -86,7 +96,7 @@ Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bo
   const auto start = std::chrono::steady_clock::now();
   LoadOptions options;
   options.experts = experts;
-  options.interleave = to_run && !flags.in_float;
+  options.interleave = to_run && !flags.in_float && !IsCuda(flags.backend);
   options.threads = flags.threads;
   options.progress = BarProgress(&bar);
   Result<std::shared_ptr<const Model>> model = Model::Load(*path, options);
@@ -104,6 +114,7 @@ EngineOptions EngineOptionsFrom(const ModelFlags& flags) {
   EngineOptions options;
   if (const Result<std::string> path = ProfilePath(); path.ok()) options.profile_path = *path;
   options.threads = flags.threads;
+  options.backend = flags.backend;
   options.prefill_chunk = flags.prefill_chunk;
   return options;
 }

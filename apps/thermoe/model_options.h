@@ -17,6 +17,7 @@ struct ModelFlags {
   int threads = 0;
   int prefill_chunk = 256;
   bool in_float = false;
+  std::string backend;  // empty: THERMOE_BACKEND, else cpu
 };
 
 CLI::Option* AddModelArgument(CLI::App* app, ModelFlags* flags, bool required);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace thermoe {
 
@@ -14,7 +15,7 @@ struct Rows {
 
   T* row(int64_t r) const { return data + r * cols; }
   int64_t size() const { return rows * cols; }
-  operator Rows<const T>() const { return {data, rows, cols}; }
+  operator Rows<const T>() const requires(!std::is_const_v<T>) { return {data, rows, cols}; }
 };
 
 using MutRows = Rows<float>;

@@ -31,6 +31,9 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
                            KeptBy(options, window), options.segment, window);
   }
   if (!options.adapts()) return Status::Ok();
+  if (ops_->on_device()) {
+    return Unsupported("test-time training runs on the cpu backend, not on {}; leave --backend out, or --ttt", ops_->name());
+  }
   if (options.objective == TttObjective::kFeatureAlignment && options.features_path.empty()) {
     return InvalidArgument("feature alignment needs statistics of activations; measure them with thermoe calibrate --features FILE and name the file");
   }
@@ -206,7 +209,7 @@ void EngineImpl::Update(StepRecord* record) {
 // A further step on the same segment: its rows alone pass again, with the deltas as they are now, over their own keys and values.
 void EngineImpl::PassAgain() {
   class NoSink final : public LogitSink {
-    void OnLogits(size_t, std::span<float>) override {}
+    void OnLogits(size_t, LogitRow*) override {}
   } nobody;
   const auto first = batch_.rows.begin() + learner_first_row_;
   again_.rows.assign(first, first + tape_->rows);

@@ -33,6 +33,16 @@ int64_t KvPositions(int64_t context, int64_t sequences) { return sequences * ((c
 // Rows of the largest step: a chunk of prompts beside one token of every sequence.
 int32_t MaxRows(const EngineOptions& options) { return options.prefill_chunk + options.max_sequences; }
 
+// Puts the model on the backend's device, where it has memory of its own.
+Status HoldModel(const ModelImpl& model, int context, const EngineOptions& options, KvCache* cache, kernels::Ops* ops) {
+  const ModelConfig& config = model.config();
+  std::vector<std::span<const FfnWeights>> experts;
+  for (int32_t l = 0; l < config.layers; ++l) experts.push_back(model.experts().layer(l));
+  cache->SetCopy([ops](float* to, const float* from, int64_t floats) { ops->CopyKv(to, from, floats); });
+  return ops->Hold({config, model.loaded().weights, experts, cache->pool(), Workspace::BytesFor(config, MaxRows(options)), MaxRows(options),
+                    options.max_sequences, context});
+}
+
 Status CheckMemory(const ModelConfig& config, int context, const EngineOptions& options) {
   const int sequences = options.max_sequences;
   const int64_t kv_bytes = KvCache::BytesFor(KvShapeOf(config), KvPositions(context, sequences));
@@ -78,16 +88,20 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> mode
   const ModelConfig& config = model->impl().config();
   THERMOE_RETURN_IF_ERROR(CheckOptions(options, config));
   const int context = options.context > 0 ? options.context : config.context;
-  THERMOE_RETURN_IF_ERROR(CheckMemory(config, context, options));
   auto threads = std::make_unique<ThreadPool>(options.threads);
   Result<std::unique_ptr<kernels::Ops>> ops = kernels::MakeOps(options.backend, options.isa, threads.get());
   if (!ops.ok()) return ops.status();
+  const bool on_device = ops.value()->on_device();
+  if (!on_device) THERMOE_RETURN_IF_ERROR(CheckMemory(config, context, options));
   Result<std::unique_ptr<KvCache>> cache = KvCache::Create(KvShapeOf(config), KvPositions(context, options.max_sequences));
   if (!cache.ok()) return cache.status();
-  Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(options.telemetry, ShapeOf(ProfileTargetOf(*model)));
+  if (on_device) THERMOE_RETURN_IF_ERROR(HoldModel(model->impl(), context, options, cache->get(), ops->get()));
+  Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(options.telemetry, ShapeOf(ProfileTargetOf(*model)), on_device);
   if (!supervisor.ok()) return supervisor.status();
   auto engine = std::make_unique<EngineImpl>(std::move(model), options, context, std::move(threads), std::move(ops).value(),
                                              std::move(cache).value(), std::move(supervisor).value());
+  if (on_device) engine->workspace_.AdoptBy(engine->ops_.get(), config, MaxRows(options));
+  THERMOE_RETURN_IF_ERROR(engine->ops_->Health());
   engine->StartPricing();
   THERMOE_RETURN_IF_ERROR(engine->StartControl(engine->supervisor_.get()));
   return std::unique_ptr<Engine>(std::move(engine));
@@ -222,7 +236,7 @@ void EngineImpl::SetSupervisor(std::unique_ptr<Supervisor> supervisor) {
 
 Status EngineImpl::SetTelemetry(const std::string& telemetry) {
   if (!queue_.empty() || !running_.empty()) return InvalidArgument("requests are running; change the telemetry when they are done");
-  Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(telemetry, ShapeOf(ProfileTargetOf(*model_)));
+  Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(telemetry, ShapeOf(ProfileTargetOf(*model_)), ops_->on_device());
   if (!supervisor.ok()) return supervisor.status();
   THERMOE_RETURN_IF_ERROR(SaveControl());
   if (loop_ != nullptr) steering_ = nullptr;  // a new loop starts plain

@@ -105,8 +105,9 @@ class EngineImpl final : public Engine, private LogitSink {
   void Admit();
   Status Schedule();
   Status AddRows(ActiveRequest* active, int32_t count, bool recompute = false);
-  void OnLogits(size_t row, std::span<float> logits) override;
-  void Generate(ActiveRequest* active, std::span<float> logits);
+  void OnLogits(size_t row, LogitRow* logits) override;
+  int32_t AskedOf(const ActiveRequest& active, size_t index) const;
+  void Generate(ActiveRequest* active, LogitRow* logits);
   void CommitRows();
   void Finish(ActiveRequest* active, FinishReason reason);
   void StampTimes();

@@ -42,7 +42,7 @@ struct Moments {
 };
 
 class NoSink final : public LogitSink {
-  void OnLogits(size_t, std::span<float>) override {}
+  void OnLogits(size_t, LogitRow*) override {}
 };
 
 // Passes of one window after the other, whose tape holds what is wanted.

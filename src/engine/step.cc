@@ -45,6 +45,7 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
                    steering_.get(), batch_,                          workspace_,               record_, *this};
   if (learning_) step.learning = &*learning_;
   Forward(step);
+  THERMOE_RETURN_IF_ERROR(ops_->Health());
   if (learning_) Learn(step);
   if (Status status = supervisor_->AfterStep(start_s, &record_, parts_, static_cast<int32_t>(queue_.size())); !status.ok()) return status;
   if (!supervisor_->info().simulated) pricer_->Observe(supervisor_->now_s(), record_);
@@ -143,7 +144,8 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, bool recompute)
   for (int32_t position = begin; position < begin + count; ++position) {
     const size_t at = session->first() + static_cast<size_t>(position);
     const bool wants_logits = !recompute && WantsLogits(*active, at);
-    batch_.rows.push_back({session->tokens[at], &session->kv, position, kind, wants_logits, deltas});
+    batch_.rows.push_back({session->tokens[at], &session->kv, position, kind, wants_logits, deltas, -1,
+                           wants_logits ? AskedOf(*active, at) : -1});
     row_owner_.push_back(active);
     part.logit_rows += wants_logits ? 1 : 0;
   }
@@ -151,9 +153,9 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, bool recompute)
   return Status::Ok();
 }
 
-void EngineImpl::OnLogits(size_t row, std::span<float> logits) {
+void EngineImpl::OnLogits(size_t row, LogitRow* logits) {
   ActiveRequest* active = row_owner_[row];
-  if (!AllFinite(logits)) {
+  if (!logits->finite()) {
     finite_ = false;
     diverged_ = active->session->ttt != nullptr && active->session->ttt->stats.updates > 0;
   }
@@ -161,31 +163,45 @@ void EngineImpl::OnLogits(size_t row, std::span<float> logits) {
   const bool last = index + 1 == active->prompt_end;
   const KeepLogits keep = active->request.keep_logits;
   if (keep == KeepLogits::kAll ? index >= active->prompt_begin : keep == KeepLogits::kLast && last) {
-    active->result.logits.insert(active->result.logits.end(), logits.begin(), logits.end());
+    const std::span<const float> all = logits->all();
+    active->result.logits.insert(active->result.logits.end(), all.begin(), all.end());
   }
   if (index + 1 < active->prompt_end) {
     if (active->request.score_prompt && index + 1 >= active->prompt_begin) {
-      active->result.prompt_logprobs[index + 1 - active->prompt_begin] = LogProb(logits, active->session->tokens[index + 1]);
+      active->result.prompt_logprobs[index + 1 - active->prompt_begin] = logits->asked_logprob();
     }
   } else if (active->generates()) {
     Generate(active, logits);
   }
 }
 
-void EngineImpl::Generate(ActiveRequest* active, std::span<float> logits) {
+// The token whose log-probability OnLogits will want of the row after token number `index`.
+int32_t EngineImpl::AskedOf(const ActiveRequest& active, size_t index) const {
+  if (index + 1 < active.prompt_end) return active.session->tokens[index + 1];
+  const size_t generated = index + 1 - active.prompt_end;
+  return generated < active.request.forced.size() ? active.request.forced[generated] : -1;
+}
+
+void EngineImpl::Generate(ActiveRequest* active, LogitRow* logits) {
   const Request& request = active->request;
   RequestResult& result = active->result;
   std::vector<TokenId>& tokens = active->session->tokens;
   Event event{active->id, kNoToken, 0, FinishReason::kNone};
   if (!request.forced.empty()) {
     event.token = request.forced[result.generated.size()];
-    event.logprob = LogProb(logits, event.token);
+    event.logprob = logits->asked_logprob();
+  } else if (const SamplingOptions& sampling = request.sampling;
+             sampling.temperature == 0 && sampling.repetition_penalty == 1) {
+    const kernels::LogitSummary best = logits->best();
+    event.token = best.best;
+    event.logprob = best.best_logit - logits->log_sum_exp();
   } else {
     const size_t window = std::min(tokens.size(), static_cast<size_t>(request.sampling.repetition_window));
-    // The penalty changes logits in place, so the model's own probability of the token needs the normaliser from before.
-    const float normaliser = LogSumExp(logits);
+    // The penalty changes logits in place, so the model's own probability of the token needs the normaliser from
+    // before.
+    const float normaliser = logits->log_sum_exp();
     const std::span<const TokenId> recent = std::span(tokens).last(window);
-    const TokenId token = sampler_.Sample(logits, request.sampling, recent, &active->random, &event.logprob);
+    const TokenId token = sampler_.Sample(logits->all(), request.sampling, recent, &active->random, &event.logprob);
     event.token = token;
     event.logprob -= normaliser;
   }

@@ -48,7 +48,7 @@ double LongestSeconds(const DeviceProfile& profile, const Work& work) {
 
 }  // namespace
 
-Result<std::unique_ptr<Supervisor>> Supervisor::Create(const std::string& telemetry, const ModelShape& model) {
+Result<std::unique_ptr<Supervisor>> Supervisor::Create(const std::string& telemetry, const ModelShape& model, bool on_gpu) {
   if (telemetry == "none") return std::unique_ptr<Supervisor>(new Supervisor());
   if (telemetry.starts_with(kPlant) && telemetry.size() > kPlant.size()) {
     Result<std::unique_ptr<Plant>> plant = OpenPlant(telemetry.substr(kPlant.size()));
@@ -63,9 +63,8 @@ Result<std::unique_ptr<Supervisor>> Supervisor::Create(const std::string& teleme
     supervisor->Look();
     return supervisor;
   }
-  // Steps run on the processor: a GPU that idles beside it says nothing about them. A backend on a GPU will choose that
-  // one.
-  Result<std::unique_ptr<TelemetrySource>> source = FindSource(telemetry == "auto" ? "linux" : telemetry);
+  // A GPU that idles beside a processor that computes says nothing about the steps, nor the other way round.
+  Result<std::unique_ptr<TelemetrySource>> source = FindSource(telemetry == "auto" ? (on_gpu ? "nvml" : "linux") : telemetry);
   if (!source.ok()) {
     if (!source.status().message().ends_with(SourceChoices())) return source.status();
     return Status(source.status().code(), source.status().message() + "; none is without telemetry");

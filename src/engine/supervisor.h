@@ -22,8 +22,8 @@ namespace thermoe {
 
 class Supervisor {
  public:
-  // `telemetry`: as EngineOptions. Errors: those of the source or profile.
-  static Result<std::unique_ptr<Supervisor>> Create(const std::string& telemetry, const ModelShape& model);
+  // `telemetry`: as EngineOptions; `on_gpu`: what "auto" looks at. Errors: those of the source or profile.
+  static Result<std::unique_ptr<Supervisor>> Create(const std::string& telemetry, const ModelShape& model, bool on_gpu);
   // For tests: a source of the caller's, read every `period_s`.
   static std::unique_ptr<Supervisor> Watch(std::unique_ptr<TelemetrySource> source, const ModelShape& model,
                                            double period_s);

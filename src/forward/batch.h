@@ -20,6 +20,7 @@ struct BatchRow {
   bool wants_logits = false;
   const Deltas* deltas = nullptr;  // of the row's session; null: the base model
   int32_t target = -1;             // the next token, where the row is learnt from; -1: not
+  int32_t asked = -1;              // the token whose log-probability the sink wants; -1: none
 };
 
 struct Batch {

@@ -21,7 +21,7 @@ void SetRopeAngles(StepContext& step) {
 
 }  // namespace
 
-void Embed(StepContext& step) {
+void SetRows(StepContext& step) {
   StageTimer timer(&step.record.times.embed_us);
   Workspace& ws = step.ws;
   for (size_t t = 0; t < step.batch.rows.size(); ++t) {
@@ -34,6 +34,19 @@ void Embed(StepContext& step) {
     if (row.kind == kernels::RowKind::kDecode) ++step.record.decode_tokens;
   }
   SetRopeAngles(step);
+  const size_t rows = step.batch.rows.size(), angles = rows * ws.inverse_frequency.size();
+  const kernels::Ops& ops = step.ops;
+  ops.Publish(std::as_bytes(std::span(ws.ids).first(rows)));
+  ops.Publish(std::as_bytes(std::span(ws.kinds).first(rows)));
+  ops.Publish(std::as_bytes(std::span(ws.cosines).first(angles)));
+  ops.Publish(std::as_bytes(std::span(ws.sines).first(angles)));
+  ops.SetRows(std::span(ws.kv_rows).first(rows));
+  ops.SetSteering(step.steering, step.record.layers);
+}
+
+void Embed(StepContext& step) {
+  StageTimer timer(&step.record.times.embed_us);
+  Workspace& ws = step.ws;
   step.ops.Embed(step.weights.embedding, std::span(ws.ids).first(step.batch.rows.size()), step.x());
   step.Count(kernels::EmbedCost(step.weights.embedding, step.tokens()));
 }

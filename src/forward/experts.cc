@@ -47,9 +47,6 @@ void Experts(StepContext& step, int32_t layer) {
     args.keep_up = Workspace::View(kept->inner_up, tape.rows * config.slots, config.expert_width);
   }
   step.ops.ExpertFfn(args);
-  const kernels::OpCost cost = kernels::ExpertsCost(step.experts.layer(layer), *ws.selection.record);
-  step.Count(cost);
-  step.record.expert_bytes += cost.weight_bytes;
   if (config.shared_width > 0) SharedExpert(step, layer, weights);
   ApplyBias(step, DeltaGroup::kResidualBias, layer, step.x());
 }

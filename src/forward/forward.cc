@@ -4,11 +4,41 @@
 
 namespace thermoe {
 
+namespace {
+
+// Steps over as many decode rows launch the same operations, whatever the rows are; so do not others.
+uint64_t GraphKey(const StepContext& step) {
+  const bool sampled =
+      step.steering != nullptr && step.steering->sample_gate_rows > 0;  // gate logits are read on the way
+  if (step.learning != nullptr || sampled) return 0;
+  for (const BatchRow& row : step.batch.rows) {
+    if (row.kind != kernels::RowKind::kDecode || row.deltas != nullptr) return 0;
+  }
+  return step.batch.rows.size();
+}
+
+// What the routed experts did is known when their records are.
+void CountExperts(StepContext& step) {
+  step.ops.FinishRecords();
+  for (int32_t layer = 0; layer < step.config.layers; ++layer) {
+    const kernels::OpCost cost =
+        kernels::ExpertsCost(step.experts.layer(layer), step.record.layers[static_cast<size_t>(layer)]);
+    step.Count(cost);
+    step.record.expert_bytes += cost.weight_bytes;
+  }
+}
+
+}  // namespace
+
 void Forward(StepContext& step) {
   StageTimer timer(&step.record.times.total_us);
+  SetRows(step);
+  step.ops.BeginStep(GraphKey(step));
   Embed(step);
   for (int32_t layer = 0; layer < step.config.layers; ++layer) Layer(step, layer);
+  step.ops.EndStep();
   Logits(step);
+  CountExperts(step);
 }
 
 void StepContext::Count(const kernels::OpCost& cost) {

@@ -7,10 +7,11 @@ namespace thermoe {
 namespace {
 
 // Keeps the logits of up to `wanted` decode rows in *kept. Rows take turns, so that all sequences of a batch are seen.
-void SampleLogits(std::span<const kernels::RowKind> kinds, ConstRows logits, int64_t wanted, uint64_t turn,
-                  std::vector<float>* kept) {
+void SampleLogits(const kernels::Ops& ops, std::span<const kernels::RowKind> kinds, MutRows logits, int64_t wanted,
+                  uint64_t turn, std::vector<float>* kept) {
   kept->clear();
   if (wanted <= 0) return;
+  ops.Fetch(std::as_writable_bytes(std::span(logits.data, static_cast<size_t>(logits.size()))));
   kept->reserve(static_cast<size_t>(wanted * logits.cols));  // for the largest batch, so that no later step allocates
   const int64_t rows = std::count(kinds.begin(), kinds.end(), kernels::RowKind::kDecode);
   if (rows == 0) return;
@@ -52,8 +53,8 @@ void Gate(StepContext& step, int32_t layer) {
   ApplyBias(step, DeltaGroup::kRouterShift, layer, logits);
   LayerRecord& record = step.record.layers[static_cast<size_t>(layer)];
   const std::span<const kernels::RowKind> kinds = std::span(ws.kinds).first(step.batch.rows.size());
-  SampleLogits(kinds, logits, step.steering == nullptr ? 0 : step.steering->sample_gate_rows, step.record.step,
-               &record.gate_logits);
+  SampleLogits(step.ops, kinds, logits, step.steering == nullptr ? 0 : step.steering->sample_gate_rows,
+               step.record.step, &record.gate_logits);
 
   kernels::Selection& selection = ws.selection;
   selection.slots = config.slots;

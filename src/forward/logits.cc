@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <cmath>
 
+#include "forward/sample.h"
 #include "forward/step.h"
 
 namespace thermoe {
@@ -25,6 +27,29 @@ void Learn(StepContext& step, std::span<const size_t> tile, MutRows h, MutRows l
 
 }  // namespace
 
+bool LogitRow::finite() const { return summary_ != nullptr ? summary_->finite : AllFinite(logits_); }
+float LogitRow::log_sum_exp() const { return summary_ != nullptr ? summary_->log_sum_exp : LogSumExp(logits_); }
+float LogitRow::asked_logprob() const {
+  return summary_ != nullptr ? summary_->asked_logit - summary_->log_sum_exp : LogProb(logits_, asked_);
+}
+
+kernels::LogitSummary LogitRow::best() const {
+  if (summary_ != nullptr) return *summary_;
+  kernels::LogitSummary best;
+  bool found = false;
+  for (size_t i = 0; i < logits_.size(); ++i) {
+    if (std::isnan(logits_[i]) || (found && logits_[i] <= best.best_logit)) continue;
+    best.best = static_cast<int32_t>(i), best.best_logit = logits_[i], found = true;
+  }
+  return best;
+}
+
+std::span<float> LogitRow::all() {
+  if (summary_ != nullptr && !fetched_) ops_.Fetch(std::as_writable_bytes(logits_));
+  fetched_ = true;
+  return logits_;
+}
+
 void Logits(StepContext& step) {
   const ModelConfig& config = step.config;
   if (step.learning != nullptr) step.learning->tape.Keep<float>(step.x(), &step.learning->tape.output);
@@ -39,10 +64,13 @@ void Logits(StepContext& step) {
         // A segment begins a tile of its own: sums over its tiles must not depend on the rows before it.
         if (count > 0 && step.learning != nullptr && static_cast<int64_t>(next) == step.learning->tape.first) break;
         if (!rows[next].wants_logits) continue;
-        std::copy_n(step.x().row(static_cast<int64_t>(next)), config.hidden, ws.logit_rows.data() + count * config.hidden);
+        ws.picked[static_cast<size_t>(count)] = static_cast<int32_t>(next);
+        ws.asked[static_cast<size_t>(count)] = rows[next].asked;
         tile[count++] = next;
       }
       if (count == 0) return;
+      step.ops.Gather({step.x(), std::span(ws.picked).first(static_cast<size_t>(count)),
+                       Workspace::View(ws.logit_rows, count, config.hidden)});
       const MutRows x = Workspace::View(ws.logit_rows, count, config.hidden);
       const MutRows logits = Workspace::View(ws.logits, count, config.vocab);
       const std::span<const size_t> picked(tile, static_cast<size_t>(count));
@@ -55,8 +83,14 @@ void Logits(StepContext& step) {
     }
     {
       StageTimer timer(&step.record.times.sample_us);
-      for (int64_t i = 0; i < count; ++i) {
-        step.sink.OnLogits(tile[i], {ws.logits.data() + i * config.vocab, static_cast<size_t>(config.vocab)});
+      const auto n = static_cast<size_t>(count);
+      const bool summarised = step.ops.Summarise({Workspace::View(ws.logits, count, config.vocab),
+                                                  std::span(ws.asked).first(n), std::span(ws.summaries).first(n)});
+      for (size_t i = 0; i < n; ++i) {
+        const std::span<float> all(ws.logits.data() + i * static_cast<size_t>(config.vocab),
+                                   static_cast<size_t>(config.vocab));
+        LogitRow row(step.ops, all, summarised ? &ws.summaries[i] : nullptr, ws.asked[i]);
+        step.sink.OnLogits(tile[i], &row);
       }
     }
     if (step.learning == nullptr) continue;

@@ -29,6 +29,8 @@ class Workspace {
   Workspace(const ModelConfig& config, int32_t max_rows);
   static int64_t BytesFor(const ModelConfig& config, int32_t max_rows);
 
+  // Tells a backend with memory of its own of all buffers.
+  void AdoptBy(kernels::Ops* ops, const ModelConfig& config, int32_t max_rows);
   // A view of the first `rows` rows of a buffer.
   static MutRows View(std::vector<float>& buffer, int64_t rows, int64_t cols) { return {buffer.data(), rows, cols}; }
 
@@ -49,8 +51,10 @@ class Workspace {
   std::vector<kernels::Selection::Job> jobs;
   std::vector<float> inner, slot_out;    // [T * K, F], [T * K, D]
   std::vector<float> shared_gate, shared_up, shared_scale;  // [T, shared width] twice, [T, 1]
-  std::vector<float> logit_rows, logits;  // [kLogitTile, D], [kLogitTile, V]
-  std::vector<float> low_rank;            // [T, kMaxRank] inner products of low-rank deltas
+  std::vector<int32_t> picked, asked;  // [kLogitTile] batch rows of a tile of logits, and the tokens that are asked for
+  std::vector<kernels::LogitSummary> summaries;  // [kLogitTile]
+  std::vector<float> logit_rows, logits;         // [kLogitTile, D], [kLogitTile, V]
+  std::vector<float> low_rank;                   // [T, kMaxRank] inner products of low-rank deltas
   kernels::Selection selection;
 
  private:
@@ -60,12 +64,33 @@ class Workspace {
   static void VisitBuffers(Workspace& ws, const ModelConfig& config, int32_t max_rows, const Visitor& visit);
 };
 
+// The logits of one row: what they come to, and all of them for who needs them.
+class LogitRow {
+ public:
+  // `summary`: made by the backend, whose memory has the logits; null: they are on the host.
+  LogitRow(const kernels::Ops& ops, std::span<float> logits, const kernels::LogitSummary* summary, int32_t asked)
+      : ops_(ops), logits_(logits), summary_(summary), asked_(asked) {}
+
+  bool finite() const;  // all of them
+  float log_sum_exp() const;
+  kernels::LogitSummary best() const;  // fields best and best_logit
+  float asked_logprob() const;         // of BatchRow::asked
+  std::span<float> all();              // [V]; may be changed
+
+ private:
+  const kernels::Ops& ops_;
+  std::span<float> logits_;
+  const kernels::LogitSummary* summary_;
+  int32_t asked_;
+  bool fetched_ = false;
+};
+
 // Receives logits row by row while the step runs.
 class LogitSink {
  public:
   virtual ~LogitSink() = default;
-  // `row` is an index into the batch; `logits` [V] may be changed and lives only during the call.
-  virtual void OnLogits(size_t row, std::span<float> logits) = 0;
+  // `row` is an index into the batch; `logits` lives only during the call.
+  virtual void OnLogits(size_t row, LogitRow* logits) = 0;
 };
 
 struct StepContext {
@@ -105,7 +130,8 @@ class StageTimer {
   std::chrono::steady_clock::time_point start_;
 };
 
-void Embed(StepContext& step);                     // x = embedding of the rows' tokens; positions and rope angles
+void SetRows(StepContext& step);                   // what the batch's rows are: tokens, places, rope angles
+void Embed(StepContext& step);                     // x = embedding of the rows' tokens
 void Layer(StepContext& step, int32_t layer);      // the three stages below
 void Attention(StepContext& step, int32_t layer);  // x += attention(norm(x))
 void Gate(StepContext& step, int32_t layer);       // h = norm(x); selection = choice of experts for h

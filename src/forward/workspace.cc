@@ -33,6 +33,9 @@ void Workspace::VisitBuffers(Workspace& ws, const ModelConfig& config, int32_t m
   visit(ws.shared_gate, rows * config.shared_width);
   visit(ws.shared_up, rows * config.shared_width);
   visit(ws.shared_scale, config.shared_gate ? rows : 0);
+  visit(ws.picked, int64_t{kLogitTile});
+  visit(ws.asked, int64_t{kLogitTile});
+  visit(ws.summaries, int64_t{kLogitTile});
   visit(ws.logit_rows, int64_t{kLogitTile} * config.hidden);
   visit(ws.logits, int64_t{kLogitTile} * config.vocab);
   visit(ws.low_rank, rows * kernels::kMaxRank);
@@ -45,6 +48,11 @@ Workspace::Workspace(const ModelConfig& config, int32_t max_rows) {
     const double turn = 2.0 * static_cast<double>(i) / config.attention.rope_dim;
     inverse_frequency[i] = static_cast<float>(1.0 / std::pow(static_cast<double>(config.attention.rope_theta), turn));
   }
+}
+
+void Workspace::AdoptBy(kernels::Ops* ops, const ModelConfig& config, int32_t max_rows) {
+  VisitBuffers(*this, config, max_rows,
+               [ops](auto& buffer, int64_t) { ops->Adopt(std::as_writable_bytes(std::span(buffer))); });
 }
 
 int64_t Workspace::BytesFor(const ModelConfig& config, int32_t max_rows) {

@@ -13,8 +13,18 @@
 #include <cpuid.h>
 #endif
 
+#if defined(THERMOE_HAS_CUDA)
+#include "kernels/cuda/cuda_ops.h"
+#endif
+
 namespace thermoe::kernels {
 namespace {
+
+#if defined(THERMOE_HAS_CUDA)
+constexpr bool kHasCuda = true;
+#else
+constexpr bool kHasCuda = false;
+#endif
 
 #if defined(__x86_64__)
 // __builtin_cpu_supports also asks the operating system whether it saves the registers.
@@ -78,14 +88,23 @@ Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool* threads, std::string_view is
   return std::unique_ptr<Ops>(std::make_unique<cpu::CpuOps>(chosen, threads));
 }
 
+Result<std::unique_ptr<Ops>> MakeCudaOps([[maybe_unused]] ThreadPool* threads) {
+#if defined(THERMOE_HAS_CUDA)
+  return cuda::CudaOps::Create(threads);
+#else
+  return Unsupported("this build has no CUDA backend; build thermoe where the CUDA toolkit (nvcc) is installed, or leave --backend out");
+#endif
+}
+
 Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view isa, ThreadPool* threads) {
   const std::string_view name = FromEnvironment(backend, "THERMOE_BACKEND");
   if (name == "reference") return MakeReferenceOps();
+  if (name == "cuda") return MakeCudaOps(threads);
   if (name.empty() || name == "cpu") return MakeCpuOps(threads, FromEnvironment(isa, "THERMOE_ISA"));
   return InvalidArgument(
-      "unknown backend \"{}\" (option backend, or THERMOE_BACKEND): this build has cpu (instruction sets {}) and "
+      "unknown backend \"{}\" (option backend, or THERMOE_BACKEND): this build has cpu (instruction sets {}){} and "
       "reference",
-      name, Listed(SupportedIsas()));
+      name, Listed(SupportedIsas()), kHasCuda ? ", cuda" : "");
 }
 
 std::string Describe(const Ops& ops, const ThreadPool& threads) {

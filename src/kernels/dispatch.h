@@ -25,7 +25,10 @@ Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool* threads, std::string_view is
 // Instruction sets of the CPU backend that this machine can run, slowest first ("portable" always).
 std::vector<std::string> SupportedIsas();
 
-// backend: "" or "cpu", or "reference". Empty arguments are read from THERMOE_BACKEND and THERMOE_ISA first.
+// The first CUDA device. kUnsupported where this build has no CUDA backend or the machine no device.
+Result<std::unique_ptr<Ops>> MakeCudaOps(ThreadPool* threads);
+
+// backend: "" or "cpu", "cuda" or "reference". Empty arguments are read from THERMOE_BACKEND and THERMOE_ISA first.
 Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view isa, ThreadPool* threads);
 
 // "cpu/avx512, 2 threads".

@@ -16,6 +16,7 @@
 
 #include "base/views.h"
 #include "kernels/backward_ops.h"
+#include "kernels/residency.h"
 #include "model/config.h"
 #include "model/formats.h"
 #include "model/weights.h"
@@ -126,11 +127,10 @@ struct AddArgs {
   MutRows out;     // [T, D] += x
 };
 
-// One backend. Calls are synchronous and made from one thread at a time.
-class Ops {
+// One backend. Calls are made from one thread at a time; on a device they may return before the work is done (residency.h).
+class Ops : public Residency {
  public:
-  virtual ~Ops() = default;
-  virtual std::string_view name() const = 0;  // "reference", "cpu/avx512"
+  virtual std::string_view name() const = 0;  // "reference", "cpu/avx512", "cuda"
 
   virtual void Embed(const WeightMatrix& table, std::span<const int32_t> ids, MutRows out) const = 0;  // out [T, D]
   virtual void RmsNorm(const RmsNormArgs& args) const = 0;

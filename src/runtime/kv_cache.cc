@@ -40,7 +40,8 @@ KvLayer KvCache::layer(int32_t index) const {
 void KvCache::CopyBlock(int32_t from, int32_t to) {
   for (int32_t l = 0; l < shape_.layers; ++l) {
     const KvLayer at = layer(l);
-    for (float* base : {at.keys, at.values}) std::copy_n(base + from * block_floats(), block_floats(), base + to * block_floats());
+    for (float* base : {at.keys, at.values})
+      copy_(base + to * block_floats(), base + from * block_floats(), block_floats());
   }
 }
 

@@ -3,8 +3,10 @@
 // blocks; whoever writes into a shared block first gets a copy of it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -46,6 +48,10 @@ class KvCache {
   void Release(KvSequence* sequence) { Truncate(sequence, 0); }
 
   KvLayer layer(int32_t index) const;
+  KvPool pool() const { return {data_.get(), total_blocks(), shape_.layers, shape_.kv_heads, shape_.head_dim}; }
+  // Copies of blocks are made by `copy(to, from, floats)` from now on: where keys and values are a device's.
+  using Copy = std::function<void(float* to, const float* from, int64_t floats)>;
+  void SetCopy(Copy copy) { copy_ = std::move(copy); }
   int64_t free_blocks() const { return static_cast<int64_t>(free_.size()); }
   int64_t total_blocks() const { return static_cast<int64_t>(references_.size()); }
 
@@ -63,7 +69,8 @@ class KvCache {
   // [layers][2: keys, values][blocks, kv_heads, kKvBlock, head_dim]
   std::unique_ptr<float[], FreeDeleter> data_;
   std::vector<int32_t> references_;  // [blocks] sequences that hold the block
-  std::vector<int32_t> free_;        // blocks nobody holds, the next to give at the back
+  Copy copy_ = [](float* to, const float* from, int64_t floats) { std::copy_n(from, floats, to); };
+  std::vector<int32_t> free_;  // blocks nobody holds, the next to give at the back
 };
 
 }  // namespace thermoe

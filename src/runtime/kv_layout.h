@@ -22,6 +22,16 @@ struct KvLayer {
   }
 };
 
+// Keys and values of all layers: what a backend with memory of its own holds a copy of.
+struct KvPool {
+  const float* data = nullptr;  // [layers][2: keys, values][blocks, kv_heads, kKvBlock, head_dim]
+  int64_t blocks = 0;
+  int32_t layers = 0, kv_heads = 0, head_dim = 0;
+
+  int64_t block_floats() const { return int64_t{kKvBlock} * kv_heads * head_dim; }
+  int64_t floats() const { return 2 * layers * blocks * block_floats(); }
+};
+
 // Where a row stands: the block table of its sequence and its position there.
 struct KvRow {
   const int32_t* blocks = nullptr;  // [position / kKvBlock + 1 at least]

@@ -20,7 +20,7 @@ const std::map<std::string, std::vector<std::string>> kAllowed = {
     {"base", {"base/"}},
     {"model", {"base/", "model/"}},
     {"runtime", {"base/", "model/", "runtime/"}},
-    {"kernels", {"base/", "model/config.h", "model/formats.h", "model/interleave.h", "model/weights.h", "runtime/kv_layout.h", "runtime/threads.h", "kernels/"}},
+    {"kernels", {"base/", "model/config.h", "model/formats.h", "model/interleave.h", "model/quant_blocks.h", "model/weights.h", "runtime/kv_layout.h", "runtime/threads.h", "kernels/"}},
     {"forward", {"base/", "model/", "runtime/", "kernels/", "forward/"}},
     {"control", {"base/", "model/", "runtime/", "kernels/", "control/", "forward/steering.h"}},
     {"engine", {"base/", "model/", "runtime/", "kernels/", "forward/", "control/", "engine/"}},

@@ -158,7 +158,7 @@ class CountingOps final : public kernels::Ops {
 
 class NoSink final : public LogitSink {
  public:
-  void OnLogits(size_t, std::span<float>) override {}
+  void OnLogits(size_t, LogitRow*) override {}
 };
 
 void CompareOneStep(const Model& model, int32_t tokens, bool decode) {

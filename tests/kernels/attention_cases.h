@@ -20,6 +20,7 @@ struct SequenceRows {
 struct AttentionShape {
   int32_t heads = 0, kv_heads = 0, head_dim = 0;
   std::vector<SequenceRows> sequences;
+  double rounding = 0;  // of queries, keys, weights and values, as RoundedSumBound
 
   std::string text() const {
     std::string rows;
@@ -101,7 +102,7 @@ inline void AttendInDouble(AttentionFixture& f, size_t row, int32_t head, OpCase
     p.push_back(dot * f.scale);
     most = std::max(most, p.back());
     largest = std::max(largest, std::fabs(p.back()));
-    score_error = std::max(score_error, SumBound(dim, magnitude) * f.scale);
+    score_error = std::max(score_error, RoundedSumBound(dim, magnitude, 2 * f.shape.rounding) * f.scale);
   }
   double total = 0;
   for (double& score : p) total += score = std::exp(score - most);
@@ -115,7 +116,7 @@ inline void AttendInDouble(AttentionFixture& f, size_t row, int32_t head, OpCase
       magnitude += std::fabs(term);
     }
     c->want.push_back(sum);
-    c->bound.push_back((weight_error + (place.position + 1 + blocks + 8) * kUnit) * magnitude);
+    c->bound.push_back((weight_error + 2 * f.shape.rounding + (place.position + 1 + blocks + 8) * kUnit) * magnitude);
   }
 }
 

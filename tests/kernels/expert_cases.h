@@ -47,6 +47,7 @@ struct ExpertShape {
   int64_t tokens = 0, hidden = 0, width = 0;
   int32_t experts = 0, slots = 0;
   Layout layout = Layout::kRows;
+  double rounding = 0;  // of activations, as RoundedSumBound
 };
 
 struct ExpertFixture {
@@ -119,13 +120,13 @@ inline void SlotInDouble(const ExpertFixture& f, size_t e, Planes planes, const 
     const DotSum up = DotInDouble(f.up[e]->values(planes), r, x, s.hidden);
     const double silu = gate.sum / (1 + std::exp(-gate.sum));
     inner.push_back(silu * up.sum);
-    inner_error.push_back(kSiluSlope * SumBound(s.hidden, gate.magnitude) * std::fabs(up.sum) +
-                          std::fabs(silu) * SumBound(s.hidden, up.magnitude) + SwiGluBound(silu * up.sum, up.sum));
+    inner_error.push_back(kSiluSlope * RoundedSumBound(s.hidden, gate.magnitude, s.rounding) * std::fabs(up.sum) +
+                          std::fabs(silu) * RoundedSumBound(s.hidden, up.magnitude, s.rounding) + SwiGluBound(silu * up.sum, up.sum));
   }
   for (int64_t r = 0; r < s.hidden; ++r) {
     const DotSum down = DotInDouble(f.down[e]->values(planes), r, inner.data(), s.width);
     y->push_back(down.sum);
-    error->push_back(SumBound(s.width, down.magnitude));
+    error->push_back(RoundedSumBound(s.width, down.magnitude, s.rounding));
     for (int64_t i = 0; i < s.width; ++i) {
       error->back() += std::fabs(f.down[e]->values(planes)[static_cast<size_t>(r * s.width + i)]) *
                        inner_error[static_cast<size_t>(i)];

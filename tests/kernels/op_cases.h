@@ -46,7 +46,8 @@ inline OpCase RmsNormCase(Random& random, int64_t rows, int64_t n, bool in_place
   return c;
 }
 
-inline OpCase LinearCase(Random& random, DType type, int64_t tokens, int64_t out_cols, int64_t in, bool with_bias) {
+inline OpCase LinearCase(Random& random, DType type, int64_t tokens, int64_t out_cols, int64_t in, bool with_bias,
+                         double rounding = 0) {
   OpCase c;
   c.name =
       "Linear " + std::string(TraitsOf(type).name) + " " + Shape({tokens, out_cols, in}) + (with_bias ? " bias" : "");
@@ -58,7 +59,7 @@ inline OpCase LinearCase(Random& random, DType type, int64_t tokens, int64_t out
       const DotSum dot = DotInDouble(m->both, r, x.data() + t * in, in);
       const double b = with_bias ? bias[static_cast<size_t>(r)] : 0.0;
       c.want.push_back(dot.sum + b);
-      c.bound.push_back(SumBound(in, dot.magnitude + std::fabs(b)));
+      c.bound.push_back(RoundedSumBound(in, dot.magnitude + std::fabs(b), rounding));
     }
   }
   c.run = [=](const Ops& ops) {

@@ -29,6 +29,9 @@ namespace thermoe::kernels {
 // lanes. For the sums of up to 600 random terms here that is below 1e-4 of a typical result: one wrong term shows.
 inline constexpr double kUnit = 0x1p-24;
 inline double SumBound(int64_t n, double magnitude) { return (static_cast<double>(n) / 8 + 8) * kUnit * magnitude; }
+// The same where one factor of each product was first rounded to `rounding` (2^-11: binary16; 0: not at all).
+inline constexpr double kHalfUnit = 0x1p-11;
+inline double RoundedSumBound(int64_t n, double magnitude, double rounding) { return SumBound(n, magnitude) + rounding * magnitude; }
 // exp is within 2 ulp <= 4 u; the other roundings of gate / (1 + exp(-gate)) * up are the sum, the quotient and the
 // product. Where exp overflows or the result is subnormal the error is absolute.
 inline double SwiGluBound(double want, double up) { return 8 * kUnit * std::fabs(want) + 1e-36 * (1 + std::fabs(up)); }

@@ -122,7 +122,7 @@ class LearningHarness {
  private:
   class Collect final : public LogitSink {
    public:
-    void OnLogits(size_t, std::span<float> row) override { logits.insert(logits.end(), row.begin(), row.end()); }
+    void OnLogits(size_t, LogitRow* row) override { logits.insert(logits.end(), row->all().begin(), row->all().end()); }
     std::vector<float> logits;
   };
 

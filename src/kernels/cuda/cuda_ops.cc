@@ -1,0 +1,547 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/cuda_ops.h"
+
+#include <cmath>
+#include <cstring>
+#include <optional>
+
+#include "base/check.h"
+#include "base/errors.h"
+
+namespace thermoe::cuda {
+namespace {
+
+constexpr int64_t kStagingBytes = int64_t{4} << 20;
+
+template <typename T>
+int64_t Bytes(int64_t count) { return count * static_cast<int64_t>(sizeof(T)); }
+
+}  // namespace
+
+// Device addresses of one operation's operands. What is not resident is copied there, and back when the call ends.
+class CudaOps::Call {
+ public:
+  explicit Call(const CudaOps& ops) : ops_(ops) {}
+  ~Call() {
+    if (temporaries_.empty() && results_.empty()) {
+      if (!ops_.in_step_) ops_.LaunchPending();
+      return;
+    }
+    ops_.LaunchPending();
+    for (const Result& r : results_) ops_.Check(cudaMemcpyAsync(r.host, r.device, r.bytes, cudaMemcpyDefault, ops_.stream_), "reading a result");
+    ops_.Synchronise();
+  }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  template <typename T>
+  const T* In(const T* host, int64_t count) {
+    if (host == nullptr) return nullptr;
+    if (std::byte* at = ops_.addresses_.Find(host); at != nullptr) return reinterpret_cast<const T*>(at);
+    T* at = New<T>(count);
+    if (at == nullptr) return nullptr;
+    ops_.LaunchPending();
+    ops_.Check(cudaMemcpyAsync(at, host, static_cast<size_t>(Bytes<T>(count)), cudaMemcpyDefault, ops_.stream_), "writing an operand");
+    ops_.Synchronise();
+    return at;
+  }
+  // Read and written; what is there before counts only where it is read.
+  template <typename T>
+  T* Out(T* host, int64_t count) {
+    T* at = const_cast<T*>(In(static_cast<const T*>(host), count));
+    if (at != nullptr && ops_.addresses_.Find(host) == nullptr) results_.push_back({host, at, static_cast<size_t>(Bytes<T>(count))});
+    return at;
+  }
+  template <typename T>
+  T* New(int64_t count) {
+    thermoe::Result<DeviceMemory> memory = DeviceMemory::Allocate(std::max<int64_t>(Bytes<T>(count), 1), "an operand");
+    if (!memory.ok()) {
+      ops_.health_ = memory.status();
+      return nullptr;
+    }
+    temporaries_.push_back(std::move(memory).value());
+    return temporaries_.back().as<T>();
+  }
+
+ private:
+  struct Result {
+    void* host;
+    const void* device;
+    size_t bytes;
+  };
+  const CudaOps& ops_;
+  std::vector<DeviceMemory> temporaries_;
+  std::vector<Result> results_;
+};
+
+Result<std::unique_ptr<kernels::Ops>> CudaOps::Create(ThreadPool* threads) {
+  const std::vector<DeviceFacts> devices = Devices();
+  if (devices.empty()) {
+    return Unsupported("no CUDA device is here (or no driver for it); leave --backend out to compute on the processor");
+  }
+  if (devices[0].capability < 80) {
+    return Unsupported("{} has compute capability {}.{}; the cuda backend needs 8.0 or later: leave --backend out to compute on the processor",
+                       devices[0].name, devices[0].capability / 10, devices[0].capability % 10);
+  }
+  std::unique_ptr<CudaOps> ops(new CudaOps(devices[0], threads));
+  THERMOE_RETURN_IF_ERROR(ops->Start());
+  return std::unique_ptr<kernels::Ops>(std::move(ops));
+}
+
+CudaOps::CudaOps(const DeviceFacts& device, ThreadPool* threads)
+    : device_(device), threads_(threads), name_(fmt::format("cuda ({})", device.name)) {
+  pending_.reserve(4096);
+}
+
+Status CudaOps::Start() {
+  THERMOE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device_.index), "choosing the device"));
+  THERMOE_RETURN_IF_ERROR(CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"));
+  Result<PinnedMemory> staging = PinnedMemory::Allocate(kStagingBytes);
+  if (!staging.ok()) return staging.status();
+  staging_ = std::move(staging).value();
+  Result<DeviceMemory> sync = DeviceMemory::Allocate(Bytes<uint32_t>(kSyncWords), "synchronisation");
+  if (!sync.ok()) return sync.status();
+  sync_ = std::move(sync).value();
+  return CudaStatus(cudaMemset(sync_.data(), 0, static_cast<size_t>(Bytes<uint32_t>(kSyncWords))), "clearing memory");
+}
+
+CudaOps::~CudaOps() {
+  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+void CudaOps::Check(cudaError_t error, const char* what) const {
+  if (error != cudaSuccess && health_.ok()) health_ = CudaStatus(error, what);
+}
+
+void CudaOps::LaunchPending() const {
+  if (pending_.empty()) return;
+  Check(Launch(pending_, stream_), "launching operations");
+  pending_.clear();
+}
+
+void CudaOps::Synchronise() const {
+  Check(cudaStreamSynchronize(stream_), "computing");
+  staging_used_ = 0;
+}
+
+void CudaOps::Stage(void* to, const void* from, int64_t bytes) const {
+  if (bytes == 0 || to == nullptr) return;
+  LaunchPending();  // what was called before must not see it
+  if (bytes > kStagingBytes) {
+    Synchronise();
+    Check(cudaMemcpy(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault), "writing a step's inputs");
+    return;
+  }
+  if (staging_used_ + bytes > kStagingBytes) Synchronise();
+  std::byte* at = staging_.data() + staging_used_;
+  std::memcpy(at, from, static_cast<size_t>(bytes));
+  staging_used_ += (bytes + 63) / 64 * 64;
+  Check(cudaMemcpyAsync(to, at, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "writing a step's inputs");
+}
+
+DeviceMatrix CudaOps::MatrixOf(const WeightMatrix& matrix, Call* call) const {
+  if (const auto resident = matrices_.find(matrix.data); resident != matrices_.end()) return resident->second;
+  THERMOE_CHECK(call != nullptr);
+  std::vector<std::byte> packed(static_cast<size_t>(PackedBytes(matrix.type, matrix.rows, matrix.cols)));
+  Pack(matrix, packed.data());
+  return View(matrix.type, matrix.rows, matrix.cols, call->In(packed.data(), static_cast<int64_t>(packed.size())));
+}
+
+// --- Memory and steps. ---
+
+void CudaOps::Adopt(std::span<std::byte> buffer) {
+  if (buffer.empty()) return;
+  Result<DeviceMemory> memory = DeviceMemory::Allocate(static_cast<int64_t>(buffer.size()), "the buffers of a step");
+  if (!memory.ok()) {
+    health_ = memory.status();
+    return;
+  }
+  Check(cudaMemsetAsync(memory->data(), 0, buffer.size(), stream_), "clearing memory");
+  addresses_.Add(buffer.data(), buffer.size(), memory->data());
+  owned_.push_back(std::move(memory).value());
+}
+
+void CudaOps::Publish(std::span<const std::byte> bytes) const {
+  Stage(addresses_.Find(bytes.data()), bytes.data(), static_cast<int64_t>(bytes.size()));
+}
+
+void CudaOps::Fetch(std::span<std::byte> bytes) const {
+  LaunchPending();
+  const std::byte* from = addresses_.Find(bytes.data());
+  THERMOE_CHECK(from != nullptr);
+  Check(cudaMemcpyAsync(bytes.data(), from, bytes.size(), cudaMemcpyDefault, stream_), "reading results");
+  Synchronise();
+}
+
+void CudaOps::CopyKv(float* to, const float* from, int64_t floats) const {
+  LaunchPending();
+  auto* halves = kv_.as<__half>();
+  Check(cudaMemcpyAsync(halves + (to - kv_host_), halves + (from - kv_host_), static_cast<size_t>(Bytes<__half>(floats)), cudaMemcpyDeviceToDevice,
+                        stream_),
+        "copying keys and values");
+}
+
+// One upload: [T] sequences, [T] positions, [sequences, stride] block numbers.
+void CudaOps::SetRows(std::span<const KvRow> rows) const {
+  rows_set_ = rows.data();
+  rows_count_ = static_cast<int64_t>(rows.size());
+  single_rows_ = 0;
+  const size_t count = rows.size();
+  int64_t sequences = 0, longest = 0;
+  bool leading = true;
+  for (size_t t = 0; t < count; ++t) {
+    const bool first = t == 0 || rows[t].blocks != rows[t - 1].blocks, last = t + 1 == count || rows[t + 1].blocks != rows[t].blocks;
+    sequences += first;
+    longest = std::max<int64_t>(longest, rows[t].position / kKvBlock + 1);
+    leading = leading && first && last;
+    single_rows_ += leading;
+  }
+  if (longest > table_stride_) table_stride_ = static_cast<int32_t>(std::max<int64_t>(longest, context_ / kKvBlock + 2)), tables_capacity_ = 0;
+  if (static_cast<int64_t>(count) > rows_capacity_ || sequences > tables_capacity_) {
+    Synchronise();
+    rows_capacity_ = std::max(rows_capacity_, static_cast<int64_t>(count));
+    tables_capacity_ = std::max(tables_capacity_, sequences);
+    Result<DeviceMemory> memory = DeviceMemory::Allocate(Bytes<int32_t>(2 * rows_capacity_ + tables_capacity_ * table_stride_), "the rows of a step");
+    if (!memory.ok()) {
+      health_ = memory.status();
+      return;
+    }
+    rows_memory_ = std::move(memory).value();
+    graphs_.clear();  // they have the old addresses
+  }
+  auto* words = rows_memory_.as<int32_t>();
+  rows_ = {words, words + rows_capacity_, words + 2 * rows_capacity_, table_stride_};
+  row_words_.assign(static_cast<size_t>(2 * rows_capacity_ + sequences * table_stride_), 0);
+  int32_t sequence = -1;
+  for (size_t t = 0; t < count; ++t) {
+    if (t == 0 || rows[t].blocks != rows[t - 1].blocks) ++sequence;
+    row_words_[t] = sequence;
+    row_words_[static_cast<size_t>(rows_capacity_) + t] = rows[t].position;
+    int32_t* table = row_words_.data() + 2 * rows_capacity_ + int64_t{sequence} * table_stride_;
+    std::copy_n(rows[t].blocks, rows[t].position / kKvBlock + 1, table);
+  }
+  Stage(words, row_words_.data(), Bytes<int32_t>(static_cast<int64_t>(row_words_.size())));
+}
+
+void CudaOps::BeginStep(uint64_t key) const {
+  LaunchPending();
+  key_ = key;
+  in_step_ = true;
+  const auto graph = graphs_.find(key);
+  if (key == 0 || graph == graphs_.end() || graph->second == nullptr) return;
+  replaying_ = true;
+  Check(cudaGraphLaunch(graph->second, stream_), "launching a step");
+}
+
+// A step's first run launches operation by operation, so that kernels are loaded; the second is captured.
+void CudaOps::EndStep() const {
+  in_step_ = false;
+  if (replaying_) {
+    replaying_ = false;
+  } else if (key_ != 0 && graphs_.contains(key_)) {
+    cudaGraph_t graph = nullptr;
+    Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "capturing a step");
+    LaunchPending();
+    Check(cudaStreamEndCapture(stream_, &graph), "capturing a step");
+    cudaGraphExec_t& instance = graphs_[key_];
+    Check(cudaGraphInstantiate(&instance, graph, 0), "making a graph of a step");
+    cudaGraphDestroy(graph);
+    if (instance != nullptr) Check(cudaGraphLaunch(instance, stream_), "launching a step");
+  } else {
+    LaunchPending();
+    if (key_ != 0) graphs_[key_] = nullptr;
+  }
+  if (recorded_ > 0) {
+    const auto bytes = static_cast<size_t>(Bytes<SelectCounts>(static_cast<int64_t>(recorded_)) +
+                                           Bytes<int32_t>(static_cast<int64_t>(recorded_) * select_experts_));
+    Check(cudaMemcpyAsync(records_.data(), counts_, bytes, cudaMemcpyDefault, stream_), "reading what the gates chose");
+  }
+}
+
+void CudaOps::ReadRecord(size_t index, const SelectCounts& counts, const int32_t* expert_slots) const {
+  LayerRecord& record = *select_slots_[index].record;
+  record.expert_slots.assign(expert_slots, expert_slots + select_experts_);
+  record.distinct_experts = counts.distinct;
+  record.distinct_full_experts = counts.distinct_full;
+  record.distinct_hi_experts = counts.distinct_hi;
+  record.slots_full = counts.slots_full;
+  record.slots_hi = counts.slots_hi;
+  record.slots_dropped = counts.slots_dropped;
+  record.gate_mass_lost = counts.mass_lost;
+}
+
+void CudaOps::FinishRecords() const {
+  Synchronise();
+  const auto* counts = records_.as<SelectCounts>();
+  const auto* slots = reinterpret_cast<const int32_t*>(counts + recorded_);
+  for (size_t i = 0; i < recorded_; ++i) ReadRecord(i, counts[i], slots + i * static_cast<size_t>(select_experts_));
+}
+
+// --- Operations. ---
+
+void CudaOps::Embed(const WeightMatrix& table, std::span<const int32_t> ids, MutRows out) const {
+  if (replaying_) return;
+  Call call(*this);
+  const auto resident = tables_of_rows_.find(table.data);
+  const std::byte* data = resident != tables_of_rows_.end() ? resident->second : call.In(table.data, table.rows * table.row_bytes());
+  pending_.push_back(EmbedNode{table.type, data, table.cols, table.row_bytes(), call.In(ids.data(), static_cast<int64_t>(ids.size())),
+                               call.Out(out.data, out.size()), out.rows});
+}
+
+void CudaOps::RmsNorm(const kernels::RmsNormArgs& args) const {
+  if (replaying_) return;
+  Call call(*this);
+  const float* gain = call.In(args.gain.data(), static_cast<int64_t>(args.gain.size()));
+  float* out = call.Out(args.out.data, args.out.size());
+  const float* x = args.x.data == args.out.data ? out : call.In(args.x.data, args.x.size());
+  pending_.push_back(NormLaunch{x, gain, out, args.x.rows, static_cast<int32_t>(args.x.cols), args.epsilon, nullptr});
+}
+
+void CudaOps::Linear(const kernels::LinearArgs& args) const {
+  if (replaying_) return;
+  Call call(*this);
+  const DeviceMatrix weight = MatrixOf(args.weight, &call);
+  const auto rows = static_cast<int32_t>(args.x.rows);
+  const int32_t outs[] = {static_cast<int32_t>(args.weight.rows)};
+  EnsureScratch(static_cast<int64_t>(std::max(LinearScratch(rows, static_cast<int32_t>(args.weight.cols), outs[0]),
+                                              LinearTogetherScratch(rows, static_cast<int32_t>(args.weight.cols), outs))));
+  const float* bias = args.bias.empty() ? nullptr : call.In(args.bias.data(), static_cast<int64_t>(args.bias.size()));
+  pending_.push_back(LinearLaunch{weight, call.In(args.x.data, args.x.size()), bias, call.Out(args.out.data, args.out.size()), rows,
+                                  scratch_.data(), static_cast<size_t>(scratch_bytes_), sync_.as<uint32_t>()});
+}
+
+void CudaOps::Rope(const kernels::RopeArgs& args) const {
+  if (replaying_) return;
+  Call call(*this);
+  float* x = call.Out(args.x.data, args.x.size());
+  pending_.push_back(RopeLaunch{x, call.In(args.cosines.data, args.cosines.size()), call.In(args.sines.data, args.sines.size()), args.x.rows,
+                                static_cast<int32_t>(args.x.cols / args.head_dim), args.head_dim, args.rope_dim,
+                                args.kind == RopeKind::kHalves});
+}
+
+namespace {
+
+// The part of the pool that is a layer's, in halves.
+HalfKv LayerOf(const KvLayer& cache, const float* pool, __half* halves) {
+  return {halves + (cache.keys - pool), halves + (cache.values - pool), cache.kv_heads, cache.head_dim};
+}
+
+}  // namespace
+
+// Keys and values that are not in the pool: a copy in halves, for the one call.
+struct CudaOps::ForeignKv {
+  std::vector<__half> keys, values;
+  KvLayer host;
+  HalfKv device;
+
+  ForeignKv(const KvLayer& cache, std::span<const KvRow> rows, Call* call) : host(cache) {
+    int64_t blocks = 0;
+    for (const KvRow& row : rows) {
+      for (int32_t b = 0; b <= row.position / kKvBlock; ++b) blocks = std::max<int64_t>(blocks, row.blocks[b] + 1);
+    }
+    const auto floats = static_cast<size_t>(blocks * kKvBlock * cache.kv_heads * cache.head_dim);
+    const auto halves = [floats](const float* from) {
+      std::vector<__half> to(floats);
+      for (size_t i = 0; i < floats; ++i) to[i] = __float2half_rn(std::isfinite(from[i]) ? from[i] : 0.0f);
+      return to;
+    };
+    keys = halves(cache.keys), values = halves(cache.values);
+    device = {call->Out(keys.data(), static_cast<int64_t>(floats)), call->Out(values.data(), static_cast<int64_t>(floats)), cache.kv_heads,
+              cache.head_dim};
+  }
+  // After the call: what the rows stored, as floats.
+  void Return(std::span<const KvRow> rows) const {
+    for (const KvRow& row : rows) {
+      for (int32_t h = 0; h < host.kv_heads; ++h) {
+        const int64_t at = host.offset(row.blocks[row.position / kKvBlock], h, row.position % kKvBlock);
+        for (int64_t d = at; d < at + host.head_dim; ++d) {
+          host.keys[d] = __half2float(keys[static_cast<size_t>(d)]), host.values[d] = __half2float(values[static_cast<size_t>(d)]);
+        }
+      }
+    }
+  }
+};
+
+bool CudaOps::Holds(const KvLayer& cache) const { return kv_host_ != nullptr && cache.keys >= kv_host_ && cache.keys < kv_host_ + kv_floats_; }
+
+void CudaOps::StoreKv(const kernels::StoreKvArgs& args) const {
+  if (replaying_) return;
+  std::optional<ForeignKv> foreign;
+  {
+    Call call(*this);
+    if (rows_set_ != args.rows.data() || !in_step_) SetRows(args.rows);
+    if (!Holds(args.cache)) foreign.emplace(args.cache, args.rows, &call);
+    pending_.push_back(StoreLaunch{call.In(args.k.data, args.k.size()), call.In(args.v.data, args.v.size()), rows_,
+                                   foreign ? foreign->device : LayerOf(args.cache, kv_host_, kv_.as<__half>()),
+                                   static_cast<int64_t>(args.rows.size())});
+  }
+  if (foreign) foreign->Return(args.rows);
+}
+
+void CudaOps::Attention(const kernels::AttentionArgs& args) const {
+  if (replaying_) return;
+  std::optional<ForeignKv> foreign;
+  Call call(*this);
+  if (rows_set_ != args.rows.data() || !in_step_) SetRows(args.rows);
+  if (!Holds(args.cache)) foreign.emplace(args.cache, args.rows, &call);
+  EnsureScratch(AttentionScratch(single_rows_, args.heads, args.cache.head_dim));
+  pending_.push_back(AttentionLaunch{call.In(args.q.data, args.q.size()), rows_,
+                                     foreign ? foreign->device : LayerOf(args.cache, kv_host_, kv_.as<__half>()), args.heads, args.scale, call.Out(args.out.data, args.out.size()), static_cast<int64_t>(args.rows.size()), single_rows_,
+                                     scratch_.data()});
+}
+
+void CudaOps::Select(const kernels::SelectArgs& args) const {
+  if (replaying_) return;
+  THERMOE_CHECK(args.slots <= kMaxDeviceSlots);
+  const kernels::Selection& out = *args.out;
+  size_t index = 0;
+  while (index < select_slots_.size() && select_slots_[index].record != out.record) ++index;
+  const bool alone = index == select_slots_.size();
+  const auto experts = static_cast<int32_t>(args.logits.cols);
+  if (alone) {  // not of a step: the operation by itself
+    EnsureSelectSlots(1, experts);
+    index = 0;
+    select_slots_[0].record = out.record;
+    WriteRules(0, args.steering, experts, args.slots, args.nested);
+  }
+  {
+    Call call(*this);
+    SelectLaunch launch;
+    launch.logits = call.In(args.logits.data, args.logits.size());
+    launch.kinds = call.In(args.kinds.data(), static_cast<int64_t>(args.kinds.size()));
+    launch.rules = rules_ + index;
+    launch.bias = biases_ + static_cast<int64_t>(index) * experts;
+    launch.plane_cap = caps_ + static_cast<int64_t>(index) * experts;
+    launch.rows = static_cast<int32_t>(args.logits.rows), launch.experts = experts, launch.slots = args.slots;
+    launch.normalise = args.options.normalise;
+    launch.scores = call.Out(out.scores.data, out.scores.size());
+    launch.expert = call.Out(out.expert.data, out.expert.size());
+    launch.weight = call.Out(out.weight.data, out.weight.size());
+    launch.planes = call.Out(out.planes.data, out.planes.size());
+    launch.jobs = reinterpret_cast<Job*>(call.Out(out.jobs.data(), static_cast<int64_t>(out.jobs.size())));
+    launch.job_count = job_counts_ + index;
+    launch.order = call.Out(out.order.data(), static_cast<int64_t>(out.order.size()));
+    launch.counts = counts_ + index;
+    launch.expert_slots = expert_slots_ + static_cast<int64_t>(index) * experts;
+    EnsureScratch(SelectScratch(launch.rows, experts));
+    launch.scratch = scratch_.data();
+    pending_.push_back(launch);
+  }
+  selected_ = index;
+  if (!alone) return;
+  LaunchPending();
+  SelectCounts counts;
+  std::vector<int32_t> slots(static_cast<size_t>(experts));
+  Check(cudaMemcpyAsync(&counts, counts_, sizeof(counts), cudaMemcpyDefault, stream_), "reading what the gate chose");
+  Check(cudaMemcpyAsync(slots.data(), expert_slots_, slots.size() * sizeof(int32_t), cudaMemcpyDefault, stream_), "reading what the gate chose");
+  Check(cudaMemcpyAsync(&args.out->job_count, job_counts_, sizeof(int32_t), cudaMemcpyDefault, stream_), "reading what the gate chose");
+  Synchronise();
+  ReadRecord(0, counts, slots.data());
+  select_slots_.clear();
+}
+
+void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
+  if (replaying_) return;
+  THERMOE_CHECK(args.keep_gate.data == nullptr);
+  const kernels::Selection& selection = *args.selection;
+  Call call(*this);
+  ExpertTables made;
+  const ExpertTables* tables = &made;
+  if (const auto resident = experts_.find(args.experts.data()); resident != experts_.end()) {
+    tables = &resident->second;
+  } else {
+    Result<ExpertTables> result = MakeTables(args.experts, &call);
+    if (!result.ok()) {
+      if (health_.ok()) health_ = result.status();
+      return;
+    }
+    made = std::move(result).value();
+  }
+  const bool in_step = addresses_.Find(selection.jobs.data()) != nullptr;
+  ExpertFfnLaunch launch;
+  launch.gate = tables->gate, launch.up = tables->up, launch.down = tables->down;
+  launch.gate_packing = tables->gate_packing, launch.up_packing = tables->up_packing, launch.down_packing = tables->down_packing;
+  launch.experts = static_cast<int32_t>(args.experts.size());
+  launch.hidden = static_cast<int32_t>(args.x.cols);
+  launch.width = static_cast<int32_t>(args.experts[0].gate.rows);
+  launch.slots = selection.slots;
+  launch.rows = static_cast<int32_t>(args.x.rows);
+  launch.x = call.In(args.x.data, args.x.size());
+  launch.jobs = reinterpret_cast<const Job*>(call.In(selection.jobs.data(), static_cast<int64_t>(selection.jobs.size())));
+  launch.job_count = in_step ? job_counts_ + selected_ : call.In(&selection.job_count, 1);
+  launch.order = call.In(selection.order.data(), static_cast<int64_t>(selection.order.size()));
+  launch.weight = call.In(selection.weight.data, selection.weight.size());
+  launch.expert = call.In(selection.expert.data, selection.expert.size());
+  launch.out = call.Out(args.out.data, args.out.size());
+  EnsureScratch(static_cast<int64_t>(ExpertFfnScratch(launch.experts, launch.hidden, launch.width, launch.slots, launch.rows)));
+  launch.scratch = scratch_.data(), launch.scratch_bytes = static_cast<size_t>(scratch_bytes_);
+  launch.sync = sync_.as<uint32_t>();
+  pending_.push_back(launch);
+  if (tables == &made) {  // before the tables go
+    LaunchPending();
+    Synchronise();
+  }
+}
+
+void CudaOps::SwiGlu(const kernels::SwiGluArgs& args) const {
+  if (replaying_) return;
+  Call call(*this);
+  float* out = call.Out(args.out.data, args.out.size());
+  const float* gate = args.gate.data == args.out.data ? out : call.In(args.gate.data, args.gate.size());
+  pending_.push_back(SwiGluNode{gate, call.In(args.up.data, args.up.size()), out, args.out.size()});
+}
+
+void CudaOps::Add(const kernels::AddArgs& args) const {
+  if (replaying_) return;
+  Call call(*this);
+  pending_.push_back(AddNode{call.In(args.x.data, args.x.size()), call.In(args.gate.data, args.out.rows), call.Out(args.out.data, args.out.size()),
+                             args.out.rows, args.out.cols});
+}
+
+void CudaOps::Clamp(MutRows x, float limit) const {
+  if (replaying_) return;
+  Call call(*this);
+  pending_.push_back(ClampNode{call.Out(x.data, x.size()), x.size(), limit});
+}
+
+void CudaOps::Gather(const kernels::GatherArgs& args) const {
+  if (replaying_) return;
+  Call call(*this);
+  std::byte* resident = addresses_.Find(args.picked.data());
+  const auto count = static_cast<int64_t>(args.picked.size());
+  if (resident != nullptr) Stage(resident, args.picked.data(), Bytes<int32_t>(count));
+  pending_.push_back(GatherNode{call.In(args.x.data, args.x.size()), call.In(args.picked.data(), count), call.Out(args.out.data, args.out.size()),
+                                count, args.out.cols});
+}
+
+bool CudaOps::Summarise(const kernels::SummariseArgs& args) const {
+  const auto rows = args.logits.rows;
+  const int64_t bytes = Bytes<kernels::LogitSummary>(rows);
+  if (rows > summary_rows_) {
+    Synchronise();
+    Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes + 64 + SummaryScratch(rows), "summaries of logits");
+    Result<PinnedMemory> pinned = PinnedMemory::Allocate(bytes);
+    if (!memory.ok() || !pinned.ok()) {
+      if (health_.ok()) health_ = memory.ok() ? pinned.status() : memory.status();
+      return false;
+    }
+    summary_memory_ = std::move(memory).value(), summaries_ = std::move(pinned).value();
+    summary_rows_ = rows;
+  }
+  Call call(*this);
+  std::byte* resident = addresses_.Find(args.asked.data());
+  if (resident != nullptr) Stage(resident, args.asked.data(), Bytes<int32_t>(rows));
+  const float* logits = call.In(args.logits.data, args.logits.size());
+  const int32_t* asked = call.In(args.asked.data(), rows);
+  LaunchPending();
+  auto* out = summary_memory_.as<kernels::LogitSummary>();
+  thermoe::cuda::Summarise(logits, rows, args.logits.cols, asked, out, summary_memory_.data() + (bytes + 63) / 64 * 64, stream_);
+  Check(cudaGetLastError(), "summarising logits");
+  Check(cudaMemcpyAsync(summaries_.data(), out, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "reading results");
+  Synchronise();
+  std::memcpy(args.out.data(), summaries_.data(), static_cast<size_t>(bytes));
+  return true;
+}
+
+}  // namespace thermoe::cuda

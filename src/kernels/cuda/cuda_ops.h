@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA backend. Operands are named by host addresses: those of adopted buffers and of weights stand for the device's copies
+// (AddressMap); others are copied to the device and back for the one call, which is how tests run single operations.
+//
+// Operations are recorded as they are called and launched in a run (launch.cc), where neighbours that belong together share a kernel.
+// A step of decode rows is captured as a graph the first time and replayed from then on: replayed calls do nothing.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/cuda/address_map.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/ops.h"
+#include "runtime/threads.h"
+
+namespace thermoe::cuda {
+
+class CudaOps final : public kernels::Ops {
+ public:
+  // kUnsupported where there is no device. `threads` pack weights; must outlive the result.
+  static Result<std::unique_ptr<Ops>> Create(ThreadPool* threads);
+  ~CudaOps() override;
+
+  std::string_view name() const override { return name_; }
+  bool on_device() const override { return true; }
+  Status Hold(const kernels::ResidentModel& model) override;
+  void Adopt(std::span<std::byte> buffer) override;
+  void Publish(std::span<const std::byte> bytes) const override;
+  void Fetch(std::span<std::byte> bytes) const override;
+  void CopyKv(float* to, const float* from, int64_t floats) const override;
+  void SetRows(std::span<const KvRow> rows) const override;
+  void SetSteering(const Steering* steering, std::span<LayerRecord> records) const override;
+  void BeginStep(uint64_t key) const override;
+  void EndStep() const override;
+  void FinishRecords() const override;
+  Status Health() const override { return health_; }
+
+  void Embed(const WeightMatrix& table, std::span<const int32_t> ids, MutRows out) const override;
+  void RmsNorm(const kernels::RmsNormArgs& args) const override;
+  void Linear(const kernels::LinearArgs& args) const override;
+  void Rope(const kernels::RopeArgs& args) const override;
+  void StoreKv(const kernels::StoreKvArgs& args) const override;
+  void Attention(const kernels::AttentionArgs& args) const override;
+  void Select(const kernels::SelectArgs& args) const override;
+  void ExpertFfn(const kernels::ExpertFfnArgs& args) const override;
+  void SwiGlu(const kernels::SwiGluArgs& args) const override;
+  void Add(const kernels::AddArgs& args) const override;
+  void Clamp(MutRows x, float limit) const override;
+  void Gather(const kernels::GatherArgs& args) const override;
+  bool Summarise(const kernels::SummariseArgs& args) const override;
+
+  // Test-time training runs on the cpu backend: the engine refuses it here, and these abort.
+  void AddRow(const kernels::AddRowArgs& args) const override;
+  void Gain(const kernels::GainArgs& args) const override;
+  void LowRank(const kernels::LowRankArgs& args) const override;
+  void ScaleSlots(const kernels::ScaleSlotsArgs& args) const override;
+  void ExpertInner(const kernels::ExpertInnerArgs& args) const override;
+  void LinearBackward(const kernels::LinearBackwardArgs& args) const override;
+  void RmsNormBackward(const kernels::RmsNormBackwardArgs& args) const override;
+  void GainBackward(const kernels::GainBackwardArgs& args) const override;
+  void SumRows(const kernels::SumRowsArgs& args) const override;
+  void LowRankBackward(const kernels::LowRankBackwardArgs& args) const override;
+  void ClampBackward(const kernels::ClampBackwardArgs& args) const override;
+  void AttentionBackward(const kernels::AttentionBackwardArgs& args) const override;
+  void ExpertFfnBackward(const kernels::ExpertFfnBackwardArgs& args) const override;
+  void SelectBackward(const kernels::SelectBackwardArgs& args) const override;
+  void ScaleSlotsBackward(const kernels::ScaleSlotsBackwardArgs& args) const override;
+  void SwiGluBackward(const kernels::SwiGluBackwardArgs& args) const override;
+  void AddBackward(const kernels::AddBackwardArgs& args) const override;
+  void LossBackward(const kernels::LossBackwardArgs& args) const override;
+
+ private:
+  explicit CudaOps(const DeviceFacts& device, ThreadPool* threads);
+  Status Start();  // stream and small buffers
+
+  class Call;  // the operands of one operation
+  struct ForeignKv;
+  bool Holds(const KvLayer& cache) const;
+
+  void Check(cudaError_t error, const char* what) const;
+  void LaunchPending() const;
+  void Synchronise() const;
+
+  // hold.cc
+  struct MemoryPlan;
+  MemoryPlan PlanMemory(const kernels::ResidentModel& model) const;
+  Status UploadMatrices(const kernels::ResidentModel& model, const MemoryPlan& plan);
+  Status UploadVectors(const kernels::ResidentModel& model);
+  void EnsureScratch(int64_t bytes) const;
+  // A matrix on the device; packed and uploaded for this call where it is not resident.
+  DeviceMatrix MatrixOf(const WeightMatrix& matrix, Call* call) const;
+  // Tables of one layer's experts in device memory.
+  struct ExpertTables {
+    DeviceMemory tables;  // gate [E], up [E], down [E]
+    const DeviceMatrix *gate = nullptr, *up = nullptr, *down = nullptr;
+    Packing gate_packing = Packing::kF32, up_packing = Packing::kF32, down_packing = Packing::kF32;
+  };
+  Result<ExpertTables> MakeTables(std::span<const FfnWeights> experts, Call* call) const;
+
+  // What Select is told and tells of one layer; `index` is its place in the arrays.
+  struct SelectSlot {
+    LayerRecord* record = nullptr;
+    LayerSteering steering;  // as written to the device
+    bool written = false;
+  };
+  void WriteRules(size_t index, const LayerSteering* steering, int32_t experts, int32_t slots, bool nested) const;
+  void EnsureSelectSlots(size_t layers, int32_t experts) const;
+  void ReadRecord(size_t index, const SelectCounts& counts, const int32_t* expert_slots) const;
+
+  DeviceFacts device_;
+  ThreadPool* threads_;
+  std::string name_;
+  cudaStream_t stream_ = nullptr;
+  mutable Status health_ = Status::Ok();
+
+  mutable AddressMap addresses_;               // adopted buffers and vectors of weights
+  std::vector<DeviceMemory> owned_;            // what they are
+  std::unordered_map<const std::byte*, DeviceMatrix> matrices_;          // by host address
+  std::unordered_map<const std::byte*, std::byte*> tables_of_rows_;      // embedding tables as files have them
+  std::unordered_map<const FfnWeights*, ExpertTables> experts_;          // by layer
+  const float* kv_host_ = nullptr;
+  int64_t kv_floats_ = 0;
+  DeviceMemory kv_;
+  mutable DeviceMemory scratch_;
+  mutable int64_t scratch_bytes_ = 0;
+  DeviceMemory sync_;
+
+  // Inputs of a step, through pinned memory that a copy reads while the host goes on.
+  PinnedMemory staging_;
+  mutable int64_t staging_used_ = 0;
+  void Stage(void* to, const void* from, int64_t bytes) const;
+
+  mutable DeviceMemory rows_memory_;
+  mutable RowTable rows_;
+  mutable int64_t rows_capacity_ = 0, tables_capacity_ = 0;
+  mutable int32_t table_stride_ = 0;
+  mutable const KvRow* rows_set_ = nullptr;
+  mutable int64_t rows_count_ = 0, single_rows_ = 0;
+  mutable std::vector<int32_t> row_words_;
+  int32_t context_ = 0, slots_ = 0;
+  bool nested_ = false;
+
+  mutable std::vector<SelectSlot> select_slots_;
+  mutable DeviceMemory select_memory_;
+  mutable SelectRules* rules_ = nullptr;        // [layers]
+  mutable float* biases_ = nullptr;             // [layers, E]
+  mutable uint8_t* caps_ = nullptr;             // [layers, E]
+  mutable SelectCounts* counts_ = nullptr;      // [layers]
+  mutable int32_t* expert_slots_ = nullptr;     // [layers, E]
+  mutable int32_t* job_counts_ = nullptr;       // [layers]
+  mutable int32_t select_experts_ = 0;
+  mutable PinnedMemory records_;                // counts and expert slots of a step
+  mutable size_t recorded_ = 0;                 // layers of the step under way
+  mutable size_t selected_ = 0;                 // the slot of the newest Select
+
+  mutable PinnedMemory summaries_;
+  mutable DeviceMemory summary_memory_;
+  mutable int64_t summary_rows_ = 0;
+
+  mutable std::vector<Node> pending_;
+  mutable uint64_t key_ = 0;
+  mutable bool in_step_ = false, replaying_ = false;
+  mutable std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;  // null: seen once
+};
+
+}  // namespace thermoe::cuda

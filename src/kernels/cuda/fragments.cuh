@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// Device code that all matrix kernels share: packed codes to fragments of halves, the tensor cores' smallest product,
+// and barriers in shared memory.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/weight_layout.h"
+
+namespace thermoe::cuda {
+
+// Four registers of two halves: a0..a7 of weight_layout.h.
+struct Fragment {
+  uint32_t r[4];
+};
+
+__device__ inline uint32_t SubHalves(uint32_t value, uint32_t from_each) {
+  const __half2 a = *reinterpret_cast<const __half2*>(&value), b = *reinterpret_cast<const __half2*>(&from_each);
+  const __half2 difference = __hsub2(a, b);
+  return *reinterpret_cast<const uint32_t*>(&difference);
+}
+__device__ inline uint32_t MulHalves(uint32_t value, uint32_t by) {
+  const __half2 a = *reinterpret_cast<const __half2*>(&value), b = *reinterpret_cast<const __half2*>(&by);
+  const __half2 product = __hmul2(a, b);
+  return *reinterpret_cast<const uint32_t*>(&product);
+}
+__device__ inline uint32_t PackHalves(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ inline float HalfBits(uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+// Codes of 8 bits minus 128, exact: 0x6400 | b is 1024 + b in binary16.
+__device__ inline Fragment FromBytes(uint32_t hi, uint32_t lo) {
+  const uint32_t first = (hi & 0xf0f0f0f0u) | (lo & 0x0f0f0f0fu);
+  const uint32_t second = (hi << 4 & 0xf0f0f0f0u) | (lo >> 4 & 0x0f0f0f0fu);
+  constexpr uint32_t kMagic = 0x64646464u, kOffset = 0x64806480u;  // 1024 + 128
+  return {{SubHalves(__byte_perm(first, kMagic, 0x4240), kOffset),
+           SubHalves(__byte_perm(first, kMagic, 0x4341), kOffset),
+           SubHalves(__byte_perm(second, kMagic, 0x4240), kOffset),
+           SubHalves(__byte_perm(second, kMagic, 0x4341), kOffset)}};
+}
+
+// Nibbles at bits 5 to 8 of the mantissa of `base`, minus `offset`.
+template <uint32_t kBase, uint32_t kOffset>
+__device__ inline Fragment FromNibbles(uint32_t hi) {
+  constexpr uint32_t kMask = 0x01e001e0u;
+  return {{SubHalves((hi << 1 & kMask) | kBase, kOffset), SubHalves((hi >> 7 & kMask) | kBase, kOffset),
+           SubHalves((hi << 5 & kMask) | kBase, kOffset), SubHalves((hi >> 3 & kMask) | kBase, kOffset)}};
+}
+// 16 (n - 8) + 7.5 as 512 + 16 n - 632.5; n - 8 as 32 + n - 40; n as 32 + n - 32: all exact.
+__device__ inline Fragment FromHiPlane(uint32_t hi) { return FromNibbles<0x60006000u, 0x60f160f1u>(hi); }
+__device__ inline Fragment FromSignedNibbles(uint32_t hi) { return FromNibbles<0x50005000u, 0x51005100u>(hi); }
+__device__ inline Fragment FromUnsignedNibbles(uint32_t hi) { return FromNibbles<0x50005000u, 0x50005000u>(hi); }
+
+// Twice an E2M1: its exponent and mantissa are a binary16's, 2^14 times too small.
+__device__ inline Fragment FromE2M1(uint32_t hi) {
+  const auto value = [](uint32_t top) {
+    return MulHalves((top & 0x80008000u) | (top >> 3 & 0x0e000e00u), 0x78007800u);  // * 2^15
+  };
+  return {{value(hi << 8), value(hi), value(hi << 12), value(hi << 4)}};
+}
+
+// The codes of one step of a tile. kHi: the hi plane alone of kPlanes8.
+template <Packing kPacking, bool kHi = false>
+__device__ inline Fragment Decode(uint32_t hi, uint32_t lo) {
+  if constexpr (kPacking == Packing::kPlanes8 && kHi) return FromHiPlane(hi);
+  if constexpr (HasLoPlane(kPacking)) return FromBytes(hi, lo);
+  if constexpr (kPacking == Packing::kNibble) return FromSignedNibbles(hi);
+  if constexpr (kPacking == Packing::kNibbleMin) return FromUnsignedNibbles(hi);
+  return FromE2M1(hi);
+}
+
+__device__ inline uint32_t Word(const uint4& vector, int i) {
+  return i == 0 ? vector.x : i == 1 ? vector.y : i == 2 ? vector.z : vector.w;
+}
+
+// c += a b: a 16 by 16 row-major, b 16 by 8 column-major (two registers), c (g; 2t, 2t + 1), (g + 8; 2t, 2t + 1).
+__device__ inline void Mma(float (&c)[4], const Fragment& a, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline float Silu(float gate) { return gate / (1.0f + __expf(-gate)); }
+
+// The power of two that brings `most` into [1024, 2048); 1 for zero and what is not a number.
+__device__ inline float HalfScale(float most) {
+  if (!(most > 0.0f)) return 1.0f;
+  const int exponent = static_cast<int>(__float_as_uint(most) >> 23) - 127;  // -127: subnormal
+  const int shift = min(max(10 - exponent, -117), 100);
+  return __uint_as_float(static_cast<uint32_t>(shift + 127) << 23);
+}
+__device__ inline float InverseOfPower(float power) { return __uint_as_float((254u << 23) - __float_as_uint(power)); }
+
+__device__ inline uint32_t SharedAddress(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ inline void BarrierInit(uint64_t* barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(arrivals) : "memory");
+}
+__device__ inline void BarrierArrive(uint64_t* barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(SharedAddress(barrier))
+               : "memory");
+}
+__device__ inline void BarrierWait(uint64_t* barrier, uint32_t parity) {
+  uint32_t done = 0;
+  while (done == 0) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(SharedAddress(barrier)), "r"(parity)
+                 : "memory");
+#else
+    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(SharedAddress(barrier)), "r"(parity)
+                 : "memory");
+#endif
+  }
+}
+
+// A bulk copy whose barrier counts bytes on sm_90; 16 bytes a lane and instruction before. Arrivals a fill needs
+// besides.
+#if __CUDA_ARCH__ >= 900
+inline constexpr uint32_t kFillArrivals = 1;
+#else
+inline constexpr uint32_t kFillArrivals = 33;
+#endif
+__device__ inline void CopyToShared(void* to, const std::byte* from, uint32_t bytes, uint64_t* barrier, int lane) {
+#if __CUDA_ARCH__ >= 900
+  if (lane == 0) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     SharedAddress(to)),
+                 "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
+                 : "memory");
+  }
+#else
+  for (uint32_t at = static_cast<uint32_t>(lane) * 16; at < bytes; at += 512) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(SharedAddress(to) + at), "l"(from + at) : "memory");
+  }
+#endif
+}
+// Before the copies of a fill (`bytes` in all) and after them, by all lanes of one warp.
+__device__ inline void ExpectBytes(uint64_t* barrier, uint32_t bytes, int lane) {
+#if __CUDA_ARCH__ >= 900
+  if (lane == 0) {
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(
+                     SharedAddress(barrier)),
+                 "r"(bytes)
+                 : "memory");
+  }
+#endif
+}
+__device__ inline void CopiesIssued(uint64_t* barrier, int lane) {
+#if __CUDA_ARCH__ < 900
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+  if (lane == 0) BarrierArrive(barrier);
+#endif
+}
+
+}  // namespace thermoe::cuda

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+// What lives on the device from the start: weights, keys and values, tables of experts, steering.
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/errors.h"
+#include "kernels/cuda/cuda_ops.h"
+
+namespace thermoe::cuda {
+namespace {
+
+constexpr int64_t kAlign = 256;
+constexpr int64_t kSliceBytes = int64_t{64} << 20;    // packed and copied together
+constexpr int64_t kReserveBytes = int64_t{512} << 20;  // CUDA's own, graphs and kernels
+
+int64_t Aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+template <typename T>
+int64_t Bytes(int64_t count) { return count * static_cast<int64_t>(sizeof(T)); }
+
+constexpr WeightMatrix FfnWeights::* kRoles[] = {&FfnWeights::gate, &FfnWeights::up, &FfnWeights::down};
+
+// Every matrix that products are taken with, experts last.
+template <typename Visitor>
+void ForEachMatrix(const kernels::ResidentModel& model, const Visitor& visit) {
+  for (const LayerWeights& layer : model.weights.layers) {
+    for (const WeightMatrix* m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.shared.gate, &layer.shared.up, &layer.shared.down,
+                                  &layer.shared_gate}) {
+      if (!m->empty()) visit(*m);
+    }
+  }
+  visit(model.weights.output);
+  for (const std::span<const FfnWeights> layer : model.experts) {
+    for (const FfnWeights& expert : layer) {
+      for (const auto role : kRoles) visit(expert.*role);
+    }
+  }
+}
+
+template <typename Visitor>
+void ForEachVector(const ModelWeights& weights, const Visitor& visit) {
+  for (const LayerWeights& layer : weights.layers) {
+    for (const std::vector<float>* v : {&layer.attention_norm, &layer.q_bias, &layer.k_bias, &layer.v_bias, &layer.q_norm, &layer.k_norm,
+                                        &layer.expert_norm}) {
+      if (!v->empty()) visit(*v);
+    }
+  }
+  visit(weights.output_norm);
+}
+
+}  // namespace
+
+struct CudaOps::MemoryPlan {
+  int64_t weights = 0, vectors = 0, table = 0, kv = 0, scratch = 0, step = 0;
+  int64_t total() const { return weights + vectors + table + kv + scratch + step + kReserveBytes; }
+};
+
+CudaOps::MemoryPlan CudaOps::PlanMemory(const kernels::ResidentModel& model) const {
+  const ModelConfig& config = model.config;
+  MemoryPlan plan;
+  ForEachMatrix(model, [&](const WeightMatrix& m) {
+    plan.weights += Aligned(PackedBytes(m.type, m.rows, m.cols));
+    plan.scratch = std::max(plan.scratch, static_cast<int64_t>(LinearScratch(model.max_rows, static_cast<int32_t>(m.cols), static_cast<int32_t>(m.rows))));
+  });
+  ForEachVector(model.weights, [&](const std::vector<float>& v) { plan.vectors += Aligned(Bytes<float>(static_cast<int64_t>(v.size()))); });
+  plan.table = model.weights.embedding.rows * model.weights.embedding.row_bytes();
+  plan.kv = Bytes<__half>(model.kv.floats());
+  const int32_t outs[] = {config.heads * config.head_dim, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim};
+  for (const int64_t bytes : {static_cast<int64_t>(ExpertFfnScratch(config.experts, config.hidden, config.expert_width, config.slots, model.max_rows)),
+                              static_cast<int64_t>(LinearTogetherScratch(model.max_rows, config.hidden, outs)),
+                              AttentionScratch(std::min(model.max_rows, model.max_sequences), config.heads, config.head_dim),
+                              SelectScratch(model.max_rows, config.experts)}) {
+    plan.scratch = std::max(plan.scratch, bytes);
+  }
+  plan.step = model.step_bytes;
+  return plan;
+}
+
+Status CudaOps::Hold(const kernels::ResidentModel& model) {
+  const ModelConfig& config = model.config;
+  bool interleaved = false;
+  ForEachMatrix(model, [&](const WeightMatrix& m) { interleaved = interleaved || m.interleaved(); });
+  if (interleaved) {
+    return InvalidArgument("the model was loaded in the layout of the cpu backend; load it with LoadOptions::interleave off for cuda");
+  }
+  if (config.slots > kMaxDeviceSlots) {
+    return Unsupported("{} slots a token; the cuda backend runs up to {}: use the cpu backend", config.slots, kMaxDeviceSlots);
+  }
+  const MemoryPlan plan = PlanMemory(model);
+  size_t free = 0, total = 0;
+  THERMOE_RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free, &total), "asking for its free memory"));
+  if (plan.total() > static_cast<int64_t>(free)) {
+    const int64_t besides = plan.total() - plan.kv, per_token = model.kv.blocks > 0 ? plan.kv / (model.kv.blocks * kKvBlock) : 1;
+    const int64_t context = (static_cast<int64_t>(free) - besides) / std::max<int64_t>(1, per_token) / std::max(1, model.max_sequences) - 2 * kKvBlock;
+    const int64_t per_layer = plan.weights / std::max(1, config.layers);
+    return ResourceExhausted(
+        "{} has {} MiB free but {} MiB are needed (weights {}, keys and values of {} sequences {}, steps {}, {} in reserve); {}", device_.name, free >> 20,
+        plan.total() >> 20, (plan.weights + plan.vectors + plan.table) >> 20, model.max_sequences, plan.kv >> 20, (plan.step + plan.scratch) >> 20,
+        kReserveBytes >> 20,
+        context > 0 ? fmt::format("a context (--ctx) of {} tokens fits, or fewer sequences", context)
+                    : fmt::format("the weights of {} of its {} layers would fit: take a smaller or more quantised model, or the cpu backend",
+                                  std::max<int64_t>(0, (static_cast<int64_t>(free) - (plan.total() - plan.weights)) / std::max<int64_t>(1, per_layer)),
+                                  config.layers));
+  }
+  context_ = model.context;
+  rows_capacity_ = tables_capacity_ = 0;
+  table_stride_ = context_ / kKvBlock + 2;
+  THERMOE_RETURN_IF_ERROR(UploadMatrices(model, plan));
+  THERMOE_RETURN_IF_ERROR(UploadVectors(model));
+  Result<DeviceMemory> kv = DeviceMemory::Allocate(std::max<int64_t>(plan.kv, 1), "keys and values");
+  if (!kv.ok()) return kv.status();
+  kv_ = std::move(kv).value();
+  kv_host_ = model.kv.data, kv_floats_ = model.kv.floats();
+  THERMOE_RETURN_IF_ERROR(CudaStatus(cudaMemset(kv_.data(), 0, static_cast<size_t>(plan.kv)), "clearing memory"));
+  EnsureScratch(plan.scratch);
+  for (const std::span<const FfnWeights> layer : model.experts) {
+    Result<ExpertTables> tables = MakeTables(layer, nullptr);
+    if (!tables.ok()) return tables.status();
+    experts_[layer.data()] = std::move(tables).value();
+  }
+  // The rows of the largest step, so that addresses stay.
+  rows_capacity_ = model.max_rows, tables_capacity_ = std::max(1, model.max_sequences);
+  Result<DeviceMemory> rows = DeviceMemory::Allocate(Bytes<int32_t>(2 * rows_capacity_ + tables_capacity_ * table_stride_), "the rows of a step");
+  if (!rows.ok()) return rows.status();
+  rows_memory_ = std::move(rows).value();
+  EnsureSelectSlots(static_cast<size_t>(config.layers), config.experts);
+  slots_ = config.slots;
+  nested_ = !model.experts.empty() && model.experts[0][0].gate.type == DType::kNested8;
+  return health_;
+}
+
+// Packed by all threads into pinned memory, one half while the other is copied.
+Status CudaOps::UploadMatrices(const kernels::ResidentModel& model, const MemoryPlan& plan) {
+  struct Item {
+    const WeightMatrix* matrix;
+    int64_t bytes, to;
+  };
+  std::vector<Item> items;
+  std::unordered_map<const std::byte*, size_t> seen;  // tied matrices lie once
+  int64_t at = 0, largest = 0;
+  ForEachMatrix(model, [&](const WeightMatrix& m) {
+    if (seen.contains(m.data)) return;
+    seen[m.data] = items.size();
+    const int64_t bytes = Aligned(PackedBytes(m.type, m.rows, m.cols));
+    items.push_back({&m, bytes, at});
+    at += bytes, largest = std::max(largest, bytes);
+  });
+  Result<DeviceMemory> weights = DeviceMemory::Allocate(std::max<int64_t>(at, 1), "the weights");
+  if (!weights.ok()) return weights.status();
+  std::byte* base = weights->data();
+  owned_.push_back(std::move(weights).value());
+  const int64_t slice = std::max(largest, kSliceBytes);
+  PinnedMemory halves[2];
+  cudaEvent_t copied[2] = {};
+  for (int h = 0; h < 2; ++h) {
+    Result<PinnedMemory> pinned = PinnedMemory::Allocate(slice);
+    if (!pinned.ok()) return pinned.status();
+    halves[h] = std::move(pinned).value();
+    Check(cudaEventCreateWithFlags(&copied[h], cudaEventDisableTiming), "loading weights");
+  }
+  int half = 0;
+  for (size_t first = 0; first < items.size(); half ^= 1) {
+    size_t last = first;
+    int64_t bytes = 0;
+    while (last < items.size() && bytes + items[last].bytes <= slice) bytes += items[last++].bytes;
+    Check(cudaEventSynchronize(copied[half]), "loading weights");
+    std::byte* staged = halves[half].data();
+    const int64_t from = items[first].to;
+    threads_->ParallelFor(static_cast<int64_t>(last - first), [&](int64_t i, int) {
+      const Item& item = items[first + static_cast<size_t>(i)];
+      Pack(*item.matrix, staged + (item.to - from));
+    });
+    Check(cudaMemcpyAsync(base + from, staged, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "loading weights");
+    Check(cudaEventRecord(copied[half], stream_), "loading weights");
+    first = last;
+  }
+  Synchronise();
+  for (cudaEvent_t event : copied) cudaEventDestroy(event);
+  for (const Item& item : items) {
+    const WeightMatrix& m = *item.matrix;
+    matrices_[m.data] = View(m.type, m.rows, m.cols, base + item.to);
+  }
+  // Rows of the embedding are read as the file has them.
+  const WeightMatrix& table = model.weights.embedding;
+  Result<DeviceMemory> memory = DeviceMemory::Allocate(std::max<int64_t>(plan.table, 1), "the embedding");
+  if (!memory.ok()) return memory.status();
+  Check(cudaMemcpy(memory->data(), table.data, static_cast<size_t>(plan.table), cudaMemcpyDefault), "loading the embedding");
+  tables_of_rows_[table.data] = memory->data();
+  owned_.push_back(std::move(memory).value());
+  return health_;
+}
+
+Status CudaOps::UploadVectors(const kernels::ResidentModel& model) {
+  int64_t bytes = 0;
+  ForEachVector(model.weights, [&](const std::vector<float>& v) { bytes += Aligned(Bytes<float>(static_cast<int64_t>(v.size()))); });
+  Result<DeviceMemory> memory = DeviceMemory::Allocate(std::max<int64_t>(bytes, 1), "norms and biases");
+  if (!memory.ok()) return memory.status();
+  int64_t at = 0;
+  ForEachVector(model.weights, [&](const std::vector<float>& v) {
+    const int64_t size = Bytes<float>(static_cast<int64_t>(v.size()));
+    Check(cudaMemcpy(memory->data() + at, v.data(), static_cast<size_t>(size), cudaMemcpyDefault), "loading norms and biases");
+    addresses_.Add(v.data(), static_cast<size_t>(size), memory->data() + at);
+    at += Aligned(size);
+  });
+  owned_.push_back(std::move(memory).value());
+  return health_;
+}
+
+void CudaOps::EnsureScratch(int64_t bytes) const {
+  if (bytes <= scratch_bytes_) return;
+  LaunchPending();
+  Synchronise();
+  Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "scratch of operations");
+  if (!memory.ok()) {
+    if (health_.ok()) health_ = memory.status();
+    return;
+  }
+  scratch_ = std::move(memory).value();
+  scratch_bytes_ = bytes;
+  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  graphs_.clear();  // they have the old address
+}
+
+Result<CudaOps::ExpertTables> CudaOps::MakeTables(std::span<const FfnWeights> experts, Call* call) const {
+  const size_t count = experts.size();
+  std::vector<DeviceMatrix> views(3 * count);
+  for (size_t e = 0; e < count; ++e) {
+    for (size_t r = 0; r < 3; ++r) {
+      views[r * count + e] = MatrixOf(experts[e].*kRoles[r], call);
+      if (views[r * count + e].packing != views[r * count].packing) {
+        return Unsupported("experts of one layer have weights of different types; the cuda backend wants one type for each matrix: convert the "
+                           "model again, or use the cpu backend");
+      }
+    }
+  }
+  Result<DeviceMemory> memory = DeviceMemory::Allocate(Bytes<DeviceMatrix>(static_cast<int64_t>(views.size())), "tables of experts");
+  if (!memory.ok()) return memory.status();
+  Check(cudaMemcpy(memory->data(), views.data(), views.size() * sizeof(DeviceMatrix), cudaMemcpyDefault), "loading tables of experts");
+  const auto* base = memory->as<DeviceMatrix>();
+  ExpertTables tables;
+  tables.gate = base, tables.up = base + count, tables.down = base + 2 * count;
+  tables.gate_packing = views[0].packing, tables.up_packing = views[count].packing, tables.down_packing = views[2 * count].packing;
+  tables.tables = std::move(memory).value();
+  return tables;
+}
+
+void CudaOps::EnsureSelectSlots(size_t layers, int32_t experts) const {
+  if (layers == select_slots_.size() && experts == select_experts_) return;
+  Synchronise();
+  const auto n = static_cast<int64_t>(layers);
+  const int64_t counted = Bytes<SelectCounts>(n) + Bytes<int32_t>(n * experts);
+  const int64_t bytes = counted + Bytes<SelectRules>(n) + Bytes<float>(n * experts) + Bytes<int32_t>(n) + n * experts;
+  Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "steering");
+  Result<PinnedMemory> pinned = PinnedMemory::Allocate(counted);
+  if (!memory.ok() || !pinned.ok()) {
+    if (health_.ok()) health_ = memory.ok() ? pinned.status() : memory.status();
+    return;
+  }
+  select_memory_ = std::move(memory).value(), records_ = std::move(pinned).value();
+  counts_ = select_memory_.as<SelectCounts>();
+  expert_slots_ = reinterpret_cast<int32_t*>(counts_ + layers);
+  rules_ = reinterpret_cast<SelectRules*>(expert_slots_ + n * experts);
+  biases_ = reinterpret_cast<float*>(rules_ + layers);
+  job_counts_ = reinterpret_cast<int32_t*>(biases_ + n * experts);
+  caps_ = reinterpret_cast<uint8_t*>(job_counts_ + n);
+  select_experts_ = experts;
+  select_slots_.assign(layers, {});
+}
+
+void CudaOps::WriteRules(size_t index, const LayerSteering* steering, int32_t experts, int32_t slots, bool nested) const {
+  SelectSlot& slot = select_slots_[index];
+  const LayerSteering plain;
+  const LayerSteering& now = steering == nullptr ? plain : *steering;
+  if (slot.written && now == slot.steering) return;
+  const auto resolve = [slots](int value) { return value == kAllSlots ? slots : std::min(value, slots); };
+  SelectRules rules;
+  rules.guaranteed = std::max(1, resolve(now.guaranteed_slots));
+  rules.most = std::max(1, resolve(now.max_slots));
+  rules.full = nested ? resolve(now.full_slots) : slots;
+  rules.drop_below = now.drop_below_frac;
+  rules.soft_batch = now.soft_batch;
+  rules.has_bias = now.selection_bias.empty() ? 0 : 1;
+  rules.has_cap = nested && !now.plane_cap.empty() ? 1 : 0;
+  Stage(rules_ + index, &rules, sizeof(rules));
+  const auto at = static_cast<int64_t>(index) * experts;
+  if (rules.has_bias != 0) Stage(biases_ + at, now.selection_bias.data(), Bytes<float>(experts));
+  if (rules.has_cap != 0) Stage(caps_ + at, now.plane_cap.data(), experts);
+  slot.steering = now;
+  slot.written = true;
+}
+
+void CudaOps::SetSteering(const Steering* steering, std::span<LayerRecord> records) const {
+  recorded_ = records.size();
+  EnsureSelectSlots(records.size(), select_experts_);
+  for (size_t i = 0; i < records.size(); ++i) {
+    select_slots_[i].record = &records[i];
+    WriteRules(i, steering == nullptr || steering->layers.empty() ? nullptr : &steering->layers[i], select_experts_, slots_, nested_);
+  }
+}
+
+}  // namespace thermoe::cuda

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Recorded operations with device addresses, and how runs of them become launches.
+#pragma once
+
+#include <span>
+#include <variant>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/matrix_kernels.h"
+#include "kernels/cuda/rows.h"
+#include "kernels/cuda/select.h"
+
+namespace thermoe::cuda {
+
+struct EmbedNode {
+  DType type = DType::kF32;
+  const std::byte* table = nullptr;
+  int64_t cols = 0, row_bytes = 0;
+  const int32_t* ids = nullptr;
+  float* out = nullptr;
+  int64_t rows = 0;
+};
+struct SwiGluNode {
+  const float *gate = nullptr, *up = nullptr;
+  float* out = nullptr;
+  int64_t size = 0;
+};
+struct AddNode {
+  const float *x = nullptr, *gate = nullptr;
+  float* out = nullptr;
+  int64_t rows = 0, n = 0;
+};
+struct ClampNode {
+  float* x = nullptr;
+  int64_t size = 0;
+  float limit = 0;
+};
+struct GatherNode {
+  const float* x = nullptr;
+  const int32_t* picked = nullptr;
+  float* out = nullptr;
+  int64_t rows = 0, n = 0;
+};
+
+using Node = std::variant<EmbedNode, NormLaunch, LinearLaunch, RopeLaunch, StoreLaunch, AttentionLaunch, SelectLaunch, ExpertFfnLaunch,
+                          SwiGluNode, AddNode, ClampNode, GatherNode>;
+
+// Launches all of them in order on the stream.
+cudaError_t Launch(std::span<const Node> nodes, cudaStream_t stream);
+
+}  // namespace thermoe::cuda

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products with packed weights (weight_layout.h) on the GPU. Everything is asynchronous on a stream, allocates nothing,
+// reads nothing back and can be captured in a graph: launches depend only on shapes, packings and row counts, never on
+// data. The reference (kernels/reference/linear.cc, experts.cc) says what is computed. Activations are rounded to
+// binary16 after a scaling of each row by a power of two (kF32: not at all); sums are floats, in an order that data do
+// not change.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/cuda/weight_layout.h"
+
+namespace thermoe::cuda {
+
+// Words that every launch's `sync` points to: zeroed once by the caller, left zero by each kernel. Launches that may
+// run at the same time need different ones.
+inline constexpr int kSyncWords = 64;
+
+struct LinearLaunch {
+  DeviceMatrix weight;          // [out, in]
+  const float* x = nullptr;     // [rows, in]
+  const float* bias = nullptr;  // [out] or null
+  float* out = nullptr;         // [rows, out] = x * weight^T + bias
+  int32_t rows = 0;
+  void* scratch = nullptr;  // [LinearScratch], aligned to 256 bytes
+  size_t scratch_bytes = 0;
+  uint32_t* sync = nullptr;  // [kSyncWords]
+};
+size_t LinearScratch(int32_t rows, int32_t in, int32_t out);
+cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream);
+// Several matrices with the same x, rows, scratch and sync (q, k and v): one kernel where rows are few. At most 4.
+inline constexpr size_t kMostTogether = 4;
+cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t stream);
+size_t LinearTogetherScratch(int32_t rows, int32_t in, std::span<const int32_t> outs);
+
+// The same words as kernels::Selection::Job.
+struct Job {
+  int32_t expert = 0;
+  Planes planes = Planes::kBoth;
+  int32_t first = 0;  // into order
+  int32_t count = 0;
+};
+static_assert(sizeof(Job) == 16);
+
+struct ExpertFfnLaunch {
+  const DeviceMatrix* gate = nullptr;  // [E] in device memory, all of one packing and shape; likewise up and down
+  const DeviceMatrix* up = nullptr;    // [E], [width, hidden]
+  const DeviceMatrix* down = nullptr;  // [E], [hidden, width]
+  Packing gate_packing = Packing::kPlanes8, up_packing = Packing::kPlanes8, down_packing = Packing::kPlanes8;
+  int32_t experts = 0, hidden = 0, width = 0, slots = 0, rows = 0;
+  const float* x = nullptr;  // [T, hidden]
+  // As kernels::Selection has them, in device memory.
+  const Job* jobs = nullptr;           // [job_count], of capacity min(E, T * K) * 2
+  const int32_t* job_count = nullptr;  // [1]
+  const int32_t* order = nullptr;      // [kept slots] token * K + slot
+  const float* weight = nullptr;       // [T, K]
+  const int32_t* expert = nullptr;     // [T, K], -1: empty; empty ones come last
+  float* out = nullptr;                // [T, hidden] +=
+  void* scratch = nullptr;             // [ExpertFfnScratch], aligned to 256 bytes
+  size_t scratch_bytes = 0;
+  uint32_t* sync = nullptr;  // [kSyncWords]
+};
+size_t ExpertFfnScratch(int32_t experts, int32_t hidden, int32_t width, int32_t slots, int32_t rows);
+cudaError_t ExpertFfn(const ExpertFfnLaunch& launch, cudaStream_t stream);
+
+}  // namespace thermoe::cuda

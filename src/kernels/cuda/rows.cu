@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cuda_fp16.h>
+
+#include <cfloat>
+
+#include "kernels/cuda/rows.h"
+#include "kernels/cuda/warp.cuh"
+#include "model/quant_blocks.h"
+
+namespace thermoe::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+unsigned BlocksFor(int64_t size) { return static_cast<unsigned>((size + kThreads - 1) / kThreads); }
+
+// One block a row; a thread keeps its elements in registers where they fit.
+__global__ void RmsNormKernel(const float* x, const float* add, const float* gain, float* summed, float* out, int n, float epsilon) {
+  const int64_t at = int64_t{blockIdx.x} * n;
+  constexpr int kKept = 8;
+  float kept[kKept];
+  float squares = 0;
+  int k = 0;
+#pragma unroll
+  for (k = 0; k < kKept; ++k) {
+    const int i = static_cast<int>(threadIdx.x + k * blockDim.x);
+    kept[k] = 0;
+    if (i >= n) continue;
+    kept[k] = x[at + i] + (add != nullptr ? add[at + i] : 0.0f);
+    if (add != nullptr) summed[at + i] = kept[k];
+    squares += kept[k] * kept[k];
+  }
+  for (int i = static_cast<int>(threadIdx.x + kKept * blockDim.x); i < n; i += static_cast<int>(blockDim.x)) {
+    const float value = x[at + i] + (add != nullptr ? add[at + i] : 0.0f);
+    if (add != nullptr) summed[at + i] = value;
+    squares += value * value;
+  }
+  const float total = BlockSum(squares);
+  const float scale = 1.0f / sqrtf(total / static_cast<float>(n) + epsilon);
+#pragma unroll
+  for (k = 0; k < kKept; ++k) {
+    const int i = static_cast<int>(threadIdx.x + k * blockDim.x);
+    if (i < n) out[at + i] = kept[k] * scale * gain[i];
+  }
+  for (int i = static_cast<int>(threadIdx.x + kKept * blockDim.x); i < n; i += static_cast<int>(blockDim.x)) {
+    const float value = add != nullptr ? summed[at + i] : x[at + i];
+    out[at + i] = value * scale * gain[i];
+  }
+}
+
+// Narrow rows (one head): one warp each.
+__global__ void RmsNormWarpKernel(const float* x, const float* gain, float* out, int64_t rows, int n, float epsilon) {
+  const int64_t row = int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
+  if (row >= rows) return;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  float squares = 0;
+  for (int i = lane; i < n; i += 32) squares += x[row * n + i] * x[row * n + i];
+  const float scale = 1.0f / sqrtf(WarpSum(squares) / static_cast<float>(n) + epsilon);
+  for (int i = lane; i < n; i += 32) out[row * n + i] = x[row * n + i] * scale * gain[i];
+}
+
+__global__ void RopeKernel(RopeLaunch l) {
+  const int half = l.rope_dim / 2;
+  const int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t per_row = int64_t{l.heads} * half;
+  if (index >= l.rows * per_row) return;
+  const int64_t row = index / per_row;
+  const int i = static_cast<int>(index % half);
+  const int64_t head = row * l.heads + index % per_row / half;
+  float* a = l.x + head * l.head_dim + (l.halves ? i : 2 * i);
+  float* b = a + (l.halves ? half : 1);
+  const float cosine = l.cosines[row * half + i], sine = l.sines[row * half + i], x = *a, y = *b;
+  *a = x * cosine - y * sine;
+  *b = y * cosine + x * sine;
+}
+
+__global__ void SwiGluKernel(const float* gate, const float* up, float* out, int64_t size) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < size) out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+__global__ void AddKernel(const float* x, const float* gate, float* out, int64_t size, int64_t n) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= size) return;
+  const float scale = gate == nullptr ? 1.0f : 1.0f / (1.0f + expf(-gate[i / n]));
+  out[i] += scale * x[i];
+}
+
+__global__ void ClampKernel(float* x, int64_t size, float limit) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < size) x[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
+}
+
+__global__ void GatherKernel(const float* x, const int32_t* picked, float* out, int64_t n) {
+  const float* from = x + picked[blockIdx.x] * n;
+  float* to = out + blockIdx.x * n;
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) to[i] = from[i];
+}
+
+__device__ float Half(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+__device__ uint16_t Load16(const std::byte* p) { return static_cast<uint16_t>(static_cast<unsigned>(p[0]) | static_cast<unsigned>(p[1]) << 8); }
+
+// Element i of a row as its format defines it (model/formats.h, quant_blocks.h). Rows of files may begin at any byte.
+__device__ float Element(DType type, const std::byte* row, int64_t i) {
+  const auto byte = [&](int64_t at) { return static_cast<unsigned>(row[at]); };
+  const auto nibble = [&](int64_t base, int64_t j) { return j < 16 ? byte(base + j) & 15 : byte(base + j - 16) >> 4; };
+  const int64_t block = i / 32, j = i % 32;
+  switch (type) {
+    case DType::kF32: return __uint_as_float(byte(4 * i) | byte(4 * i + 1) << 8 | byte(4 * i + 2) << 16 | byte(4 * i + 3) << 24);
+    case DType::kF16: return Half(Load16(row + 2 * i));
+    case DType::kBF16: return __uint_as_float(static_cast<unsigned>(Load16(row + 2 * i)) << 16);
+    case DType::kQ8_0: return Half(Load16(row + 34 * block)) * static_cast<float>(static_cast<int8_t>(byte(34 * block + 2 + j)));
+    case DType::kQ4_0: return Half(Load16(row + 18 * block)) * (static_cast<float>(nibble(18 * block + 2, j)) - 8.0f);
+    case DType::kQ5_0:
+    case DType::kQ5_1: {
+      const bool offset = type == DType::kQ5_1;
+      const int64_t at = (offset ? 24 : 22) * block, high = at + (offset ? 4 : 2);
+      const unsigned code = nibble(high + 4, j) | (byte(high + j / 8) >> (j % 8) & 1) << 4;
+      const float d = Half(Load16(row + at));
+      return offset ? __fadd_rn(__fmul_rn(d, static_cast<float>(code)), Half(Load16(row + at + 2))) : d * (static_cast<float>(code) - 16.0f);
+    }
+    case DType::kIQ4NL: {
+      constexpr int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+      return Half(Load16(row + 18 * block)) * static_cast<float>(values[nibble(18 * block + 2, j)]);
+    }
+    case DType::kMXFP4: {
+      constexpr int8_t values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+      return ldexpf(static_cast<float>(values[nibble(17 * block + 1, j)]), static_cast<int>(byte(17 * block)) - 128);
+    }
+    case DType::kQ4K:
+    case DType::kQ5K: {
+      const int64_t at = (type == DType::kQ4K ? 144 : 176) * (i / 256), low = at + (type == DType::kQ4K ? 16 : 48);
+      const int64_t s = i % 256 / 32;
+      const auto packed = [&](int64_t k) { return byte(at + 4 + k); };
+      const unsigned scale = s < 4 ? packed(s) & 63 : (packed(s + 4) & 15) | packed(s - 4) >> 6 << 4;
+      const unsigned least = s < 4 ? packed(s + 4) & 63 : packed(s + 4) >> 4 | packed(s) >> 6 << 4;
+      const unsigned bits = byte(low + 32 * (s / 2) + j);
+      unsigned code = s % 2 == 0 ? bits & 15 : bits >> 4;
+      if (type == DType::kQ5K) code |= (byte(at + 16 + j) >> s & 1) << 4;
+      return __fsub_rn(__fmul_rn(Half(Load16(row + at)) * static_cast<float>(scale), static_cast<float>(code)),
+                       Half(Load16(row + at + 2)) * static_cast<float>(least));
+    }
+    case DType::kQ6K: {
+      const int64_t at = 210 * (i / 256), h = i % 256 / 128, q = i % 128 / 32;
+      const unsigned bits = byte(at + 64 * h + 32 * (q % 2) + j);
+      const unsigned code = (q < 2 ? bits & 15 : bits >> 4) | (byte(at + 128 + 32 * h + j) >> (2 * q) & 3) << 4;
+      const auto scale = static_cast<float>(static_cast<int8_t>(byte(at + 192 + i % 256 / 16)));
+      return Half(Load16(row + at + 208)) * scale * (static_cast<float>(code) - 32.0f);
+    }
+    case DType::kNested8: break;
+  }
+  return 0;
+}
+
+__global__ void EmbedKernel(DType type, const std::byte* table, int64_t cols, int64_t row_bytes, const int32_t* ids, float* out) {
+  const std::byte* row = table + ids[blockIdx.y] * row_bytes;
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < cols) out[blockIdx.y * cols + i] = Element(type, row, i);
+}
+
+// A part of a row of logits: the largest, where it is, and the sum of exponentials below it.
+struct Part {
+  float most;
+  int32_t best;
+  float sum;
+  int32_t bad;  // some are no finite numbers
+};
+
+__device__ Part Merge(Part a, Part b) {
+  const bool first = a.most > b.most || (a.most == b.most && a.best <= b.best);
+  const float most = first ? a.most : b.most;
+  const auto scaled = [most](Part p) { return p.sum == 0 ? 0.0f : p.sum * expf(p.most - most); };
+  return {most, first ? a.best : b.best, scaled(a) + scaled(b), a.bad | b.bad};
+}
+
+__device__ Part BlockMerge(Part part) {
+  __shared__ Part warps[32];
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const Part other{__shfl_down_sync(kAllLanes, part.most, offset), __shfl_down_sync(kAllLanes, part.best, offset),
+                     __shfl_down_sync(kAllLanes, part.sum, offset), __shfl_down_sync(kAllLanes, part.bad, offset)};
+    part = Merge(part, other);
+  }
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = part;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (unsigned w = 1; w < blockDim.x / 32; ++w) part = Merge(part, warps[w]);
+  }
+  return part;  // whole in thread 0
+}
+
+constexpr int kSummaryParts = 16;
+
+__global__ void SummaryPartKernel(const float* logits, int64_t vocab, Part* parts) {
+  const float* row = logits + blockIdx.y * vocab;
+  const int64_t each = (vocab + kSummaryParts - 1) / kSummaryParts, begin = blockIdx.x * each;
+  const int64_t end = begin + each < vocab ? begin + each : vocab;
+  Part part{-FLT_MAX, INT32_MAX, 0, 0};
+  for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
+    const float value = row[i];
+    if (!isfinite(value)) {
+      part.bad = 1;
+      if (isnan(value)) continue;
+    }
+    if (value > part.most || part.best == INT32_MAX) {
+      part.sum = part.sum * expf(part.most - value) + 1;
+      part.most = value, part.best = static_cast<int32_t>(i);
+    } else {
+      part.sum += expf(value - part.most);
+    }
+  }
+  part = BlockMerge(part);
+  if (threadIdx.x == 0) parts[blockIdx.y * kSummaryParts + blockIdx.x] = part;
+}
+
+__global__ void SummaryKernel(const float* logits, int64_t vocab, const Part* parts, const int32_t* asked, kernels::LogitSummary* out) {
+  if (threadIdx.x != 0) return;
+  const int64_t row = blockIdx.x;
+  Part part = parts[row * kSummaryParts];
+  for (int i = 1; i < kSummaryParts; ++i) part = Merge(part, parts[row * kSummaryParts + i]);
+  kernels::LogitSummary& summary = out[row];
+  summary.log_sum_exp = part.most + logf(part.sum);
+  summary.best = part.best == INT32_MAX ? 0 : part.best;
+  summary.best_logit = part.most;
+  summary.asked_logit = asked[row] >= 0 ? logits[row * vocab + asked[row]] : 0.0f;
+  summary.finite = part.bad == 0;
+}
+
+}  // namespace
+
+void RmsNorm(const NormLaunch& l, cudaStream_t stream) {
+  if (l.rows == 0) return;
+  if (l.n <= 256 && l.add == nullptr) {
+    RmsNormWarpKernel<<<static_cast<unsigned>((l.rows + 7) / 8), 256, 0, stream>>>(l.x, l.gain, l.out, l.rows, l.n, l.epsilon);
+    return;
+  }
+  const int threads = l.n >= 1024 ? 512 : 128;
+  RmsNormKernel<<<static_cast<unsigned>(l.rows), threads, 0, stream>>>(l.x, l.add, l.gain, const_cast<float*>(l.x), l.out, l.n, l.epsilon);
+}
+
+void Rope(const RopeLaunch& launch, cudaStream_t stream) {
+  const int64_t size = launch.rows * launch.heads * (launch.rope_dim / 2);
+  if (size > 0) RopeKernel<<<BlocksFor(size), kThreads, 0, stream>>>(launch);
+}
+
+void SwiGlu(const float* gate, const float* up, float* out, int64_t size, cudaStream_t stream) {
+  if (size > 0) SwiGluKernel<<<BlocksFor(size), kThreads, 0, stream>>>(gate, up, out, size);
+}
+
+void Add(const float* x, const float* gate, float* out, int64_t rows, int64_t n, cudaStream_t stream) {
+  if (rows * n > 0) AddKernel<<<BlocksFor(rows * n), kThreads, 0, stream>>>(x, gate, out, rows * n, n);
+}
+
+void Clamp(float* x, int64_t size, float limit, cudaStream_t stream) {
+  if (size > 0) ClampKernel<<<BlocksFor(size), kThreads, 0, stream>>>(x, size, limit);
+}
+
+void Gather(const float* x, const int32_t* picked, float* out, int64_t rows, int64_t n, cudaStream_t stream) {
+  if (rows > 0) GatherKernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(x, picked, out, n);
+}
+
+void Embed(DType type, const std::byte* table, int64_t cols, int64_t row_bytes, const int32_t* ids, float* out, int64_t rows,
+           cudaStream_t stream) {
+  if (rows == 0) return;
+  const dim3 grid(BlocksFor(cols), static_cast<unsigned>(rows));
+  EmbedKernel<<<grid, kThreads, 0, stream>>>(type, table, cols, row_bytes, ids, out);
+}
+
+int64_t SummaryScratch(int64_t rows) { return rows * kSummaryParts * static_cast<int64_t>(sizeof(Part)); }
+
+void Summarise(const float* logits, int64_t rows, int64_t vocab, const int32_t* asked, kernels::LogitSummary* out, void* scratch,
+               cudaStream_t stream) {
+  if (rows == 0) return;
+  auto* parts = static_cast<Part*>(scratch);
+  SummaryPartKernel<<<dim3(kSummaryParts, static_cast<unsigned>(rows)), kThreads, 0, stream>>>(logits, vocab, parts);
+  SummaryKernel<<<static_cast<unsigned>(rows), 32, 0, stream>>>(logits, vocab, parts, asked, out);
+}
+
+}  // namespace thermoe::cuda

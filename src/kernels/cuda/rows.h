@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operations on rows of floats, one launch each; all pointers are the device's, all calls asynchronous and fit for a graph.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/weight_layout.h"
+#include "kernels/ops.h"
+
+namespace thermoe::cuda {
+
+struct NormLaunch {
+  const float* x = nullptr;
+  const float* gain = nullptr;  // [n]
+  float* out = nullptr;         // may be x
+  int64_t rows = 0;
+  int32_t n = 0;
+  float epsilon = 0;
+  // First x += add, where there is one (x may then not be const).
+  const float* add = nullptr;
+};
+void RmsNorm(const NormLaunch& launch, cudaStream_t stream);
+
+struct RopeLaunch {
+  float* x = nullptr;  // [rows, heads * head_dim]
+  const float* cosines = nullptr;
+  const float* sines = nullptr;  // [rows, rope_dim / 2]
+  int64_t rows = 0;
+  int32_t heads = 0, head_dim = 0, rope_dim = 0;
+  bool halves = true;
+};
+void Rope(const RopeLaunch& launch, cudaStream_t stream);
+
+// out [rows, n] = gate / (1 + exp(-gate)) * up
+void SwiGlu(const float* gate, const float* up, float* out, int64_t size, cudaStream_t stream);
+// out [rows, n] += x, scaled by sigmoid(gate [rows]) where there is a gate
+void Add(const float* x, const float* gate, float* out, int64_t rows, int64_t n, cudaStream_t stream);
+void Clamp(float* x, int64_t size, float limit, cudaStream_t stream);
+// out [rows, n] = x[picked[row]]
+void Gather(const float* x, const int32_t* picked, float* out, int64_t rows, int64_t n, cudaStream_t stream);
+// out [rows, cols] = rows `ids` of a table as the file has it (type: any of DType but kNested8).
+void Embed(DType type, const std::byte* table, int64_t cols, int64_t row_bytes, const int32_t* ids, float* out, int64_t rows, cudaStream_t stream);
+
+// Summaries of rows of logits. scratch: SummaryScratch(rows) bytes.
+void Summarise(const float* logits, int64_t rows, int64_t vocab, const int32_t* asked, kernels::LogitSummary* out, void* scratch,
+               cudaStream_t stream);
+int64_t SummaryScratch(int64_t rows);
+
+}  // namespace thermoe::cuda

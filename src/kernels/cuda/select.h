@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Selection of experts on the device: what kernels/select.cc does, in one launch for the steps of decoding and in three for longer ones.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/matrix_kernels.h"
+#include "kernels/ops.h"
+
+namespace thermoe::cuda {
+
+// Job (matrix_kernels.h) has the words of kernels::Selection::Job.
+static_assert(sizeof(Job) == sizeof(kernels::Selection::Job));
+
+inline constexpr int kMaxDeviceSlots = 32;  // K
+
+// The knobs of a layer with the neutral values resolved. Lives on the device, written between steps, so that a captured graph
+// follows the steering.
+struct SelectRules {
+  int32_t guaranteed = 0, most = 0, full = 0;
+  float drop_below = 0, soft_batch = 0;
+  int32_t has_bias = 0, has_cap = 0;
+};
+
+// What a layer did, as LayerRecord; expert_slots [E] stands apart.
+struct SelectCounts {
+  double mass_lost;
+  int32_t slots_full, slots_hi, slots_dropped, distinct, distinct_full, distinct_hi;
+};
+
+struct SelectLaunch {
+  const float* logits = nullptr;      // [T, E]
+  const kernels::RowKind* kinds = nullptr;  // [T]
+  const SelectRules* rules = nullptr;
+  const float* bias = nullptr;        // [E]
+  const uint8_t* plane_cap = nullptr;  // [E]
+  int32_t rows = 0, experts = 0, slots = 0;
+  bool normalise = true;
+  float* scores = nullptr;            // [T, E]
+  int32_t* expert = nullptr;          // [T, K]
+  float* weight = nullptr;            // [T, K]
+  Planes* planes = nullptr;           // [T, K]
+  Job* jobs = nullptr;                // [2 E]
+  int32_t* job_count = nullptr;
+  int32_t* order = nullptr;           // [T * K]
+  SelectCounts* counts = nullptr;
+  int32_t* expert_slots = nullptr;    // [E]
+  void* scratch = nullptr;            // SelectScratch bytes
+};
+int64_t SelectScratch(int64_t rows, int64_t experts);
+void Select(const SelectLaunch& launch, cudaStream_t stream);
+
+}  // namespace thermoe::cuda

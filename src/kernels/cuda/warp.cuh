@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums and maxima over a warp and a block.
+#pragma once
+
+namespace thermoe::cuda {
+
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ inline float WarpSum(float value) {
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+
+__device__ inline float WarpMax(float value) {
+  for (int offset = 16; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
+}
+
+// The sum over the threads of a block (whole warps, at most 32), in every thread.
+__device__ inline float BlockSum(float value) {
+  __shared__ float sums[32];
+  value = WarpSum(value);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  const unsigned warps = blockDim.x / 32;
+  return WarpSum(threadIdx.x % 32 < warps ? sums[threadIdx.x % 32] : 0.0f);
+}
+
+}  // namespace thermoe::cuda

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// The part of a backend that concerns where operands are. Host backends compute in place and have nothing to do here. A backend on a
+// device has memory of its own: operands are named by host addresses all the same, those of adopted buffers and of resident weights
+// standing for its copies. Operations may then be under way when a call returns; what they wrote is on the host after Fetch.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/views.h"
+#include "model/config.h"
+#include "model/weights.h"
+#include "runtime/kv_layout.h"
+#include "thermoe/status.h"
+#include "thermoe/steering.h"
+
+namespace thermoe::kernels {
+
+// Rows picked out of a matrix, side by side.
+struct GatherArgs {
+  ConstRows x;                      // [T, D]
+  std::span<const int32_t> picked;  // [rows] of x; in host memory
+  MutRows out;                      // [rows, D]
+};
+
+// What a row of logits comes to, where nobody needs all of it.
+struct LogitSummary {
+  float log_sum_exp = 0;
+  int32_t best = 0;  // the largest that is a number; the first of equals
+  float best_logit = 0;
+  float asked_logit = 0;  // of the token that was asked for
+  bool finite = true;     // all of them
+};
+struct SummariseArgs {
+  ConstRows logits;                // [rows, V]
+  std::span<const int32_t> asked;  // [rows] a token, or -1; in host memory
+  std::span<LogitSummary> out;     // [rows], in host memory, there when the call returns
+};
+
+// What a backend with memory of its own holds for an engine.
+struct ResidentModel {
+  const ModelConfig& config;
+  const ModelWeights& weights;
+  std::span<const std::span<const FfnWeights>> experts;  // [L][E], in the storage they are used in
+  KvPool kv;
+  int64_t step_bytes = 0;     // of the buffers that will be adopted
+  int32_t max_rows = 0;       // of a step
+  int32_t max_sequences = 0;  // in a step
+  int32_t context = 0;        // positions of a sequence
+};
+
+class Residency {
+ public:
+  virtual ~Residency() = default;
+
+  // Puts weights, keys and values on the device. kResourceExhausted says what would fit; kUnsupported.
+  virtual Status Hold(const ResidentModel&) { return Status::Ok(); }
+  // From here on operations see the device's copy of this buffer (not the host's contents).
+  virtual void Adopt(std::span<std::byte> /*buffer*/) {}
+  // The host has written these bytes of an adopted buffer; called before BeginStep.
+  virtual void Publish(std::span<const std::byte> /*bytes*/) const {}
+  // Waits for all operations so far and brings these bytes of an adopted buffer to the host.
+  virtual void Fetch(std::span<std::byte> /*bytes*/) const {}
+  // Copies keys or values inside the pool.
+  virtual void CopyKv(float* to, const float* from, int64_t floats) const { std::copy_n(from, floats, to); }
+  // Places of the rows of the next step, and the steering of all its layers (null: plain), which record what they did
+  // in `records`.
+  virtual void SetRows(std::span<const KvRow> /*rows*/) const {}
+  virtual void SetSteering(const Steering* /*steering*/, std::span<LayerRecord> /*records*/) const {}
+  // Operations between the two are the same as last time with this key (0: never): a backend may have them as a graph.
+  virtual void BeginStep(uint64_t /*key*/) const {}
+  virtual void EndStep() const {}
+  // Waits until `records` of SetSteering are filled.
+  virtual void FinishRecords() const {}
+  // kInternal once the device has failed: nothing computed since is of use.
+  virtual Status Health() const { return Status::Ok(); }
+  // Whether operations run on a device with memory of its own.
+  virtual bool on_device() const { return false; }
+
+  virtual void Gather(const GatherArgs& args) const {
+    for (int64_t i = 0; i < args.out.rows; ++i) std::copy_n(args.x.row(args.picked[static_cast<size_t>(i)]), args.out.cols, args.out.row(i));
+  }
+  // False: not done here, the caller reads the logits itself.
+  virtual bool Summarise(const SummariseArgs& /*args*/) const { return false; }
+};
+
+}  // namespace thermoe::kernels

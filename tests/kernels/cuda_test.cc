@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operation table on a CUDA device, where there is one. Products round their activations to binary16 (matrix_kernels.h), attention
+// its queries, keys, values and weights: the bounds are those of the table with that rounding.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+
+#include "kernels/attention_cases.h"
+#include "kernels/expert_cases.h"
+#include "kernels/op_cases.h"
+#include "kernels/select.h"
+
+namespace thermoe::kernels {
+namespace {
+
+class Cuda : public testing::Test {
+ protected:
+  void SetUp() override {
+    Result<std::unique_ptr<Ops>> ops = MakeCudaOps(&threads_);
+    if (!ops.ok()) GTEST_SKIP() << ops.status().message();
+    ops_ = std::move(ops).value();
+  }
+
+  void Run(const std::vector<OpCase>& cases) {
+    for (const OpCase& c : cases) ExpectVaries(c);
+    for (const OpCase& c : cases) {
+      ExpectWithinBounds(c, "cuda", c.run(*ops_));
+      ASSERT_TRUE(ops_->Health().ok()) << c.name << ": " << ops_->Health().message();
+    }
+    std::printf("[          ] %zu cases on %s\n", cases.size(), std::string(ops_->name()).c_str());
+  }
+
+  ThreadPool threads_{2};
+  std::unique_ptr<Ops> ops_;
+};
+
+bool HasBlocks(DType type) { return TraitsOf(type).block_elements > 1; }
+
+TEST_F(Cuda, RowOperations) {
+  Random random(1);
+  std::vector<OpCase> cases;
+  for (const int64_t n : {1, 8, 64, 127, 300, 2048, 5000}) {
+    for (const int64_t rows : {1, 3, 40}) cases.push_back(RmsNormCase(random, rows, n, (n + rows) % 2 == 0));
+    for (const bool gated : {false, true}) cases.push_back(AddCase(random, 9, n, gated));
+    cases.push_back(ClampCase(random, 5, n, 0.7f));
+    for (const double scale : {0.1, 20.0, 100.0}) cases.push_back(SwiGluCase(random, 4, n, scale));
+  }
+  for (const RopeKind kind : {RopeKind::kHalves, RopeKind::kInterleaved}) {
+    for (const int32_t head_dim : {16, 80, 128}) {
+      for (const int32_t rope_dim : {head_dim, head_dim / 2, 2}) cases.push_back(RopeCase(random, kind, 7, 5, head_dim, rope_dim));
+    }
+  }
+  Run(cases);
+}
+
+TEST_F(Cuda, EmbedOfEveryType) {
+  Random random(2);
+  std::vector<OpCase> cases;
+  for (const DType type : kAllTypes) {
+    if (type == DType::kNested8) continue;  // embeddings are as the file has them
+    for (const int64_t tokens : {1, 70}) cases.push_back(EmbedCase(random, type, 50, 512, tokens));
+  }
+  Run(cases);
+}
+
+TEST_F(Cuda, LinearOfEveryType) {
+  Random random(3);
+  std::vector<OpCase> cases;
+  for (const DType type : kAllTypes) {
+    const int64_t odd = HasBlocks(type) ? 0 : 3;
+    for (const int64_t tokens : {1, 2, 5, 8, 9, 17, 33, 64, 65, 130, 300}) {
+      cases.push_back(LinearCase(random, type, tokens, 64, WholeBlocks(type, 64), false, kHalfUnit));
+      cases.push_back(LinearCase(random, type, tokens, 100 + odd, WholeBlocks(type, 160) + odd, true, kHalfUnit));
+      cases.push_back(LinearCase(random, type, tokens, 421, 512, tokens % 2 == 1, kHalfUnit));
+    }
+  }
+  Run(cases);
+}
+
+TEST_F(Cuda, ExpertsOfEveryType) {
+  Random random(4);
+  std::vector<OpCase> cases;
+  for (const DType type : kAllTypes) {
+    const auto blocks = [&](int64_t cols) { return WholeBlocks(type, cols); };
+    const auto add = [&](int64_t tokens, int64_t hidden, int64_t width, int32_t experts, int32_t slots) {
+      cases.push_back(ExpertCase(random, {type, tokens, blocks(hidden), blocks(width), experts, slots, Layout::kRows, kHalfUnit}));
+    };
+    add(1, 64, 96, 5, 1);
+    add(1, 160, 64, 12, 8);
+    add(2, 64, 32, 4, 4);  // the second is padding
+    add(7, 96, 64, 20, 3);
+    add(19, 128, 160, 2, 2);
+    add(70, 64, 96, 6, 2);
+    add(300, 128, 192, 7, 2);
+  }
+  Run(cases);
+}
+
+TEST_F(Cuda, AttentionAndItsCache) {
+  Random random(5);
+  std::vector<OpCase> cases;
+  const AttentionShape shapes[] = {
+      {1, 1, 16, {{0, 1}}},
+      {2, 1, 24, {{0, 7}}},
+      {4, 4, 32, {{15, 1}, {16, 1}, {17, 1}}},
+      {4, 2, 40, {{31, 3}, {0, 2}, {100, 1}}},
+      {8, 2, 64, {{0, 70}}},
+      {8, 2, 64, {{700, 1}, {3, 1}, {0, 1}, {63, 1}}},
+      {6, 2, 96, {{13, 37}, {47, 1}, {48, 1}}},
+      {7, 7, 96, {{63, 1}, {200, 5}}},
+      {8, 1, 128, {{250, 1}, {0, 33}}},
+      {32, 4, 128, {{1000, 1}}},
+      {40, 1, 16, {{20, 3}}},
+      {16, 4, 128, {{300, 1}, {5, 1}, {0, 20}, {40, 130}}},
+  };
+  for (AttentionShape shape : shapes) {
+    shape.rounding = kHalfUnit;
+    cases.push_back(AttentionCase(random, shape));
+    OpCase store = StoreKvCase(random, shape);
+    for (size_t i = 0; i < store.bound.size(); ++i) store.bound[i] = kHalfUnit * std::fabs(store.want[i]);
+    cases.push_back(store);
+  }
+  Run(cases);
+}
+
+// One step's logits and knobs, run by the host's selection and the device's.
+struct SelectStep {
+  std::vector<float> logits;
+  std::vector<RowKind> kinds;
+  int64_t tokens = 0, experts = 0;
+  int32_t slots = 0;
+  bool normalise = true, nested = false;
+  LayerSteering steering;
+};
+
+struct SelectResult {
+  std::vector<int32_t> expert, order;
+  std::vector<float> weight, scores;
+  std::vector<Planes> planes;
+  std::vector<Selection::Job> jobs;
+  LayerRecord record;
+  int32_t job_count = 0;
+};
+
+SelectResult SelectBy(const Ops* ops, const SelectStep& s) {
+  SelectResult r;
+  const auto slots = static_cast<size_t>(s.tokens * s.slots);
+  r.expert.assign(slots, 12345), r.order.assign(slots, -1), r.weight.assign(slots, kPoison);
+  r.scores.assign(static_cast<size_t>(s.tokens * s.experts), kPoison);
+  r.planes.assign(slots, Planes::kHi);
+  r.jobs.assign(static_cast<size_t>(2 * s.experts), {-7, Planes::kHi, -7, -7});
+  Selection view;
+  view.slots = s.slots;
+  view.scores = {r.scores.data(), s.tokens, s.experts};
+  view.expert = {r.expert.data(), s.tokens, s.slots};
+  view.weight = {r.weight.data(), s.tokens, s.slots};
+  view.planes = {r.planes.data(), s.tokens, s.slots};
+  view.jobs = r.jobs, view.order = r.order, view.record = &r.record;
+  SelectArgs args{{s.logits.data(), s.tokens, s.experts}, {Scoring::kSoftmax, s.normalise}, s.slots, s.nested, &s.steering, s.kinds, &view};
+  if (ops == nullptr) SelectExperts(args);
+  else ops->Select(args);
+  r.job_count = view.job_count;
+  return r;
+}
+
+void ExpectSame(const SelectResult& host, const SelectResult& device, const std::string& what) {
+  SCOPED_TRACE(what);
+  ASSERT_EQ(host.expert, device.expert);
+  ASSERT_EQ(host.planes, device.planes);
+  for (size_t i = 0; i < host.weight.size(); ++i) ASSERT_NEAR(host.weight[i], device.weight[i], 3e-6f + 1e-5f * std::fabs(host.weight[i])) << i;
+  ASSERT_EQ(host.job_count, device.job_count);
+  int32_t kept = 0;
+  for (int32_t j = 0; j < host.job_count; ++j) {
+    const Selection::Job &a = host.jobs[static_cast<size_t>(j)], &b = device.jobs[static_cast<size_t>(j)];
+    ASSERT_TRUE(a.expert == b.expert && a.planes == b.planes && a.first == b.first && a.count == b.count) << "job " << j;
+    kept += a.count;
+  }
+  for (int32_t i = 0; i < kept; ++i) ASSERT_EQ(host.order[static_cast<size_t>(i)], device.order[static_cast<size_t>(i)]) << i;
+  EXPECT_EQ(host.record.expert_slots, device.record.expert_slots);
+  EXPECT_EQ(host.record.distinct_experts, device.record.distinct_experts);
+  EXPECT_EQ(host.record.distinct_full_experts, device.record.distinct_full_experts);
+  EXPECT_EQ(host.record.distinct_hi_experts, device.record.distinct_hi_experts);
+  EXPECT_EQ(host.record.slots_full, device.record.slots_full);
+  EXPECT_EQ(host.record.slots_hi, device.record.slots_hi);
+  EXPECT_EQ(host.record.slots_dropped, device.record.slots_dropped);
+  EXPECT_NEAR(host.record.gate_mass_lost, device.record.gate_mass_lost, 1e-4 + 1e-5 * host.record.gate_mass_lost);
+}
+
+TEST_F(Cuda, SelectionIsTheHosts) {
+  Random random(6);
+  int steps = 0;
+  for (const int64_t experts : {4, 8, 32, 60, 64, 128, 200, 512}) {
+    for (const int64_t tokens : {1, 2, 16, 33, 256, 257, 1000}) {
+      for (int round = 0; round < 4; ++round) {
+        SelectStep s;
+        s.tokens = tokens, s.experts = experts;
+        s.slots = static_cast<int32_t>(1 + random.Below(static_cast<uint64_t>(std::min<int64_t>(experts, 8))));
+        s.logits = RandomFloats(random, tokens * experts, 1.5);
+        s.normalise = random.Below(2) == 0, s.nested = random.Below(2) == 0;
+        for (int64_t t = 0; t < tokens; ++t) {
+          s.kinds.push_back(t % 11 == 10 ? RowKind::kPadding : tokens > 300 && t > 40 ? RowKind::kPrefill : RowKind::kDecode);
+        }
+        if (round > 0) {
+          if (random.Below(2) == 0) s.steering.selection_bias = RandomFloats(random, experts, 0.01);
+          if (random.Below(2) == 0) {
+            for (int64_t e = 0; e < experts; ++e) s.steering.plane_cap.push_back(static_cast<uint8_t>(1 + random.Below(2)));
+          }
+          s.steering.full_slots = static_cast<int>(random.Below(static_cast<uint64_t>(s.slots) + 1));
+          s.steering.guaranteed_slots = static_cast<int>(1 + random.Below(static_cast<uint64_t>(s.slots)));
+          s.steering.max_slots = static_cast<int>(1 + random.Below(static_cast<uint64_t>(s.slots)));
+          s.steering.drop_below_frac = random.Below(2) == 0 ? 0.0f : 0.3f;
+          s.steering.soft_batch = round == 2 ? 0.3f : 0.0f;
+        }
+        ExpectSame(SelectBy(nullptr, s), SelectBy(ops_.get(), s),
+                   std::to_string(experts) + " experts, " + std::to_string(tokens) + " tokens, round " + std::to_string(round));
+        if (HasFatalFailure()) return;
+        ++steps;
+      }
+    }
+  }
+  std::printf("[          ] %d steps\n", steps);
+}
+
+TEST_F(Cuda, SummariesOfLogits) {
+  Random random(7);
+  const int64_t rows = 5, vocab = 50001;
+  std::vector<float> logits = RandomFloats(random, rows * vocab, 3);
+  logits[static_cast<size_t>(2 * vocab + 77)] = 40;
+  logits[static_cast<size_t>(2 * vocab + 99)] = 40;  // the first of equals
+  logits[static_cast<size_t>(3 * vocab + 5)] = kPoison;
+  logits[static_cast<size_t>(4 * vocab)] = std::numeric_limits<float>::infinity();
+  const std::vector<int32_t> asked = {3, -1, 50000, 0, 1};
+  std::vector<LogitSummary> out(static_cast<size_t>(rows));
+  ASSERT_TRUE(ops_->Summarise({{logits.data(), rows, vocab}, asked, out}));
+  for (size_t r = 0; r < 3; ++r) {
+    const float* row = logits.data() + r * static_cast<size_t>(vocab);
+    double sum = 0;
+    for (int64_t i = 0; i < vocab; ++i) sum += std::exp(static_cast<double>(row[i]));
+    EXPECT_NEAR(out[r].log_sum_exp, std::log(sum), 1e-5);
+    const int64_t best = std::max_element(row, row + vocab) - row;
+    EXPECT_EQ(out[r].best, best);
+    EXPECT_EQ(out[r].best_logit, row[best]);
+    if (asked[r] >= 0) EXPECT_EQ(out[r].asked_logit, row[asked[r]]);
+    EXPECT_TRUE(out[r].finite);
+  }
+  EXPECT_FALSE(out[3].finite);
+  EXPECT_FALSE(out[4].finite);
+}
+
+}  // namespace
+}  // namespace thermoe::kernels
