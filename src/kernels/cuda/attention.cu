@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tensor-core tiles: 16 rows of queries against 16 positions at a time. In decode the 16 rows are the query heads of one kv head, in
 // prefill 16 neighbouring tokens of one head. A block of keys in the cache is 16 positions: one tile.
+#include <algorithm>
 #include <cfloat>
 
 #include "kernels/cuda/attention.h"
@@ -12,7 +13,7 @@ namespace {
 
 constexpr int kTile = kKvBlock;  // positions
 constexpr int kDecodeWarps = 4;
-constexpr int kMostSplits = 32;
+constexpr int kMostSplits = 32, kSplitPositions = 128;  // fewer positions are not worth another block
 static_assert(kTile == 16);
 
 __device__ uint32_t Pack(float low, float high) {
@@ -408,17 +409,17 @@ __global__ void StoreKernel(StoreLaunch l) {
 }
 
 // Splits of a context so that all multiprocessors have something to do.
-int SplitsFor(int64_t rows, int32_t kv_heads) {
-  const int64_t blocks = rows * kv_heads;
-  const int64_t splits = (528 + blocks - 1) / blocks;
-  return static_cast<int>(splits > kMostSplits ? kMostSplits : splits);
+int SplitsFor(int64_t rows, int32_t kv_heads, int32_t longest) {
+  const int64_t blocks = rows * kv_heads, useful = (longest + kSplitPositions - 1) / kSplitPositions;
+  const int64_t splits = (264 + blocks - 1) / blocks;
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({splits, useful, kMostSplits})));
 }
 
 template <int kDim>
 void Launch(const AttentionLaunch& l, cudaStream_t stream) {
   constexpr size_t kTileBytes = kTile * (kDim + kPad) * sizeof(__half);
   if (l.single > 0) {
-    const int splits = SplitsFor(l.single, l.cache.kv_heads);
+    const int splits = SplitsFor(l.single, l.cache.kv_heads, l.longest);
     const size_t loads = kDecodeWarps * 2 * 2 * kTileBytes;
     const size_t parts = kDecodeWarps * static_cast<size_t>(l.heads / l.cache.kv_heads) * (kDim + 2) * sizeof(float);
     const size_t bytes = loads > parts ? loads : parts;
@@ -442,7 +443,7 @@ void Launch(const AttentionLaunch& l, cudaStream_t stream) {
 
 int64_t AttentionScratch(int64_t singles, int32_t heads, int32_t head_dim) {
   // Partials of min(splits) x rows x kv heads, 16 heads each.
-  const int64_t most = 528 + singles * heads;
+  const int64_t most = 264 + singles * heads;
   return (most + kMostSplits) * 16 * (head_dim + 2) * static_cast<int64_t>(sizeof(float));
 }
 

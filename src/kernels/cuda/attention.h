@@ -44,6 +44,7 @@ struct AttentionLaunch {
   int64_t count = 0;  // T
   // Rows [0, single) are of sequences that have one row each; the others come in runs of one sequence with rising positions.
   int64_t single = 0;
+  int32_t longest = 0;  // positions of the longest of them, at least: what launches are planned for
   void* scratch = nullptr;  // AttentionScratch bytes
 };
 // For steps with up to `singles` single rows.

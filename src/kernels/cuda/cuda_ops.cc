@@ -197,6 +197,9 @@ void CudaOps::SetRows(std::span<const KvRow> rows) const {
     leading = leading && first && last;
     single_rows_ += leading;
   }
+  // Launches of attention are planned for lengths that are powers of two, so that graphs serve many steps.
+  planned_length_ = kKvBlock * 8;
+  while (planned_length_ < longest * kKvBlock) planned_length_ *= 2;
   if (longest > table_stride_) table_stride_ = static_cast<int32_t>(std::max<int64_t>(longest, context_ / kKvBlock + 2)), tables_capacity_ = 0;
   if (static_cast<int64_t>(count) > rows_capacity_ || sequences > tables_capacity_) {
     Synchronise();
@@ -226,7 +229,8 @@ void CudaOps::SetRows(std::span<const KvRow> rows) const {
 
 void CudaOps::BeginStep(uint64_t key) const {
   LaunchPending();
-  key_ = key;
+  key_ = key == 0 ? 0 : key << 32 | static_cast<uint64_t>(planned_length_);
+  key = key_;
   in_step_ = true;
   const auto graph = graphs_.find(key);
   if (key == 0 || graph == graphs_.end() || graph->second == nullptr) return;
@@ -387,8 +391,7 @@ void CudaOps::Attention(const kernels::AttentionArgs& args) const {
   if (!Holds(args.cache)) foreign.emplace(args.cache, args.rows, &call);
   EnsureScratch(AttentionScratch(single_rows_, args.heads, args.cache.head_dim));
   pending_.push_back(AttentionLaunch{call.In(args.q.data, args.q.size()), rows_,
-                                     foreign ? foreign->device : LayerOf(args.cache, kv_host_, kv_.as<__half>()), args.heads, args.scale, call.Out(args.out.data, args.out.size()), static_cast<int64_t>(args.rows.size()), single_rows_,
-                                     scratch_.data()});
+                                     foreign ? foreign->device : LayerOf(args.cache, kv_host_, kv_.as<__half>()), args.heads, args.scale, call.Out(args.out.data, args.out.size()), static_cast<int64_t>(args.rows.size()), single_rows_, planned_length_, scratch_.data()});
 }
 
 void CudaOps::Select(const kernels::SelectArgs& args) const {

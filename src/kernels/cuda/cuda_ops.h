@@ -139,7 +139,7 @@ class CudaOps final : public kernels::Ops {
   mutable DeviceMemory rows_memory_;
   mutable RowTable rows_;
   mutable int64_t rows_capacity_ = 0, tables_capacity_ = 0;
-  mutable int32_t table_stride_ = 0;
+  mutable int32_t table_stride_ = 0, planned_length_ = 0;
   mutable const KvRow* rows_set_ = nullptr;
   mutable int64_t rows_count_ = 0, single_rows_ = 0;
   mutable std::vector<int32_t> row_words_;

@@ -1,19 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 // One warp, one tile of 16 rows by 64 columns, up to 8 NT rows of activations: what the decode kernel does between two
 // waits.
+//
+// Codes go to the tensor cores with an offset still on them, and products begin with minus the offset times the sum of
+// the activations: both are exact in what they are rounded to, and save an addition for every two weights.
 #pragma once
 
+#include "kernels/cuda/decode_plan.h"
 #include "kernels/cuda/fragments.cuh"
 
 namespace thermoe::cuda {
 
 // How the activations of a piece of work read kPlanes8. kMixed: the first ones by both planes, the rest by hi.
-enum class ReadMode : int32_t { kHi, kBoth, kMixed };
+enum class ReadMode : uint8_t { kHi, kBoth, kMixed };
 
-// What one fill of the ring holds of a row tile: codes, lo plane, scales, for `tiles` tiles each.
+inline constexpr float kByteOffset = 1024.0f + 128.0f, kHiOffset = 1024.0f + 120.5f;
+// The offset that a packing's products begin with; 0: none. kByteMin needs the sum itself.
+__device__ inline float OffsetOf(Packing packing, ReadMode mode) {
+  switch (packing) {
+    case Packing::kPlanes8: return mode == ReadMode::kHi ? kHiOffset : kByteOffset;
+    case Packing::kNibble: return 64.0f + 8.0f;
+    case Packing::kNibbleMin: return 64.0f;
+    case Packing::kByteMin: return 1.0f;
+    default: return 0.0f;
+  }
+}
+
+// A row tile's codes, lo plane and scales in shared memory; `tile`: its place among the tiles there, `room` of each
+// part.
 struct TileData {
   const std::byte* bytes;
-  int32_t tiles;
+  int32_t room;
+};
+// Activations of one tile of columns: fragments [2][NT][32] and beginnings [2][NT][4] (by t: columns 2 t, 2 t + 1, the
+// same again).
+struct TileActivations {
+  const uint4* x;
+  const float4* begin;
 };
 
 // Scales and minimums of two rows (g, g + 8) of a tile: by step of 16 columns and by 32 columns.
@@ -23,11 +46,11 @@ struct TileScales {
 };
 
 template <Packing kPacking>
-__device__ inline TileScales LoadScales(const std::byte* scales, int tile, int lane) {
+__device__ __forceinline__ TileScales LoadScales(const std::byte* scales, int lane) {
   TileScales out;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const std::byte* row = scales + (tile * kTileRows + lane / 4 + half * 8) * (ScaleTileBytes(kPacking) / kTileRows);
+    const std::byte* row = scales + (lane / 4 + half * 8) * (ScaleTileBytes(kPacking) / kTileRows);
     if constexpr (kPacking == Packing::kByteMin) {
       const float4 record = *reinterpret_cast<const float4*>(row);
       out.scale[half][0] = out.scale[half][1] = record.x;
@@ -58,102 +81,90 @@ __device__ inline TileScales LoadScales(const std::byte* scales, int tile, int l
   return out;
 }
 
-inline constexpr uint32_t kHalfOnes = 0x3c003c00u;
+// The codes of a step, with their offset on them where OffsetOf has one.
+template <Packing kPacking, ReadMode kMode>
+__device__ inline Fragment DecodeStep(uint32_t hi, uint32_t lo) {
+  if constexpr (kPacking == Packing::kPlanes8) return kMode == ReadMode::kHi ? OffsetHiPlane(hi) : OffsetBytes(hi, lo);
+  if constexpr (kPacking == Packing::kNibble || kPacking == Packing::kNibbleMin) return OffsetNibbles(hi);
+  if constexpr (kPacking == Packing::kMxfp4) return FromE2M1(hi);
+  return FromBytes(hi, lo);
+}
 
-// total += tile * x. x: the activations' fragments of the tile, [2][NT][32] vectors; used: groups of 8 activations
-// there are; both: in kMixed, how many activations read both planes.
+// sum += tile * x. used: groups of 8 activations there are; both: in kMixed, how many activations read both planes.
 template <int NT, Packing kPacking, ReadMode kMode>
-__device__ inline void QuantTile(const TileData& data, int tile, const uint4* x, int lane, int used, int both,
-                                 float (&total)[NT][4]) {
+__device__ __forceinline__ void QuantTile(const TileData& data, int tile, const TileActivations& in, int lane, int used,
+                                          int both, float (&sum)[NT][4]) {
   constexpr bool kLo = HasLoPlane(kPacking) && kMode != ReadMode::kHi;
-  constexpr bool kMin = kPacking == Packing::kNibbleMin || kPacking == Packing::kByteMin;
+  constexpr bool kOffset =
+      kPacking == Packing::kPlanes8 || kPacking == Packing::kNibble || kPacking == Packing::kNibbleMin;
   const uint4 hi = reinterpret_cast<const uint4*>(data.bytes)[tile * 32 + lane];
   uint4 lo = {};
-  if constexpr (kLo) lo = reinterpret_cast<const uint4*>(data.bytes + data.tiles * kPlaneTileBytes)[tile * 32 + lane];
-  const TileScales scales = LoadScales<kPacking>(data.bytes + data.tiles * kPlaneTileBytes * (kLo ? 2 : 1), tile, lane);
+  if constexpr (kLo) lo = reinterpret_cast<const uint4*>(data.bytes + data.room * kPlaneTileBytes)[tile * 32 + lane];
+  const TileScales scales = LoadScales<kPacking>(
+      data.bytes + data.room * kPlaneTileBytes * (kLo ? 2 : 1) + tile * ScaleTileBytes(kPacking), lane);
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
-    const Fragment a0 = Decode<kPacking, kMode == ReadMode::kHi>(Word(hi, 2 * b), Word(lo, 2 * b));
-    const Fragment a1 = Decode<kPacking, kMode == ReadMode::kHi>(Word(hi, 2 * b + 1), Word(lo, 2 * b + 1));
+    const Fragment a0 = DecodeStep<kPacking, kMode>(Word(hi, 2 * b), Word(lo, 2 * b));
+    const Fragment a1 = DecodeStep<kPacking, kMode>(Word(hi, 2 * b + 1), Word(lo, 2 * b + 1));
     Fragment h0, h1;
     if constexpr (kMode == ReadMode::kMixed) {
-      h0 = FromHiPlane(Word(hi, 2 * b));
-      h1 = FromHiPlane(Word(hi, 2 * b + 1));
+      h0 = OffsetHiPlane(Word(hi, 2 * b));
+      h1 = OffsetHiPlane(Word(hi, 2 * b + 1));
     }
 #pragma unroll
     for (int nt = 0; nt < NT; ++nt) {
-      if (nt >= used) break;
-      const uint4 v = x[(b * NT + nt) * 32 + lane];
-      float c[4] = {};
+      if (NT > 1 && nt >= used) break;
+      const uint4 v = in.x[(b * NT + nt) * 32 + lane];
+      const float4 begin = in.begin[(b * NT + nt) * 4 + lane % 4];
+      float c[4] = {0, 0, 0, 0};
+      if constexpr (kOffset) {
+        c[0] = begin.x;
+        c[1] = begin.y;
+        c[2] = begin.z;
+        c[3] = begin.w;
+      }
       Mma(c, a0, v.x, v.y);
       if constexpr (kPacking == Packing::kByte16) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          total[nt][i] += scales.scale[i / 2][2 * b] * c[i];
+          sum[nt][i] += scales.scale[i / 2][2 * b] * c[i];
           c[i] = 0;
         }
       }
       Mma(c, a1, v.z, v.w);
       if constexpr (kMode == ReadMode::kMixed) {
-        float h[4] = {};
+        constexpr float kRatio = kHiOffset / kByteOffset;
+        float h[4] = {begin.x * kRatio, begin.y * kRatio, begin.z * kRatio, begin.w * kRatio};
         Mma(h, h0, v.x, v.y);
         Mma(h, h1, v.z, v.w);
 #pragma unroll
         for (int i = 0; i < 4; ++i) c[i] = nt * 8 + lane % 4 * 2 + i % 2 < both ? c[i] : h[i];
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) total[nt][i] += scales.scale[i / 2][2 * b + 1] * c[i];
-      if constexpr (kMin) {  // the activations' sums, by a product with ones
-        constexpr Fragment kOnes = {{kHalfOnes, kHalfOnes, kHalfOnes, kHalfOnes}};
-        float sums[4] = {};
-        Mma(sums, kOnes, v.x, v.y);
-        Mma(sums, kOnes, v.z, v.w);
+      for (int i = 0; i < 4; ++i) sum[nt][i] += scales.scale[i / 2][2 * b + 1] * c[i];
+      if constexpr (kPacking == Packing::kNibbleMin || kPacking == Packing::kByteMin) {
+        constexpr float kUnit = kPacking == Packing::kNibbleMin ? 1.0f / 64.0f : 1.0f;
+        const float begins[4] = {begin.x, begin.y, begin.z, begin.w};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) total[nt][i] -= scales.min[i / 2][b] * sums[i];
+        for (int i = 0; i < 4; ++i) sum[nt][i] += scales.min[i / 2][b] * kUnit * begins[i];
       }
     }
   }
 }
 
 template <int NT>
-__device__ inline void HalfTile(const TileData& data, int tile, const uint4* x, int lane, int used,
-                                float (&total)[NT][4]) {
+__device__ __forceinline__ void HalfTile(const TileData& data, int tile, const TileActivations& in, int lane, int used,
+                                         float (&sum)[NT][4]) {
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
     const uint4 codes = reinterpret_cast<const uint4*>(data.bytes)[(tile * 4 + step) * 32 + lane];
     const Fragment a = {{codes.x, codes.y, codes.z, codes.w}};
 #pragma unroll
     for (int nt = 0; nt < NT; ++nt) {
-      if (nt >= used) break;
-      const uint2 v = reinterpret_cast<const uint2*>(&x[(step / 2 * NT + nt) * 32 + lane])[step % 2];
-      Mma(total[nt], a, v.x, v.y);
+      if (NT > 1 && nt >= used) break;
+      const uint2 v = reinterpret_cast<const uint2*>(&in.x[(step / 2 * NT + nt) * 32 + lane])[step % 2];
+      Mma(sum[nt], a, v.x, v.y);
     }
-  }
-}
-
-// This warp's tiles of a fill: part, part + parts, ...
-template <int NT>
-__device__ inline void Tiles(Packing packing, ReadMode mode, const TileData& data, const uint4* x, int part, int parts,
-                             int lane, int used, int both, float (&total)[NT][4]) {
-  const auto each = [&](auto body) {
-    for (int tile = part; tile < data.tiles; tile += parts) body(tile, x + tile * 2 * NT * 32);
-  };
-  const auto quant = [&]<Packing kPacking, ReadMode kMode = ReadMode::kBoth>() {
-    each([&](int tile, const uint4* at) { QuantTile<NT, kPacking, kMode>(data, tile, at, lane, used, both, total); });
-  };
-  switch (packing) {
-    case Packing::kPlanes8:
-      if (mode == ReadMode::kHi) return quant.template operator()<Packing::kPlanes8, ReadMode::kHi>();
-      if (mode == ReadMode::kMixed) return quant.template operator()<Packing::kPlanes8, ReadMode::kMixed>();
-      return quant.template operator()<Packing::kPlanes8>();
-    case Packing::kNibble: return quant.template operator()<Packing::kNibble>();
-    case Packing::kNibbleMin: return quant.template operator()<Packing::kNibbleMin>();
-    case Packing::kByteMin: return quant.template operator()<Packing::kByteMin>();
-    case Packing::kByte16: return quant.template operator()<Packing::kByte16>();
-    case Packing::kMxfp4: return quant.template operator()<Packing::kMxfp4>();
-    case Packing::kHalf:
-      return each([&](int tile, const uint4* at) { HalfTile<NT>(data, tile, at, lane, used, total); });
-    case Packing::kF32: return;  // never here: plain kernels
   }
 }
 

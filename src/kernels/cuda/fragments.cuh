@@ -45,17 +45,22 @@ __device__ inline Fragment FromBytes(uint32_t hi, uint32_t lo) {
            SubHalves(__byte_perm(second, kMagic, 0x4341), kOffset)}};
 }
 
-// Nibbles at bits 5 to 8 of the mantissa of `base`, minus `offset`.
-template <uint32_t kBase, uint32_t kOffset>
-__device__ inline Fragment FromNibbles(uint32_t hi) {
-  constexpr uint32_t kMask = 0x01e001e0u;
-  return {{SubHalves((hi << 1 & kMask) | kBase, kOffset), SubHalves((hi >> 7 & kMask) | kBase, kOffset),
-           SubHalves((hi << 5 & kMask) | kBase, kOffset), SubHalves((hi >> 3 & kMask) | kBase, kOffset)}};
+// The same plus 1152.
+__device__ inline Fragment OffsetBytes(uint32_t hi, uint32_t lo) {
+  const uint32_t first = (hi & 0xf0f0f0f0u) | (lo & 0x0f0f0f0fu);
+  const uint32_t second = (hi << 4 & 0xf0f0f0f0u) | (lo >> 4 & 0x0f0f0f0fu);
+  constexpr uint32_t kMagic = 0x64646464u;
+  return {{__byte_perm(first, kMagic, 0x4240), __byte_perm(first, kMagic, 0x4341), __byte_perm(second, kMagic, 0x4240),
+           __byte_perm(second, kMagic, 0x4341)}};
 }
-// 16 (n - 8) + 7.5 as 512 + 16 n - 632.5; n - 8 as 32 + n - 40; n as 32 + n - 32: all exact.
-__device__ inline Fragment FromHiPlane(uint32_t hi) { return FromNibbles<0x60006000u, 0x60f160f1u>(hi); }
-__device__ inline Fragment FromSignedNibbles(uint32_t hi) { return FromNibbles<0x50005000u, 0x51005100u>(hi); }
-__device__ inline Fragment FromUnsignedNibbles(uint32_t hi) { return FromNibbles<0x50005000u, 0x50005000u>(hi); }
+// Nibbles at bits 4 to 7 of the mantissa of `base`.
+template <uint32_t kBase>
+__device__ inline Fragment BasedNibbles(uint32_t hi) {
+  constexpr uint32_t kMask = 0x00f000f0u;
+  return {{(hi & kMask) | kBase, (hi >> 8 & kMask) | kBase, (hi << 4 & kMask) | kBase, (hi >> 4 & kMask) | kBase}};
+}
+__device__ inline Fragment OffsetHiPlane(uint32_t hi) { return BasedNibbles<0x64006400u>(hi); }  // 1024 + 16 n
+__device__ inline Fragment OffsetNibbles(uint32_t hi) { return BasedNibbles<0x54005400u>(hi); }  // 64 + n
 
 // Twice an E2M1: its exponent and mantissa are a binary16's, 2^14 times too small.
 __device__ inline Fragment FromE2M1(uint32_t hi) {
@@ -63,16 +68,6 @@ __device__ inline Fragment FromE2M1(uint32_t hi) {
     return MulHalves((top & 0x80008000u) | (top >> 3 & 0x0e000e00u), 0x78007800u);  // * 2^15
   };
   return {{value(hi << 8), value(hi), value(hi << 12), value(hi << 4)}};
-}
-
-// The codes of one step of a tile. kHi: the hi plane alone of kPlanes8.
-template <Packing kPacking, bool kHi = false>
-__device__ inline Fragment Decode(uint32_t hi, uint32_t lo) {
-  if constexpr (kPacking == Packing::kPlanes8 && kHi) return FromHiPlane(hi);
-  if constexpr (HasLoPlane(kPacking)) return FromBytes(hi, lo);
-  if constexpr (kPacking == Packing::kNibble) return FromSignedNibbles(hi);
-  if constexpr (kPacking == Packing::kNibbleMin) return FromUnsignedNibbles(hi);
-  return FromE2M1(hi);
 }
 
 __device__ inline uint32_t Word(const uint4& vector, int i) {
@@ -133,17 +128,24 @@ inline constexpr uint32_t kFillArrivals = 1;
 #else
 inline constexpr uint32_t kFillArrivals = 33;
 #endif
-__device__ inline void CopyToShared(void* to, const std::byte* from, uint32_t bytes, uint64_t* barrier, int lane) {
+// Every lane's own piece: `bytes` (a multiple of 16, may be 0) each.
+__device__ inline void CopyPieces(void* to, const std::byte* from, uint32_t bytes, uint64_t* barrier, int lane) {
 #if __CUDA_ARCH__ >= 900
-  if (lane == 0) {
+  if (bytes > 0) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                      SharedAddress(to)),
                  "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
                  : "memory");
   }
 #else
-  for (uint32_t at = static_cast<uint32_t>(lane) * 16; at < bytes; at += 512) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(SharedAddress(to) + at), "l"(from + at) : "memory");
+  const auto shared = static_cast<uint32_t>(SharedAddress(to));
+  const auto global = reinterpret_cast<uint64_t>(from);
+  for (int source = 0; source < 32; ++source) {  // all lanes copy each piece together
+    const uint32_t size = __shfl_sync(~0u, bytes, source), to_all = __shfl_sync(~0u, shared, source);
+    const uint64_t from_all = __shfl_sync(~0u, global, source);
+    for (uint32_t at = static_cast<uint32_t>(lane) * 16; at < size; at += 512) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to_all + at), "l"(from_all + at) : "memory");
+    }
   }
 #endif
 }

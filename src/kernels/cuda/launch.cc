@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/launch.h"
 
+#include "kernels/cuda/project.h"
+
 namespace thermoe::cuda {
 namespace {
 
@@ -44,6 +46,47 @@ size_t AddThenNorm(std::span<const Node> nodes, cudaStream_t stream) {
   return 2;
 }
 
+// Norms, clamps and rope of q and k, then the cache.
+size_t ProjectionsTogether(std::span<const Node> nodes, cudaStream_t stream) {
+  size_t at = 0;
+  const auto next = [&]<typename T>(const T*) { return at < nodes.size() ? std::get_if<T>(&nodes[at]) : nullptr; };
+  FinishLaunch finish;
+  const float *normed_q = nullptr, *normed_k = nullptr;
+  if (const auto* norm = next(static_cast<const NormLaunch*>(nullptr)); norm != nullptr && norm->add == nullptr && norm->x == norm->out) {
+    finish.q_norm = *norm, normed_q = norm->x, ++at;
+    const auto* second = next(static_cast<const NormLaunch*>(nullptr));
+    if (second == nullptr || second->add != nullptr || second->x != second->out) return 0;
+    finish.k_norm = *second, normed_k = second->x, ++at;
+  }
+  const float* clamped[3] = {};
+  for (int i = 0; i < 3; ++i) {
+    const auto* clamp = next(static_cast<const ClampNode*>(nullptr));
+    if (clamp == nullptr) break;
+    finish.limit = clamp->limit, clamped[i] = clamp->x, ++at;
+  }
+  const auto* q = next(static_cast<const RopeLaunch*>(nullptr));
+  if (q == nullptr) return 0;
+  ++at;
+  const auto* k = next(static_cast<const RopeLaunch*>(nullptr));
+  if (k == nullptr) return 0;
+  ++at;
+  const auto* store = next(static_cast<const StoreLaunch*>(nullptr));
+  if (store == nullptr) return 0;
+  ++at;
+  const bool same = store->k == k->x && q->cosines == k->cosines && q->rope_dim == k->rope_dim && (!finish.q_norm || (normed_q == q->x && normed_k == k->x)) &&
+                    (clamped[0] == nullptr || (clamped[0] == q->x && clamped[1] == k->x && clamped[2] == store->v));
+  if (!same) return 0;
+  finish.q_rope = *q, finish.k_rope = *k, finish.store = *store;
+  return FinishProjections(finish, stream) ? at : 0;
+}
+
+size_t GateThenSelect(std::span<const Node> nodes, cudaStream_t stream) {
+  if (nodes.size() < 2) return 0;
+  const auto* gate = std::get_if<LinearLaunch>(&nodes[0]);
+  const auto* select = std::get_if<SelectLaunch>(&nodes[1]);
+  return gate != nullptr && select != nullptr && GateAndSelect(*gate, *select, stream) ? 2 : 0;
+}
+
 }  // namespace
 
 cudaError_t Launch(std::span<const Node> nodes, cudaStream_t stream) {
@@ -52,6 +95,8 @@ cudaError_t Launch(std::span<const Node> nodes, cudaStream_t stream) {
     cudaError_t error = cudaSuccess;
     size_t done = LinearsTogether(rest, stream, &error);
     if (done == 0) done = AddThenNorm(rest, stream);
+    if (done == 0) done = ProjectionsTogether(rest, stream);
+    if (done == 0) done = GateThenSelect(rest, stream);
     if (done == 0) {
       error = std::visit([stream](const auto& node) { return LaunchOne(node, stream); }, rest[0]);
       done = 1;

@@ -7,9 +7,9 @@
 namespace thermoe::cuda {
 
 // Few rows: bound by the bytes of the weights. Any packing but kF32.
-size_t LinearDecodeScratch(int32_t rows, int32_t in, int32_t out);
+size_t LinearDecodeScratch(int32_t rows, int32_t in, std::span<const int32_t> outs);
 cudaError_t LinearDecode(std::span<const LinearLaunch> launches, cudaStream_t stream);
-size_t ExpertDecodeScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
+size_t ExpertDecodeScratch(int32_t experts, int32_t hidden, int32_t width, int32_t slots, int32_t rows);
 cudaError_t ExpertDecode(const ExpertFfnLaunch& launch, cudaStream_t stream);
 
 // kF32.

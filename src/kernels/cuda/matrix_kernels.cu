@@ -20,11 +20,11 @@ bool AnyFloats(const ExpertFfnLaunch& launch) {
 
 }  // namespace
 
-size_t LinearScratch(int32_t rows, int32_t in, int32_t out) { return LinearDecodeScratch(rows, in, out); }
+size_t LinearScratch(int32_t rows, int32_t in, int32_t out) { return LinearTogetherScratch(rows, in, {&out, 1}); }
 
 size_t LinearTogetherScratch(int32_t rows, int32_t in, std::span<const int32_t> outs) {
-  size_t bytes = 0;
-  for (const int32_t out : outs) bytes += LinearScratch(rows, in, out);
+  size_t bytes = LinearDecodeScratch(rows, in, outs);
+  for (const int32_t& out : outs) bytes = std::max(bytes, LinearDecodeScratch(rows, in, {&out, 1}));
   return bytes;
 }
 
@@ -41,8 +41,8 @@ cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t 
   return cudaSuccess;
 }
 
-size_t ExpertFfnScratch(int32_t /*experts*/, int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
-  return std::max(ExpertPlainScratch(width, slots, rows), ExpertDecodeScratch(hidden, width, slots, rows));
+size_t ExpertFfnScratch(int32_t experts, int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
+  return std::max(ExpertPlainScratch(width, slots, rows), ExpertDecodeScratch(experts, hidden, width, slots, rows));
 }
 
 cudaError_t ExpertFfn(const ExpertFfnLaunch& launch, cudaStream_t stream) {

@@ -95,7 +95,7 @@ __device__ Token<kLane> Softmax(const float* logits, int experts) {
   float most = -INFINITY;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
-    token.score[i] = lane + 32 * i < experts ? logits[lane + 32 * i] : -INFINITY;
+    token.score[i] = lane + 32 * i < experts ? __ldcg(logits + lane + 32 * i) : -INFINITY;
     most = fmaxf(most, token.score[i]);
   }
   most = WarpMax(most);
@@ -145,10 +145,11 @@ struct RowCounts {
 };
 
 // Turns a choice into row t of the selection.
-__device__ RowCounts Weigh(const SelectLaunch& l, const SelectRules& rules, int64_t t, float plain, Chosen chosen) {
+// `groups`: where the slots' places in the dispatch are kept for it, or null. `sorted`: by falling score already.
+__device__ RowCounts Weigh(const SelectLaunch& l, const SelectRules& rules, int64_t t, float plain, bool sorted, Chosen chosen, int16_t* groups) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   int kept = min(chosen.count, rules.most);
-  SortByScore(kept, &chosen);
+  if (!sorted) SortByScore(kept, &chosen);
   const float least = rules.drop_below * __shfl_sync(kAllLanes, chosen.score, 0);
   while (kept > 1 && __shfl_sync(kAllLanes, chosen.score, kept - 1) < least) --kept;
   const float mass = MassOf(chosen, kept);
@@ -159,6 +160,7 @@ __device__ RowCounts Weigh(const SelectLaunch& l, const SelectRules& rules, int6
     l.expert[at] = here ? chosen.expert : -1;
     l.weight[at] = !here ? 0.0f : l.normalise ? chosen.score / mass : chosen.score * (plain / mass);
     l.planes[at] = !here || full ? Planes::kBoth : Planes::kHi;
+    if (groups != nullptr) groups[at] = static_cast<int16_t>(!here ? -1 : 2 * chosen.expert + (full ? 0 : 1));
   }
   RowCounts counts;
   counts.full = __popc(__ballot_sync(kAllLanes, full));
@@ -168,9 +170,10 @@ __device__ RowCounts Weigh(const SelectLaunch& l, const SelectRules& rules, int6
   return counts;
 }
 
-__device__ void EmptyRow(const SelectLaunch& l, int64_t t) {
+__device__ void EmptyRow(const SelectLaunch& l, int64_t t, int16_t* groups) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (lane >= l.slots) return;
+  if (groups != nullptr) groups[t * l.slots + lane] = -1;
   l.expert[t * l.slots + lane] = -1;
   l.weight[t * l.slots + lane] = 0;
   l.planes[t * l.slots + lane] = Planes::kBoth;
@@ -203,9 +206,9 @@ __device__ void JoinBatch(const SelectLaunch& l, const SelectRules& rules, int64
 
 // The choice of row t.
 template <int kLane>
-__device__ RowCounts ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const Batch* batch) {
+__device__ RowCounts ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const Batch* batch, int16_t* groups) {
   if (l.kinds[t] == kernels::RowKind::kPadding) {
-    EmptyRow(l, t);
+    EmptyRow(l, t, groups);
     return {};
   }
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -221,7 +224,7 @@ __device__ RowCounts ChooseRow(const SelectLaunch& l, const SelectRules& rules, 
   const float plain = MassOf(plain_choice, plain_choice.count);
   const bool decode = l.kinds[t] == kernels::RowKind::kDecode;
   const bool hard = decode && rules.guaranteed < l.slots, soft = decode && rules.soft_batch > 0;
-  if (!hard && !soft && rules.has_bias == 0) return Weigh(l, rules, t, plain, plain_choice);
+  if (!hard && !soft && rules.has_bias == 0) return Weigh(l, rules, t, plain, true, plain_choice, groups);
 
   const auto biased = [&](const Token<kLane>& of) {
     return [&](int i) { return of.score[i] + (rules.has_bias ? l.bias[lane + 32 * i] : 0.0f); };
@@ -252,17 +255,19 @@ __device__ RowCounts ChooseRow(const SelectLaunch& l, const SelectRules& rules, 
     }
     return rank + (rules.has_bias ? l.bias[e] : 0.0f);
   }, &token, &chosen);
-  return Weigh(l, rules, t, plain, chosen);
+  return Weigh(l, rules, t, plain, false, chosen, groups);
 }
 
 // Kept slots grouped by (expert, planes), tokens rising inside a group: a counting sort by one block. Each warp takes a run of slots.
-__device__ void Dispatch(const SelectLaunch& l, uint32_t* starts /* [warps, 2 E] */) {
+// `kept`: the slots' groups where Weigh kept them, or null.
+__device__ void Dispatch(const SelectLaunch& l, uint32_t* starts /* [warps, 2 E] */, const int16_t* kept) {
   const int warps = static_cast<int>(blockDim.x / 32), warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int groups = 2 * l.experts, slots = l.rows * l.slots;
   const int each = (slots + warps * 32 - 1) / (warps * 32) * 32, begin = warp * each, end = min(slots, begin + each);
   for (int i = static_cast<int>(threadIdx.x); i < warps * groups; i += static_cast<int>(blockDim.x)) starts[i] = 0;
   __syncthreads();
   const auto group_of = [&](int at) {
+    if (kept != nullptr) return at < end ? static_cast<int>(kept[at]) : -1;
     const int e = at < end ? l.expert[at] : -1;
     return e < 0 ? -1 : 2 * e + (l.planes[at] == Planes::kHi ? 1 : 0);
   };
@@ -360,18 +365,75 @@ __device__ void Join(const SelectLaunch& l, const SelectRules& rules, Batch* bat
   __syncthreads();
 }
 
+// All of it by one block.
 template <int kLane>
-__global__ void __launch_bounds__(1024) SelectOneBlockKernel(SelectLaunch l) {
+__device__ void SelectByBlock(const SelectLaunch& l) {
   __shared__ Batch batch;
   __shared__ RowTotals totals[kOneBlockRows];
+  __shared__ int16_t groups[kOneBlockRows * kMaxDeviceSlots];
   const SelectRules rules = *l.rules;
   if (BatchAware(l, rules)) Join<kLane>(l, rules, &batch);
   for (int t = static_cast<int>(threadIdx.x / 32); t < l.rows; t += static_cast<int>(blockDim.x / 32)) {
-    Keep(ChooseRow<kLane>(l, rules, t, &batch), &totals[t]);
+    Keep(ChooseRow<kLane>(l, rules, t, &batch, groups), &totals[t]);
   }
   __syncthreads();
   AddTotals(totals, l.rows, l.counts);
-  Dispatch(l, starts);
+  Dispatch(l, starts, groups);
+}
+
+template <int kLane>
+__global__ void __launch_bounds__(1024) SelectOneBlockKernel(SelectLaunch l) {
+  SelectByBlock<kLane>(l);
+}
+
+constexpr int kGateThreads = 256, kGateWarps = kGateThreads / 32;
+
+// Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects.
+template <int kLane>
+__global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights, const float* x, int hidden, float* logits, uint32_t* done,
+                                                           SelectLaunch l) {
+  __shared__ float parts[kGateWarps];
+  __shared__ bool last;
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), expert = static_cast<int>(blockIdx.x);
+  const float4* w = reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden);
+  const int quads = hidden / 4;
+  int share = 1;  // warps a row
+  while (share < kGateWarps && 2 * share * l.rows <= kGateWarps) share *= 2;
+  const int slice = warp % share;
+  for (int first = 0; first < l.rows; first += kGateWarps / share) {
+    const int t = first + warp / share;
+    float sum = 0;
+    if (t < l.rows) {
+      const float4* row = reinterpret_cast<const float4*>(x + int64_t{t} * hidden);
+#pragma unroll 4
+      for (int i = slice * 32 + lane; i < quads; i += 32 * share) {
+        const float4 a = w[i], b = row[i];
+        sum += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
+      }
+    }
+    sum = WarpSum(sum);
+    if (share == 1) {
+      if (lane == 0 && t < l.rows) logits[int64_t{t} * l.experts + expert] = sum;
+      continue;
+    }
+    if (lane == 0) parts[warp] = sum;
+    __syncthreads();
+    if (lane == 0 && slice == 0 && t < l.rows) {
+      float total = 0;
+      for (int s = 0; s < share; ++s) total += parts[warp + s];
+      logits[int64_t{t} * l.experts + expert] = total;
+    }
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(done, 1) + 1 == gridDim.x;
+    if (last) *done = 0;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  SelectByBlock<kLane>(l);
 }
 
 template <int kLane>
@@ -384,12 +446,12 @@ template <int kLane>
 __global__ void ChooseKernel(SelectLaunch l, const Batch* batch, RowTotals* totals) {
   const int64_t t = int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
   if (t >= l.rows) return;
-  Keep(ChooseRow<kLane>(l, *l.rules, t, batch), &totals[t]);
+  Keep(ChooseRow<kLane>(l, *l.rules, t, batch, nullptr), &totals[t]);
 }
 
 __global__ void __launch_bounds__(1024) DispatchKernel(SelectLaunch l, const RowTotals* totals) {
   AddTotals(totals, l.rows, l.counts);
-  Dispatch(l, starts);
+  Dispatch(l, starts, nullptr);
 }
 
 // Warps whose counters fit beside each other.
@@ -397,6 +459,16 @@ int DispatchWarps(int experts, int64_t slots) {
   const int fit = 140 * 1024 / (2 * experts * 4);
   const auto useful = static_cast<int>((slots + 63) / 64);
   return fit < 1 ? 1 : min(min(fit, 32), useful < 1 ? 1 : useful);
+}
+
+template <int kLane>
+bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
+  const int bytes = kGateWarps * 2 * l.experts * 4;
+  if (bytes > 64 * 1024) return false;
+  cudaFuncSetAttribute(GateKernel<kLane>, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024);
+  GateKernel<kLane><<<static_cast<unsigned>(l.experts), kGateThreads, static_cast<size_t>(bytes), stream>>>(
+      reinterpret_cast<const float*>(gate.weight.hi), gate.x, gate.weight.cols, gate.out, gate.sync + kSyncWords - 1, l);
+  return true;
 }
 
 template <int kLane>
@@ -432,6 +504,18 @@ void Select(const SelectLaunch& l, cudaStream_t stream) {
   if (l.experts <= 128) return Launch<4>(l, stream);
   if (l.experts <= 256) return Launch<8>(l, stream);
   Launch<32>(l, stream);
+}
+
+bool GateAndSelect(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
+  if (gate.weight.packing != Packing::kF32 || gate.out != l.logits || gate.bias != nullptr || gate.weight.cols % 4 != 0 || l.rows == 0 ||
+      l.rows > kFusedGateRows) {
+    return false;
+  }
+  if (l.experts <= 32) return LaunchGate<1>(gate, l, stream);
+  if (l.experts <= 64) return LaunchGate<2>(gate, l, stream);
+  if (l.experts <= 128) return LaunchGate<4>(gate, l, stream);
+  if (l.experts <= 256) return LaunchGate<8>(gate, l, stream);
+  return false;
 }
 
 }  // namespace thermoe::cuda

@@ -52,4 +52,8 @@ struct SelectLaunch {
 int64_t SelectScratch(int64_t rows, int64_t experts);
 void Select(const SelectLaunch& launch, cudaStream_t stream);
 
+// The product with the gate's float weights and the selection in one launch, for up to so many rows. False: not these shapes.
+inline constexpr int kFusedGateRows = 64;
+bool GateAndSelect(const LinearLaunch& gate, const SelectLaunch& launch, cudaStream_t stream);
+
 }  // namespace thermoe::cuda

@@ -29,7 +29,7 @@ struct Parts {
 
 Parts PartsOf(Packing packing, int64_t rows, int64_t cols) {
   if (packing == Packing::kF32) return {0, 0, 0, 0, AlignUp(rows * cols * 4, kAlignment)};
-  Parts parts{AlignUp(rows, kRowPadding) / kTileRows, AlignUp(cols, kTileCols) / kTileCols, 0, 0, 0};
+  Parts parts{AlignUp(rows, kGroupRows) / kTileRows, AlignUp(cols, kTileCols) / kTileCols, 0, 0, 0};
   const int64_t tiles = parts.row_tiles * parts.k_tiles;
   parts.lo = AlignUp(tiles * CodeTileBytes(packing), kAlignment);
   parts.scales = parts.lo + (HasLoPlane(packing) ? AlignUp(tiles * kPlaneTileBytes, kAlignment) : 0);
@@ -37,6 +37,10 @@ Parts PartsOf(Packing packing, int64_t rows, int64_t cols) {
       packing == Packing::kHalf ? parts.row_tiles * kTileRows * 4 : tiles * ScaleTileBytes(packing);
   parts.bytes = parts.scales + AlignUp(scale_bytes, kAlignment);
   return parts;
+}
+
+int64_t TileNumber(int64_t row_tile, int64_t k_tile, int64_t k_tiles) {
+  return (row_tile / kGroupTiles * k_tiles + k_tile) * kGroupTiles + row_tile % kGroupTiles;
 }
 
 // Row and column in its tile of value i (0..7) of a step, for a lane.
@@ -206,7 +210,8 @@ void PackHalfRows(const WeightMatrix& from, int64_t row_tile, int64_t k_tiles, s
         for (int i = 0; i < 8; ++i) {
           fragment[i] = rows[static_cast<size_t>((RowOf(lane, i) * k_tiles + k) * kTileCols + ColOf(lane, step, i))];
         }
-        std::memcpy(to + ((k * kSteps + step) * kLanes + lane) * 16, fragment, sizeof(fragment));
+        std::memcpy(to + ((TileNumber(row_tile, k, k_tiles) * kSteps + step) * kLanes + lane) * 16, fragment,
+                    sizeof(fragment));
       }
     }
   }
@@ -238,7 +243,7 @@ int64_t PackedBytes(DType type, int64_t rows, int64_t cols) { return PartsOf(Pac
 int64_t ReadBytes(DType type, int64_t rows, int64_t cols, Planes planes) {
   const Packing packing = PackingOf(type);
   if (packing == Packing::kF32) return rows * cols * 4;
-  const int64_t tiles = AlignUp(rows, kTileRows) / kTileRows * (AlignUp(cols, kTileCols) / kTileCols);
+  const int64_t tiles = AlignUp(rows, kGroupRows) / kTileRows * (AlignUp(cols, kTileCols) / kTileCols);
   const int lo_bytes = HasLoPlane(packing) && planes == Planes::kBoth ? kPlaneTileBytes : 0;
   return tiles * (CodeTileBytes(packing) + lo_bytes + ScaleTileBytes(packing));
 }
@@ -259,12 +264,11 @@ void Pack(const WeightMatrix& from, std::byte* to) {
   if (parts.scales > parts.lo) clear(parts.lo + tiles * kPlaneTileBytes, parts.scales);
   for (int64_t r = 0; r < parts.row_tiles; ++r) {
     if (packing == Packing::kHalf) {
-      PackHalfRows(from, r, parts.k_tiles, to + r * parts.k_tiles * kHalfTileBytes,
-                   to + parts.scales + r * kTileRows * 4);
+      PackHalfRows(from, r, parts.k_tiles, to, to + parts.scales + r * kTileRows * 4);
       continue;
     }
     for (int64_t k = 0; k < parts.k_tiles; ++k) {
-      const int64_t tile = r * parts.k_tiles + k;
+      const int64_t tile = TileNumber(r, k, parts.k_tiles);
       PackTile(from, packing, r, k, to + tile * kPlaneTileBytes, to + parts.lo + tile * kPlaneTileBytes,
                to + parts.scales + tile * ScaleTileBytes(packing));
     }

@@ -2,21 +2,22 @@
 // How weight matrices lie in GPU memory: in the order of the tensor cores' fragments, so that kernels load them into
 // registers as they are. Plain host C++; docs/gpu.md shows a tile.
 //
-// A matrix is cut into tiles of 16 rows by 64 columns (4 steps of 16 columns), the tiles of 16 rows one after the
-// other. Lane l of a warp holds of step s the rows g = l / 4 and g + 8 and the columns 16 s + 2 t + {0, 1} and 16 s + 2
-// t + 8 + {0, 1}, t = l % 4: eight weights a0..a7 = (g; 0, 1), (g + 8; 0, 1), (g; 8, 9), (g + 8; 8, 9), as mma.m16n8k16
-// and wgmma want them.
+// A matrix is cut into tiles of 16 rows by 64 columns (4 steps of 16 columns). Eight tiles below each other make a
+// group of 128 rows; a group's tiles lie column by column of tiles, the groups one after the other, so that any run of
+// columns of a group is one piece: row tile r, column tile k is number (r / 8 * k_tiles + k) * 8 + r % 8.
 //
-//   codes of 4 bits   16 bytes a lane and tile, 4 a step: the high half of byte j is a[p(j)], the low half a[4 + p(j)],
-//   with
-//                     p = 0, 2, 1, 3
-//   codes of 8 bits   plus 128, as two planes of 4 bits. hi: as above. lo: the low half of byte j is a[p(j)], the high
-//   half
-//                     a[4 + p(j)], so that (hi & 0xf0f0f0f0) | (lo & 0x0f0f0f0f) is four whole codes
-//   halves            64 bytes a lane and tile: a0..a7 of step 0 for all lanes, then of step 1, ...
-//   scales            of a tile together, row 0 of the tile first: ScaleBytes each row, as Packing says
+// Lane l of a warp holds of step s the rows g = l / 4 and g + 8 and the columns 16 s + 2 t + {0, 1} and
+// 16 s + 2 t + 8 + {0, 1}, t = l % 4: eight weights a0..a7 = (g; 0, 1), (g + 8; 0, 1), (g; 8, 9), (g + 8; 8, 9), as
+// mma.m16n8k16 and wgmma want them.
 //
-// Rows are filled up to a multiple of 64 and columns to one of 64, with weights of zero.
+//   4 bits   16 bytes a lane and tile, 4 a step: the high half of byte j is a[p(j)], the low half a[4 + p(j)],
+//            p = 0, 2, 1, 3
+//   8 bits   plus 128, as two planes of 4 bits. hi: as above. lo: the low half of byte j is a[p(j)], the high half
+//            a[4 + p(j)], so that (hi & 0xf0f0f0f0) | (lo & 0x0f0f0f0f) is four whole codes
+//   halves   64 bytes a lane and tile: a0..a7 of step 0 for all lanes, then of step 1, ...
+//   scales   of a tile together, row 0 of the tile first, as Packing says
+//
+// Rows are filled up to a multiple of 128 and columns to one of 64, with weights of zero.
 #pragma once
 
 #include <cstddef>
@@ -42,7 +43,8 @@ inline constexpr int kPackings = 8;
 
 inline constexpr int kTileRows = 16;
 inline constexpr int kTileCols = 64;
-inline constexpr int kRowPadding = 64;
+inline constexpr int kGroupTiles = 8;
+inline constexpr int kGroupRows = kTileRows * kGroupTiles;
 inline constexpr int kPlaneTileBytes = 512;  // of one plane of codes
 inline constexpr int kHalfTileBytes = 2048;
 
