@@ -299,7 +299,7 @@ void CudaOps::RmsNorm(const kernels::RmsNormArgs& args) const {
   const float* gain = call.In(args.gain.data(), static_cast<int64_t>(args.gain.size()));
   float* out = call.Out(args.out.data, args.out.size());
   const float* x = args.x.data == args.out.data ? out : call.In(args.x.data, args.x.size());
-  pending_.push_back(NormLaunch{x, gain, out, args.x.rows, static_cast<int32_t>(args.x.cols), args.epsilon, nullptr});
+  pending_.push_back(NormLaunch{x, gain, out, args.x.rows, static_cast<int32_t>(args.x.cols), args.epsilon, nullptr, {}});
 }
 
 void CudaOps::Linear(const kernels::LinearArgs& args) const {
@@ -469,6 +469,7 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
   launch.hidden = static_cast<int32_t>(args.x.cols);
   launch.width = static_cast<int32_t>(args.experts[0].gate.rows);
   launch.slots = selection.slots;
+  launch.may_read_hi = args.experts[0].gate.type == DType::kNested8;
   launch.rows = static_cast<int32_t>(args.x.rows);
   launch.x = call.In(args.x.data, args.x.size());
   launch.jobs = reinterpret_cast<const Job*>(call.In(selection.jobs.data(), static_cast<int64_t>(selection.jobs.size())));
@@ -477,7 +478,8 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
   launch.weight = call.In(selection.weight.data, selection.weight.size());
   launch.expert = call.In(selection.expert.data, selection.expert.size());
   launch.out = call.Out(args.out.data, args.out.size());
-  EnsureScratch(static_cast<int64_t>(ExpertFfnScratch(launch.experts, launch.hidden, launch.width, launch.slots, launch.rows)));
+  EnsureScratch(static_cast<int64_t>(std::max(ExpertFfnScratch(launch.experts, launch.hidden, launch.width, launch.slots, launch.rows),
+                                              FewRowsScratch(launch.hidden, launch.width, launch.slots, launch.rows))));
   launch.scratch = scratch_.data(), launch.scratch_bytes = static_cast<size_t>(scratch_bytes_);
   launch.sync = sync_.as<uint32_t>();
   pending_.push_back(launch);

@@ -6,114 +6,135 @@
 
 namespace thermoe::cuda {
 
-// Four activations of a row of the product's input, zero beyond its columns.
-struct RowSource {
-  const float* row = nullptr;   // linears, gate and up: the row
-  const float* gate = nullptr;  // down: gate products of the row, [pieces][2][F]
-  int32_t pieces = 0;
-  int32_t cols = 0;
-
-  __device__ float4 Load4(const float* at, int32_t c) const {
-    if (cols % 4 == 0) return __ldcg(reinterpret_cast<const float4*>(at + c));
-    return {__ldcg(at + c), c + 1 < cols ? __ldcg(at + c + 1) : 0.0f, c + 2 < cols ? __ldcg(at + c + 2) : 0.0f,
-            c + 3 < cols ? __ldcg(at + c + 3) : 0.0f};
-  }
-  __device__ float4 At(int32_t c) const {
-    if (c >= cols) return {};
-    if (gate == nullptr) return Load4(row, c);
-    float4 g = {}, u = {};
-#pragma unroll 4
-    for (int32_t p = 0; p < pieces; ++p) {
-      const float4 a = Load4(gate + int64_t{2 * p} * cols, c), b = Load4(gate + int64_t{2 * p + 1} * cols, c);
-      g = {g.x + a.x, g.y + a.y, g.z + a.z, g.w + a.w};
-      u = {u.x + b.x, u.y + b.y, u.z + b.z, u.w + b.w};
-    }
-    return {Silu(g.x) * u.x, Silu(g.y) * u.y, Silu(g.z) * u.z, Silu(g.w) * u.w};
-  }
-};
+// Four of n floats from column c on, which is a multiple of 4; zero beyond.
+__device__ inline float4 Load4(const float* row, int32_t c, int32_t n) {
+  if (n % 4 == 0) return __ldcg(reinterpret_cast<const float4*>(row + c));
+  return {__ldcg(row + c), c + 1 < n ? __ldcg(row + c + 1) : 0.0f, c + 2 < n ? __ldcg(row + c + 2) : 0.0f,
+          c + 3 < n ? __ldcg(row + c + 3) : 0.0f};
+}
 
 // Puts a slice's activations into shared memory. Not inlined: it is rare, and wants registers.
 template <int NT, bool kExperts>
 class Stager {
  public:
-  __device__ Stager(const DecodeMemory<NT>& memory, const DecodeArgs& args, int warp, int lane)
-      : memory_(memory), args_(args), warp_(warp), lane_(lane) {}
+  __device__ Stager(const DecodeMemory<NT>& memory, const DecodeArgs& args, int product, const Fill& fill, int warp,
+                    int lane)
+      : memory_(memory),
+        args_(args),
+        fill_(fill),
+        columns_(args.columns[product]),
+        product_(product),
+        warp_(warp),
+        lane_(lane) {
+    slice_ = fill.piece / columns_.slice_pieces;
+    k0_ = slice_ * columns_.slice_pieces * columns_.piece_tiles;
+    tiles_ = min(columns_.slice_pieces * columns_.piece_tiles, columns_.k_tiles - k0_);
+    offsets_[0] = OffsetOf(fill.packing[0], fill.mode);
+    offsets_[1] = OffsetOf(fill.packing[1], fill.mode);
+  }
 
-  // A segment of a row at a time: 4 columns a lane.
-  __device__ void Stage(int product, const Fill& fill) {
-    const Columns& columns = args_.columns[product];
-    const int32_t slice_tiles = columns.slice_pieces * columns.piece_tiles;
-    const int32_t k0 = fill.piece / columns.slice_pieces * slice_tiles, tiles = min(slice_tiles, columns.k_tiles - k0);
-    const int32_t segments = CeilDiv(tiles, kSegmentTiles), tasks = segments * fill.count;
-    const float offsets[2] = {OffsetOf(fill.packing[0], fill.mode), OffsetOf(fill.packing[1], fill.mode)};
+  // A segment of a row at a time: 4 columns a lane. Rows and segments are dealt out to the warps in turn.
+  __device__ void Stage() {
     constexpr int kWarps = kConsumers / 32;
     constexpr bool kShared = SliceShares(NT);
     constexpr int kBatch = kShared ? MostSliceTiles(NT) / kSegmentTiles : 4;  // loads in flight
-    ConsumersSync();                                                          // nobody reads the old ones
-    for (int32_t base = warp_; base < (kShared ? fill.count : tasks); base += kShared ? kWarps : kBatch * kWarps) {
-      // Segment i of row `base`, or the i-th of this warp's segments.
-      const auto row_of = [&](int i) { return kShared ? base : (base + i * kWarps) / segments; };
-      const auto segment_of = [&](int i) { return kShared ? i : (base + i * kWarps) % segments; };
-      const auto there = [&](int i) { return kShared ? i < segments : base + i * kWarps < tasks; };
-      float4 values[kBatch];
-      float most[kBatch], most_of_all = 0;
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int32_t column = (k0 + segment_of(i) * kSegmentTiles) * kTileCols + lane_ * 4;
-        values[i] = there(i) ? Source(product, fill.first + row_of(i)).At(column) : float4{};
-        most[i] = fmaxf(fmaxf(fabsf(values[i].x), fabsf(values[i].y)), fmaxf(fabsf(values[i].z), fabsf(values[i].w)));
-        most_of_all = fmaxf(most_of_all, most[i]);
+    const int32_t segments = CeilDiv(tiles_, kSegmentTiles);
+    ConsumersSync();  // nobody reads the old ones
+    int32_t n = kShared ? warp_ : 0, segment = kShared ? 0 : warp_;
+    const auto settle = [&] {
+      while (segment >= segments) {
+        segment -= segments;
+        n += kShared ? kWarps : 1;
       }
+    };
+    settle();
+    while (n < fill_.count) {
+      float4 values[kBatch];
+      int32_t ns[kBatch], at[kBatch];
+      float most_of_all = 0;
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        if (!there(i)) continue;
-        const float scale =
-            HalfScale(__uint_as_float(__reduce_max_sync(~0u, __float_as_uint(kShared ? most_of_all : most[i]))));
-        StageSegment(values[i], scale, row_of(i), segment_of(i), tiles, offsets);
-        if (lane_ == 0) memory_.unscale[(kShared ? 0 : segment_of(i) * NT * 8) + row_of(i)] = InverseOfPower(scale);
+        ns[i] = kShared && i >= segments ? fill_.count : n;
+        at[i] = kShared ? i : segment;
+        if (ns[i] < fill_.count) {
+          values[i] = Load(ns[i], at[i]);
+          most_of_all = fmaxf(most_of_all, Most(values[i]));
+        }
+        segment += kShared ? 0 : kWarps;
+        settle();
+      }
+      if (kShared) n += kWarps;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (ns[i] >= fill_.count) continue;
+        const float scale = HalfScale(
+            __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(kShared ? most_of_all : Most(values[i])))));
+        Store(values[i], scale, ns[i], at[i]);
+        if (lane_ == 0) memory_.unscale[(kShared ? 0 : at[i] * NT * 8) + ns[i]] = InverseOfPower(scale);
       }
     }
     ConsumersSync();
   }
 
  private:
-  __device__ RowSource Source(int product, int32_t row) const {
-    const int32_t cols = args_.columns[product].cols;
-    if constexpr (!kExperts) return {args_.x + int64_t{row} * cols, nullptr, 0, cols};
-    if (product == 0) {
-      const int32_t token = args_.ffn.order[row] / args_.ffn.slots;
-      return {args_.x + int64_t{token} * cols, nullptr, 0, cols};
+  __device__ static float Most(const float4& v) {
+    return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+  }
+
+  // This lane's four columns of a segment of activation n.
+  __device__ float4 Load(int32_t n, int32_t segment) const {
+    const int32_t c = (k0_ + segment * kSegmentTiles) * kTileCols + lane_ * 4, cols = columns_.cols,
+                  row = fill_.first + n;
+    if (!kExperts || product_ == 0) {
+      const int64_t token = kExperts ? args_.ffn.order[row] / args_.ffn.slots : row;
+      return c < cols ? Load4(args_.x + token * cols, c, cols) : float4{};
     }
-    const int32_t pieces = args_.columns[0].pieces;
-    return {nullptr, args_.gate_up + int64_t{row} * pieces * 2 * cols, pieces, cols};
+    // Gate and up of these columns: a segment is a group of their rows.
+    static_assert(kSegmentTiles * kTileCols == kGroupRows);
+    const Columns& inputs = args_.columns[0];
+    uint32_t written =
+        WrittenPieces<NT, kExperts>(memory_, inputs, fill_.chunk, c / kGroupRows, inputs.row_units, lane_);
+    const float* gate = args_.gate_up + int64_t{row} * inputs.pieces * 2 * cols;
+    float4 g = {}, u = {};
+    while (written != 0) {
+      const int64_t p = __ffs(static_cast<int>(written)) - 1;
+      written &= written - 1;
+      if (c >= cols) continue;
+      const float4 a = Load4(gate + 2 * p * cols, c, cols), b = Load4(gate + (2 * p + 1) * cols, c, cols);
+      g = {g.x + a.x, g.y + a.y, g.z + a.z, g.w + a.w};
+      u = {u.x + b.x, u.y + b.y, u.z + b.z, u.w + b.w};
+    }
+    return {Silu(g.x) * u.x, Silu(g.y) * u.y, Silu(g.z) * u.z, Silu(g.w) * u.w};
   }
 
   // The largest magnitude of what shares a scale lands in [1024, 2048).
-  __device__ void StageSegment(const float4& v, float scale, int32_t n, int32_t segment, int32_t tiles,
-                               const float (&offsets)[2]) {
+  __device__ void Store(const float4& v, float scale, int32_t n, int32_t segment) {
     const __half2 low = __floats2half2_rn(v.x * scale, v.y * scale), high = __floats2half2_rn(v.z * scale, v.w * scale);
     const float2 a = __half22float2(low), b = __half22float2(high);
     float sum = (a.x + a.y) + (b.x + b.y);  // of the 32 columns that eight lanes have
     for (int step = 1; step < 8; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
     const int tile = segment * kSegmentTiles + lane_ / 16, block = tile * 2 + lane_ % 16 / 8;
-    if (tile < tiles) {
-      // Columns 4 j..4 j + 3 of the tile: two neighbouring lanes of one register.
-      const int j = lane_ % 16, word = j % 8 / 2, t = j % 2 * 2;
-      auto* at = reinterpret_cast<__half2*>(memory_.x + (block * NT + n / 8) * 32 + n % 8 * 4 + t) + word;
-      at[0] = low;
-      at[4] = high;
-      if (lane_ % 8 < 4) {  // two places for each of two row groups
-        const int g = lane_ / 2 % 2;
-        auto* begin = reinterpret_cast<float*>(memory_.begin + ((g * args_.slice_tiles * 2 + block) * NT + n / 8) * 4 +
-                                               n % 8 / 2);
-        begin[n % 2 + lane_ % 2 * 2] = -offsets[g] * sum;
-      }
+    if (tile >= tiles_) return;
+    // Columns 4 j..4 j + 3 of the tile: two neighbouring lanes of one register.
+    const int j = lane_ % 16, word = j % 8 / 2, t = j % 2 * 2;
+    auto* at = reinterpret_cast<__half2*>(memory_.x + (block * NT + n / 8) * 32 + n % 8 * 4 + t) + word;
+    at[0] = low;
+    at[4] = high;
+    if (lane_ % 8 < 4) {  // two places for each of two row groups
+      const int g = lane_ / 2 % 2;
+      auto* begin =
+          reinterpret_cast<float*>(memory_.begin + ((g * args_.slice_tiles * 2 + block) * NT + n / 8) * 4 + n % 8 / 2);
+      begin[n % 2 + lane_ % 2 * 2] = -(g == 0 ? offsets_[0] : offsets_[1]) * sum;
     }
   }
 
   const DecodeMemory<NT>& memory_;
   const DecodeArgs& args_;
-  int warp_, lane_;
+  const Fill& fill_;
+  const Columns& columns_;
+  int product_, warp_, lane_;
+  int32_t slice_, k0_, tiles_;
+  float offsets_[2];
 };
 
 extern __shared__ __align__(128) std::byte decode_shared[];
@@ -121,7 +142,7 @@ extern __shared__ __align__(128) std::byte decode_shared[];
 template <int NT, bool kExperts>
 __device__ __noinline__ void StageSlice(const DecodeArgs& args, int product, int slot, int warp, int lane) {
   const DecodeMemory<NT> memory(decode_shared, args);
-  Stager<NT, kExperts>(memory, args, warp, lane).Stage(product, memory.shared->fill[slot]);
+  Stager<NT, kExperts>(memory, args, product, memory.shared->fill[slot], warp, lane).Stage();
 }
 
 template <int NT, bool kExperts>

@@ -7,35 +7,64 @@
 
 namespace thermoe::cuda {
 
-// out += weight * down of each token's slots, in slot order; of each the pieces in theirs.
-__device__ inline void CombineSlots(const DecodeArgs& args, int64_t thread, int64_t threads) {
-  const ExpertFfnLaunch& ffn = args.ffn;
-  const int32_t pieces = args.columns[1].pieces;
-  for (int64_t i = thread; i < int64_t{ffn.rows} * ffn.hidden; i += threads) {
-    const int64_t t = i / ffn.hidden, d = i - t * ffn.hidden;
-    float sum = ffn.out[i];
-    for (int32_t k = 0; k < ffn.slots; ++k) {
-      const int64_t slot = t * ffn.slots + k;
-      if (ffn.expert[slot] < 0) break;
-      float y = 0;
-#pragma unroll 8
-      for (int32_t p = 0; p < pieces; ++p) y += __ldcg(args.partial + (slot * pieces + p) * ffn.hidden + d);
-      sum += ffn.weight[slot] * y;
-    }
-    ffn.out[i] = sum;
+// Which chunk has each slot.
+template <int NT>
+__device__ void MapSlots(const DecodeMemory<NT>& memory, const DecodeArgs& args, int thread) {
+  for (int32_t c = thread / 32; c < memory.shared->chunks; c += kConsumers / 32) {
+    const Chunk chunk = memory.chunk[c];
+    for (int32_t i = thread % 32; i < chunk.count; i += 32)
+      memory.chunk_of[args.ffn.order[chunk.first + i]] = static_cast<uint16_t>(c);
   }
 }
-__device__ inline void AddPieces(const DecodeArgs& args, int64_t thread, int64_t threads) {
-  const int32_t pieces = args.columns[0].pieces;
-  for (int m = 0; m < args.linears; ++m) {
-    const int32_t rows = args.linear[m].rows;
-    for (int64_t i = thread; i < int64_t{args.rows} * rows; i += threads) {
-      const int64_t t = i / rows, r = i - t * rows;
-      float sum = args.bias[m] != nullptr ? args.bias[m][r] : 0.0f;
-#pragma unroll 8
-      for (int32_t p = 0; p < pieces; ++p)
-        sum += __ldcg(args.partial + args.partial_at[m] + (t * pieces + p) * rows + r);
-      args.linear_out[m][i] = sum;
+
+// The sum of the pieces that were written. part: [pieces] each `stride` floats after the other.
+__device__ inline float SumOfPieces(uint32_t written, const float* part, int64_t stride) {
+  float sum = 0;
+  while (written != 0) {
+    sum += __ldcg(part + (__ffs(static_cast<int>(written)) - 1) * stride);
+    written &= written - 1;
+  }
+  return sum;
+}
+
+// out += weight * down of each token's slots, in slot order. A warp: 32 columns of a token.
+template <int NT>
+__device__ void CombineSlots(const DecodeMemory<NT>& memory, const DecodeArgs& args, int32_t warp, int32_t warps,
+                             int lane) {
+  const ExpertFfnLaunch& ffn = args.ffn;
+  const Columns& columns = args.columns[1];
+  const int32_t blocks = CeilDiv(ffn.hidden, 32);
+  for (int32_t task = warp; task < ffn.rows * blocks; task += warps) {
+    const int32_t t = task / blocks, d0 = (task - t * blocks) * 32, d = min(d0 + lane, ffn.hidden - 1);
+    float* out = ffn.out + int64_t{t} * ffn.hidden + d;
+    float sum = *out;
+    for (int32_t k = 0; k < ffn.slots; ++k) {
+      const int32_t slot = t * ffn.slots + k;
+      if (ffn.expert[slot] < 0) break;
+      const uint32_t written = WrittenPieces<NT, true>(memory, columns, memory.chunk_of[slot], d0 / (2 * kGroupRows),
+                                                       columns.row_units, lane);
+      sum += ffn.weight[slot] *
+             SumOfPieces(written, args.partial + int64_t{slot} * columns.pieces * ffn.hidden + d, ffn.hidden);
+    }
+    if (d0 + lane < ffn.hidden) *out = sum;
+  }
+}
+// out = bias + the pieces. A warp: 32 rows of a matrix for one activation.
+template <int NT>
+__device__ void AddPieces(const DecodeMemory<NT>& memory, const DecodeArgs& args, int32_t warp, int32_t warps,
+                          int lane) {
+  const Columns& columns = args.columns[0];
+  for (int32_t c = 0; c < memory.shared->chunks; ++c) {
+    const Chunk chunk = memory.chunk[c];
+    const int m = chunk.matrix;
+    const int32_t rows = args.linear[m].rows, blocks = CeilDiv(rows, 32);
+    for (int32_t task = warp; task < chunk.count * blocks; task += warps) {
+      const int32_t n = task / blocks, r0 = (task - n * blocks) * 32, r = min(r0 + lane, rows - 1);
+      const uint32_t written =
+          WrittenPieces<NT, false>(memory, columns, c, r0 / (2 * kGroupRows), RowUnits(rows), lane);
+      const int64_t t = chunk.first + n;
+      const float sum = SumOfPieces(written, args.partial + args.partial_at[m] + t * columns.pieces * rows + r, rows);
+      if (r0 + lane < rows) args.linear_out[m][t * rows + r] = sum + (args.bias[m] != nullptr ? args.bias[m][r] : 0.0f);
     }
   }
 }
@@ -60,6 +89,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
   }
   __syncthreads();
   if (thread >= kConsumers) {
+    GiveRegisters<64>();
+    if (thread >= kConsumers + 32) return;
     if constexpr (kExperts) {
       ListChunks(memory, args, job_count, lane);
     } else if (lane == 0) {
@@ -69,23 +100,25 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
     Streamer<NT, kExperts> streamer(memory, args, lane);
 #pragma unroll 1
     for (int product = 0; product < (kExperts ? 2 : 1); ++product) streamer.Product(product);
-    return;
-  }
-  Consumer<NT, kExperts> consumer(memory, args, thread);
-  constexpr int kProducts = kExperts ? 2 : 1;
-#pragma unroll 1
-  for (int product = 0; product < kProducts; ++product) {
-    consumer.Product(product);
-    if (!kExperts && args.columns[0].pieces == 1) return;
-    GridSync(args.sync, static_cast<uint32_t>(product) + 1, thread);
-  }
-  const int64_t global_thread = int64_t{blockIdx.x} * kConsumers + thread, threads = int64_t{gridDim.x} * kConsumers;
-  if constexpr (kExperts) {
-    CombineSlots(args, global_thread, threads);
   } else {
-    AddPieces(args, global_thread, threads);
+    TakeRegisters<112>();
+    Consumer<NT, kExperts> consumer(memory, args, thread);
+#pragma unroll 1
+    for (int product = 0; product < (kExperts ? 2 : 1); ++product) {
+      consumer.Product(product);
+      if (!kExperts && args.columns[0].pieces == 1) return;
+      if (kExperts && product == 0) MapSlots(memory, args, thread);
+      GridSync(args.sync, static_cast<uint32_t>(product) + 1, thread);
+    }
+    const auto warp = static_cast<int32_t>(blockIdx.x * (kConsumers / 32) + threadIdx.x / 32);
+    const auto warps = static_cast<int32_t>(gridDim.x * (kConsumers / 32));
+    if constexpr (kExperts) {
+      CombineSlots(memory, args, warp, warps, lane);
+    } else {
+      AddPieces(memory, args, warp, warps, lane);
+    }
+    LeaveSync(args.sync, thread);
   }
-  LeaveSync(args.sync, thread);
 }
 
 struct DeviceLimits {

@@ -9,7 +9,7 @@
 namespace thermoe::cuda {
 
 inline constexpr int kConsumers = 2 * kGroupTiles * 32;
-inline constexpr int kDecodeThreads = kConsumers + 32;
+inline constexpr int kDecodeThreads = kConsumers + 128;  // of the last four warps one works: registers go by four
 
 // Rows of activations that one expert (or matrix) multiplies together; the first `both` of them read both planes.
 struct Chunk {
@@ -43,7 +43,7 @@ struct DecodeArgs {
 // What the streaming warp tells the others about a fill.
 struct alignas(16) Fill {
   uint8_t end;          // of a product: no weights
-  uint8_t fresh, last;  // first fill of a slice's activations; last fill of the unit
+  uint8_t fresh, last;  // first fill of a slice's activations; last fill of units that are summed
   uint8_t tiles;        // of columns in this fill
   Packing packing[2];   // of the two row groups
   ReadMode mode;
@@ -53,7 +53,7 @@ struct alignas(16) Fill {
   int16_t piece, matrix;
   int32_t row[2];  // first rows of the two groups
   int32_t first;   // of the chunk
-  int32_t pad;
+  int32_t chunk;   // which
 };
 static_assert(sizeof(Fill) == 32);
 
@@ -75,10 +75,14 @@ constexpr size_t BeginBytes(int groups, int32_t slice_tiles) {
 constexpr size_t FragmentBytes(int groups, int32_t slice_tiles) {
   return static_cast<size_t>(slice_tiles * groups) * 1024;
 }
+constexpr size_t SlotMapBytes(const DecodeArgs& args) {
+  return 2 * static_cast<size_t>(args.ffn.rows * args.ffn.slots);
+}
 constexpr size_t DecodeFixedBytes(int groups, const DecodeArgs& args) {
   return LineUp(sizeof(DecodeShared)) + LineUp(ListBytes(args.chunk_capacity)) +
-         LineUp(sizeof(Job) * args.job_capacity) + LineUp(UnscaleBytes(groups, args.slice_tiles)) +
-         LineUp(2 * BeginBytes(groups, args.slice_tiles)) + LineUp(FragmentBytes(groups, args.slice_tiles));
+         LineUp(sizeof(Job) * args.job_capacity) + LineUp(SlotMapBytes(args)) +
+         LineUp(UnscaleBytes(groups, args.slice_tiles)) + LineUp(2 * BeginBytes(groups, args.slice_tiles)) +
+         LineUp(FragmentBytes(groups, args.slice_tiles));
 }
 
 template <int NT>
@@ -87,9 +91,10 @@ struct DecodeMemory {
   Chunk* chunk;     // [chunks]
   int32_t* before;  // [chunks + 1] weights of the chunks before
   Job* jobs;
-  float* unscale;  // [segments, 8 NT]
-  float4* begin;   // [2 row groups, slice tiles, 2, NT, 4]
-  uint4* x;        // [slice tiles, 2, NT, 32]
+  uint16_t* chunk_of;  // experts: [T * K] by token and slot
+  float* unscale;      // [segments, 8 NT]
+  float4* begin;       // [2 row groups, slice tiles, 2, NT, 4]
+  uint4* x;            // [slice tiles, 2, NT, 32]
   std::byte* ring;
 
   __device__ DecodeMemory(std::byte* at, const DecodeArgs& args) {
@@ -102,6 +107,7 @@ struct DecodeMemory {
     chunk = reinterpret_cast<Chunk*>(take(ListBytes(args.chunk_capacity)));
     before = reinterpret_cast<int32_t*>(chunk + args.chunk_capacity);
     jobs = reinterpret_cast<Job*>(take(sizeof(Job) * args.job_capacity));
+    chunk_of = reinterpret_cast<uint16_t*>(take(SlotMapBytes(args)));
     unscale = reinterpret_cast<float*>(take(UnscaleBytes(NT, args.slice_tiles)));
     begin = reinterpret_cast<float4*>(take(2 * BeginBytes(NT, args.slice_tiles)));
     x = reinterpret_cast<uint4*>(take(FragmentBytes(NT, args.slice_tiles)));
@@ -113,14 +119,14 @@ __device__ inline void ConsumersSync() { asm volatile("bar.sync 1, %0;" ::"n"(kC
 
 // All blocks' consumers have come here, and see what the others wrote before. `round`: 1, 2, ... in one launch.
 __device__ inline void GridSync(uint32_t* sync, uint32_t round, int thread) {
-  __threadfence();
   ConsumersSync();
   if (thread == 0) {
-    atomicAdd(sync, 1u);
     const uint32_t all = round * gridDim.x;
-    while (*reinterpret_cast<volatile uint32_t*>(sync) < all) {
-    }
-    __threadfence();
+    uint32_t seen;
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(sync) : "memory");
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(sync) : "memory");
+    } while (seen < all);
   }
   ConsumersSync();
 }
@@ -207,6 +213,37 @@ __device__ void ListLinears(const DecodeMemory<NT>& memory, const DecodeArgs& ar
   memory.before[chunks] = weights;
   memory.shared->chunks = chunks;
   memory.shared->weight_sum = weights;
+}
+
+// Where things are in the division of a product's work among the blocks.
+template <bool kExperts>
+struct Division {
+  uint32_t scale;  // a chunk weighs its `before` times this; experts: the weight of a unit times the units of a chunk
+  uint32_t all;
+
+  __device__ Division(const Columns& columns, uint32_t weight_sum)
+      : scale(static_cast<uint32_t>((kExperts ? columns.row_units : 1) * columns.pieces)), all(weight_sum * scale) {}
+  __device__ uint32_t Begin(uint32_t block) const { return static_cast<uint32_t>(uint64_t{all} * block / gridDim.x); }
+  __device__ uint32_t BlockOf(uint32_t at) const {
+    return static_cast<uint32_t>((uint64_t{at + 1} * gridDim.x - 1) / all);
+  }
+};
+
+// Which pieces of a chunk's rows were written: bit p. By one warp, the same for all lanes.
+template <int NT, bool kExperts>
+__device__ uint32_t WrittenPieces(const DecodeMemory<NT>& memory, const Columns& columns, int32_t c, int32_t row_unit,
+                                  int32_t row_units, int lane) {
+  const Division<kExperts> division(columns, static_cast<uint32_t>(memory.shared->weight_sum));
+  const auto weight = static_cast<uint32_t>(kExperts ? memory.before[c + 1] - memory.before[c] : 1);
+  bool written = false;
+  if (lane < columns.pieces) {
+    const int32_t slice = lane / columns.slice_pieces, in_slice = lane - slice * columns.slice_pieces;
+    const int32_t here = min(columns.slice_pieces, columns.pieces - slice * columns.slice_pieces);
+    const int32_t unit = slice * columns.slice_pieces * row_units + row_unit * here + in_slice;
+    const uint32_t at = static_cast<uint32_t>(memory.before[c]) * division.scale + static_cast<uint32_t>(unit) * weight;
+    written = in_slice + 1 == here || division.BlockOf(at) != division.BlockOf(at + weight);
+  }
+  return __ballot_sync(~0u, written);
 }
 
 }  // namespace thermoe::cuda

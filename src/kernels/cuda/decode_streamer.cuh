@@ -17,24 +17,20 @@ class Streamer {
   // The units of one product that fall to this block; then a fill that says so.
   __device__ __forceinline__ void Product(int product) {
     const Columns& columns = args_.columns[product];
-    // A chunk weighs its `before` times `scale`; experts: the weight of a unit times the units of a chunk.
-    const int64_t scale = kExperts ? int64_t{columns.row_units} * columns.pieces : columns.pieces;
-    const int64_t all = memory_.shared->weight_sum * scale;
-    const int64_t begin = all * blockIdx.x / gridDim.x, end = all * (blockIdx.x + 1) / gridDim.x;
+    const Division<kExperts> division(columns, static_cast<uint32_t>(memory_.shared->weight_sum));
+    const uint32_t begin = division.Begin(blockIdx.x), end = division.Begin(blockIdx.x + 1);
     const int32_t chunks = memory_.shared->chunks;
     int c = 0;
-    while (c < chunks && memory_.before[c + 1] * scale <= begin) ++c;
-    for (bool first = true; c < chunks; ++c, first = false) {
-      const int64_t start = memory_.before[c] * scale;
+    while (c < chunks && static_cast<uint32_t>(memory_.before[c + 1]) * division.scale <= begin) ++c;
+    for (; c < chunks; ++c) {
+      const uint32_t start = static_cast<uint32_t>(memory_.before[c]) * division.scale;
       if (start >= end) break;
       const Chunk chunk = memory_.chunk[c];
       const int32_t row_units = kExperts ? columns.row_units : RowUnits(args_.linear[chunk.matrix].rows);
       const int32_t weight = kExperts ? memory_.before[c + 1] - memory_.before[c] : 1;
-      const int32_t skipped = first ? static_cast<int32_t>(begin - start) : 0;
-      const int32_t from = CeilDiv(skipped, weight);
-      const auto to =
-          static_cast<int32_t>(min((end - start + weight - 1) / weight, int64_t{row_units} * columns.pieces));
-      if (from < to) Units(product, chunk, row_units, from, to);
+      const int32_t from = CeilDiv(static_cast<int32_t>(begin > start ? begin - start : 0), weight);
+      const int32_t to = min(CeilDiv(static_cast<int32_t>(end - start), weight), row_units * columns.pieces);
+      if (from < to) Units(product, c, chunk, row_units, from, to);
     }
     WaitForSlot();
     if (lane_ == 0) memory_.shared->fill[slot_].end = 1;
@@ -73,7 +69,8 @@ class Streamer {
     return out;
   }
 
-  __device__ __forceinline__ void Units(int product, const Chunk& chunk, int32_t row_units, int32_t from, int32_t to) {
+  __device__ __forceinline__ void Units(int product, int c, const Chunk& chunk, int32_t row_units, int32_t from,
+                                        int32_t to) {
     const Columns& columns = args_.columns[product];
     const bool together = kExperts && product == 0;  // gate and up
     const DeviceMatrix* matrix = &args_.linear[chunk.matrix];
@@ -82,19 +79,23 @@ class Streamer {
     }
     const Piece own = PieceOf(*matrix, kExperts ? ModeOf(chunk) : ReadMode::kBoth, columns.piece_tiles);
     const uint32_t counts = own.rooms | static_cast<uint32_t>(chunk.count << 16 | chunk.both << 24);
-    int32_t piece = from / row_units, row_unit = from - piece * row_units;
+    const int32_t slice_units = row_units * columns.slice_pieces;
+    int32_t slice = from / slice_units, left = from - slice * slice_units;
+    int32_t here_pieces = min(columns.slice_pieces, columns.pieces - slice * columns.slice_pieces);
+    int32_t row_unit = left / here_pieces, in_slice = left - row_unit * here_pieces;
     uint32_t fresh = 1;
     for (int32_t u = from; u < to; ++u) {
+      const int32_t piece = slice * columns.slice_pieces + in_slice;
+      const bool run_ends = in_slice + 1 == here_pieces || u + 1 == to;
       const int32_t k0 = piece * columns.piece_tiles, tiles = min(columns.piece_tiles, columns.k_tiles - k0);
       const int32_t row_group = together ? row_unit : 2 * row_unit + (group_ & 1);
       const int32_t bytes = row_group < own.row_groups ? own.bytes : 0;
       const int32_t fill_bytes = __reduce_add_sync(~0u, bytes);
       const std::byte* at = own.from + (int64_t{row_group} * columns.k_tiles + k0) * own.bytes;
-      const int32_t x0 = piece % columns.slice_pieces * columns.piece_tiles;
-      const int32_t row0 = (together ? row_unit : 2 * row_unit) * kGroupRows;
+      const int32_t x0 = in_slice * columns.piece_tiles, row0 = (together ? row_unit : 2 * row_unit) * kGroupRows;
       for (int32_t done = 0; done < tiles; done += own.step) {
         const int32_t here = min(own.step, tiles - done);
-        const uint32_t last = done + own.step >= tiles;
+        const uint32_t last = run_ends && done + own.step >= tiles;
         WaitForSlot();
         uint64_t* full = &memory_.shared->full[slot_];
         if (lane_ == 0) {
@@ -103,7 +104,7 @@ class Streamer {
                      own.packings | static_cast<uint32_t>(x0 + done) << 24, counts,
                      static_cast<uint32_t>(piece | chunk.matrix << 16)};
           fill[1] = {static_cast<uint32_t>(row0), static_cast<uint32_t>(together ? row0 : row0 + kGroupRows),
-                     static_cast<uint32_t>(chunk.first), 0};
+                     static_cast<uint32_t>(chunk.first), static_cast<uint32_t>(c)};
         }
         ExpectBytes(full, static_cast<uint32_t>(here * fill_bytes), lane_);
         __syncwarp();
@@ -114,10 +115,14 @@ class Streamer {
         at += own.step * own.bytes;
         fresh = 0;
       }
-      if (++row_unit == row_units) {
-        row_unit = 0;
-        ++piece;
-        if (piece % columns.slice_pieces == 0) fresh = 1;
+      if (++in_slice == here_pieces) {
+        in_slice = 0;
+        if (++row_unit == row_units) {
+          row_unit = 0;
+          ++slice;
+          here_pieces = min(columns.slice_pieces, columns.pieces - slice * columns.slice_pieces);
+          fresh = 1;
+        }
       }
     }
   }

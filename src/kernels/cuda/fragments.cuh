@@ -56,8 +56,12 @@ __device__ inline Fragment OffsetBytes(uint32_t hi, uint32_t lo) {
 // Nibbles at bits 4 to 7 of the mantissa of `base`.
 template <uint32_t kBase>
 __device__ inline Fragment BasedNibbles(uint32_t hi) {
-  constexpr uint32_t kMask = 0x00f000f0u;
-  return {{(hi & kMask) | kBase, (hi >> 8 & kMask) | kBase, (hi << 4 & kMask) | kBase, (hi >> 4 & kMask) | kBase}};
+  const auto based = [](uint32_t value) {  // (value & mask) | base: one instruction
+    uint32_t out;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(value), "n"(0x00f000f0u), "n"(kBase));
+    return out;
+  };
+  return {{based(hi), based(hi >> 8), based(hi << 4), based(hi >> 4)}};
 }
 __device__ inline Fragment OffsetHiPlane(uint32_t hi) { return BasedNibbles<0x64006400u>(hi); }  // 1024 + 16 n
 __device__ inline Fragment OffsetNibbles(uint32_t hi) { return BasedNibbles<0x54005400u>(hi); }  // 64 + n
@@ -119,6 +123,20 @@ __device__ inline void BarrierWait(uint64_t* barrier, uint32_t parity) {
                  : "memory");
 #endif
   }
+}
+
+// Registers from the four warps that stream to those that multiply; by all four of a group.
+template <int kRegisters>
+__device__ inline void GiveRegisters() {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+template <int kRegisters>
+__device__ inline void TakeRegisters() {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
 }
 
 // A bulk copy whose barrier counts bytes on sm_90; 16 bytes a lane and instruction before. Arrivals a fill needs

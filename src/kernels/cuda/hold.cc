@@ -68,6 +68,7 @@ CudaOps::MemoryPlan CudaOps::PlanMemory(const kernels::ResidentModel& model) con
   plan.kv = Bytes<__half>(model.kv.floats());
   const int32_t outs[] = {config.heads * config.head_dim, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim};
   for (const int64_t bytes : {static_cast<int64_t>(ExpertFfnScratch(config.experts, config.hidden, config.expert_width, config.slots, model.max_rows)),
+                              static_cast<int64_t>(FewRowsScratch(config.hidden, config.expert_width, config.slots, model.max_rows)),
                               static_cast<int64_t>(LinearTogetherScratch(model.max_rows, config.hidden, outs)),
                               AttentionScratch(std::min(model.max_rows, model.max_sequences), config.heads, config.head_dim),
                               SelectScratch(model.max_rows, config.experts)}) {

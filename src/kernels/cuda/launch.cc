@@ -8,7 +8,9 @@ namespace {
 
 cudaError_t LaunchOne(const EmbedNode& n, cudaStream_t stream) { Embed(n.type, n.table, n.cols, n.row_bytes, n.ids, n.out, n.rows, stream); return cudaSuccess; }
 cudaError_t LaunchOne(const NormLaunch& n, cudaStream_t stream) { RmsNorm(n, stream); return cudaSuccess; }
-cudaError_t LaunchOne(const LinearLaunch& n, cudaStream_t stream) { return Linear(n, stream); }
+cudaError_t LaunchOne(const LinearLaunch& n, cudaStream_t stream) {
+  return Linear(n, stream);
+}
 cudaError_t LaunchOne(const RopeLaunch& n, cudaStream_t stream) { Rope(n, stream); return cudaSuccess; }
 cudaError_t LaunchOne(const StoreLaunch& n, cudaStream_t stream) { StoreKv(n, stream); return cudaSuccess; }
 cudaError_t LaunchOne(const AttentionLaunch& n, cudaStream_t stream) { Attention(n, stream); return cudaSuccess; }
@@ -80,6 +82,22 @@ size_t ProjectionsTogether(std::span<const Node> nodes, cudaStream_t stream) {
   return FinishProjections(finish, stream) ? at : 0;
 }
 
+// The experts of few rows, whose slots a norm that follows adds up.
+size_t ExpertsThenNorm(std::span<const Node> nodes, cudaStream_t stream) {
+  const auto* experts = std::get_if<ExpertFfnLaunch>(&nodes[0]);
+  SlotSums sums;
+  if (experts == nullptr || !ExpertsOfFewRows(*experts, &sums, stream)) return 0;
+  const auto* norm = nodes.size() < 2 ? nullptr : std::get_if<NormLaunch>(&nodes[1]);
+  if (norm == nullptr || norm->x != experts->out || norm->out == norm->x || norm->n != experts->hidden || norm->n <= 256) {
+    AddSlots(sums, experts->out, experts->rows, experts->hidden, stream);
+    return 1;
+  }
+  NormLaunch both = *norm;
+  both.slots = sums;
+  RmsNorm(both, stream);
+  return 2;
+}
+
 size_t GateThenSelect(std::span<const Node> nodes, cudaStream_t stream) {
   if (nodes.size() < 2) return 0;
   const auto* gate = std::get_if<LinearLaunch>(&nodes[0]);
@@ -97,6 +115,7 @@ cudaError_t Launch(std::span<const Node> nodes, cudaStream_t stream) {
     if (done == 0) done = AddThenNorm(rest, stream);
     if (done == 0) done = ProjectionsTogether(rest, stream);
     if (done == 0) done = GateThenSelect(rest, stream);
+    if (done == 0) done = ExpertsThenNorm(rest, stream);
     if (done == 0) {
       error = std::visit([stream](const auto& node) { return LaunchOne(node, stream); }, rest[0]);
       done = 1;

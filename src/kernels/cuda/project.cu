@@ -29,6 +29,7 @@ struct FinishArgs {
 // grid: parts, rows.
 __global__ void __launch_bounds__(kThreads) FinishKernel(FinishArgs args) {
   extern __shared__ float row[];
+  LetNextStart();
   const Part part = args.parts[blockIdx.x];
   const int64_t t = blockIdx.y;
   const int n = part.width, thread = static_cast<int>(threadIdx.x);

@@ -14,37 +14,48 @@ constexpr int kThreads = 256;
 
 unsigned BlocksFor(int64_t size) { return static_cast<unsigned>((size + kThreads - 1) / kThreads); }
 
-// One block a row; a thread keeps its elements in registers where they fit.
-__global__ void RmsNormKernel(const float* x, const float* add, const float* gain, float* summed, float* out, int n, float epsilon) {
-  const int64_t at = int64_t{blockIdx.x} * n;
-  constexpr int kKept = 8;
-  float kept[kKept];
-  float squares = 0;
-  int k = 0;
+constexpr int kNormThreads = 512, kNormKept = 4;  // elements of a row that a thread keeps in registers
+
+// One block a row. What is added first, and where it goes: NormLaunch.
+__global__ void __launch_bounds__(kNormThreads) RmsNormKernel(NormLaunch l) {
+  LetNextStart();
+  const int64_t row = blockIdx.x, at = row * l.n;
+  const bool adds = l.add != nullptr || l.slots.slot_out != nullptr;
+  float* x = const_cast<float*>(l.x);
+  const auto value_at = [&](int i) {
+    float value = l.x[at + i];
+    if (l.add != nullptr) value += l.add[at + i];
+    if (l.slots.slot_out != nullptr) {
+      float sum = 0;
+      for (int s = 0; s < l.slots.slots; ++s) {
+        const int64_t slot = row * l.slots.slots + s;
+        if (l.slots.expert[slot] >= 0) sum += l.slots.weight[slot] * l.slots.slot_out[slot * l.n + i];
+      }
+      value += sum;
+    }
+    if (adds) x[at + i] = value;
+    return value;
+  };
+  float kept[kNormKept], gain[kNormKept], squares = 0;
 #pragma unroll
-  for (k = 0; k < kKept; ++k) {
-    const int i = static_cast<int>(threadIdx.x + k * blockDim.x);
-    kept[k] = 0;
-    if (i >= n) continue;
-    kept[k] = x[at + i] + (add != nullptr ? add[at + i] : 0.0f);
-    if (add != nullptr) summed[at + i] = kept[k];
+  for (int k = 0; k < kNormKept; ++k) {
+    const int i = static_cast<int>(threadIdx.x) + k * kNormThreads;
+    kept[k] = i < l.n ? value_at(i) : 0.0f;
+    gain[k] = i < l.n ? l.gain[i] : 0.0f;
     squares += kept[k] * kept[k];
   }
-  for (int i = static_cast<int>(threadIdx.x + kKept * blockDim.x); i < n; i += static_cast<int>(blockDim.x)) {
-    const float value = x[at + i] + (add != nullptr ? add[at + i] : 0.0f);
-    if (add != nullptr) summed[at + i] = value;
+  for (int i = static_cast<int>(threadIdx.x) + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
+    const float value = value_at(i);
     squares += value * value;
   }
-  const float total = BlockSum(squares);
-  const float scale = 1.0f / sqrtf(total / static_cast<float>(n) + epsilon);
+  const float scale = 1.0f / sqrtf(BlockSum(squares) / static_cast<float>(l.n) + l.epsilon);
 #pragma unroll
-  for (k = 0; k < kKept; ++k) {
-    const int i = static_cast<int>(threadIdx.x + k * blockDim.x);
-    if (i < n) out[at + i] = kept[k] * scale * gain[i];
+  for (int k = 0; k < kNormKept; ++k) {
+    const int i = static_cast<int>(threadIdx.x) + k * kNormThreads;
+    if (i < l.n) l.out[at + i] = kept[k] * scale * gain[k];
   }
-  for (int i = static_cast<int>(threadIdx.x + kKept * blockDim.x); i < n; i += static_cast<int>(blockDim.x)) {
-    const float value = add != nullptr ? summed[at + i] : x[at + i];
-    out[at + i] = value * scale * gain[i];
+  for (int i = static_cast<int>(threadIdx.x) + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
+    l.out[at + i] = x[at + i] * scale * l.gain[i];
   }
 }
 
@@ -229,12 +240,11 @@ __global__ void SummaryKernel(const float* logits, int64_t vocab, const Part* pa
 
 void RmsNorm(const NormLaunch& l, cudaStream_t stream) {
   if (l.rows == 0) return;
-  if (l.n <= 256 && l.add == nullptr) {
+  if (l.n <= 256 && l.add == nullptr && l.slots.slot_out == nullptr) {
     RmsNormWarpKernel<<<static_cast<unsigned>((l.rows + 7) / 8), 256, 0, stream>>>(l.x, l.gain, l.out, l.rows, l.n, l.epsilon);
     return;
   }
-  const int threads = l.n >= 1024 ? 512 : 128;
-  RmsNormKernel<<<static_cast<unsigned>(l.rows), threads, 0, stream>>>(l.x, l.add, l.gain, const_cast<float*>(l.x), l.out, l.n, l.epsilon);
+  RmsNormKernel<<<static_cast<unsigned>(l.rows), kNormThreads, 0, stream>>>(l);
 }
 
 void Rope(const RopeLaunch& launch, cudaStream_t stream) {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/few_rows.h"
 #include "kernels/cuda/weight_layout.h"
 #include "kernels/ops.h"
 
@@ -18,8 +19,9 @@ struct NormLaunch {
   int64_t rows = 0;
   int32_t n = 0;
   float epsilon = 0;
-  // First x += add, where there is one (x may then not be const).
+  // First x += add, or what the slots gave, where there are any (x may then not be const).
   const float* add = nullptr;
+  SlotSums slots;
 };
 void RmsNorm(const NormLaunch& launch, cudaStream_t stream);
 

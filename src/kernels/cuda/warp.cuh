@@ -1,10 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums and maxima over a warp and a block.
+// Sums and maxima over a warp and a block; programmatic launches.
 #pragma once
 
 namespace thermoe::cuda {
 
 inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Programmatic launches (sm_90): a kernel that was launched early waits here for the one before it; and lets the next begin.
+__device__ inline void WaitForBefore() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void LetNextStart() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
 
 __device__ inline float WarpSum(float value) {
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);

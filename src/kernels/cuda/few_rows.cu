@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights go from memory to registers to the tensor cores; a warp has a tile of 16 rows and a share of the columns, two batches of
+// tiles under way. Activations are fragments of halves in shared memory. With programmatic launches a kernel starts reading weights
+// while the one before it still runs: weights depend on nobody.
+#include <algorithm>
+
+#include "kernels/cuda/few_rows.h"
+#include "kernels/cuda/fragments.cuh"
+#include "kernels/cuda/warp.cuh"
+
+namespace thermoe::cuda {
+namespace {
+
+constexpr int kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kActivationRoom = 64 * 1024;  // bytes of shared memory for activations
+constexpr int kMost = 4;                    // matrices in one launch
+
+struct FewArgs {
+  // Linears: matrices side by side, tiles of 16 rows counted through. Experts: of the job's expert.
+  DeviceMatrix linear[kMost];
+  const float* bias[kMost];
+  float* out[kMost];
+  int32_t first_tile[kMost + 1];
+  int32_t linears;
+  const DeviceMatrix* first;   // [E] gate, or down
+  const DeviceMatrix* second;  // [E] up
+  const Job* jobs;
+  const int32_t* job_count;
+  const int32_t* order;
+  const void* x;               // floats [T, cols], or halves [slots by order, cols]
+  __half* inner;               // [slots by order, width]
+  float* slot_out;             // [T * K, hidden]
+  int32_t rows, cols, slots, splits, slice_tiles;
+  bool hi;                     // experts: which jobs this launch is for is their planes; linears: both
+};
+
+enum class Stage { kLinear, kGateUp, kDown };
+
+// Codes and scales of one tile, in registers.
+template <Packing kPacking>
+struct Loaded {
+  static constexpr int kWords = kPacking == Packing::kHalf ? 4 : HasLoPlane(kPacking) ? 2 : 1;
+  uint4 codes[kWords];
+  uint4 scales[2];  // of rows g and g + 8, as many bytes as the packing has
+};
+
+__device__ inline uint4 Stream(const uint4* at) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+  return v;
+}
+
+template <Packing kPacking>
+__device__ __forceinline__ void Load(const DeviceMatrix& m, int64_t tile, bool lo, int lane, Loaded<kPacking>* to) {
+  if constexpr (kPacking == Packing::kHalf) {
+#pragma unroll
+    for (int s = 0; s < 4; ++s) to->codes[s] = Stream(reinterpret_cast<const uint4*>(m.hi + tile * kHalfTileBytes) + s * 32 + lane);
+  } else {
+    to->codes[0] = Stream(reinterpret_cast<const uint4*>(m.hi + tile * kPlaneTileBytes) + lane);
+    if constexpr (HasLoPlane(kPacking)) {
+      if (lo) to->codes[1] = Stream(reinterpret_cast<const uint4*>(m.lo + tile * kPlaneTileBytes) + lane);
+    }
+    constexpr int kBytes = ScaleTileBytes(kPacking) / kTileRows;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::byte* at = m.scales + tile * ScaleTileBytes(kPacking) + (lane / 4 + 8 * half) * kBytes;
+      if constexpr (kBytes == 4) to->scales[half].x = __ldg(reinterpret_cast<const uint32_t*>(at));
+      if constexpr (kBytes == 8) {
+        const uint2 v = __ldg(reinterpret_cast<const uint2*>(at));
+        to->scales[half].x = v.x, to->scales[half].y = v.y;
+      }
+      if constexpr (kBytes == 16) to->scales[half] = __ldg(reinterpret_cast<const uint4*>(at));
+    }
+  }
+}
+
+// Scale of step s (16 columns) and minimum of block b (32 columns) of row g + 8 half.
+template <Packing kPacking>
+__device__ __forceinline__ float ScaleOf(const uint4& record, int s) {
+  if constexpr (kPacking == Packing::kByteMin) return __uint_as_float(s < 2 ? record.x : record.z);
+  if constexpr (kPacking == Packing::kNibbleMin) return HalfBits(record.x) * static_cast<float>(record.y >> (s < 2 ? 0 : 16) & 255u);
+  if constexpr (kPacking == Packing::kByte16) return HalfBits(record.x) * static_cast<float>(static_cast<int8_t>(record.y >> (8 * s)));
+  if constexpr (kPacking == Packing::kMxfp4) return __uint_as_float(s < 2 ? record.x << 16 : record.x & 0xffff0000u);
+  return HalfBits(s < 2 ? record.x : record.x >> 16);
+}
+template <Packing kPacking>
+__device__ __forceinline__ float MinOf(const uint4& record, int b) {
+  if constexpr (kPacking == Packing::kByteMin) return __uint_as_float(b == 0 ? record.y : record.w);
+  if constexpr (kPacking == Packing::kNibbleMin) return HalfBits(record.x >> 16) * static_cast<float>(record.y >> (b == 0 ? 8 : 24) & 255u);
+  return 0;
+}
+
+// sum += tile * x; x: [2 blocks of 32 columns][NT][32 lanes].
+template <Packing kPacking, bool kHi, int NT>
+__device__ __forceinline__ void Multiply(const Loaded<kPacking>& tile, const uint4* x, int lane, float (&sum)[NT][4]) {
+  if constexpr (kPacking == Packing::kHalf) {
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+      const uint4& c = tile.codes[s];
+      const Fragment a = {{c.x, c.y, c.z, c.w}};
+#pragma unroll
+      for (int nt = 0; nt < NT; ++nt) {
+        const uint4 v = x[(s / 2 * NT + nt) * 32 + lane];
+        Mma(sum[nt], a, s % 2 == 0 ? v.x : v.z, s % 2 == 0 ? v.y : v.w);
+      }
+    }
+    return;
+  } else {
+    // What the codes carry on top of their values: taken off by a product with ones, which has the sums of the activations.
+    constexpr bool kNibbles = kPacking == Packing::kNibble || kPacking == Packing::kNibbleMin;
+    constexpr float kOffset = kPacking == Packing::kPlanes8 && kHi ? 1024.0f + 120.5f : kPacking == Packing::kNibble ? 72.0f : kPacking == Packing::kNibbleMin ? 64.0f : 0.0f;
+    constexpr bool kMin = kPacking == Packing::kNibbleMin || kPacking == Packing::kByteMin;
+    constexpr uint32_t kOne = 0x3c003c00u;
+    const Fragment ones = {{kOne, kOne, kOne, kOne}};
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      Fragment a[2];
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        const uint32_t hi = Word(tile.codes[0], 2 * b + s);
+        if constexpr (kPacking == Packing::kPlanes8 && kHi) a[s] = OffsetHiPlane(hi);
+        else if constexpr (kNibbles) a[s] = OffsetNibbles(hi);
+        else if constexpr (kPacking == Packing::kMxfp4) a[s] = FromE2M1(hi);
+        else a[s] = FromBytes(hi, Word(tile.codes[1 % Loaded<kPacking>::kWords], 2 * b + s));
+      }
+#pragma unroll
+      for (int nt = 0; nt < NT; ++nt) {
+        const uint4 v = x[(b * NT + nt) * 32 + lane];
+        float c[4] = {}, total[4] = {};
+        Mma(c, a[0], v.x, v.y);
+        if constexpr (kPacking == Packing::kByte16) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sum[nt][i] += ScaleOf<kPacking>(tile.scales[i / 2], 2 * b) * c[i], c[i] = 0;
+        }
+        Mma(c, a[1], v.z, v.w);
+        if constexpr (kOffset != 0 || kMin) {
+          Mma(total, ones, v.x, v.y);
+          Mma(total, ones, v.z, v.w);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          sum[nt][i] += ScaleOf<kPacking>(tile.scales[i / 2], 2 * b + 1) * (c[i] - kOffset * total[i]);
+          if constexpr (kMin) sum[nt][i] -= MinOf<kPacking>(tile.scales[i / 2], b) * total[i];
+        }
+      }
+    }
+  }
+}
+
+__device__ inline uint32_t HalfPair(float2 v) {
+  const auto in = [](float f) { return fminf(fmaxf(f, -65504.0f), 65504.0f); };
+  return PackHalves(in(v.x), in(v.y));
+}
+
+// Columns [64 tile0, 64 tile1) of `count` rows as fragments: [tile][2][NT][32].
+template <int NT, Stage kStage>
+__device__ void StageActivations(const FewArgs& args, int first, int count, int tile0, int tile1, uint4* to) {
+  const int pieces = (tile1 - tile0) * 2 * NT * 32;
+  for (int i = static_cast<int>(threadIdx.x); i < pieces; i += kThreads) {
+    const int lane = i % 32, nt = i / 32 % NT, block = i / (32 * NT), row = nt * 8 + lane / 4, t = lane % 4;
+    const int column = tile0 * kTileCols + block * 32 + 2 * t;
+    uint4 v = {};
+    if (row < count && args.cols % 32 != 0) {  // nothing is aligned, and the row may end anywhere
+      const auto pair = [&](int c) {
+        if constexpr (kStage == Stage::kDown) {
+          const __half* from = static_cast<const __half*>(args.x) + int64_t{first + row} * args.cols;
+          const auto at = [&](int i) { return i < args.cols ? __half2float(from[i]) : 0.0f; };
+          return PackHalves(at(c), at(c + 1));
+        } else {
+          const int64_t token = kStage == Stage::kGateUp ? args.order[first + row] / args.slots : first + row;
+          const float* from = static_cast<const float*>(args.x) + token * args.cols;
+          const auto at = [&](int i) { return i < args.cols ? from[i] : 0.0f; };
+          return HalfPair({at(c), at(c + 1)});
+        }
+      };
+      v = {pair(column), pair(column + 8), pair(column + 16), pair(column + 24)};
+    } else if (row < count && column - 2 * t < args.cols) {
+      if constexpr (kStage == Stage::kDown) {
+        const auto* from = reinterpret_cast<const uint32_t*>(static_cast<const __half*>(args.x) + int64_t{first + row} * args.cols + column);
+        v = {__ldcg(from), __ldcg(from + 4), __ldcg(from + 8), __ldcg(from + 12)};
+      } else {
+        const int64_t token = kStage == Stage::kGateUp ? args.order[first + row] / args.slots : first + row;
+        const auto* from = reinterpret_cast<const float2*>(static_cast<const float*>(args.x) + token * args.cols + column);
+        v = {HalfPair(__ldcg(from)), HalfPair(__ldcg(from + 4)), HalfPair(__ldcg(from + 8)), HalfPair(__ldcg(from + 12))};
+      }
+    }
+    to[i] = v;
+  }
+}
+
+template <Packing kPacking, bool kHi, int NT, Stage kStage>
+__global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewArgs args) {
+  constexpr int kMats = kStage == Stage::kGateUp ? 2 : 1, kBatch = kMats == 2 ? 1 : 2;
+  extern __shared__ uint4 staged[];
+  __shared__ float partial[kWarps][kMats * NT * 4][32];
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int split = warp % args.splits, tiles_of_block = kWarps / args.splits;
+  int tile = static_cast<int>(blockIdx.x) * tiles_of_block + warp / args.splits;
+  int which = 0, first = 0, count = args.rows;
+  DeviceMatrix m[kMats];
+  if constexpr (kStage == Stage::kLinear) {
+    const int place = min(tile, args.first_tile[args.linears] - 1);
+    while (place >= args.first_tile[which + 1]) ++which;
+    m[0] = args.linear[which];
+    tile -= args.first_tile[which];
+  } else {
+    if (kStage == Stage::kGateUp) WaitForBefore();  // the jobs; for the second product they are there
+    const auto leave = [] {  // a grid must not end before the one it depends on
+      if (kStage == Stage::kDown) WaitForBefore();
+    };
+    if (static_cast<int>(blockIdx.y) >= __ldcg(args.job_count)) return leave();
+    const int4 words = __ldcg(reinterpret_cast<const int4*>(args.jobs + blockIdx.y));
+    const auto planes = static_cast<Planes>(words.y & 255);
+    if (kPacking == Packing::kPlanes8 && (planes == Planes::kHi) != kHi) return leave();
+    first = words.z, count = words.w;
+    m[0] = args.first[words.x];
+    if constexpr (kMats == 2) m[1] = args.second[words.x];
+  }
+  const int row_tiles = (m[0].rows + kTileRows - 1) / kTileRows, k_tiles = m[0].k_tiles;
+  const bool mine = tile < row_tiles;
+  const int64_t base = mine ? int64_t{tile / kGroupTiles} * k_tiles * kGroupTiles + tile % kGroupTiles : 0;
+  const auto number = [&](int k) { return base + int64_t{k} * kGroupTiles; };
+  bool waited = kStage == Stage::kGateUp;
+
+  for (int begin = 0; begin < count; begin += 8 * NT) {
+    const int here = min(8 * NT, count - begin);
+    float sum[kMats][NT][4] = {};
+    for (int slice = 0; slice < k_tiles; slice += args.slice_tiles) {
+      const int end = min(k_tiles, slice + args.slice_tiles), tiles = end - slice;
+      // This warp's tiles of the slice: split, split + splits, ...
+      Loaded<kPacking> now[kBatch][kMats], next[kBatch][kMats];
+      const auto load = [&](int at, Loaded<kPacking>(&to)[kBatch][kMats]) {
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          const int k = split + (at + i) * args.splits;
+          if (!mine || k >= tiles) continue;
+#pragma unroll
+          for (int j = 0; j < kMats; ++j) Load<kPacking>(m[j], number(slice + k), !kHi, lane, &to[i][j]);
+        }
+      };
+      load(0, now);
+      load(kBatch, next);
+      if (!waited) {
+        WaitForBefore();
+        waited = true;
+      }
+      if (slice > 0 || begin > 0) __syncthreads();
+      StageActivations<NT, kStage>(args, first + begin, here, slice, end, staged);
+      __syncthreads();
+      if (slice + args.slice_tiles >= k_tiles && begin + 8 * NT >= count) LetNextStart();
+      const auto multiply = [&](int at, const Loaded<kPacking>(&from)[kBatch][kMats]) {
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          const int k = split + (at + i) * args.splits;
+          if (!mine || k >= tiles) continue;
+#pragma unroll
+          for (int j = 0; j < kMats; ++j) Multiply<kPacking, kHi, NT>(from[i][j], staged + k * 2 * NT * 32, lane, sum[j]);
+        }
+      };
+      for (int at = 0; split + at * args.splits < tiles; at += 2 * kBatch) {
+        multiply(at, now);
+        load(at + 2 * kBatch, now);
+        multiply(at + kBatch, next);
+        load(at + 3 * kBatch, next);
+      }
+    }
+    // The splits of a tile, added in order.
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < kMats; ++j) {
+#pragma unroll
+      for (int nt = 0; nt < NT; ++nt) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) partial[warp][(j * NT + nt) * 4 + i][lane] = sum[j][nt][i];
+      }
+    }
+    __syncthreads();
+    if (split != 0 || !mine) continue;
+#pragma unroll
+    for (int nt = 0; nt < NT; ++nt) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float total[kMats];
+#pragma unroll
+        for (int j = 0; j < kMats; ++j) {
+          total[j] = sum[j][nt][i];
+          for (int s = 1; s < args.splits; ++s) total[j] += partial[warp + s][(j * NT + nt) * 4 + i][lane];
+        }
+        const int row = tile * kTileRows + lane / 4 + i / 2 * 8, column = nt * 8 + lane % 4 * 2 + i % 2;
+        if (row >= m[0].rows || column >= here) continue;
+        if constexpr (kPacking == Packing::kHalf) {
+#pragma unroll
+          for (int j = 0; j < kMats; ++j) total[j] *= reinterpret_cast<const float*>(m[j].scales)[row];
+        }
+        if constexpr (kStage == Stage::kLinear) {
+          const float* bias = args.bias[which];
+          args.out[which][int64_t{begin + column} * m[0].rows + row] = total[0] + (bias != nullptr ? bias[row] : 0.0f);
+        } else if constexpr (kStage == Stage::kGateUp) {
+          const float inner = Silu(total[0]) * total[kMats - 1];
+          args.inner[int64_t{first + begin + column} * m[0].rows + row] = __float2half_rn(fminf(fmaxf(inner, -65504.0f), 65504.0f));
+        } else {
+          args.slot_out[int64_t{args.order[first + begin + column]} * m[0].rows + row] = total[0];
+        }
+      }
+    }
+  }
+}
+
+__global__ void AddSlotsKernel(SlotSums sums, float* out, int hidden) {
+  const int64_t t = blockIdx.y;
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= hidden) return;
+  float value = 0;
+  for (int s = 0; s < sums.slots; ++s) {
+    const int64_t at = t * sums.slots + s;
+    if (sums.expert[at] >= 0) value += sums.weight[at] * sums.slot_out[at * hidden + i];
+  }
+  out[t * hidden + i] += value;
+}
+
+// A launch that may begin before the one before it has ended.
+template <typename Kernel>
+cudaError_t LaunchEarly(Kernel* kernel, dim3 grid, size_t bytes, cudaStream_t stream, const FewArgs& args) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kActivationRoom);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(kThreads), config.dynamicSmemBytes = bytes, config.stream = stream;
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early, config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, args);
+}
+
+template <Packing kPacking, bool kHi, Stage kStage>
+cudaError_t LaunchGroups(int groups, dim3 grid, FewArgs args, cudaStream_t stream) {
+  const int k_tiles = (args.cols + kTileCols - 1) / kTileCols;
+  const int tile_bytes = 1024 * groups;
+  args.slice_tiles = std::min(k_tiles, kActivationRoom / tile_bytes);
+  const auto bytes = static_cast<size_t>(args.slice_tiles * tile_bytes);
+  switch (groups) {
+    case 1: return LaunchEarly(FewRowsKernel<kPacking, kHi, 1, kStage>, grid, bytes, stream, args);
+    case 2: return LaunchEarly(FewRowsKernel<kPacking, kHi, 2, kStage>, grid, bytes, stream, args);
+    default: return LaunchEarly(FewRowsKernel<kPacking, kHi, 4, kStage>, grid, bytes, stream, args);
+  }
+}
+
+template <Stage kStage>
+bool LaunchPacking(Packing packing, int groups, dim3 grid, const FewArgs& args, cudaStream_t stream) {
+  const auto by = [&]<Packing kPacking>() { return LaunchGroups<kPacking, false, kStage>(groups, grid, args, stream) == cudaSuccess; };
+  switch (packing) {
+    case Packing::kPlanes8: {
+      bool ok = by.template operator()<Packing::kPlanes8>();
+      if (kStage != Stage::kLinear && args.hi) ok = LaunchGroups<Packing::kPlanes8, true, kStage>(groups, grid, args, stream) == cudaSuccess && ok;
+      return ok;
+    }
+    case Packing::kNibble: return by.template operator()<Packing::kNibble>();
+    case Packing::kNibbleMin: return by.template operator()<Packing::kNibbleMin>();
+    case Packing::kByteMin: return by.template operator()<Packing::kByteMin>();
+    case Packing::kByte16: return by.template operator()<Packing::kByte16>();
+    case Packing::kMxfp4: return by.template operator()<Packing::kMxfp4>();
+    case Packing::kHalf: return by.template operator()<Packing::kHalf>();
+    case Packing::kF32: break;
+  }
+  return false;
+}
+
+// Warps that share a row tile, so that there are blocks for all multiprocessors.
+int SplitsFor(int64_t tiles, int k_tiles) {
+  int splits = 1;
+  while (splits < kWarps && (tiles * splits < 132 * kWarps) && k_tiles >= 4 * splits) splits *= 2;
+  return splits;
+}
+
+int GroupsFor(int rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
+
+size_t Up(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+}  // namespace
+
+bool LinearOfFewRows(std::span<const LinearLaunch> launches, cudaStream_t stream) {
+  const LinearLaunch& one = launches[0];
+  if (launches.size() > kMost) return false;
+  FewArgs args{};
+  for (size_t i = 0; i < launches.size(); ++i) {
+    const LinearLaunch& l = launches[i];
+    if (l.weight.packing != one.weight.packing || l.weight.cols != one.weight.cols || l.weight.packing == Packing::kF32) return false;
+    args.linear[i] = l.weight, args.bias[i] = l.bias, args.out[i] = l.out;
+    args.first_tile[i + 1] = args.first_tile[i] + (l.weight.rows + kTileRows - 1) / kTileRows;
+  }
+  args.linears = static_cast<int32_t>(launches.size());
+  args.x = one.x, args.rows = one.rows, args.cols = one.weight.cols;
+  const int tiles = args.first_tile[args.linears];
+  args.splits = SplitsFor(tiles, one.weight.k_tiles);
+  const int of_block = kWarps / args.splits;
+  return LaunchPacking<Stage::kLinear>(one.weight.packing, GroupsFor(one.rows), dim3(static_cast<unsigned>((tiles + of_block - 1) / of_block)), args,
+                                       stream);
+}
+
+size_t FewRowsScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
+  const auto kept = static_cast<size_t>(rows) * static_cast<size_t>(slots);
+  return Up(kept * static_cast<size_t>(width) * sizeof(__half)) + Up(kept * static_cast<size_t>(hidden) * sizeof(float));
+}
+
+bool ExpertsOfFewRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t stream) {
+  if (l.gate_packing != l.up_packing || l.gate_packing == Packing::kF32 || l.down_packing == Packing::kF32) return false;
+  const auto kept = static_cast<size_t>(l.rows) * static_cast<size_t>(l.slots);
+  auto* inner = static_cast<__half*>(l.scratch);
+  auto* slot_out = reinterpret_cast<float*>(static_cast<std::byte*>(l.scratch) + Up(kept * static_cast<size_t>(l.width) * sizeof(__half)));
+  FewArgs args{};
+  args.jobs = l.jobs, args.job_count = l.job_count, args.order = l.order;
+  args.slots = l.slots, args.rows = l.rows;
+  args.hi = l.may_read_hi;
+  const int experts = std::min(l.experts, l.rows * l.slots), mean = (l.rows * l.slots + l.experts - 1) / l.experts;
+  const int groups = GroupsFor(mean <= 4 ? 1 : 2 * mean);
+  const auto jobs = static_cast<unsigned>(l.may_read_hi ? std::min(2 * experts, l.rows * l.slots) : experts);
+  const auto grid = [&](int rows, int cols) {
+    const int tiles = (rows + kTileRows - 1) / kTileRows;
+    args.splits = SplitsFor(int64_t{tiles} * experts, (cols + kTileCols - 1) / kTileCols);
+    const int of_block = kWarps / args.splits;
+    args.cols = cols;
+    return dim3(static_cast<unsigned>((tiles + of_block - 1) / of_block), jobs);
+  };
+  const dim3 up = grid(l.width, l.hidden);
+  args.first = l.gate, args.second = l.up, args.x = l.x, args.inner = inner;
+  if (!LaunchPacking<Stage::kGateUp>(l.gate_packing, groups, up, args, stream)) return false;
+  const dim3 down = grid(l.hidden, l.width);
+  args.first = l.down, args.second = nullptr, args.x = inner, args.slot_out = slot_out;
+  if (!LaunchPacking<Stage::kDown>(l.down_packing, groups, down, args, stream)) return false;
+  *sums = {slot_out, l.weight, l.expert, l.slots};
+  return true;
+}
+
+void AddSlots(const SlotSums& sums, float* out, int64_t rows, int32_t hidden, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>((hidden + 255) / 256), static_cast<unsigned>(rows));
+  if (rows > 0) AddSlotsKernel<<<grid, 256, 0, stream>>>(sums, out, hidden);
+}
+
+}  // namespace thermoe::cuda
