@@ -194,7 +194,7 @@ void PackHalfRows(const WeightMatrix& from, int64_t row_tile, int64_t k_tiles, s
       DecodeRow(from, row, Planes::kBoth, values.data());
       float most = 0;
       for (const float value : values) most = std::max(most, std::fabs(value));
-      const int exponent = most > 0 && std::isfinite(most) ? std::clamp(std::ilogb(most) - 14, -100, 100) : 0;
+      const int exponent = most > 0 && std::isfinite(most) ? std::clamp(std::ilogb(most) - 14, -126, 126) : 0;
       scale = std::ldexp(1.0f, exponent);
       const float inverse = std::ldexp(1.0f, -exponent);
       for (int64_t c = 0; c < from.cols; ++c) {
