@@ -50,14 +50,6 @@ __device__ inline Fragment FromBytes(uint32_t hi, uint32_t lo) {
            SubHalves(__byte_perm(second, kMagic, 0x4341), kOffset)}};
 }
 
-// The same plus 1152.
-__device__ inline Fragment OffsetBytes(uint32_t hi, uint32_t lo) {
-  const uint32_t first = (hi & 0xf0f0f0f0u) | (lo & 0x0f0f0f0fu);
-  const uint32_t second = (hi << 4 & 0xf0f0f0f0u) | (lo >> 4 & 0x0f0f0f0fu);
-  constexpr uint32_t kMagic = 0x64646464u;
-  return {{__byte_perm(first, kMagic, 0x4240), __byte_perm(first, kMagic, 0x4341), __byte_perm(second, kMagic, 0x4240),
-           __byte_perm(second, kMagic, 0x4341)}};
-}
 // The hi plane as 512 + 16 n: 632.5 more than 16 (n - 8) + 7.5, which halves hold exactly here.
 __device__ inline Fragment FromBiasedHi(uint32_t hi) {
   constexpr uint32_t kMask = 0x01e001e0u, kBase = 0x60006000u;
@@ -106,93 +98,5 @@ __device__ inline float HalfScale(float most) {
   return __uint_as_float(static_cast<uint32_t>(shift + 127) << 23);
 }
 __device__ inline float InverseOfPower(float power) { return __uint_as_float((254u << 23) - __float_as_uint(power)); }
-
-__device__ inline uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-__device__ inline void BarrierInit(uint64_t* barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(arrivals) : "memory");
-}
-__device__ inline void BarrierArrive(uint64_t* barrier) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(SharedAddress(barrier))
-               : "memory");
-}
-__device__ inline void BarrierWait(uint64_t* barrier, uint32_t parity) {
-  uint32_t done = 0;
-  while (done == 0) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(done)
-                 : "r"(SharedAddress(barrier)), "r"(parity)
-                 : "memory");
-#else
-    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(done)
-                 : "r"(SharedAddress(barrier)), "r"(parity)
-                 : "memory");
-#endif
-  }
-}
-
-// Registers from the four warps that stream to those that multiply; by all four of a group.
-template <int kRegisters>
-__device__ inline void GiveRegisters() {
-#if __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-#endif
-}
-template <int kRegisters>
-__device__ inline void TakeRegisters() {
-#if __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-#endif
-}
-
-// A bulk copy whose barrier counts bytes on sm_90; 16 bytes a lane and instruction before. Arrivals a fill needs
-// besides.
-#if __CUDA_ARCH__ >= 900
-inline constexpr uint32_t kFillArrivals = 1;
-#else
-inline constexpr uint32_t kFillArrivals = 33;
-#endif
-// Every lane's own piece: `bytes` (a multiple of 16, may be 0) each.
-__device__ inline void CopyPieces(void* to, const std::byte* from, uint32_t bytes, uint64_t* barrier, int lane) {
-#if __CUDA_ARCH__ >= 900
-  if (bytes > 0) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     SharedAddress(to)),
-                 "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
-                 : "memory");
-  }
-#else
-  const auto shared = static_cast<uint32_t>(SharedAddress(to));
-  const auto global = reinterpret_cast<uint64_t>(from);
-  for (int source = 0; source < 32; ++source) {  // all lanes copy each piece together
-    const uint32_t size = __shfl_sync(~0u, bytes, source), to_all = __shfl_sync(~0u, shared, source);
-    const uint64_t from_all = __shfl_sync(~0u, global, source);
-    for (uint32_t at = static_cast<uint32_t>(lane) * 16; at < size; at += 512) {
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to_all + at), "l"(from_all + at) : "memory");
-    }
-  }
-#endif
-}
-// Before the copies of a fill (`bytes` in all) and after them, by all lanes of one warp.
-__device__ inline void ExpectBytes(uint64_t* barrier, uint32_t bytes, int lane) {
-#if __CUDA_ARCH__ >= 900
-  if (lane == 0) {
-    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(
-                     SharedAddress(barrier)),
-                 "r"(bytes)
-                 : "memory");
-  }
-#endif
-}
-__device__ inline void CopiesIssued(uint64_t* barrier, int lane) {
-#if __CUDA_ARCH__ < 900
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(SharedAddress(barrier)) : "memory");
-  if (lane == 0) BarrierArrive(barrier);
-#endif
-}
 
 }  // namespace thermoe::cuda

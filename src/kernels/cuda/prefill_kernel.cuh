@@ -226,15 +226,15 @@ class Prefill {
     const uint32_t lo = HasLoPlane(kPacking) && !(kMayBeHi && hi_) ? kCodes : 0;
     const PrefillItem& item = shared_->item[parity_];
     uint64_t* full = &shared_->full[stage];
-    ExpectBytes(full, 2 * (kCodes + lo + kScales), 0);
+    ExpectBytes(full, 2 * (kCodes + lo + kScales));
 #pragma unroll
     for (int stream = 0; stream < 2; ++stream) {
       const DeviceMatrix& m = Matrix(item, stream);
       const int64_t column = int64_t{GroupOf(item, stream)} * args_.k_tiles + k;
       std::byte* to = shared_->weights[stage] + stream * (WeightStageBytes(kPacking) / 2);
-      CopyPieces(to, m.hi + column * kCodes, kCodes, full, 0);
-      if (lo > 0) CopyPieces(to + kCodes, m.lo + column * kCodes, lo, full, 0);
-      if (kScales > 0) CopyPieces(to + kCodes + lo, m.scales + column * kScales, kScales, full, 0);
+      BulkCopy(to, m.hi + column * kCodes, kCodes, full);
+      if (lo > 0) BulkCopy(to + kCodes, m.lo + column * kCodes, lo, full);
+      if (kScales > 0) BulkCopy(to + kCodes + lo, m.scales + column * kScales, kScales, full);
     }
   }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How weight matrices lie in GPU memory: in the order of the tensor cores' fragments, so that kernels load them into
-// registers as they are. Plain host C++; docs/gpu.md shows a tile.
+// registers as they are. Plain host C++.
 //
 // A matrix is cut into tiles of 16 rows by 64 columns (4 steps of 16 columns). Eight tiles below each other make a
 // group of 128 rows; a group's tiles lie column by column of tiles, the groups one after the other, so that any run of

@@ -1,10 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's warpgroup product: 64 rows from registers times N columns from shared memory. Only on sm_90a.
+// Hopper's warpgroup product: 64 rows from registers times N columns from shared memory; and what brings those there:
+// barriers that count bytes, and bulk copies. Only on sm_90a.
 #pragma once
 
 #include "kernels/cuda/fragments.cuh"
 
 namespace thermoe::cuda {
+
+__device__ inline uint32_t SharedAddress(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ inline void BarrierInit(uint64_t* barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(arrivals) : "memory");
+}
+// One arrival, and `bytes` of copies to come.
+__device__ inline void ExpectBytes(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(
+                   SharedAddress(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+__device__ inline void BarrierWait(uint64_t* barrier, uint32_t parity) {
+  uint32_t done = 0;
+  while (done == 0) {
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(SharedAddress(barrier)), "r"(parity)
+                 : "memory");
+  }
+}
+// `bytes`: a multiple of 16.
+__device__ inline void BulkCopy(void* to, const std::byte* from, uint32_t bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   SharedAddress(to)),
+               "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
+               : "memory");
+}
 
 // d (64 by N: of warp w of four, rows 16 w + g and 16 w + g + 8; d[4 j..4 j + 3] are columns 8 j + 2 t, + 1 of either)
 // = a b, or
