@@ -26,11 +26,6 @@ __device__ inline uint32_t MulHalves(uint32_t value, uint32_t by) {
   const __half2 product = __hmul2(a, b);
   return *reinterpret_cast<const uint32_t*>(&product);
 }
-__device__ inline uint32_t MulAddHalves(uint32_t value, uint32_t by, uint32_t plus) {
-  const __half2 a = *reinterpret_cast<const __half2*>(&value), b = *reinterpret_cast<const __half2*>(&by);
-  const __half2 sum = __hfma2(a, b, *reinterpret_cast<const __half2*>(&plus));
-  return *reinterpret_cast<const uint32_t*>(&sum);
-}
 __device__ inline uint32_t PackHalves(float low, float high) {
   const __half2 pair = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);

@@ -43,12 +43,17 @@ struct TileWords {
       codes =
           Minus(OffsetNibbles(Word(hi, kStep)), kPacking == Packing::kNibble ? 0x54805480u : 0x54005400u);  // 72, 64
     }
-    const uint32_t scales[2] = {Scale<kStep>(0), Scale<kStep>(1)};
     if constexpr (kPacking == Packing::kNibbleMin || kPacking == Packing::kByteMin) {
-      const uint32_t mins[2] = {Min<kStep>(0), Min<kStep>(1)};
+      // In floats: what is near zero is a difference of larger numbers.
+      const ScaleMin rows[2] = {ScaleMinOf<kStep>(0), ScaleMinOf<kStep>(1)};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) codes.r[i] = MulAddHalves(codes.r[i], scales[i % 2], mins[i % 2]);
+      for (int i = 0; i < 4; ++i) {
+        const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&codes.r[i]));
+        const ScaleMin& row = rows[i % 2];
+        codes.r[i] = PackHalves(pair.x * row.scale - row.min, pair.y * row.scale - row.min);
+      }
     } else {
+      const uint32_t scales[2] = {Scale<kStep>(0), Scale<kStep>(1)};
 #pragma unroll
       for (int i = 0; i < 4; ++i) codes.r[i] = MulHalves(codes.r[i], scales[i % 2]);
     }
@@ -60,32 +65,29 @@ struct TileWords {
     return {
         {SubHalves(a.r[0], offset), SubHalves(a.r[1], offset), SubHalves(a.r[2], offset), SubHalves(a.r[3], offset)}};
   }
+  struct ScaleMin {
+    float scale, min;
+  };
+  template <int kStep>
+  __device__ ScaleMin ScaleMinOf(int half) const {
+    constexpr int kBlock = kStep / 2;
+    const auto& r = record[half];
+    if constexpr (kPacking == Packing::kByteMin)
+      return {__uint_as_float(r[2 * kBlock]), __uint_as_float(r[2 * kBlock + 1])};
+    return {HalfBits(r[0]) * static_cast<float>(r[1] >> (16 * kBlock) & 255u),
+            HalfBits(r[0] >> 16) * static_cast<float>(r[1] >> (16 * kBlock + 8) & 255u)};
+  }
+  // Twice, as halves.
   template <int kStep>
   __device__ uint32_t Scale(int half) const {
     constexpr int kBlock = kStep / 2;
     const auto& r = record[half];
-    if constexpr (kPacking == Packing::kNibbleMin) {
-      return Twice(HalfBits(r[0]) * static_cast<float>(r[1] >> (16 * kBlock) & 255u));
-    } else if constexpr (kPacking == Packing::kByteMin) {
-      return Twice(__uint_as_float(r[2 * kBlock]));
-    } else if constexpr (kPacking == Packing::kByte16) {
+    if constexpr (kPacking == Packing::kByte16) {
       return Twice(HalfBits(r[0]) * static_cast<float>(static_cast<int8_t>(r[1] >> (8 * kStep))));
-    } else if constexpr (kPacking == Packing::kMxfp4) {
+    }
+    if constexpr (kPacking == Packing::kMxfp4)
       return Twice(__uint_as_float(kBlock == 0 ? r[0] << 16 : r[0] & 0xffff0000u));
-    } else {
-      return __byte_perm(r[0], 0, kBlock == 0 ? 0x1010 : 0x3232);
-    }
-  }
-  // Minus the minimum.
-  template <int kStep>
-  __device__ uint32_t Min(int half) const {
-    constexpr int kBlock = kStep / 2;
-    const auto& r = record[half];
-    if constexpr (kPacking == Packing::kNibbleMin) {
-      return Twice(-HalfBits(r[0] >> 16) * static_cast<float>(r[1] >> (16 * kBlock + 8) & 255u));
-    } else {
-      return Twice(-__uint_as_float(r[2 * kBlock + 1]));
-    }
+    return __byte_perm(r[0], 0, kBlock == 0 ? 0x1010 : 0x3232);
   }
   __device__ static uint32_t Twice(float value) { return PackHalves(value, value); }
 };
