@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+// gpu_matrix [--check] [--time] [--seed N] [--only TEXT] [--json FILE]: the matrix kernels against double arithmetic,
+// and their times: medians of graph replays over weights that do not fit the L2 cache. Built by `ninja gpu_matrix`.
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <string>
+
+#include "gpu_matrix.h"
+
+namespace thermoe::bench {
+namespace {
+
+constexpr int kLaunches = 16;  // of a graph
+constexpr int kReplays = 11;
+
+struct Result {
+  std::string name;
+  double us, bytes, flops;
+};
+
+__global__ void FillRandom(uint32_t* to, int64_t words, uint32_t seed) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < words; i += int64_t{gridDim.x} * blockDim.x) {
+    uint32_t v = static_cast<uint32_t>(i) * 2654435761u ^ seed;
+    v ^= v >> 15;
+    v *= 2246822519u;
+    v ^= v >> 13;
+    v *= 3266489917u;
+    to[i] = v ^ v >> 16;
+  }
+}
+// Scales about 0.01: binary16, or what else a packing has there (bytes of it stay random).
+__global__ void FillScales(uint16_t* to, int64_t count, cuda::Packing packing, uint32_t seed) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) {
+    const uint32_t v = (static_cast<uint32_t>(i) * 2654435761u ^ seed) >> 16;
+    const uint32_t half = 0x1c00u + (v & 0x3ffu), brain = 0x3b00u + (v & 0xffu);
+    if (packing == cuda::Packing::kMxfp4) to[i] = static_cast<uint16_t>(brain);
+    if (packing == cuda::Packing::kPlanes8 || packing == cuda::Packing::kNibble) to[i] = static_cast<uint16_t>(half);
+    if (packing == cuda::Packing::kNibbleMin)
+      to[i] = static_cast<uint16_t>(i % 4 < 2 ? 0x0800u + (v & 0xffu) : v & 0x3f3fu);
+    if (packing == cuda::Packing::kByte16) to[i] = static_cast<uint16_t>(i % 4 < 2 ? 0x0800u + (v & 0xffu) : v);
+    if (packing == cuda::Packing::kByteMin || packing == cuda::Packing::kHalf)
+      to[i] = static_cast<uint16_t>(i % 2 == 0 ? v : brain);
+  }
+}
+__global__ void FillHalves(uint16_t* to, int64_t count, uint32_t seed) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) {
+    const uint32_t v = (static_cast<uint32_t>(i) * 2654435761u ^ seed) >> 8;
+    to[i] = static_cast<uint16_t>(0x6800u + (v & 0x83ffu));
+  }
+}
+__global__ void FillFloats(float* to, int64_t count, uint32_t seed) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) {
+    to[i] = static_cast<float>((static_cast<uint32_t>(i) * 2654435761u ^ seed) >> 8) * 6e-9f - 0.05f;
+  }
+}
+__global__ void ReadAll(const uint4* from, int64_t count, uint32_t* out) {
+  uint32_t sum = 0;
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+#pragma unroll 8
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+    const uint4 v = __ldcs(from + i);
+    sum += v.x ^ v.y ^ v.z ^ v.w;
+  }
+  if (sum == 1) *out = sum;
+}
+
+// `count` packed matrices of random weights, made on the device.
+struct Weights {
+  DeviceArray<std::byte> bytes;
+  std::vector<cuda::DeviceMatrix> views;
+};
+Weights RandomWeights(DType type, int64_t rows, int64_t cols, int count, uint32_t seed) {
+  const int64_t each = cuda::PackedBytes(type, rows, cols);
+  Weights out{DeviceArray<std::byte>(static_cast<size_t>(each * count)), {}};
+  FillRandom<<<2048, 256>>>(reinterpret_cast<uint32_t*>(out.bytes.data()), each * count / 4, seed);
+  for (int i = 0; i < count; ++i) {
+    const std::byte* at = out.bytes.data() + each * i;
+    out.views.push_back(cuda::View(type, rows, cols, at));
+    const cuda::DeviceMatrix& view = out.views.back();
+    if (view.packing == cuda::Packing::kF32) {
+      FillFloats<<<256, 256>>>(reinterpret_cast<float*>(const_cast<std::byte*>(view.hi)), rows * cols,
+                               seed + static_cast<uint32_t>(i));
+      continue;
+    }
+    if (view.packing == cuda::Packing::kHalf) {
+      FillHalves<<<256, 256>>>(reinterpret_cast<uint16_t*>(const_cast<std::byte*>(view.hi)),
+                               (view.scales - view.hi) / 2, seed + static_cast<uint32_t>(i));
+    }
+    FillScales<<<256, 256>>>(reinterpret_cast<uint16_t*>(const_cast<std::byte*>(view.scales)),
+                             (at + each - view.scales) / 2, view.packing, seed + static_cast<uint32_t>(i));
+  }
+  BENCH_CUDA(cudaDeviceSynchronize());
+  return out;
+}
+
+// Median time of one of the launches of a graph, in us.
+template <typename Launch>
+double TimeGraph(int launches, Launch launch) {
+  cudaStream_t stream;
+  BENCH_CUDA(cudaStreamCreate(&stream));
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  for (int i = 0; i < launches; ++i) launch(i, stream);
+  BENCH_CUDA(cudaStreamSynchronize(stream));
+  BENCH_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  for (int i = 0; i < launches; ++i) launch(i, stream);
+  BENCH_CUDA(cudaStreamEndCapture(stream, &graph));
+  BENCH_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+  cudaEvent_t begin, end;
+  BENCH_CUDA(cudaEventCreate(&begin));
+  BENCH_CUDA(cudaEventCreate(&end));
+  std::vector<double> times;
+  for (int i = 0; i < kReplays + 2; ++i) {
+    BENCH_CUDA(cudaEventRecord(begin, stream));
+    BENCH_CUDA(cudaGraphLaunch(exec, stream));
+    BENCH_CUDA(cudaEventRecord(end, stream));
+    BENCH_CUDA(cudaStreamSynchronize(stream));
+    float ms = 0;
+    BENCH_CUDA(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= 2) times.push_back(static_cast<double>(ms) * 1e3 / launches);
+  }
+  std::nth_element(times.begin(), times.begin() + kReplays / 2, times.end());
+  BENCH_CUDA(cudaEventDestroy(begin));
+  BENCH_CUDA(cudaEventDestroy(end));
+  BENCH_CUDA(cudaGraphExecDestroy(exec));
+  BENCH_CUDA(cudaGraphDestroy(graph));
+  BENCH_CUDA(cudaStreamDestroy(stream));
+  return times[kReplays / 2];
+}
+
+DeviceArray<float> RandomActivations(int64_t count, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, 1.0f);
+  std::vector<float> block(65536), x;
+  for (float& value : block) value = normal(random);
+  x.reserve(static_cast<size_t>(count));
+  while (static_cast<int64_t>(x.size()) < count) {
+    x.insert(
+        x.end(), block.begin(),
+        block.begin() + std::min<int64_t>(static_cast<int64_t>(block.size()), count - static_cast<int64_t>(x.size())));
+  }
+  return DeviceArray<float>(x);
+}
+
+class Bench {
+ public:
+  explicit Bench(std::string only) : only_(std::move(only)) {}
+  const std::vector<Result>& results() const { return results_; }
+
+  void ReadBandwidth() {
+    const int64_t bytes = int64_t{1} << 30;
+    const DeviceArray<std::byte> memory(static_cast<size_t>(bytes));
+    FillRandom<<<2048, 256>>>(reinterpret_cast<uint32_t*>(memory.data()), bytes / 4, 1);
+    DeviceArray<uint32_t> out(1);
+    Add("read 1 GiB",
+        TimeGraph(4,
+                  [&](int, cudaStream_t s) {
+                    ReadAll<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(memory.data()), bytes / 16,
+                                                    out.data());
+                  }),
+        static_cast<double>(bytes), 0);
+  }
+
+  struct Shape {
+    const char* name;
+    int32_t hidden, width, experts, slots;
+  };
+
+  void Experts(const Shape& shape, DType type, const std::vector<int32_t>& rows_list,
+               const std::vector<int32_t>& full_list) {
+    std::string prefix = std::string("experts ") + shape.name + " " + std::string(TraitsOf(type).name);
+    const auto name_of = [&](int32_t rows, int32_t full) {
+      std::string name = prefix;
+      if (type == DType::kNested8) {
+        name += full == 0 ? " hi" : full == shape.slots ? " both" : " mixed" + std::to_string(full);
+      }
+      return name + " T=" + std::to_string(rows);
+    };
+    const auto wanted = [&](int32_t rows, int32_t full) {
+      return (rows <= 256 || full == 0 || full == shape.slots) && name_of(rows, full).find(only_) != std::string::npos;
+    };
+    bool any = false;
+    for (const int32_t rows : rows_list) {
+      for (const int32_t full : full_list) any = any || wanted(rows, full);
+    }
+    if (!any) return;
+    const Weights gate = RandomWeights(type, shape.width, shape.hidden, shape.experts, 1),
+                  up = RandomWeights(type, shape.width, shape.hidden, shape.experts, 2);
+    const Weights down = RandomWeights(type, shape.hidden, shape.width, shape.experts, 3);
+    const DeviceArray<cuda::DeviceMatrix> gates(gate.views), ups(up.views), downs(down.views);
+    std::mt19937 random(5);
+    for (const int32_t rows : rows_list) {
+      for (const int32_t full : full_list) {
+        if (!wanted(rows, full)) continue;
+        const int launches = rows > 1024 ? 2 : kLaunches;
+        std::vector<Routing> routings;
+        std::vector<DeviceRouting> on_device;
+        double bytes = 0, slots = 0;
+        for (int i = 0; i < launches; ++i) {
+          routings.push_back(RandomRouting(&random, rows, shape.slots, shape.experts, full, false));
+          on_device.emplace_back(routings.back());
+          std::set<int32_t> hi, lo;
+          for (const cuda::Job& job : routings.back().jobs) {
+            hi.insert(job.expert);
+            if (job.planes == Planes::kBoth) lo.insert(job.expert);
+          }
+          const auto of = [&](Planes planes) {
+            return static_cast<double>(2 * cuda::ReadBytes(type, shape.width, shape.hidden, planes) +
+                                       cuda::ReadBytes(type, shape.hidden, shape.width, planes));
+          };
+          bytes += static_cast<double>(hi.size()) * of(Planes::kHi) +
+                   static_cast<double>(lo.size()) * (of(Planes::kBoth) - of(Planes::kHi));
+          slots += static_cast<double>(routings.back().order.size());
+        }
+        const DeviceArray<float> x = RandomActivations(int64_t{rows} * shape.hidden, 7);
+        DeviceArray<float> out(static_cast<size_t>(rows) * static_cast<size_t>(shape.hidden));
+        out.Fill(0);
+        cuda::ExpertFfnLaunch launch;
+        launch.gate = gates.data();
+        launch.up = ups.data();
+        launch.down = downs.data();
+        launch.gate_packing = launch.up_packing = launch.down_packing = cuda::PackingOf(type);
+        launch.may_read_hi = type == DType::kNested8;
+        launch.experts = shape.experts;
+        launch.hidden = shape.hidden;
+        launch.width = shape.width;
+        launch.slots = shape.slots;
+        launch.rows = rows;
+        launch.x = x.data();
+        launch.out = out.data();
+        launch.scratch_bytes = cuda::ExpertFfnScratch(shape.experts, shape.hidden, shape.width, shape.slots, rows);
+        const DeviceArray<std::byte> scratch(launch.scratch_bytes);
+        launch.scratch = scratch.data();
+        DeviceArray<uint32_t> sync(cuda::kSyncWords);
+        sync.Fill(0);
+        launch.sync = sync.data();
+        const double us = TimeGraph(launches, [&](int i, cudaStream_t s) {
+          cuda::ExpertFfnLaunch one = launch;
+          on_device[static_cast<size_t>(i)].PutInto(&one);
+          BENCH_CUDA(cuda::ExpertFfn(one, s));
+        });
+        Add(name_of(rows, full), us, bytes / launches, 6.0 * slots / launches * shape.hidden * shape.width);
+      }
+    }
+  }
+
+  void Linear(DType type, int32_t out, int32_t in, const std::vector<int32_t>& rows_list) {
+    const std::string prefix =
+        "linear " + std::string(TraitsOf(type).name) + " " + std::to_string(out) + "x" + std::to_string(in);
+    if (prefix.find(only_) == std::string::npos) return;
+    const int copies =
+        static_cast<int>(std::clamp<int64_t>((int64_t{200} << 20) / cuda::PackedBytes(type, out, in), 2, 64));
+    const Weights weights = RandomWeights(type, out, in, copies, 1);
+    for (const int32_t rows : rows_list) {
+      const DeviceArray<float> x = RandomActivations(int64_t{rows} * in, 7);
+      const DeviceArray<float> y(static_cast<size_t>(rows) * static_cast<size_t>(out));
+      const size_t scratch_bytes = cuda::LinearScratch(rows, in, out);
+      const DeviceArray<std::byte> scratch(scratch_bytes);
+      DeviceArray<uint32_t> sync(cuda::kSyncWords);
+      sync.Fill(0);
+      const double us = TimeGraph(copies, [&](int i, cudaStream_t s) {
+        BENCH_CUDA(cuda::Linear({weights.views[static_cast<size_t>(i)], x.data(), nullptr, y.data(), rows,
+                                 scratch.data(), scratch_bytes, sync.data()},
+                                s));
+      });
+      Add(prefix + " T=" + std::to_string(rows), us, static_cast<double>(cuda::ReadBytes(type, out, in, Planes::kBoth)),
+          2.0 * rows * out * in);
+    }
+  }
+
+ private:
+  void Add(const std::string& name, double us, double bytes, double flops) {
+    std::printf("%-44s %9.1f us %8.0f GB/s %7.1f TFLOP/s\n", name.c_str(), us, bytes / us * 1e-3, flops / us * 1e-6);
+    std::fflush(stdout);
+    results_.push_back({name, us, bytes, flops});
+  }
+
+  std::string only_;
+  std::vector<Result> results_;
+};
+
+void TimeAll(Bench* bench) {
+  bench->ReadBandwidth();
+  const Bench::Shape shapes[] = {
+      {"olmoe", 2048, 1024, 64, 8}, {"qwen3", 2048, 768, 128, 8}, {"mixtral", 4096, 14336, 8, 2}};
+  for (const Bench::Shape& shape : shapes) {
+    bench->Experts(shape, DType::kNested8, {1, 8, 16, 32, 64, 128, 512, 2048, 8192},
+                   shape.slots == 2 ? std::vector<int32_t>{0, 1, 2} : std::vector<int32_t>{0, 1, 2, shape.slots});
+    for (const DType type : {DType::kQ4_0, DType::kQ4K, DType::kQ6K, DType::kMXFP4, DType::kBF16}) {
+      if (shape.width < 14336 || type == DType::kQ4_0) bench->Experts(shape, type, {1, 8, 32, 8192}, {shape.slots});
+    }
+  }
+  for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kBF16}) {
+    bench->Linear(type, 2048, 2048, {1, 8, 32, 512, 4096});
+    bench->Linear(type, 512, 2048, {1, 8});
+    bench->Linear(type, 50304, 2048, {1, 8, 32});
+  }
+  bench->Linear(DType::kF32, 64, 2048, {1, 8, 32, 4096});
+}
+
+void WriteJson(const std::string& path, const std::vector<Result>& results) {
+  std::FILE* file = std::fopen(path.c_str(), "w");
+  if (file == nullptr) return;
+  cudaDeviceProp properties;
+  int driver = 0, runtime = 0;
+  BENCH_CUDA(cudaGetDeviceProperties(&properties, 0));
+  BENCH_CUDA(cudaDriverGetVersion(&driver));
+  BENCH_CUDA(cudaRuntimeGetVersion(&runtime));
+  std::fprintf(file, "{\"device\": \"%s\", \"cuda_driver\": %d, \"cuda_runtime\": %d, \"results\": [\n",
+               properties.name, driver, runtime);
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Result& r = results[i];
+    std::fprintf(file, "  {\"name\": \"%s\", \"us\": %.2f, \"bytes\": %.0f, \"gbps\": %.1f, \"tflops\": %.2f}%s\n",
+                 r.name.c_str(), r.us, r.bytes, r.bytes / r.us * 1e-3, r.flops / r.us * 1e-6,
+                 i + 1 < results.size() ? "," : "");
+  }
+  std::fprintf(file, "]}\n");
+  std::fclose(file);
+}
+
+}  // namespace
+}  // namespace thermoe::bench
+
+int main(int argc, char** argv) {
+  bool check = false, time = false;
+  uint32_t seed = 1;
+  std::string only, json;
+  for (int i = 1; i < argc; ++i) {
+    const std::string option = argv[i];
+    if (option == "--check") check = true;
+    if (option == "--time") time = true;
+    if (option == "--seed" && i + 1 < argc) seed = static_cast<uint32_t>(std::stoul(argv[++i]));
+    if (option == "--only" && i + 1 < argc) only = argv[++i];
+    if (option == "--json" && i + 1 < argc) json = argv[++i];
+  }
+  if (!check && !time) {
+    std::fprintf(stderr, "usage: gpu_matrix [--check] [--time] [--seed N] [--only TEXT] [--json FILE]\n");
+    return 2;
+  }
+  if (check && thermoe::bench::CheckAll(seed) > 0) return 1;
+  if (time) {
+    thermoe::bench::Bench bench(only);
+    thermoe::bench::TimeAll(&bench);
+    if (!json.empty()) thermoe::bench::WriteJson(json, bench.results());
+  }
+  return 0;
+}
