@@ -465,6 +465,8 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
   ExpertFfnLaunch launch;
   launch.gate = tables->gate, launch.up = tables->up, launch.down = tables->down;
   launch.gate_packing = tables->gate_packing, launch.up_packing = tables->up_packing, launch.down_packing = tables->down_packing;
+  launch.gate_base = tables->gate_base, launch.up_base = tables->up_base, launch.down_base = tables->down_base;
+  launch.stride = tables->stride;
   launch.experts = static_cast<int32_t>(args.experts.size());
   launch.hidden = static_cast<int32_t>(args.x.cols);
   launch.width = static_cast<int32_t>(args.experts[0].gate.rows);

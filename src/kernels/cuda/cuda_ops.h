@@ -99,6 +99,8 @@ class CudaOps final : public kernels::Ops {
   struct ExpertTables {
     DeviceMemory tables;  // gate [E], up [E], down [E]
     const DeviceMatrix *gate = nullptr, *up = nullptr, *down = nullptr;
+    DeviceMatrix gate_base, up_base, down_base;  // of expert 0
+    int64_t stride = 0;                          // from one expert to the next; 0: not the same for all
     Packing gate_packing = Packing::kF32, up_packing = Packing::kF32, down_packing = Packing::kF32;
   };
   Result<ExpertTables> MakeTables(std::span<const FfnWeights> experts, Call* call) const;
