@@ -21,6 +21,8 @@ Result<ControlConfig> ConfigFrom(const ControlOptions& options) {
   config.prefer = *prefer;
   config.limits = {options.power_limit_w, options.temp_limit_c, options.latency_target_ms};
   config.quality_floor_nats = options.quality_floor_nats;
+  config.quality_budget_nats = options.quality_budget_nats;
+  config.gather = options.gather;
   config.static_point.full_slots = options.static_point.full_slots;
   config.static_point.k0 = options.static_point.guaranteed_slots;
   config.static_point.k_max = options.static_point.max_slots;
@@ -137,6 +139,9 @@ ControlView EngineImpl::control_view() {
   view.point_loss_nats = status.point_loss_nats;
   view.point_bytes_frac = status.point_bytes_frac;
   view.pause_frac = status.pause_frac;
+  view.gather_ms = status.gather_ms;
+  view.quality_budget_nats = options_.control.quality_budget_nats;
+  view.mean_loss_nats = status.mean_loss_nats;
   view.demand_w = status.demand_w;
   view.safest = status.safest;
   view.ticks = status.ticks;
