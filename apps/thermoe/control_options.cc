@@ -237,6 +237,7 @@ Json ControlJson(const ControlView& view) {
   json["pause_frac"] = view.pause_frac;
   json["gather_ms"] = limit(view.gather_ms);
   json["safest"] = view.safest;
+  json["unmet"] = view.unmet.empty() ? Json() : Json(view.unmet);
   json["ttha"] = view.ttha ? Json::object() : Json();
   if (view.ttha) {
     json["ttha"]["gain"] = view.ttha_gain;
@@ -252,7 +253,8 @@ std::string ControlText(const ControlView& view) {
   if (view.temp_limit_c > 0) text += fmt::format(", {:.0f} C of {:g} C", view.temp_c, view.temp_limit_c);
   if (view.latency_target_ms > 0) text += fmt::format(", {:.3g} ms of {:g} ms", view.latency_ms, view.latency_target_ms);
   if (view.gather_ms > 0) text += fmt::format(", steps gathered to {:.3g} ms", view.gather_ms);
-  return text + fmt::format(", routing {}, {:.0f} % paused", view.point_text, 100 * view.pause_frac);
+  text += fmt::format(", routing {}, {:.0f} % paused", view.point_text, 100 * view.pause_frac);
+  return view.unmet.empty() ? text : text + "; " + view.unmet;
 }
 
 }  // namespace thermoe

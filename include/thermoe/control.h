@@ -111,6 +111,7 @@ struct ControlView {
   double mean_loss_nats = 0;       // of the last minutes' tokens, with a budget
   double demand_w = 0;             // what would be drawn without a pause
   bool safest = false;             // sensors that a limit needs fail
+  std::string unmet;               // one sentence on a limit that could not be kept for seconds, whatever was done; "": none
   int64_t ticks = 0, point_changes = 0;
   bool ttha = false;     // the hardware adapter is on
   double ttha_gain = 0;  // 0 to 1: how much of its biases is in force

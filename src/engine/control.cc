@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine's cost model and its control loop: made from its options and what telemetry and profile know of the device, and shown.
+#include <fmt/format.h>
+
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -45,6 +47,24 @@ Status CheckDevice(const ControlLimits& limits, const Supervisor::DeviceFacts& f
   if (!power && !temp) return Status::Ok();
   return InvalidArgument("{} limit: telemetry \"{}\" shows no {}; choose another source (thermoe doctor lists them) or leave the limit out",
                          power ? "power" : "temperature", info.name, power ? "power" : "temperature");
+}
+
+// One sentence, with what to do; "" where all limits are kept.
+std::string UnmetText(const ControlStatus& status) {
+  switch (status.unmet) {
+    case Unmet::kNone:
+      return "";
+    case Unmet::kIdleHeat:
+      return fmt::format("the temperature limit of {:g} C leaves no room for work: at rest alone the device comes to {:.1f} C; raise the limit",
+                         status.limits.temp_c, status.unmet_value);
+    case Unmet::kIdlePower:
+      return fmt::format("the power limit of {:g} W leaves no room for work: at rest alone the device draws {:.4g} W; raise the limit",
+                         status.limits.power_w, status.unmet_value);
+    case Unmet::kLatency:
+      return fmt::format("the latency target of {:g} ms was not kept: steps took {:.3g} ms{}; raise one of them", status.limits.latency_ms,
+                         status.unmet_value, status.cap_w > 0 ? " under the other limits" : "");
+  }
+  return "";
 }
 
 }  // namespace
@@ -144,6 +164,7 @@ ControlView EngineImpl::control_view() {
   view.mean_loss_nats = status.mean_loss_nats;
   view.demand_w = status.demand_w;
   view.safest = status.safest;
+  view.unmet = UnmetText(status);
   view.ticks = status.ticks;
   view.point_changes = status.point_changes;
   view.ttha = status.ttha;

@@ -91,6 +91,14 @@ enum class DecisionReason : uint8_t {
 };
 const char* DecisionReasonName(DecisionReason reason);
 
+// A limit that the loop has failed to keep for seconds with all it has.
+enum class Unmet : uint8_t {
+  kNone,
+  kIdleHeat,   // the device alone is predicted to pass the temperature limit, at rest
+  kIdlePower,  // it draws the power limit at rest
+  kLatency,    // steps take longer than the target
+};
+
 // For a live view, the simulator and logs. Of the last tick where nothing else is said.
 struct ControlStatus {
   double time_s = 0;  // of the last step's end
@@ -111,6 +119,8 @@ struct ControlStatus {
   double forecast_temp_c = 0;  // at the horizon
   double latency_ms = 0;       // decode steps, running mean, pause included
   double idle_w = 0, j_per_byte = 0, j_per_flop = 0;  // as identified
+  Unmet unmet = Unmet::kNone;  // since the limits were set
+  double unmet_value = 0;      // C, W or ms that it comes to
   bool safest = false;                                // sensors fail: safest point and feed-forward pacing
   DecisionReason reason = DecisionReason::kHeadroom;
   int32_t prefill_chunk = 0, max_sequences = 0;  // bounds in force; 0: the engine's own

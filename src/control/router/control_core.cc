@@ -68,6 +68,7 @@ ControlCore::ControlCore(const ControlConfig& config, std::vector<OperatingPoint
 void ControlCore::SetLimits(const ControlLimits& limits) {
   limits_changed_ = limits_changed_ || !(limits == config_.limits);
   config_.limits = limits;
+  if (limits_changed_) status_.unmet = failing_ = Unmet::kNone;
 }
 
 // The heartbeat: account for what ran, tick when it is time or something is wrong, and say how long to wait.

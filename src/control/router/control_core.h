@@ -81,6 +81,7 @@ class ControlCore {
   void BoundWork(const RouterInput& input, const StepInput& step);
   RouterInput InputNow() const;
   void Show(const StepInput& step);
+  void NoteUnmet(double now_s);
 
   ControlConfig config_;
   AdaptiveRouter router_;
@@ -120,6 +121,8 @@ class ControlCore {
   double heat_cap_w_ = 0;  // that the temperature limit allows; 0: none or unknown
   double reference_j_ = 0;
   DecisionReason reason_ = DecisionReason::kHeadroom;
+  Unmet failing_ = Unmet::kNone;  // at the last tick, and since when
+  double failing_since_s_ = 0;
   ControlStatus status_;
 };
 

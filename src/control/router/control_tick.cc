@@ -22,6 +22,7 @@ constexpr double kLatencyMargin = 0.96;
 constexpr double kReference_s = 60;
 constexpr double kBurst_s = 0.1;  // a step with prompt rows may take so long of the second that a cap is a mean over
 constexpr int32_t kLeastChunk = 16;
+constexpr double kUnmet_s = 5;  // that a limit must be passed on end before it is said that it cannot be kept
 
 }  // namespace
 
@@ -58,6 +59,7 @@ void ControlCore::Tick(const StepInput& step, bool urgent) {
   SolveBudget(dt_s);
   ChoosePoint(step, urgent);
   Show(step);
+  NoteUnmet(step.end_s);
   ++status_.ticks;
 }
 
@@ -286,6 +288,24 @@ void ControlCore::Show(const StepInput& step) {
   s.safest = safest_;
   s.reason = reason_;
   s.prefill_chunk = output_.prefill_chunk, s.max_sequences = output_.max_sequences;
+}
+
+// What no routing and no pause helps against, said once it has lasted.
+void ControlCore::NoteUnmet(double now_s) {
+  const ControlLimits& limits = config_.limits;
+  Unmet failing = Unmet::kNone;
+  double value = 0;
+  if (const double idle_c = forecast_.TempAt(model_.idle_w());
+      limits.temp_c > 0 && !safest_ && forecast_.known() && idle_c > limits.temp_c - kTempMargin_c) {
+    failing = Unmet::kIdleHeat, value = idle_c;
+  } else if (limits.power_w > 0 && model_.known() && model_.idle_w() >= limits.power_w) {
+    failing = Unmet::kIdlePower, value = model_.idle_w();
+  } else if (limits.latency_ms > 0 && status_.latency_ms > limits.latency_ms) {
+    failing = Unmet::kLatency, value = status_.latency_ms;
+  }
+  if (failing != failing_) failing_ = failing, failing_since_s_ = now_s;
+  if (failing_ == Unmet::kNone || status_.unmet != Unmet::kNone || now_s - failing_since_s_ < kUnmet_s) return;
+  status_.unmet = failing_, status_.unmet_value = value;
 }
 
 ControlState ControlCore::state() const {
