@@ -55,7 +55,7 @@ std::string UnmetText(const ControlStatus& status) {
     case Unmet::kNone:
       return "";
     case Unmet::kIdleHeat:
-      return fmt::format("the temperature limit of {:g} C leaves no room for work: at rest alone the device comes to {:.1f} C; raise the limit",
+      return fmt::format("the temperature limit of {:g} C leaves no room for work: the die is at {:.0f} C though it hardly works; raise the limit",
                          status.limits.temp_c, status.unmet_value);
     case Unmet::kIdlePower:
       return fmt::format("the power limit of {:g} W leaves no room for work: at rest alone the device draws {:.4g} W; raise the limit",

@@ -157,10 +157,10 @@ TEST_F(ControlFlagsTest, ABudgetBringsItsFloor) {
   EXPECT_EQ(config["gather"], false);
 }
 
-// The die of this device comes to 38.8 C at rest, in a room of 25 C.
+// The die of this device comes to 38.8 C at rest, in a room of 25 C: after some seconds that is said.
 TEST_F(ControlFlagsTest, LimitsThatLeaveNoRoomAreNamedOnce) {
-  const Json json = ThermoeJson({"run", TinyModel(), "-p", "x", "-n", "60", "--ignore-end", "--seed", "1", "--telemetry", "plant:small",
-                                 "--power-limit", "1.8", "--temp-limit", "38.5", "--latency-target", "6"});
+  const Json json = ThermoeJson({"run", "-p", "The old lighthouse keeper", "-n", "500", "--ignore-end", "--seed", "7", "--telemetry",
+                                 "plant:small", "--power-limit", "1.8", "--temp-limit", "38.5", "--latency-target", "6"});
   EXPECT_THAT(json["control"]["unmet"].get<std::string>(), HasSubstr("temperature limit of 38.5 C leaves no room"));
   EXPECT_TRUE(ThermoeJson(Run({"--power-limit", "2"}))["control"]["unmet"].is_null());
 }

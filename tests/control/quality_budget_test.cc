@@ -23,7 +23,9 @@ double StepBytes(int rows) { return 6.9e9 * (1 - std::pow(1 - 8.0 / 64, rows)); 
 class Stream {
  public:
   explicit Stream(double budget_nats, double floor_nats)
-      : points(UsablePoints(EmberFront(), kOlmoeShape)), budget(points, floor_nats, budget_nats), floor_nats_(floor_nats) {}
+      : points(UsablePoints(EmberFront(), kOlmoeShape)),
+        budget(points, floor_nats, budget_nats),
+        floor_nats_(floor_nats) {}
 
   // So many tenths of a second, 40 steps each.
   void Run(int ticks, int rows, Regime regime, double j_per_byte) {
@@ -101,7 +103,8 @@ TEST(QualityBudget, NatsGoWhereTheySaveMostJoules) {
 
 TEST(QualityBudget, WhatWasLeftOverIsSpentLater) {
   Stream stream(0.012, 0.024);
-  for (int i = 0; i < 2000; ++i) stream.budget.Add(16, 0, StepBytes(16));  // plain, as a failed sensor's return leaves it
+  for (int i = 0; i < 2000; ++i)
+    stream.budget.Add(16, 0, StepBytes(16));  // plain, as a failed sensor's return leaves it
   stream.Run(50, 16, Regime::kBusy, kJPerByte);
   EXPECT_GT(stream.LossFor(16), 0.014);
   stream.Run(3000, 16, Regime::kBusy, kJPerByte);

@@ -94,7 +94,7 @@ const char* DecisionReasonName(DecisionReason reason);
 // A limit that the loop has failed to keep for seconds with all it has.
 enum class Unmet : uint8_t {
   kNone,
-  kIdleHeat,   // the device alone is predicted to pass the temperature limit, at rest
+  kIdleHeat,   // even at rest the device is predicted to pass the temperature limit, or to come within its margin
   kIdlePower,  // it draws the power limit at rest
   kLatency,    // steps take longer than the target
 };
@@ -109,18 +109,18 @@ struct ControlStatus {
   double point_loss_nats = 0, point_bytes_frac = 1;  // at the running batch
   double batch = 0;                                  // decode rows of a step, running mean
   double pause_frac = 0;                             // share of the last second that steps were kept waiting
-  double gather_ms = 0;  // from step to step, so that requests share reads of the weights; 0: not stretched
-  double mean_loss_nats = 0;  // of the last minutes' decoded tokens; with a quality budget
-  double power_w = 0;                                // measured, over the last change of the counter; 0: unknown
-  double forecast_power_w = 0;                       // what the chosen point and pacing are predicted to draw
-  double demand_w = 0;                               // what the present steps would draw without a pause
-  double cap_w = 0;            // what pacing holds now: of power and temperature limit; 0: nothing
-  double temp_c = 0;           // measured; 0: unknown
-  double forecast_temp_c = 0;  // at the horizon
-  double latency_ms = 0;       // decode steps, running mean, pause included
+  double gather_ms = 0;         // from step to step, so that requests share reads of the weights; 0: not stretched
+  double mean_loss_nats = 0;    // of the last minutes' decoded tokens; with a quality budget
+  double power_w = 0;           // measured, over the last change of the counter; 0: unknown
+  double forecast_power_w = 0;  // what the chosen point and pacing are predicted to draw
+  double demand_w = 0;          // what the present steps would draw without a pause
+  double cap_w = 0;             // what pacing holds now: of power and temperature limit; 0: nothing
+  double temp_c = 0;            // measured; 0: unknown
+  double forecast_temp_c = 0;   // at the horizon
+  double latency_ms = 0;        // decode steps, running mean, pause included
   double idle_w = 0, j_per_byte = 0, j_per_flop = 0;  // as identified
-  Unmet unmet = Unmet::kNone;  // since the limits were set
-  double unmet_value = 0;      // C, W or ms that it comes to
+  Unmet unmet = Unmet::kNone;                         // since the limits were set
+  double unmet_value = 0;                             // C, W or ms that it came to
   bool safest = false;                                // sensors fail: safest point and feed-forward pacing
   DecisionReason reason = DecisionReason::kHeadroom;
   int32_t prefill_chunk = 0, max_sequences = 0;  // bounds in force; 0: the engine's own

@@ -134,7 +134,8 @@ void ControlCore::Account(const StepInput& step) {
   const OperatingPoint& point = router_.points()[static_cast<size_t>(output_.point)];
   mix_.Add(step, point, waited_s);
   const bool decode = step.prefill_tokens == 0;
-  budget_.Add(step.decode_tokens, output_.point, decode ? step.expert_bytes / BytesFracAt(point, step.decode_tokens) : 0);
+  budget_.Add(step.decode_tokens, output_.point,
+              decode ? step.expert_bytes / BytesFracAt(point, step.decode_tokens) : 0);
 
   const double keep = std::exp(-passed_s / kMean_s);
   paused_s_ = paused_s_ * keep + std::min(between_s, pause_s_);

@@ -117,8 +117,8 @@ class ControlCore {
   double caution_frac_ = 0;  // added to what is paced for
   bool wary_ = false;        // sensors failed, and prices are not known well yet
   bool safest_ = false, limits_changed_ = false, ticked_ = false;
-  bool by_budget_ = false;   // points follow each step's batch
-  double heat_cap_w_ = 0;  // that the temperature limit allows; 0: none or unknown
+  bool by_budget_ = false;  // points follow each step's batch
+  double heat_cap_w_ = 0;   // that the temperature limit allows; 0: none or unknown
   double reference_j_ = 0;
   DecisionReason reason_ = DecisionReason::kHeadroom;
   Unmet failing_ = Unmet::kNone;  // at the last tick, and since when

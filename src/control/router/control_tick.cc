@@ -187,8 +187,8 @@ void ControlCore::ShowAdapter(const TthaReport* report) {
   status_.ttha_value = report->value;
 }
 
-// What one byte more costs now: its joules; idle power for its time where the machine runs without a rest; at a cap, the
-// pause that pays for it.
+// What one byte more costs now: its joules; idle power for its time where the machine runs without a rest; at a cap,
+// the pause that pays for it.
 void ControlCore::SolveBudget(double dt_s) {
   if (!budget_.on()) return;
   const LoadCost now = mix_.CostAt(router_.points()[static_cast<size_t>(output_.point)], model_);
@@ -295,9 +295,9 @@ void ControlCore::NoteUnmet(double now_s) {
   const ControlLimits& limits = config_.limits;
   Unmet failing = Unmet::kNone;
   double value = 0;
-  if (const double idle_c = forecast_.TempAt(model_.idle_w());
-      limits.temp_c > 0 && !safest_ && forecast_.known() && idle_c > limits.temp_c - kTempMargin_c) {
-    failing = Unmet::kIdleHeat, value = idle_c;
+  if (limits.temp_c > 0 && !safest_ && forecast_.known() &&
+      forecast_.PowerFor(limits.temp_c - kTempMargin_c) < model_.idle_w()) {
+    failing = Unmet::kIdleHeat, value = status_.temp_c;
   } else if (limits.power_w > 0 && model_.known() && model_.idle_w() >= limits.power_w) {
     failing = Unmet::kIdlePower, value = model_.idle_w();
   } else if (limits.latency_ms > 0 && status_.latency_ms > limits.latency_ms) {

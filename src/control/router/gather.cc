@@ -7,9 +7,9 @@
 namespace thermoe {
 namespace {
 
-constexpr double kRate_s = 3;         // time constant of the rate of prompts: some ten requests where it matters
-constexpr double kRatio_s = 60;       // of generated tokens for each of a prompt
-constexpr double kArrivalShare = 0.1; // of an arrival in the share of free ones
+constexpr double kRate_s = 3;          // time constant of the rate of prompts: some ten requests where it matters
+constexpr double kRatio_s = 60;        // of generated tokens for each of a prompt
+constexpr double kArrivalShare = 0.1;  // of an arrival in the share of free ones
 constexpr double kMostlyFree = 0.5;
 constexpr double kLatencyRoom = 0.8;  // of the target: what prompt rows take longer must fit, too
 constexpr double kFill = 0.75;        // of the room for sequences: arrivals are uneven

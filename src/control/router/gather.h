@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gather: how long steps may take so that requests overlap more. A step reads the weights once for all its rows, so at a
-// given rate of requests slower steps mean more rows a step and fewer bytes a token, as far as a latency target allows.
+// Gather: how long steps may take so that requests overlap more. A step reads the weights once for all its rows, so at
+// a given rate of requests slower steps mean more rows a step and fewer bytes a token, as far as a latency target
+// allows.
 //
 // That holds where requests come whether or not others are done. Where each follows upon another's end, slower steps
 // only make everybody wait: such arrivals are told apart by the decode row that goes missing as they come.
@@ -24,9 +25,9 @@ class Gather {
 
   int32_t rows_ = 0, queued_ = 0;  // of the last step
   bool prompts_ = false, fewer_ = false;
-  double free_frac_ = 0;                        // of arrivals that came while others ran, and not upon an end
-  double prompt_rate_ = 0;                      // prompt rows a second, running mean
-  double prompt_rows_ = 0, decode_rows_ = 0;    // of the last minute
+  double free_frac_ = 0;                      // of arrivals that came while others ran, and not upon an end
+  double prompt_rate_ = 0;                    // prompt rows a second, running mean
+  double prompt_rows_ = 0, decode_rows_ = 0;  // of the last minute
 };
 
 }  // namespace thermoe

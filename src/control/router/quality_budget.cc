@@ -10,9 +10,9 @@
 namespace thermoe {
 namespace {
 
-constexpr double kWindow_s = 300;       // time constant of what "the last minutes" are
-constexpr double kBytesShare = 0.05;    // of a step in the running mean of its bytes
-constexpr double kBytesExponent = -0.5; // bytes of a token over batch, between batches that were seen
+constexpr double kWindow_s = 300;        // time constant of what "the last minutes" are
+constexpr double kBytesShare = 0.05;     // of a step in the running mean of its bytes
+constexpr double kBytesExponent = -0.5;  // bytes of a token over batch, between batches that were seen
 // Prices from where even the dearest nat is spent to where none is: joules per nat, of a token's plain joules.
 constexpr double kLeastPrice = 1e-3, kMostPrice = 1e6;
 constexpr int kHalvings = 24;  // of nine decades: to 1 in a million

@@ -31,13 +31,13 @@ class QualityBudget {
   int32_t PointFor(int32_t rows) const { return choice_[Bin(rows)]; }
 
   double mean_loss_nats() const { return tokens_ > 0 ? spent_nats_ / tokens_ : 0; }  // of the last minutes
-  double j_per_nat() const { return price_; }                                       // the price; 0: not known yet
+  double j_per_nat() const { return price_; }                                        // the price; 0: not known yet
 
  private:
   static constexpr int kBins = 16, kRegimes = 3;  // batches of 1 to 16 rows; costs are flat beyond
   struct Cell {
-    double tokens = 0;           // of the last minutes
-    double plain_j = 0;          // joules of a token's expert bytes in the plain model
+    double tokens = 0;   // of the last minutes
+    double plain_j = 0;  // joules of a token's expert bytes in the plain model
   };
   struct Cost {
     double loss_nats = 0, bytes_frac = 1;
@@ -52,10 +52,10 @@ class QualityBudget {
   size_t points_;
   std::vector<Cost> costs_;  // [kBins, points]; a loss above the floor is infinite
   std::array<std::array<Cell, kBins>, kRegimes> cells_;
-  std::array<double, kBins> pending_ = {};      // tokens since the last Solve
-  std::array<double, kBins> step_bytes_ = {};   // plain expert bytes of a step, running mean; 0: never seen
+  std::array<double, kBins> pending_ = {};     // tokens since the last Solve
+  std::array<double, kBins> step_bytes_ = {};  // plain expert bytes of a step, running mean; 0: never seen
   std::array<int32_t, kBins> choice_ = {};
-  double spent_nats_ = 0, tokens_ = 0;          // of the last minutes
+  double spent_nats_ = 0, tokens_ = 0;  // of the last minutes
   double price_ = 0;
 };
 
