@@ -22,10 +22,12 @@ class Gather {
 
  private:
   double demand_tokens_per_s() const;
+  double free_frac() const;
 
   int32_t rows_ = 0, queued_ = 0;  // of the last step
   bool prompts_ = false, fewer_ = false;
-  double free_frac_ = 0;                      // of arrivals that came while others ran, and not upon an end
+  // Of arrivals while others run, and of all steps: how often a row has just ended. No arrival was free at first.
+  double upon_end_frac_ = 1, end_frac_ = 0;
   double prompt_rate_ = 0;                    // prompt rows a second, running mean
   double prompt_rows_ = 0, decode_rows_ = 0;  // of the last minute
 };
