@@ -111,6 +111,18 @@ TEST(QualityBudget, WhatWasLeftOverIsSpentLater) {
   EXPECT_NEAR(stream.budget.mean_loss_nats(), 0.012, 0.0005);
 }
 
+// A point that suits sixteen rows costs far more alone: a step whose batch has just fallen is charged what it loses.
+TEST(QualityBudget, AStepIsChargedForItsOwnBatch) {
+  const std::vector<OperatingPoint> points = UsablePoints(EmberFront(), kOlmoeShape);
+  QualityBudget budget(points, 0.04, 0.02);
+  size_t k0 = 0;
+  while (k0 < points.size() && Describe(points[k0]) != "full 0, k0 5") ++k0;
+  ASSERT_LT(k0, points.size());
+  budget.Add(1, static_cast<int32_t>(k0), StepBytes(1));
+  EXPECT_DOUBLE_EQ(budget.mean_loss_nats(), LossAt(points[k0], 1));
+  EXPECT_GT(budget.mean_loss_nats(), 0.1);
+}
+
 TEST(QualityBudget, PlainBeforeAnythingIsKnownAndWithoutABudget) {
   Stream off(0, 0.02);
   EXPECT_FALSE(off.budget.on());

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "control/router/load_mix.h"
 
@@ -25,8 +24,7 @@ QualityBudget::QualityBudget(const std::vector<OperatingPoint>& points, double f
   for (int bin = 0; bin < kBins; ++bin) {
     for (size_t i = 0; i < points_; ++i) {
       const double loss = LossAt(points[i], bin + 1);
-      const bool allowed = i == 0 || loss <= floor_nats;
-      costs_.push_back({allowed ? loss : std::numeric_limits<double>::infinity(), BytesFracAt(points[i], bin + 1)});
+      costs_.push_back({loss, BytesFracAt(points[i], bin + 1), i == 0 || loss <= floor_nats});
     }
   }
 }
@@ -36,11 +34,10 @@ size_t QualityBudget::Bin(int32_t rows) { return static_cast<size_t>(std::clamp(
 void QualityBudget::Add(int32_t rows, int32_t point, double plain_expert_bytes) {
   if (!on() || rows < 1) return;
   const size_t bin = Bin(rows);
-  const double loss = costs_[bin * points_ + static_cast<size_t>(point)].loss_nats;
   pending_[bin] += rows;
   tokens_ += rows;
-  // A point above the floor may have been in force when the batch changed under it.
-  spent_nats_ += rows * std::min(loss, floor_nats_);
+  // Above the floor where the batch has just fallen: the point was chosen for the step before.
+  spent_nats_ += rows * costs_[bin * points_ + static_cast<size_t>(point)].loss_nats;
   if (!(plain_expert_bytes > 0)) return;
   double& mean = step_bytes_[bin];
   mean += (mean > 0 ? kBytesShare : 1) * (plain_expert_bytes - mean);
@@ -63,7 +60,7 @@ size_t QualityBudget::BestAt(double price, double plain_j, size_t bin) const {
   double least = plain_j;
   for (size_t i = 1; i < points_; ++i) {
     const double cost = plain_j * costs[i].bytes_frac + price * costs[i].loss_nats;
-    if (cost < least) least = cost, best = i;
+    if (costs[i].allowed && cost < least) least = cost, best = i;
   }
   return best;
 }

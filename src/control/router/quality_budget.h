@@ -41,6 +41,7 @@ class QualityBudget {
   };
   struct Cost {
     double loss_nats = 0, bytes_frac = 1;
+    bool allowed = true;  // by the floor
   };
 
   static size_t Bin(int32_t rows);
@@ -50,7 +51,7 @@ class QualityBudget {
 
   double budget_nats_, floor_nats_;
   size_t points_;
-  std::vector<Cost> costs_;  // [kBins, points]; a loss above the floor is infinite
+  std::vector<Cost> costs_;  // [kBins, points]
   std::array<std::array<Cell, kBins>, kRegimes> cells_;
   std::array<double, kBins> pending_ = {};     // tokens since the last Solve
   std::array<double, kBins> step_bytes_ = {};  // plain expert bytes of a step, running mean; 0: never seen
