@@ -26,6 +26,11 @@ __device__ inline uint32_t MulHalves(uint32_t value, uint32_t by) {
   const __half2 product = __hmul2(a, b);
   return *reinterpret_cast<const uint32_t*>(&product);
 }
+__device__ inline uint32_t MulAddHalves(uint32_t value, uint32_t by, uint32_t plus) {
+  const __half2 a = *reinterpret_cast<const __half2*>(&value), b = *reinterpret_cast<const __half2*>(&by);
+  const __half2 sum = __hfma2(a, b, *reinterpret_cast<const __half2*>(&plus));
+  return *reinterpret_cast<const uint32_t*>(&sum);
+}
 __device__ inline uint32_t PackHalves(float low, float high) {
   const __half2 pair = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
@@ -52,6 +57,11 @@ __device__ inline Fragment OffsetBytes(uint32_t hi, uint32_t lo) {
   constexpr uint32_t kMagic = 0x64646464u;
   return {{__byte_perm(first, kMagic, 0x4240), __byte_perm(first, kMagic, 0x4341), __byte_perm(second, kMagic, 0x4240),
            __byte_perm(second, kMagic, 0x4341)}};
+}
+// The hi plane as 512 + 16 n: 632.5 more than 16 (n - 8) + 7.5, which halves hold exactly here.
+__device__ inline Fragment FromBiasedHi(uint32_t hi) {
+  constexpr uint32_t kMask = 0x01e001e0u, kBase = 0x60006000u;
+  return {{(hi << 1 & kMask) | kBase, (hi >> 7 & kMask) | kBase, (hi << 5 & kMask) | kBase, (hi >> 3 & kMask) | kBase}};
 }
 // Nibbles at bits 4 to 7 of the mantissa of `base`.
 template <uint32_t kBase>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/launch.h"
 
+#include "kernels/cuda/prefill.h"
 #include "kernels/cuda/project.h"
 
 namespace thermoe::cuda {
@@ -86,7 +87,7 @@ size_t ProjectionsTogether(std::span<const Node> nodes, cudaStream_t stream) {
 size_t ExpertsThenNorm(std::span<const Node> nodes, cudaStream_t stream) {
   const auto* experts = std::get_if<ExpertFfnLaunch>(&nodes[0]);
   SlotSums sums;
-  if (experts == nullptr || !ExpertsOfFewRows(*experts, &sums, stream)) return 0;
+  if (experts == nullptr || PrefillsExperts(*experts) || !ExpertsOfFewRows(*experts, &sums, stream)) return 0;
   const auto* norm = nodes.size() < 2 ? nullptr : std::get_if<NormLaunch>(&nodes[1]);
   if (norm == nullptr || norm->x != experts->out || norm->out == norm->x || norm->n != experts->hidden || norm->n <= 256) {
     AddSlots(sums, experts->out, experts->rows, experts->hidden, stream);

@@ -4,32 +4,42 @@
 #include "kernels/cuda/few_rows.h"
 #include "kernels/cuda/launches.h"
 #include "kernels/cuda/matrix_kernels.h"
+#include "kernels/cuda/prefill.h"
 
 namespace thermoe::cuda {
 
-size_t LinearScratch(int32_t /*rows*/, int32_t /*in*/, int32_t /*out*/) { return 256; }
-size_t LinearTogetherScratch(int32_t /*rows*/, int32_t /*in*/, std::span<const int32_t> /*outs*/) { return 256; }
+size_t LinearScratch(int32_t rows, int32_t in, int32_t /*out*/) { return LinearPrefillScratch(rows, in); }
+size_t LinearTogetherScratch(int32_t rows, int32_t in, std::span<const int32_t> /*outs*/) { return LinearPrefillScratch(rows, in); }
 
 cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream) { return LinearTogether({&launch, 1}, stream); }
 
 cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t stream) {
   if (launches.empty() || launches.front().rows == 0) return cudaSuccess;
+  if (std::all_of(launches.begin(), launches.end(), PrefillsLinear)) return LinearPrefill(launches, stream);
   if (LinearOfFewRows(launches, stream)) return cudaSuccess;
   for (const LinearLaunch& launch : launches) {
     const bool floats = launch.weight.packing == Packing::kF32;
-    if (!floats && !LinearOfFewRows({&launch, 1}, stream)) return cudaErrorNotSupported;
-    if (!floats) continue;
+    if (!floats && !PrefillsLinear(launch)) {
+      if (!LinearOfFewRows({&launch, 1}, stream)) return cudaErrorNotSupported;
+      continue;
+    }
+    if (!floats) {
+      if (const cudaError_t error = LinearPrefill({&launch, 1}, stream); error != cudaSuccess) return error;
+      continue;
+    }
     if (const cudaError_t error = LinearPlain(launch, stream); error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
 
 size_t ExpertFfnScratch(int32_t /*experts*/, int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
-  return std::max(ExpertPlainScratch(width, slots, rows), FewRowsScratch(hidden, width, slots, rows));
+  return std::max({ExpertPlainScratch(width, slots, rows), FewRowsScratch(hidden, width, slots, rows),
+                   ExpertPrefillScratch(hidden, width, slots, rows)});
 }
 
 cudaError_t ExpertFfn(const ExpertFfnLaunch& launch, cudaStream_t stream) {
   if (launch.rows == 0) return cudaSuccess;
+  if (PrefillsExperts(launch)) return ExpertPrefill(launch, stream);
   if (SlotSums sums; ExpertsOfFewRows(launch, &sums, stream)) {
     AddSlots(sums, launch.out, launch.rows, launch.hidden, stream);
     return cudaGetLastError();

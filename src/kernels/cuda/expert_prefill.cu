@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// The experts of many rows: bound by the tensor cores. Four kernels: activations to halves; gate, up and SwiGLU; down
+// with the slots' weights; the sums of each token's slots.
+#include "kernels/cuda/prefill_kernel.cuh"
+
+namespace thermoe::cuda {
+namespace {
+
+size_t AlignUp(size_t bytes) { return (bytes + 255) / 256 * 256; }
+int32_t Padded(int32_t cols) { return (cols + kTileCols - 1) / kTileCols * kTileCols; }
+
+// Scratch, one part after the other.
+struct Parts {
+  size_t x, unscale, inner, slots, all;
+};
+Parts PartsOf(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
+  const auto t = static_cast<size_t>(rows), k = t * static_cast<size_t>(slots);
+  Parts parts;
+  parts.x = 0;
+  parts.unscale = parts.x + AlignUp(t * static_cast<size_t>(Padded(hidden)) * sizeof(__half));
+  parts.inner = parts.unscale + AlignUp(t * sizeof(float));
+  parts.slots = parts.inner + AlignUp(k * static_cast<size_t>(Padded(width)) * sizeof(__half));
+  parts.all = parts.slots + AlignUp(k * static_cast<size_t>(hidden) * sizeof(__half));
+  return parts;
+}
+
+// out += the halves of each token's slots, in slot order. A thread: eight columns.
+__global__ void AddHalfSlots(ExpertFfnLaunch args, const __half* slots) {
+  const int32_t pieces = args.hidden / 8;
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= int64_t{args.rows} * pieces) return;
+  const int64_t t = i / pieces, c = (i - t * pieces) * 8;
+  auto* out = reinterpret_cast<float4*>(args.out + t * args.hidden + c);
+  float4 low = out[0], high = out[1];
+  for (int32_t k = 0; k < args.slots && args.expert[t * args.slots + k] >= 0; ++k) {
+    const uint4 words = *reinterpret_cast<const uint4*>(slots + (t * args.slots + k) * args.hidden + c);
+    const float2 a = __half22float2(*reinterpret_cast<const __half2*>(&words.x)),
+                 b = __half22float2(*reinterpret_cast<const __half2*>(&words.y));
+    const float2 d = __half22float2(*reinterpret_cast<const __half2*>(&words.z)),
+                 e = __half22float2(*reinterpret_cast<const __half2*>(&words.w));
+    low = {low.x + a.x, low.y + a.y, low.z + b.x, low.w + b.y};
+    high = {high.x + d.x, high.y + d.y, high.z + e.x, high.w + e.y};
+  }
+  out[0] = low;
+  out[1] = high;
+}
+
+}  // namespace
+
+size_t ExpertPrefillScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
+  return PartsOf(hidden, width, slots, rows).all;
+}
+
+cudaError_t ExpertPrefill(const ExpertFfnLaunch& launch, cudaStream_t stream) {
+  const Parts parts = PartsOf(launch.hidden, launch.width, launch.slots, launch.rows);
+  auto* scratch = static_cast<std::byte*>(launch.scratch);
+  auto* x = reinterpret_cast<__half*>(scratch + parts.x);
+  auto* unscale = reinterpret_cast<float*>(scratch + parts.unscale);
+  auto* inner = reinterpret_cast<__half*>(scratch + parts.inner);
+  auto* slots = reinterpret_cast<__half*>(scratch + parts.slots);
+  cudaError_t error = RowsToHalves(launch.x, launch.rows, launch.hidden, {x, Padded(launch.hidden), unscale}, stream);
+  if (error != cudaSuccess) return error;
+  PrefillArgs args;
+  args.first = launch.gate;
+  args.second = launch.up;
+  args.jobs = launch.jobs;
+  args.job_count = launch.job_count;
+  args.job_capacity = 2 * std::min(launch.experts, launch.rows * launch.slots);
+  args.order = launch.order;
+  args.weight = launch.weight;
+  args.slots = launch.slots;
+  args.rows = launch.rows;
+  args.x = x;
+  args.unscale = unscale;
+  args.k_tiles = Padded(launch.hidden) / kTileCols;
+  args.out_rows = launch.width;
+  args.half_out = inner;
+  args.half_stride = Padded(launch.width);
+  error = StartPrefill<Epilogue::kSwiGlu>(launch.gate_packing, args, HopperMultiprocessors(), stream);
+  if (error != cudaSuccess) return error;
+  args.first = launch.down;
+  args.second = nullptr;
+  args.x = inner;
+  args.unscale = nullptr;
+  args.k_tiles = Padded(launch.width) / kTileCols;
+  args.out_rows = launch.hidden;
+  args.half_out = slots;
+  args.half_stride = launch.hidden;
+  error = StartPrefill<Epilogue::kSlots>(launch.down_packing, args, HopperMultiprocessors(), stream);
+  if (error != cudaSuccess) return error;
+  constexpr int kThreads = 256;
+  const auto blocks = static_cast<unsigned>((int64_t{launch.rows} * (launch.hidden / 8) + kThreads - 1) / kThreads);
+  AddHalfSlots<<<blocks, kThreads, 0, stream>>>(launch, slots);
+  return cudaGetLastError();
+}
+
+}  // namespace thermoe::cuda

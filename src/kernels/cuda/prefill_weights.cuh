@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// Packed weights to fragments of finished halves: what prefill multiplies, where one fragment serves up to 128 rows.
+#pragma once
+
+#include "kernels/cuda/fragments.cuh"
+
+namespace thermoe::cuda {
+
+// One lane's share of a tile of 16 rows by 64 columns.
+template <Packing kPacking>
+struct TileWords {
+  static constexpr int kRecordWords = ScaleTileBytes(kPacking) / kTileRows / 4;  // of a row
+  uint4 hi, lo;
+  uint32_t record[2][kRecordWords];  // of rows g and g + 8
+
+  // From shared memory: a group's tiles of one column of tiles, codes, lo plane, scales. kHi: there is no lo plane.
+  template <bool kHi>
+  __device__ void Load(const std::byte* group, int tile, int lane) {
+    constexpr int kPlane = kGroupTiles * kPlaneTileBytes;
+    constexpr bool kLo = HasLoPlane(kPacking) && !kHi;
+    hi = reinterpret_cast<const uint4*>(group)[tile * 32 + lane];
+    if constexpr (kLo) lo = reinterpret_cast<const uint4*>(group + kPlane)[tile * 32 + lane];
+    const auto* records =
+        reinterpret_cast<const uint32_t*>(group + kPlane * (kLo ? 2 : 1) + tile * ScaleTileBytes(kPacking));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kRecordWords; ++i) record[half][i] = records[(lane / 4 + half * 8) * kRecordWords + i];
+    }
+  }
+
+  // Step kStep of 16 columns, times its scales. kHi: the hi plane alone.
+  template <int kStep, bool kHi>
+  __device__ Fragment Step() const {
+    Fragment codes;
+    if constexpr (kPacking == Packing::kPlanes8 && kHi) {
+      codes = Minus(FromBiasedHi(Word(hi, kStep)), 0x60f160f1u);
+    } else if constexpr (HasLoPlane(kPacking)) {
+      codes = FromBytes(Word(hi, kStep), Word(lo, kStep));
+    } else if constexpr (kPacking == Packing::kMxfp4) {
+      codes = FromE2M1(Word(hi, kStep));
+    } else {
+      codes =
+          Minus(OffsetNibbles(Word(hi, kStep)), kPacking == Packing::kNibble ? 0x54805480u : 0x54005400u);  // 72, 64
+    }
+    const uint32_t scales[2] = {Scale<kStep>(0), Scale<kStep>(1)};
+    if constexpr (kPacking == Packing::kNibbleMin || kPacking == Packing::kByteMin) {
+      const uint32_t mins[2] = {Min<kStep>(0), Min<kStep>(1)};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) codes.r[i] = MulAddHalves(codes.r[i], scales[i % 2], mins[i % 2]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) codes.r[i] = MulHalves(codes.r[i], scales[i % 2]);
+    }
+    return codes;
+  }
+
+ private:
+  __device__ static Fragment Minus(const Fragment& a, uint32_t offset) {
+    return {
+        {SubHalves(a.r[0], offset), SubHalves(a.r[1], offset), SubHalves(a.r[2], offset), SubHalves(a.r[3], offset)}};
+  }
+  template <int kStep>
+  __device__ uint32_t Scale(int half) const {
+    constexpr int kBlock = kStep / 2;
+    const auto& r = record[half];
+    if constexpr (kPacking == Packing::kNibbleMin) {
+      return Twice(HalfBits(r[0]) * static_cast<float>(r[1] >> (16 * kBlock) & 255u));
+    } else if constexpr (kPacking == Packing::kByteMin) {
+      return Twice(__uint_as_float(r[2 * kBlock]));
+    } else if constexpr (kPacking == Packing::kByte16) {
+      return Twice(HalfBits(r[0]) * static_cast<float>(static_cast<int8_t>(r[1] >> (8 * kStep))));
+    } else if constexpr (kPacking == Packing::kMxfp4) {
+      return Twice(__uint_as_float(kBlock == 0 ? r[0] << 16 : r[0] & 0xffff0000u));
+    } else {
+      return __byte_perm(r[0], 0, kBlock == 0 ? 0x1010 : 0x3232);
+    }
+  }
+  // Minus the minimum.
+  template <int kStep>
+  __device__ uint32_t Min(int half) const {
+    constexpr int kBlock = kStep / 2;
+    const auto& r = record[half];
+    if constexpr (kPacking == Packing::kNibbleMin) {
+      return Twice(-HalfBits(r[0] >> 16) * static_cast<float>(r[1] >> (16 * kBlock + 8) & 255u));
+    } else {
+      return Twice(-__uint_as_float(r[2 * kBlock + 1]));
+    }
+  }
+  __device__ static uint32_t Twice(float value) { return PackHalves(value, value); }
+};
+
+template <>
+struct TileWords<Packing::kHalf> {
+  const uint4* at;
+  template <bool kHi>
+  __device__ void Load(const std::byte* group, int tile, int lane) {
+    at = reinterpret_cast<const uint4*>(group + tile * kHalfTileBytes) + lane;
+  }
+  template <int kStep, bool kHi>
+  __device__ Fragment Step() const {
+    const uint4 words = at[kStep * 32];
+    return {{words.x, words.y, words.z, words.w}};
+  }
+};
+
+}  // namespace thermoe::cuda
