@@ -23,8 +23,8 @@ namespace thermoe::cuda {
 
 class CudaOps final : public kernels::Ops {
  public:
-  // kUnsupported where there is no device. `threads` pack weights; must outlive the result.
-  static Result<std::unique_ptr<Ops>> Create(ThreadPool* threads);
+  // kUnsupported where there is no device. `threads` pack weights; must outlive the result. isa: "" (the best), "mma" or "wgmma".
+  static Result<std::unique_ptr<Ops>> Create(ThreadPool* threads, std::string_view isa);
   ~CudaOps() override;
 
   std::string_view name() const override { return name_; }
@@ -118,6 +118,7 @@ class CudaOps final : public kernels::Ops {
   DeviceFacts device_;
   ThreadPool* threads_;
   std::string name_;
+  bool wgmma_ = false;
   cudaStream_t stream_ = nullptr;
   mutable Status health_ = Status::Ok();
 

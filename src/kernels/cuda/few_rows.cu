@@ -403,14 +403,16 @@ bool LaunchPacking(Packing packing, int groups, dim3 grid, const FewArgs& args, 
   return false;
 }
 
-// Warps that share a row tile, so that there are blocks for all multiprocessors.
-int SplitsFor(int64_t tiles, int k_tiles) {
+int GroupsFor(int rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
+
+// Warps that share a row tile, so that there are blocks for all multiprocessors; fewer blocks where each first has many rows of
+// activations to bring.
+int SplitsFor(int64_t tiles, int k_tiles, int groups) {
+  const int64_t warps = 132 * (groups == 1 ? kWarps : 3);
   int splits = 1;
-  while (splits < kWarps && (tiles * splits < 132 * kWarps) && k_tiles >= 4 * splits) splits *= 2;
+  while (splits < kWarps && tiles * splits < warps && k_tiles >= 4 * splits) splits *= 2;
   return splits;
 }
-
-int GroupsFor(int rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
 
 size_t Up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -429,7 +431,7 @@ bool LinearOfFewRows(std::span<const LinearLaunch> launches, cudaStream_t stream
   args.linears = static_cast<int32_t>(launches.size());
   args.x = one.x, args.rows = one.rows, args.cols = one.weight.cols;
   const int tiles = args.first_tile[args.linears];
-  args.splits = SplitsFor(tiles, one.weight.k_tiles);
+  args.splits = SplitsFor(tiles, one.weight.k_tiles, GroupsFor(one.rows));
   const int of_block = kWarps / args.splits;
   return LaunchPacking<Stage::kLinear>(one.weight.packing, GroupsFor(one.rows), dim3(static_cast<unsigned>((tiles + of_block - 1) / of_block)), args,
                                        stream);
@@ -454,7 +456,7 @@ bool ExpertsOfFewRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t str
   const auto jobs = static_cast<unsigned>(l.may_read_hi ? std::min(2 * experts, l.rows * l.slots) : experts);
   const auto grid = [&](int rows, int cols) {
     const int tiles = (rows + kTileRows - 1) / kTileRows;
-    args.splits = SplitsFor(int64_t{tiles} * experts, (cols + kTileCols - 1) / kTileCols);
+    args.splits = SplitsFor(int64_t{tiles} * experts, (cols + kTileCols - 1) / kTileCols, groups);
     const int of_block = kWarps / args.splits;
     args.cols = cols;
     return dim3(static_cast<unsigned>((tiles + of_block - 1) / of_block), jobs);
