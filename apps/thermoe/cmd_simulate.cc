@@ -122,6 +122,10 @@ Json RunJson(const SimRun& run, const SimResults& results) {
   const double at_equal_loss = StaticTokensPerJoule(results.statics, run.loss_nats);
   const bool comparable = at_equal_loss > 0 && run.decoded_tokens > 0;
   json["tokens_per_joule_over_statics"] = comparable ? Json(1 / (run.joules_per_token() * at_equal_loss)) : Json();
+  const SimRun* best = BestStatic(results.statics, run.loss_nats);
+  const bool beside = best != nullptr && best->joules_per_token() > 0 && run.decoded_tokens > 0;
+  json["tokens_per_joule_over_best_static"] = beside ? Json(best->joules_per_token() / run.joules_per_token()) : Json();
+  json["best_static"] = beside ? Json(best->point) : Json();
   json["latency_p99_ms"] = run.latency_p99_ms;
   json["pause_frac"] = run.pause_frac;
   json["distinct_frac"] = run.distinct_frac;
@@ -217,7 +221,7 @@ Command MakeSimulateCommand(CLI::App* root) {
   app->add_option("SCENARIO", flags->scenario, "A TOML file such as scenarios/cap-350.toml; docs/simulate.md lists its keys.")->required();
   app->add_option("--routers", flags->routers,
                   "Instead of the scenario's, separated by semicolons: plain, q4, static:best, static:SETTINGS (such as 'static:full 0'), "
-                  "adaptive, adaptive-no-adapter, adaptive-adapter (docs/ttha.md).")->type_name("LIST")->group(kGroup);
+                  "adaptive, adaptive-no-adapter, adaptive-adapter (docs/ttha.md), adaptive-no-gather.")->type_name("LIST")->group(kGroup);
   AddNumber(app, "--seed", &flags->seed, {0, kMostSeed}, "Instead of the scenario's: of arrivals, routing and noise.")->group(kGroup);
   AddNumber(app, "--duration", &flags->duration_s, {1, 86400, false, false}, "Simulated seconds, instead of the scenario's.")->group(kGroup);
   AddNumber(app, "--threads", &flags->threads, {1, 1024}, "Routers that run side by side; results do not depend on it.")->group(kGroup);

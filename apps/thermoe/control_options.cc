@@ -21,7 +21,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kGroup = "Control options";
-constexpr Range kPower = {0, 1e5, true, false}, kTemp = {0, 150, true, false}, kLatency = {0, 1e6, true, false}, kFloor = {0, 10, false, false};
+constexpr Range kPower = {0, 1e5, true, false}, kTemp = {0, 150, true, false}, kLatency = {0, 1e6, true, false}, kFloor = {0, 10, false, false},
+                kBudget = {0, 10, true, false};
 
 // A flag wins over the file.
 Status ReadNumber(TomlFile* file, const char* key, const Range& range, std::optional<double>* value) {
@@ -52,7 +53,9 @@ Status ReadFile(ControlFlags* flags, std::string* telemetry) {
   THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "temp-limit", kTemp, &flags->temp_limit_c));
   THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "latency-target", kLatency, &flags->latency_target_ms));
   THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "quality-floor", kFloor, &flags->quality_floor_nats));
+  THERMOE_RETURN_IF_ERROR(ReadNumber(&*file, "quality-budget", kBudget, &flags->quality_budget_nats));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "prefer", &flags->prefer));
+  THERMOE_RETURN_IF_ERROR(ReadText(&*file, "gather", &flags->gather));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "router", &flags->router));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "ttha", &flags->ttha));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "points", &flags->points));
@@ -60,6 +63,27 @@ Status ReadFile(ControlFlags* flags, std::string* telemetry) {
   THERMOE_RETURN_IF_ERROR(file->CheckAllRead());
   if (flags->on() || source) return Status::Ok();
   return InvalidArgument("{}: holds no key; write at least one, for example power-limit = 2.5", *flags->file);
+}
+
+// What would have no effect is refused.
+Status CheckForAdaptive(const ControlFlags& flags, const std::string& router) {
+  const std::pair<const char*, bool> given[] = {
+      {"--points", flags.points.has_value()},
+      {"--quality-floor", flags.quality_floor_nats.has_value()},
+      {"--quality-budget", flags.quality_budget_nats.has_value()},
+      {"--prefer", flags.prefer.has_value()},
+      {"--gather on", flags.gather == "on"},
+      {"--ttha on", flags.ttha == "on"},
+  };
+  for (const auto& [flag, is_given] : given) {
+    if (is_given && router != "adaptive")
+      return InvalidArgument("{} is for the adaptive router, not for --router {}; leave one of them out", flag, router);
+  }
+  const bool energy = flags.prefer == "energy";
+  if (flags.quality_budget_nats && !energy) return InvalidArgument("--quality-budget needs --prefer energy; add that or leave it out");
+  if (flags.gather == "on" && (!energy || !flags.latency_target_ms))
+    return InvalidArgument("--gather on needs --prefer energy and --latency-target; add them or leave it out");
+  return Status::Ok();
 }
 
 std::string RouterOf(const ControlFlags& flags) { return flags.router.value_or("adaptive"); }
@@ -99,7 +123,11 @@ void AddControlFlags(CLI::App* app, ControlFlags* flags) {
       ->type_name("MS")
       ->group(kGroup);
   AddNumber(app, "--quality-floor", &flags->quality_floor_nats, kFloor,
-            "Never choose a way of routing that loses more than X nats per token; default 0.02.")
+            "Never choose a way of routing that loses more than X nats per token; default 0.02, with a budget twice that.")
+      ->type_name("NATS")
+      ->group(kGroup);
+  AddNumber(app, "--quality-budget", &flags->quality_budget_nats, kBudget,
+            "With --prefer energy: lose X nats per token in the mean over the last minutes, and spend them where a nat saves most joules.")
       ->type_name("NATS")
       ->group(kGroup);
   const auto choice = [&](const char* name, std::optional<std::string>* value, const std::vector<std::string>& choices, const std::string& help) {
@@ -107,10 +135,13 @@ void AddControlFlags(CLI::App* app, ControlFlags* flags) {
   };
   choice("--prefer", &flags->prefer, {"throughput", "quality", "energy"},
          "What to keep longest under a limit; default throughput. energy: joules count without a limit, too: the most frugal routing within "
-         "the quality floor, at whatever load there is.");
+         "the quality floor, at whatever load there is, and steps as slow as the latency target allows while requests overlap.");
   choice("--router", &flags->router, {"plain", "static", "adaptive"},
          "How limits are kept: plain by pauses alone; static by the steering flags given and pauses; adaptive (default with any of "
          "these flags) by cheaper experts first, then pauses. adaptive keeps experts nested unless --experts says otherwise.");
+  choice("--gather", &flags->gather, {"on", "off"},
+         "With --prefer energy and a latency target: slow steps down while requests overlap, so that more share each read of the weights; "
+         "default on.");
   choice("--ttha", &flags->ttha, {"on", "off"},
          "Learn which experts to avoid while a limit presses, on top of the points of the adaptive router; default off (docs/ttha.md).");
   app->add_option("--points", flags->points,
@@ -135,12 +166,11 @@ Status ResolveControl(ControlFlags* flags, SteeringFlags* steering, std::string*
   if (flags->prefer && !ParsePreference(*flags->prefer).ok()) {
     return InvalidArgument("--control {}: {}", *flags->file, ParsePreference(*flags->prefer).status().message());
   }
-  if (flags->ttha && *flags->ttha != "on" && *flags->ttha != "off") {
-    return InvalidArgument("--control {}: ttha is \"{}\"; make it \"on\" or \"off\"", *flags->file, *flags->ttha);
+  for (const auto& [name, value] : {std::pair{"gather", &flags->gather}, std::pair{"ttha", &flags->ttha}}) {
+    if (*value && **value != "on" && **value != "off")
+      return InvalidArgument("--control {}: {} is \"{}\"; make it \"on\" or \"off\"", *flags->file, name, **value);
   }
-  if (flags->ttha == "on" && router != "adaptive") {
-    return InvalidArgument("--ttha on is for the adaptive router, not for --router {}; leave one of them out", router);
-  }
+  THERMOE_RETURN_IF_ERROR(CheckForAdaptive(*flags, router));
   const bool is_static = router == "static";
   if (is_static && !steering->steers()) {
     return InvalidArgument("--router static keeps one way of routing; give it a steering flag, for example --k-max 6");
@@ -164,7 +194,10 @@ Result<ControlOptions> ControlOptionsFrom(const ControlFlags& flags, const Steer
   options.power_limit_w = flags.power_limit_w.value_or(0);
   options.temp_limit_c = flags.temp_limit_c.value_or(0);
   options.latency_target_ms = flags.latency_target_ms.value_or(0);
-  options.quality_floor_nats = flags.quality_floor_nats.value_or(options.quality_floor_nats);
+  options.quality_budget_nats = flags.quality_budget_nats.value_or(0);
+  const double floor_nats = flags.quality_budget_nats ? kFloorOverBudget * *flags.quality_budget_nats : options.quality_floor_nats;
+  options.quality_floor_nats = flags.quality_floor_nats.value_or(floor_nats);
+  options.gather = flags.gather != "off";
   options.prefer = flags.prefer.value_or(options.prefer);
   options.ttha = flags.ttha == "on";
   if (options.router == "static") {
@@ -200,8 +233,11 @@ Json ControlJson(const ControlView& view) {
   json["point_loss_nats"] = view.point_loss_nats;
   json["points"] = view.points;
   json["point_changes"] = view.point_changes;
+  json["mean_loss_nats"] = view.quality_budget_nats > 0 ? Json(view.mean_loss_nats) : Json();
   json["pause_frac"] = view.pause_frac;
+  json["gather_ms"] = limit(view.gather_ms);
   json["safest"] = view.safest;
+  json["unmet"] = view.unmet.empty() ? Json() : Json(view.unmet);
   json["ttha"] = view.ttha ? Json::object() : Json();
   if (view.ttha) {
     json["ttha"]["gain"] = view.ttha_gain;
@@ -216,7 +252,9 @@ std::string ControlText(const ControlView& view) {
   if (view.power_limit_w > 0) text += fmt::format(", {:.4g} W of {:g} W", view.power_w, view.power_limit_w);
   if (view.temp_limit_c > 0) text += fmt::format(", {:.0f} C of {:g} C", view.temp_c, view.temp_limit_c);
   if (view.latency_target_ms > 0) text += fmt::format(", {:.3g} ms of {:g} ms", view.latency_ms, view.latency_target_ms);
-  return text + fmt::format(", routing {}, {:.0f} % paused", view.point_text, 100 * view.pause_frac);
+  if (view.gather_ms > 0) text += fmt::format(", steps gathered to {:.3g} ms", view.gather_ms);
+  text += fmt::format(", routing {}, {:.0f} % paused", view.point_text, 100 * view.pause_frac);
+  return view.unmet.empty() ? text : text + "; " + view.unmet;
 }
 
 }  // namespace thermoe

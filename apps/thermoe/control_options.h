@@ -15,14 +15,15 @@
 namespace thermoe {
 
 struct ControlFlags {
-  std::optional<double> power_limit_w, temp_limit_c, latency_target_ms, quality_floor_nats;
-  std::optional<std::string> router, prefer, ttha, points, decision_log;
+  std::optional<double> power_limit_w, temp_limit_c, latency_target_ms, quality_floor_nats, quality_budget_nats;
+  std::optional<std::string> router, prefer, gather, ttha, points, decision_log;
   std::optional<std::string> file;  // --control: what is not given as a flag
   CLI::App* app = nullptr;
 
   // A limit or any other of these asks for the loop.
   bool on() const {
-    return power_limit_w || temp_limit_c || latency_target_ms || quality_floor_nats || router || prefer || ttha || points || decision_log;
+    return power_limit_w || temp_limit_c || latency_target_ms || quality_floor_nats || quality_budget_nats || router || prefer ||
+           gather || ttha || points || decision_log;
   }
 };
 

@@ -27,7 +27,7 @@ constexpr const char* kExitStatus =
 constexpr const char* kEnvironment =
     "  THERMOE_MODEL    the model used when none is given, instead of the bundled one\n"
     "  THERMOE_BACKEND  cpu (default), cuda (an NVIDIA GPU) or reference, the slow specification\n"
-    "  THERMOE_ISA      portable, avx2 or avx512: instruction set of the cpu backend; default: the machine's best\n"
+    "  THERMOE_ISA      portable, avx2 or avx512: instruction set of the cpu backend, mma or wgmma of cuda; default: the best there is\n"
     "  NO_COLOR         when set and not empty, no colours";
 
 std::string OptionName(const CLI::Option& option) {

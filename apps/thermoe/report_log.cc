@@ -126,6 +126,8 @@ class Reader {
     if (!started_) now_.from_s = start_s;
     // A row tells the choice after its step: in force before the first one is what it left as it was.
     if (now_.steps == 0) now_.point = started_ ? point_ : static_cast<size_t>(point);
+    const OperatingPoint& ran = log_.points[started_ ? point_ : static_cast<size_t>(point)];
+    if (decoded > 0) now_.loss_nats += static_cast<double>(decoded) * LossAt(ran, static_cast<double>(decoded));
     point_ = static_cast<size_t>(point);
     if (row.size() == kRowWithSensors) THERMOE_RETURN_IF_ERROR(Sensors(row, end_s));
     if (decoded > 0) {
@@ -184,7 +186,8 @@ class Reader {
     double point = 0;
     THERMOE_RETURN_IF_ERROR(Field(json, "decision", "point", 0, static_cast<double>(log_.points.size() - 1), &point));
     if (point != std::floor(point)) return Bad("decision.point", "a whole number");
-    tick.loss_nats = LossAt(log_.points[tick.point], std::max(1.0, tick.batch));
+    tick.loss_nats = tick.decoded > 0 ? tick.loss_nats / static_cast<double>(tick.decoded)
+                                      : LossAt(log_.points[tick.point], std::max(1.0, tick.batch));
     if (json.contains("decision"))
       tick.reason = Text(json["decision"], "reason"), tick.safest = Flag(json["decision"], "safest");
     if (json.contains("ttha")) Ttha(json["ttha"], &tick.ttha);

@@ -27,7 +27,7 @@ struct RunTick {
   double lambda_power = 0, lambda_temp = 0, lambda_latency = 0;
   double pause_frac = 0;  // of the last second
   size_t point = 0;       // in force when it began
-  double loss_nats = 0;   // of that point at that batch
+  double loss_nats = 0;   // mean of its decoded tokens; without any, of that point at the running batch
   std::string reason;
   bool safest = false;
   RunLimits limits;

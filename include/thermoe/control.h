@@ -60,7 +60,13 @@ struct ControlOptions {
   double temp_limit_c = 0;       // of the die
   double latency_target_ms = 0;  // of a decode step, pauses included
   double quality_floor_nats = 0.02;   // no point that loses more is chosen
+  // Of the mean loss of the last minutes' tokens, at most the floor, which still bounds every step; for "adaptive" that prefers
+  // "energy". 0: none, the floor alone.
+  double quality_budget_nats = 0;
   std::string prefer = "throughput";  // or "quality": what gives way last; "energy": joules count without a limit, too
+  // Steps take as long as the latency target allows while requests overlap, so that more share each read of the weights; for
+  // "adaptive" that prefers "energy".
+  bool gather = true;
   bool ttha = false;  // the hardware adapter: learns which experts to avoid while a limit presses; for "adaptive"
   LayerSteering static_point;         // every layer's; without bias and plane caps
   std::string points_path;  // operating points of this model, for "adaptive"; "": plain alone
@@ -100,8 +106,12 @@ struct ControlView {
   std::string point_text = "plain", reason;
   double point_loss_nats = 0, point_bytes_frac = 1;  // at the running batch
   double pause_frac = 0;           // share of the last second that steps were kept waiting
+  double gather_ms = 0;            // what steps are stretched to, so that requests share reads; 0: not stretched
+  double quality_budget_nats = 0;  // 0: none
+  double mean_loss_nats = 0;       // of the last minutes' tokens, with a budget
   double demand_w = 0;             // what would be drawn without a pause
   bool safest = false;             // sensors that a limit needs fail
+  std::string unmet;               // one sentence on a limit that could not be kept for seconds, whatever was done; "": none
   int64_t ticks = 0, point_changes = 0;
   bool ttha = false;     // the hardware adapter is on
   double ttha_gain = 0;  // 0 to 1: how much of its biases is in force

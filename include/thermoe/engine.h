@@ -91,7 +91,7 @@ struct EngineOptions {
   int max_sequences = 1;      // sequences (running requests and open sessions) that the KV cache has room for
   int prefill_chunk = 256;    // most prompt tokens computed in one step
   std::string backend;        // "", "cpu", "cuda" (a model loaded with interleave off) or "reference"; "": THERMOE_BACKEND, else cpu
-  std::string isa;            // "", "portable", "avx2", "avx512"; "": THERMOE_ISA, else the best the machine has
+  std::string isa;            // "", "portable", "avx2", "avx512"; cuda: "mma", "wgmma"; "": THERMOE_ISA, else the best the machine has
   // Where readings of power and temperature come from: "none"; "auto" (the sensors of the device that computes), "nvml[:N]", "linux",
   // "replay:FILE" (a recording), "plant:FILE" (a simulated device in virtual time, from a profile as data/profiles/small.toml).
   std::string telemetry = "none";

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine's cost model and its control loop: made from its options and what telemetry and profile know of the device, and shown.
+#include <fmt/format.h>
+
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -21,6 +23,8 @@ Result<ControlConfig> ConfigFrom(const ControlOptions& options) {
   config.prefer = *prefer;
   config.limits = {options.power_limit_w, options.temp_limit_c, options.latency_target_ms};
   config.quality_floor_nats = options.quality_floor_nats;
+  config.quality_budget_nats = options.quality_budget_nats;
+  config.gather = options.gather;
   config.static_point.full_slots = options.static_point.full_slots;
   config.static_point.k0 = options.static_point.guaranteed_slots;
   config.static_point.k_max = options.static_point.max_slots;
@@ -43,6 +47,24 @@ Status CheckDevice(const ControlLimits& limits, const Supervisor::DeviceFacts& f
   if (!power && !temp) return Status::Ok();
   return InvalidArgument("{} limit: telemetry \"{}\" shows no {}; choose another source (thermoe doctor lists them) or leave the limit out",
                          power ? "power" : "temperature", info.name, power ? "power" : "temperature");
+}
+
+// One sentence, with what to do; "" where all limits are kept.
+std::string UnmetText(const ControlStatus& status) {
+  switch (status.unmet) {
+    case Unmet::kNone:
+      return "";
+    case Unmet::kIdleHeat:
+      return fmt::format("the temperature limit of {:g} C leaves no room for work: the die is at {:.0f} C though it hardly works; raise the limit",
+                         status.limits.temp_c, status.unmet_value);
+    case Unmet::kIdlePower:
+      return fmt::format("the power limit of {:g} W leaves no room for work: at rest alone the device draws {:.4g} W; raise the limit",
+                         status.limits.power_w, status.unmet_value);
+    case Unmet::kLatency:
+      return fmt::format("the latency target of {:g} ms was not kept: steps took {:.3g} ms{}; raise one of them", status.limits.latency_ms,
+                         status.unmet_value, status.cap_w > 0 ? " under the other limits" : "");
+  }
+  return "";
 }
 
 }  // namespace
@@ -137,8 +159,12 @@ ControlView EngineImpl::control_view() {
   view.point_loss_nats = status.point_loss_nats;
   view.point_bytes_frac = status.point_bytes_frac;
   view.pause_frac = status.pause_frac;
+  view.gather_ms = status.gather_ms;
+  view.quality_budget_nats = options_.control.quality_budget_nats;
+  view.mean_loss_nats = status.mean_loss_nats;
   view.demand_w = status.demand_w;
   view.safest = status.safest;
+  view.unmet = UnmetText(status);
   view.ticks = status.ticks;
   view.point_changes = status.point_changes;
   view.ttha = status.ttha;

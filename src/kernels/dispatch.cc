@@ -88,9 +88,9 @@ Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool* threads, std::string_view is
   return std::unique_ptr<Ops>(std::make_unique<cpu::CpuOps>(chosen, threads));
 }
 
-Result<std::unique_ptr<Ops>> MakeCudaOps([[maybe_unused]] ThreadPool* threads) {
+Result<std::unique_ptr<Ops>> MakeCudaOps([[maybe_unused]] ThreadPool* threads, [[maybe_unused]] std::string_view isa) {
 #if defined(THERMOE_HAS_CUDA)
-  return cuda::CudaOps::Create(threads);
+  return cuda::CudaOps::Create(threads, isa);
 #else
   return Unsupported("this build has no CUDA backend; build thermoe where the CUDA toolkit (nvcc) is installed, or leave --backend out");
 #endif
@@ -99,7 +99,7 @@ Result<std::unique_ptr<Ops>> MakeCudaOps([[maybe_unused]] ThreadPool* threads) {
 Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view isa, ThreadPool* threads) {
   const std::string_view name = FromEnvironment(backend, "THERMOE_BACKEND");
   if (name == "reference") return MakeReferenceOps();
-  if (name == "cuda") return MakeCudaOps(threads);
+  if (name == "cuda") return MakeCudaOps(threads, FromEnvironment(isa, "THERMOE_ISA"));
   if (name.empty() || name == "cpu") return MakeCpuOps(threads, FromEnvironment(isa, "THERMOE_ISA"));
   return InvalidArgument(
       "unknown backend \"{}\" (option backend, or THERMOE_BACKEND): this build has cpu (instruction sets {}){} and "

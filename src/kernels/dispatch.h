@@ -25,8 +25,9 @@ Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool* threads, std::string_view is
 // Instruction sets of the CPU backend that this machine can run, slowest first ("portable" always).
 std::vector<std::string> SupportedIsas();
 
-// The first CUDA device. kUnsupported where this build has no CUDA backend or the machine no device.
-Result<std::unique_ptr<Ops>> MakeCudaOps(ThreadPool* threads);
+// The first CUDA device. isa: "" (the best it has), "mma", or "wgmma" on Hopper. kUnsupported where this build has no CUDA backend or the
+// machine no device; kInvalidArgument for an unknown isa.
+Result<std::unique_ptr<Ops>> MakeCudaOps(ThreadPool* threads, std::string_view isa = {});
 
 // backend: "" or "cpu", "cuda" or "reference". Empty arguments are read from THERMOE_BACKEND and THERMOE_ISA first.
 Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view isa, ThreadPool* threads);

@@ -128,13 +128,11 @@ TEST(AdaptiveRouter, LossGoesWhereItBuysMostJoules) {
             router.Outlook(router.Choose(sixteen.input).point, sixteen.input).bytes_frac);
 }
 
-TEST(ControlLoopCost, StepsDoNotAllocateAndTicksAreQuick) {
-  ControlConfig config = H100Config();
-  config.limits = {350, 80, 5};
+// 20,000 steps, of `batches` rows in turn.
+void CostsLittle(const ControlConfig& config, int batches) {
   auto made = MakeControlLoop(config, EmberFront(), kOlmoeShape);
   ASSERT_TRUE(made.ok());
   StepRecord record;
-  record.decode_tokens = record.tokens = 16;
   record.expert_bytes = 6e9, record.weight_bytes = 6.5e9, record.flops = 4e10;
   Snapshot snapshot;
   snapshot.state = SourceState::kOk;
@@ -145,6 +143,7 @@ TEST(ControlLoopCost, StepsDoNotAllocateAndTicksAreQuick) {
   int64_t allocations = 0;
   for (int i = 0; i < 20000; ++i) {
     const double start_s = now_s;
+    record.decode_tokens = record.tokens = 16 - i / 7 % batches;
     now_s += 0.0023;
     energy_j += 0.0023 * 500;
     snapshot.time_s = now_s, snapshot.temp_c = 50, snapshot.energy_j = energy_j, snapshot.power_w = 500;
@@ -152,7 +151,7 @@ TEST(ControlLoopCost, StepsDoNotAllocateAndTicksAreQuick) {
     const auto begin = std::chrono::steady_clock::now();
     const StepDecision decision = (*made)->AfterStep({start_s, now_s, record, snapshot, 0});
     const double us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count();
-    if (i > 100) allocations += testing::Allocations() - before;
+    if (i > 1000) allocations += testing::Allocations() - before;
     ((*made)->status().ticks > ticks ? tick_us : step_us).push_back(us);
     now_s += decision.pause_s, energy_j += decision.pause_s * 120;
   }
@@ -164,6 +163,21 @@ TEST(ControlLoopCost, StepsDoNotAllocateAndTicksAreQuick) {
          step_us[step_us.size() * 99 / 100], allocations);
   EXPECT_LT(tick_us[tick_us.size() / 2], 300);
   EXPECT_EQ(allocations, 0);
+}
+
+TEST(ControlLoopCost, StepsDoNotAllocateAndTicksAreQuick) {
+  ControlConfig config = H100Config();
+  config.limits = {350, 80, 5};
+  CostsLittle(config, 1);
+}
+
+TEST(ControlLoopCost, NorDoTheyWithABudget) {
+  ControlConfig config = H100Config();
+  config.limits = {350, 80, 50};
+  config.prefer = Preference::kEnergy;
+  config.quality_budget_nats = 0.01;
+  config.max_sequences = 16;
+  CostsLittle(config, 16);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "control/simulate/sim_routers.h"
 #include "control/simulate/sim_scenario.h"
 #include "model/synth.h"
 #include "support/plant_util.h"
@@ -56,6 +57,35 @@ TEST(SimScenarioTest, SequencesOverTimeNameTheMost) {
   EXPECT_FALSE(scenario->ttha);
 }
 
+TEST(SimScenarioTest, ABudgetBringsItsFloor) {
+  const std::string start = "schema = 1\nduration_s = 10\n[load]\nbatch = 4\n[limits]\nprefer = \"energy\"\nquality_budget_nats = 0.015\n";
+  TempFile file(start);
+  const Result<SimScenario> a = LoadSimScenario(file.path());
+  file.Write(start + "quality_floor_nats = 0.02\ngather = \"off\"\n");
+  const Result<SimScenario> b = LoadSimScenario(file.path());
+  ASSERT_TRUE(a.ok() && b.ok()) << a.status().message() << b.status().message();
+  EXPECT_EQ(a->quality_budget_nats, 0.015);
+  EXPECT_EQ(a->quality_floor_nats, 0.03);
+  EXPECT_TRUE(a->gather);
+  EXPECT_EQ(b->quality_floor_nats, 0.02);
+  EXPECT_FALSE(b->gather);
+}
+
+// Of points that lose no more; a mix of two may lie between them.
+TEST(SimRoutersTest, StaticsAreComparedAtNoMoreLoss) {
+  std::vector<SimRun> statics(3);
+  const double losses[] = {0, 0.01, 0.03}, joules[] = {10, 8, 6};
+  for (size_t i = 0; i < 3; ++i) {
+    statics[i].loss_nats = losses[i];
+    statics[i].energy_j = joules[i];
+    statics[i].decoded_tokens = 1;
+  }
+  EXPECT_EQ(BestStatic(statics, 0.02), &statics[1]);
+  EXPECT_EQ(BestStatic(statics, 0.03), &statics[2]);
+  EXPECT_EQ(BestStatic(statics, -0.01), nullptr);
+  EXPECT_NEAR(1 / StaticTokensPerJoule(statics, 0.02), 7, 1e-9);
+}
+
 TEST(SimScenarioTest, RefusesHostileFilesInOneSentence) {
   const struct {
     std::string text, says;
@@ -78,6 +108,10 @@ TEST(SimScenarioTest, RefusesHostileFilesInOneSentence) {
       {"schema = 1\nduration_s = 5\n[load]\nbatch = 100000\n", "load.batch"},
       {"schema = 1\nduration_s = 5\n[load]\nbatch = 4\nsequences = [[0, 1]]\n", "not both"},
       {"schema = 1\nduration_s = 5\n[load]\nsequences = [[0, 0]]\n", "load.sequences"},
+      {"schema = 1\nduration_s = 5\n[load]\nbatch = 4\n[limits]\nquality_budget_nats = 0.01\n", "prefer"},
+      {"schema = 1\nduration_s = 5\n[load]\nbatch = 4\n[limits]\nquality_budget_nats = 0.03\nquality_floor_nats = 0.02\nprefer = \"energy\"\n",
+       "above limits.quality_floor_nats"},
+      {"schema = 1\nduration_s = 5\n[load]\nbatch = 4\n[limits]\ngather = \"maybe\"\n", "\"on\" or \"off\""},
       {"schema = 1\nduration_s = 5\n[load]\nsequences = [[0, 1], [2, 4]]\nsequences_shape = \"linear\"\n", "in steps"},
       {"schema = 1\nduration_s = 5\n[load]\nbatch = 4\n[limits]\nttha = \"maybe\"\n", "make it \"on\" or \"off\""},
       {"schema = 1\nduration_s = 5\n[load]\nbatch = 4\nburst_tokens = 100\n", "belong together"},

@@ -142,6 +142,53 @@ TEST(EngineControl, FarFromItsLimitsItChangesNothingToTheBit) {
   EXPECT_FALSE(plain->control_view().on);
 }
 
+// Short requests, one every 20 ms or so whatever became of those before. Joules of a token and rows of a step after
+// `from_s`.
+struct Shared {
+  double j_per_token = 0, rows = 0, gather_ms = 0;
+};
+Shared ServeArrivals(bool gather, double from_s, double until_s) {
+  ControlOptions control = Adaptive();
+  control.prefer = "energy";
+  control.quality_budget_nats = 0.01;
+  control.latency_target_ms = 12;
+  control.gather = gather;
+  EngineOptions options = Options(control);
+  options.max_sequences = 12;
+  const auto engine = Engine::Create(Ember(), options).value();
+  std::vector<Event> events;
+  double next_s = 0, start_j = -1, tokens = 0, steps = 0;
+  for (int salt = 0; engine->now_s() < until_s;) {
+    for (; next_s <= engine->now_s(); next_s += 0.01 + 0.0002 * (salt * 37 % 100)) {
+      Request request = Ask(salt++, 40);
+      request.prompt.resize(4);
+      EXPECT_TRUE(engine->Submit(std::move(request)).ok());
+    }
+    events.clear();
+    if (!engine->Step(&events).value()) next_s = engine->now_s();
+    for (const Event& event : events) {
+      if (event.finish == FinishReason::kNone) continue;
+      EXPECT_TRUE(engine->TakeResult(event.request).ok());
+    }
+    if (engine->now_s() < from_s) continue;
+    if (start_j < 0) start_j = engine->energy().counted_j;
+    tokens += engine->last_step().decode_tokens, ++steps;
+  }
+  EXPECT_LE(engine->control_view().mean_loss_nats, 0.0105);
+  return {(engine->energy().counted_j - start_j) / tokens, tokens / steps, engine->control_view().gather_ms};
+}
+
+TEST(EngineControl, RequestsThatOverlapShareReadsOfTheWeights) {
+  const Shared apart = ServeArrivals(false, 2, 4), together = ServeArrivals(true, 2, 4);
+  printf("%.2f rows a step and %.3f mJ a token; gathered to %.1f ms %.2f rows and %.3f mJ\n", apart.rows,
+         1e3 * apart.j_per_token, together.gather_ms, together.rows, 1e3 * together.j_per_token);
+  EXPECT_EQ(apart.gather_ms, 0);
+  EXPECT_GT(together.gather_ms, 0);
+  EXPECT_LE(together.gather_ms, 0.8 * 12);
+  EXPECT_GT(together.rows, 1.5 * apart.rows);
+  EXPECT_LT(together.j_per_token, 0.95 * apart.j_per_token);
+}
+
 TEST(EngineControl, LimitsAboveTheDevicesOwnAreRefusedWithItsLimit) {
   ControlOptions control = Adaptive();
   control.power_limit_w = 6;

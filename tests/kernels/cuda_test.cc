@@ -13,10 +13,10 @@
 namespace thermoe::kernels {
 namespace {
 
-class Cuda : public testing::Test {
+class Cuda : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    Result<std::unique_ptr<Ops>> ops = MakeCudaOps(&threads_);
+    Result<std::unique_ptr<Ops>> ops = MakeCudaOps(&threads_, GetParam());
     if (!ops.ok()) GTEST_SKIP() << ops.status().message();
     ops_ = std::move(ops).value();
   }
@@ -36,7 +36,7 @@ class Cuda : public testing::Test {
 
 bool HasBlocks(DType type) { return TraitsOf(type).block_elements > 1; }
 
-TEST_F(Cuda, RowOperations) {
+TEST_P(Cuda, RowOperations) {
   Random random(1);
   std::vector<OpCase> cases;
   for (const int64_t n : {1, 8, 64, 127, 300, 2048, 5000}) {
@@ -53,7 +53,7 @@ TEST_F(Cuda, RowOperations) {
   Run(cases);
 }
 
-TEST_F(Cuda, EmbedOfEveryType) {
+TEST_P(Cuda, EmbedOfEveryType) {
   Random random(2);
   std::vector<OpCase> cases;
   for (const DType type : kAllTypes) {
@@ -63,7 +63,7 @@ TEST_F(Cuda, EmbedOfEveryType) {
   Run(cases);
 }
 
-TEST_F(Cuda, LinearOfEveryType) {
+TEST_P(Cuda, LinearOfEveryType) {
   Random random(3);
   std::vector<OpCase> cases;
   for (const DType type : kAllTypes) {
@@ -77,7 +77,7 @@ TEST_F(Cuda, LinearOfEveryType) {
   Run(cases);
 }
 
-TEST_F(Cuda, ExpertsOfEveryType) {
+TEST_P(Cuda, ExpertsOfEveryType) {
   Random random(4);
   std::vector<OpCase> cases;
   for (const DType type : kAllTypes) {
@@ -92,11 +92,12 @@ TEST_F(Cuda, ExpertsOfEveryType) {
     add(19, 128, 160, 2, 2);
     add(70, 64, 96, 6, 2);
     add(300, 128, 192, 7, 2);
+    add(500, 192, 320, 3, 2);
   }
   Run(cases);
 }
 
-TEST_F(Cuda, AttentionAndItsCache) {
+TEST_P(Cuda, AttentionAndItsCache) {
   Random random(5);
   std::vector<OpCase> cases;
   const AttentionShape shapes[] = {
@@ -186,7 +187,7 @@ void ExpectSame(const SelectResult& host, const SelectResult& device, const std:
   EXPECT_NEAR(host.record.gate_mass_lost, device.record.gate_mass_lost, 1e-4 + 1e-5 * host.record.gate_mass_lost);
 }
 
-TEST_F(Cuda, SelectionIsTheHosts) {
+TEST_P(Cuda, SelectionIsTheHosts) {
   Random random(6);
   int steps = 0;
   for (const int64_t experts : {4, 8, 32, 60, 64, 128, 200, 512}) {
@@ -221,7 +222,7 @@ TEST_F(Cuda, SelectionIsTheHosts) {
   std::printf("[          ] %d steps\n", steps);
 }
 
-TEST_F(Cuda, SummariesOfLogits) {
+TEST_P(Cuda, SummariesOfLogits) {
   Random random(7);
   const int64_t rows = 5, vocab = 50001;
   std::vector<float> logits = RandomFloats(random, rows * vocab, 3);
@@ -248,6 +249,8 @@ TEST_F(Cuda, SummariesOfLogits) {
   EXPECT_FALSE(out[3].finite);
   EXPECT_FALSE(out[4].finite);
 }
+
+INSTANTIATE_TEST_SUITE_P(Isa, Cuda, testing::Values("mma", "wgmma"), [](const auto& test) { return std::string(test.param); });
 
 }  // namespace
 }  // namespace thermoe::kernels

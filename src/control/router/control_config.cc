@@ -12,7 +12,8 @@ namespace {
 
 constexpr std::array<const char*, 3> kModes = {"plain", "static", "adaptive"};
 constexpr std::array<const char*, 3> kPreferences = {"throughput", "quality", "energy"};
-constexpr std::array<const char*, 6> kReasons = {"headroom", "price", "dwell", "fixed", "prefer quality", "safest"};
+constexpr std::array<const char*, 7> kReasons = {"headroom",       "price",  "dwell", "fixed",
+                                                 "prefer quality", "safest", "budget"};
 constexpr double kMostPower_w = 1e5, kMostTemp_c = 150, kMostLatency_ms = 1e6;
 constexpr size_t kMostPlaced = 1 << 20;
 constexpr double kMostGroups = 4095;
@@ -60,6 +61,19 @@ Status CheckLimits(const ControlLimits& limits, double device_power_w, double de
 Status CheckConfig(const ControlConfig& config) {
   THERMOE_RETURN_IF_ERROR(CheckLimits(config.limits, config.device_power_w, config.device_temp_c));
   THERMOE_RETURN_IF_ERROR(CheckRange("quality floor, nats", config.quality_floor_nats, 0, 10));
+  THERMOE_RETURN_IF_ERROR(CheckRange("quality budget, nats", config.quality_budget_nats, 0, 10));
+  if (config.quality_budget_nats > config.quality_floor_nats) {
+    return InvalidArgument(
+        "quality budget: a mean of {:g} nats is above the floor of {:g} nats that bounds every step; choose a lower "
+        "one or raise the floor",
+        config.quality_budget_nats, config.quality_floor_nats);
+  }
+  if (config.quality_budget_nats > 0 &&
+      (config.router != RouterMode::kAdaptive || config.prefer != Preference::kEnergy)) {
+    return InvalidArgument(
+        "quality budget: is for the adaptive router that prefers energy, not for {} and {}; leave one of them out",
+        RouterModeName(config.router), PreferenceName(config.prefer));
+  }
   THERMOE_RETURN_IF_ERROR(CheckRange("tick, s", config.tick_s, 0.01, 10));
   THERMOE_RETURN_IF_ERROR(CheckRange("idle power, W", config.prices.idle_w, 0, kMostPower_w));
   THERMOE_RETURN_IF_ERROR(CheckRange("joules per byte", config.prices.j_per_byte, 0, 1));

@@ -28,6 +28,9 @@ enum class Preference : uint8_t { kThroughput, kQuality, kEnergy };
 const char* PreferenceName(Preference preference);  // "throughput", "quality", "energy"
 Result<Preference> ParsePreference(std::string_view name);
 
+// A step may lose so many times the mean that a quality budget allows, where no floor is given.
+inline constexpr double kFloorOverBudget = 2;
+
 // 0: none.
 struct ControlLimits {
   double power_w = 0;     // mean over a second
@@ -43,7 +46,13 @@ struct ControlConfig {
   OperatingPoint static_point;  // for kStatic; need not be in the front
   ControlLimits limits;
   double quality_floor_nats = 0.02;  // no point that loses more is chosen
+  // Of the mean over decoded tokens of the last minutes, for Preference::kEnergy; at most the floor, which bounds every
+  // step. 0: none, the floor alone.
+  double quality_budget_nats = 0;
   Preference prefer = Preference::kThroughput;
+  // Whether steps take as long as the latency target allows while requests overlap, so that more share each read of the
+  // weights; for kAdaptive with Preference::kEnergy.
+  bool gather = true;
   double tick_s = 0.1;
   // Whether the hardware adapter learns which experts to avoid while a limit presses (docs/ttha.md); for kAdaptive.
   bool ttha = false;
@@ -78,8 +87,17 @@ enum class DecisionReason : uint8_t {
   kFixed,          // the mode has one point
   kPreferQuality,  // pacing first: the plain point while the latency target allows
   kSafest,         // a sensor that a limit needs is unknown, stale or lost
+  kBudget,         // the cheapest at the price that keeps the mean loss at the budget
 };
 const char* DecisionReasonName(DecisionReason reason);
+
+// A limit that the loop has failed to keep for seconds with all it has.
+enum class Unmet : uint8_t {
+  kNone,
+  kIdleHeat,   // even at rest the device is predicted to pass the temperature limit, or to come within its margin
+  kIdlePower,  // it draws the power limit at rest
+  kLatency,    // steps take longer than the target
+};
 
 // For a live view, the simulator and logs. Of the last tick where nothing else is said.
 struct ControlStatus {
@@ -91,14 +109,18 @@ struct ControlStatus {
   double point_loss_nats = 0, point_bytes_frac = 1;  // at the running batch
   double batch = 0;                                  // decode rows of a step, running mean
   double pause_frac = 0;                             // share of the last second that steps were kept waiting
-  double power_w = 0;                                // measured, over the last change of the counter; 0: unknown
-  double forecast_power_w = 0;                       // what the chosen point and pacing are predicted to draw
-  double demand_w = 0;                               // what the present steps would draw without a pause
-  double cap_w = 0;            // what pacing holds now: of power and temperature limit; 0: nothing
-  double temp_c = 0;           // measured; 0: unknown
-  double forecast_temp_c = 0;  // at the horizon
-  double latency_ms = 0;       // decode steps, running mean, pause included
+  double gather_ms = 0;         // from step to step, so that requests share reads of the weights; 0: not stretched
+  double mean_loss_nats = 0;    // of the last minutes' decoded tokens; with a quality budget
+  double power_w = 0;           // measured, over the last change of the counter; 0: unknown
+  double forecast_power_w = 0;  // what the chosen point and pacing are predicted to draw
+  double demand_w = 0;          // what the present steps would draw without a pause
+  double cap_w = 0;             // what pacing holds now: of power and temperature limit; 0: nothing
+  double temp_c = 0;            // measured; 0: unknown
+  double forecast_temp_c = 0;   // at the horizon
+  double latency_ms = 0;        // decode steps, running mean, pause included
   double idle_w = 0, j_per_byte = 0, j_per_flop = 0;  // as identified
+  Unmet unmet = Unmet::kNone;                         // since the limits were set
+  double unmet_value = 0;                             // C, W or ms that it came to
   bool safest = false;                                // sensors fail: safest point and feed-forward pacing
   DecisionReason reason = DecisionReason::kHeadroom;
   int32_t prefill_chunk = 0, max_sequences = 0;  // bounds in force; 0: the engine's own

@@ -55,7 +55,8 @@ ControlCore::ControlCore(const ControlConfig& config, std::vector<OperatingPoint
     : config_(config),
       router_(std::move(points), fixed, config.quality_floor_nats, config.prefer),
       model_(config.prices, config.bytes_per_s, config.flops_per_s, config.device_power_w),
-      forecast_(config.device_power_w, config.device_temp_c) {
+      forecast_(config.device_power_w, config.device_temp_c),
+      budget_(router_.points(), config.quality_floor_nats, config.quality_budget_nats) {
   for (const OperatingPoint& point : router_.points()) texts_.push_back(Describe(point));
   output_.point = std::max(fixed, 0);
   status_.limits = config_.limits;
@@ -67,6 +68,7 @@ ControlCore::ControlCore(const ControlConfig& config, std::vector<OperatingPoint
 void ControlCore::SetLimits(const ControlLimits& limits) {
   limits_changed_ = limits_changed_ || !(limits == config_.limits);
   config_.limits = limits;
+  if (limits_changed_) status_.unmet = failing_ = Unmet::kNone;
 }
 
 // The heartbeat: account for what ran, tick when it is time or something is wrong, and say how long to wait.
@@ -84,12 +86,35 @@ StepOutput ControlCore::AfterStep(const StepInput& step) {
   const bool urgent = limits_changed_ || late || SensorsFail(step) != safest_;
   ticked_ = urgent || step.end_s - tick_s_ >= config_.tick_s;
   if (ticked_) Tick(step, urgent);
-
-  const double passed_s = std::max(0.0, step.end_s - last_end_s_);
-  pause_s_ = pacer_.AfterStep(drawn_j_, passed_s, model_.idle_w());
+  if (by_budget_ && step.decode_tokens > 0) Take(budget_.PointFor(step.decode_tokens), step.end_s);
+  output_.pause_s = Pause(step);
   last_end_s_ = std::max(last_end_s_, step.end_s);
-  output_.pause_s = pause_s_;
   return output_;
+}
+
+void ControlCore::Take(int32_t point, double now_s) {
+  if (point == output_.point) return;
+  output_.point = point;
+  changed_s_ = now_s;
+  ++status_.point_changes;
+}
+
+// Before the next step: what the cap asks for, and what gathers requests.
+double ControlCore::Pause(const StepInput& step) {
+  const double passed_s = std::max(0.0, step.end_s - last_end_s_);
+  paced_s_ = pause_s_ = pacer_.AfterStep(drawn_j_, passed_s, model_.idle_w());
+  status_.gather_ms = 0;
+  if (config_.router != RouterMode::kAdaptive || config_.prefer != Preference::kEnergy || !config_.gather)
+    return pause_s_;
+  gather_.Observe(step, passed_s);
+  const int32_t chunk = output_.prefill_chunk > 0 ? output_.prefill_chunk : config_.prefill_chunk;
+  const bool prompt_waits = chunk > 0 && step.prefill_tokens >= chunk;  // more of it is to come
+  if (safest_ || prompt_waits) return pause_s_;
+  const int32_t most_rows = output_.max_sequences > 0 ? output_.max_sequences : config_.max_sequences;
+  const double period_s = gather_.Period(config_.limits.latency_ms * 1e-3, most_rows);
+  pause_s_ = std::min(std::max(pause_s_, period_s - (step.end_s - step.start_s)), Pacer::kMostPause_s);
+  status_.gather_ms = 1e3 * period_s;
+  return pause_s_;
 }
 
 // A step, and the time before it, as the model prices them.
@@ -97,6 +122,8 @@ void ControlCore::Account(const StepInput& step) {
   const double step_s = std::max(0.0, step.end_s - step.start_s);
   const double passed_s = std::max(step_s, step.end_s - last_end_s_), between_s = passed_s - step_s;
   const double gap_s = std::max(0.0, between_s - pause_s_);
+  // Steps that were stretched say that the machine waits for requests, as a gap does.
+  const double waited_s = std::max(0.0, between_s - paced_s_);
   const WorkTotals work{step_s, step.bytes(), step.flops};
   drawn_j_ = (safest_ ? model_.CautiousJoules(work) : model_.Joules(work)) + model_.idle_w() * between_s;
   last_ = {{passed_s, step.bytes(), step.flops}, drawn_j_};
@@ -104,7 +131,11 @@ void ControlCore::Account(const StepInput& step) {
   window_.work += last_.work;
   window_.predicted_j += last_.predicted_j;
   model_.LearnTime(step_s, step.bytes(), step.flops);
-  mix_.Add(step, router_.points()[static_cast<size_t>(output_.point)], gap_s);
+  const OperatingPoint& point = router_.points()[static_cast<size_t>(output_.point)];
+  mix_.Add(step, point, waited_s);
+  const bool decode = step.prefill_tokens == 0;
+  budget_.Add(step.decode_tokens, output_.point,
+              decode ? step.expert_bytes / BytesFracAt(point, step.decode_tokens) : 0);
 
   const double keep = std::exp(-passed_s / kMean_s);
   paused_s_ = paused_s_ * keep + std::min(between_s, pause_s_);

@@ -8,9 +8,11 @@
 #include "control/router/adaptive_router.h"
 #include "control/router/control_config.h"
 #include "control/router/energy_model.h"
+#include "control/router/gather.h"
 #include "control/router/load_mix.h"
 #include "control/router/multiplier.h"
 #include "control/router/pacer.h"
+#include "control/router/quality_budget.h"
 #include "control/router/step_input.h"
 #include "control/router/thermal_forecast.h"
 #include "control/router/ttha_adapter.h"
@@ -73,9 +75,13 @@ class ControlCore {
   void SetCap(const SensorInput& sensors, double dt_s);
   void MovePrices(double dt_s);
   void ChoosePoint(const StepInput& step, bool urgent);
+  void SolveBudget(double dt_s);
+  void Take(int32_t point, double now_s);
+  double Pause(const StepInput& step);
   void BoundWork(const RouterInput& input, const StepInput& step);
   RouterInput InputNow() const;
   void Show(const StepInput& step);
+  void NoteUnmet(double now_s);
 
   ControlConfig config_;
   AdaptiveRouter router_;
@@ -85,9 +91,12 @@ class ControlCore {
   ThermalForecast forecast_;
   Pacer pacer_;
   LoadMix mix_;
+  QualityBudget budget_;
+  Gather gather_;
 
   StepOutput output_;
-  double last_end_s_ = 0, pause_s_ = 0;
+  double last_end_s_ = 0;
+  double pause_s_ = 0, paced_s_ = 0;  // before the present step: in all, and for a cap
   bool started_ = false;
   // Energy.
   bool seen_energy_ = false, anchored_ = false;
@@ -108,9 +117,12 @@ class ControlCore {
   double caution_frac_ = 0;  // added to what is paced for
   bool wary_ = false;        // sensors failed, and prices are not known well yet
   bool safest_ = false, limits_changed_ = false, ticked_ = false;
-  double heat_cap_w_ = 0;  // that the temperature limit allows; 0: none or unknown
+  bool by_budget_ = false;  // points follow each step's batch
+  double heat_cap_w_ = 0;   // that the temperature limit allows; 0: none or unknown
   double reference_j_ = 0;
   DecisionReason reason_ = DecisionReason::kHeadroom;
+  Unmet failing_ = Unmet::kNone;  // at the last tick, and since when
+  double failing_since_s_ = 0;
   ControlStatus status_;
 };
 

@@ -71,6 +71,7 @@ struct Replayer {
     number("temp_limit_c", &config.limits.temp_c);
     number("latency_target_ms", &config.limits.latency_ms);
     number("quality_floor_nats", &config.quality_floor_nats);
+    number("quality_budget_nats", &config.quality_budget_nats);
     number("tick_s", &config.tick_s);
     number("idle_w", &config.prices.idle_w);
     number("j_per_byte", &config.prices.j_per_byte);
@@ -128,8 +129,10 @@ struct Replayer {
         shape->slots < 1 || shape->slots > shape->experts) {
       return false;
     }
-    if (!c.contains("ttha") || !c["ttha"].is_boolean()) return false;
-    config.ttha = c["ttha"].get<bool>();
+    for (const auto& [key, value] : {std::pair{"ttha", &config.ttha}, std::pair{"gather", &config.gather}}) {
+      if (!c.contains(key) || !c[key].is_boolean()) return false;
+      *value = c[key].get<bool>();
+    }
     if (!c.contains("placement")) return true;
     if (!c["placement"].is_array() || c["placement"].size() != static_cast<size_t>(shape->layers * shape->experts))
       return false;

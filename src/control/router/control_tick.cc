@@ -22,6 +22,7 @@ constexpr double kLatencyMargin = 0.96;
 constexpr double kReference_s = 60;
 constexpr double kBurst_s = 0.1;  // a step with prompt rows may take so long of the second that a cap is a mean over
 constexpr int32_t kLeastChunk = 16;
+constexpr double kUnmet_s = 5;  // that a limit must be passed on end before it is said that it cannot be kept
 
 }  // namespace
 
@@ -55,8 +56,10 @@ void ControlCore::Tick(const StepInput& step, bool urgent) {
   SetCap(step.sensors, dt_s);
   SetCaution();
   MovePrices(dt_s);
+  SolveBudget(dt_s);
   ChoosePoint(step, urgent);
   Show(step);
+  NoteUnmet(step.end_s);
   ++status_.ticks;
 }
 
@@ -184,11 +187,41 @@ void ControlCore::ShowAdapter(const TthaReport* report) {
   status_.ttha_value = report->value;
 }
 
+// What one byte more costs now: its joules; idle power for its time where the machine runs without a rest; at a cap,
+// the pause that pays for it.
+void ControlCore::SolveBudget(double dt_s) {
+  if (!budget_.on()) return;
+  const LoadCost now = mix_.CostAt(router_.points()[static_cast<size_t>(output_.point)], model_);
+  const double cap_w = pacer_.cap_w(), idle_w = model_.idle_w();
+  auto regime = QualityBudget::Regime::kBusy;
+  double j_per_byte = model_.j_per_byte();
+  if (cap_w > 0 && now.demand_w > cap_w) {
+    regime = QualityBudget::Regime::kCapped;
+    j_per_byte *= cap_w / std::max(cap_w - idle_w, 0.02 * cap_w);
+  } else if (now.period_s > now.busy_s) {
+    regime = QualityBudget::Regime::kWaiting;
+  } else {
+    j_per_byte += idle_w * model_.Seconds(1, 0);
+  }
+  budget_.Solve(regime, j_per_byte, dt_s);
+}
+
 void ControlCore::ChoosePoint(const StepInput& step, bool urgent) {
   const RouterInput input = InputNow();
   RouterChoice choice = router_.Choose(input);
   if (safest_) choice = {router_.Safest(mix_.batch()), DecisionReason::kSafest};
   const double target_s = input.latency_target_s;
+  // Each step's batch then has its own point, unless that would miss the latency target.
+  by_budget_ = budget_.on() && !safest_;
+  if (by_budget_) {
+    const int32_t rows = step.decode_tokens > 0 ? step.decode_tokens : static_cast<int32_t>(std::lround(mix_.batch()));
+    const int32_t point = budget_.PointFor(rows);
+    by_budget_ = target_s <= 0 || router_.Outlook(point, input).latency_s <= kLatencyMargin * target_s;
+    if (by_budget_) {
+      choice = {point, DecisionReason::kBudget};
+      changed_s_ = -1e9;  // no dwell: the choice is a table of batches
+    }
+  }
   const bool passed =
       urgent || (target_s > 0 && latency_s_ > target_s) ||
       (config_.limits.temp_c > 0 && step.sensors.temp_c && *step.sensors.temp_c > config_.limits.temp_c);
@@ -197,9 +230,7 @@ void ControlCore::ChoosePoint(const StepInput& step, bool urgent) {
     if (!passed && step.end_s - changed_s_ < kDwell_s) {
       reason_ = DecisionReason::kDwell;
     } else {
-      output_.point = choice.point;
-      changed_s_ = step.end_s;
-      ++status_.point_changes;
+      Take(choice.point, step.end_s);
     }
   }
   BoundWork(InputNow(), step);
@@ -252,10 +283,29 @@ void ControlCore::Show(const StepInput& step) {
   s.temp_c = step.sensors.temp_c.value_or(0);
   s.forecast_temp_c = forecast_.known() ? forecast_.TempAt(s.forecast_power_w) : 0;
   s.latency_ms = latency_s_ * 1e3;
+  s.mean_loss_nats = budget_.mean_loss_nats();
   s.idle_w = model_.idle_w(), s.j_per_byte = model_.j_per_byte(), s.j_per_flop = model_.j_per_flop();
   s.safest = safest_;
   s.reason = reason_;
   s.prefill_chunk = output_.prefill_chunk, s.max_sequences = output_.max_sequences;
+}
+
+// What no routing and no pause helps against, said once it has lasted.
+void ControlCore::NoteUnmet(double now_s) {
+  const ControlLimits& limits = config_.limits;
+  Unmet failing = Unmet::kNone;
+  double value = 0;
+  if (limits.temp_c > 0 && !safest_ && forecast_.known() &&
+      forecast_.PowerFor(limits.temp_c - kTempMargin_c) < model_.idle_w()) {
+    failing = Unmet::kIdleHeat, value = status_.temp_c;
+  } else if (limits.power_w > 0 && model_.known() && model_.idle_w() >= limits.power_w) {
+    failing = Unmet::kIdlePower, value = model_.idle_w();
+  } else if (limits.latency_ms > 0 && status_.latency_ms > limits.latency_ms) {
+    failing = Unmet::kLatency, value = status_.latency_ms;
+  }
+  if (failing != failing_) failing_ = failing, failing_since_s_ = now_s;
+  if (failing_ == Unmet::kNone || status_.unmet != Unmet::kNone || now_s - failing_since_s_ < kUnmet_s) return;
+  status_.unmet = failing_, status_.unmet_value = value;
 }
 
 ControlState ControlCore::state() const {

@@ -29,6 +29,8 @@ Json ConfigJson(const ControlConfig& config) {
   json["temp_limit_c"] = config.limits.temp_c;
   json["latency_target_ms"] = config.limits.latency_ms;
   json["quality_floor_nats"] = config.quality_floor_nats;
+  json["quality_budget_nats"] = config.quality_budget_nats;
+  json["gather"] = config.gather;
   json["tick_s"] = config.tick_s;
   json["idle_w"] = config.prices.idle_w;
   json["j_per_byte"] = config.prices.j_per_byte;

@@ -27,10 +27,12 @@ Result<SimController> MakeSimController(const SimSetup& setup, SimRouterKind kin
   config.static_point = point;
   config.limits = Limits(scenario.LimitsAt(0));
   config.quality_floor_nats = scenario.quality_floor_nats;
+  if (config.router == RouterMode::kAdaptive) config.quality_budget_nats = scenario.quality_budget_nats;
+  config.gather = scenario.gather && kind != SimRouterKind::kAdaptiveNoGather;
   const Result<Preference> prefer = ParsePreference(scenario.prefer);
   if (!prefer.ok()) return prefer.status();
   config.prefer = *prefer;
-  config.ttha = kind == SimRouterKind::kAdaptiveAdapter || (kind == SimRouterKind::kAdaptive && scenario.ttha);
+  config.ttha = kind == SimRouterKind::kAdaptiveAdapter || ((kind == SimRouterKind::kAdaptive || kind == SimRouterKind::kAdaptiveNoGather) && scenario.ttha);
   config.prices.idle_w = profile.idle_w;
   config.prices.j_per_byte = profile.energy_per_byte_pj * 1e-12;
   config.prices.j_per_flop = profile.energy_per_flop_pj * 1e-12;

@@ -75,7 +75,7 @@ Result<std::vector<SimRun>> RunJobs(const SimSetup& setup, const PointLoss& loss
   return {std::move(runs)};
 }
 
-// Static points worth trying: the fronts of both columns as far as the floor allows.
+// Static points worth trying: the fronts of both columns as far as the floor of a step allows at the largest batch.
 std::vector<Job> StaticJobs(const SimSetup& setup) {
   const std::vector<OperatingPoint>& points = setup.points.points;
   std::vector<size_t> chosen = ParetoFront(points, &OperatingPoint::batch16);
@@ -105,6 +105,7 @@ Result<SimResults> Simulate(const SimSetup& setup, int threads, const std::funct
     if (router == "adaptive") job.kind = SimRouterKind::kAdaptive;
     if (router == "adaptive-no-adapter") job.kind = SimRouterKind::kAdaptiveNoAdapter;
     if (router == "adaptive-adapter") job.kind = SimRouterKind::kAdaptiveAdapter;
+    if (router == "adaptive-no-gather") job.kind = SimRouterKind::kAdaptiveNoGather;
     if (router.starts_with(kStatic)) {
       Result<OperatingPoint> point = FindPoint(setup.points, router.substr(kStatic.size()));
       if (!point.ok()) return point.status();
@@ -135,14 +136,27 @@ Result<SimResults> Simulate(const SimSetup& setup, int threads, const std::funct
       results.runs.push_back(std::move(all[next++]));
       continue;
     }
-    // Most tokens for a joule: under a cap, where the watts are given, that is most tokens a second as well.
-    results.runs.push_back(*std::max_element(results.statics.begin(), results.statics.end(), [](const SimRun& a, const SimRun& b) {
-      return TokensPerJoule(a) < TokensPerJoule(b);
-    }));
+    const SimScenario& scenario = *setup.scenario;
+    const double most_nats = scenario.quality_budget_nats > 0 ? scenario.quality_budget_nats : scenario.quality_floor_nats;
+    const SimRun* best = BestStatic(results.statics, most_nats);
+    if (best == nullptr) {
+      return InvalidArgument("{}: every static point loses more than {} nats at this load; raise limits.quality_floor_nats", scenario.path,
+                             most_nats);
+    }
+    results.runs.push_back(*best);
     results.runs.back().router = router;
   }
   results.nats_per_mass = loss.nats_per_mass();
   return {std::move(results)};
+}
+
+// Most tokens for a joule: under a cap, where the watts are given, that is most tokens a second as well.
+const SimRun* BestStatic(const std::vector<SimRun>& statics, double loss_nats) {
+  const SimRun* best = nullptr;
+  for (const SimRun& run : statics) {
+    if (run.loss_nats <= loss_nats && (best == nullptr || TokensPerJoule(run) > TokensPerJoule(*best))) best = &run;
+  }
+  return best;
 }
 
 // A mix of two points costs the mix of their joules per token at the mix of their losses: the lower hull of joules over loss.

@@ -60,8 +60,8 @@ struct SimSetup {
   ModelShape shape;
 };
 
-// kAdaptive: the adapter as the scenario says.
-enum class SimRouterKind { kPlain, kStatic, kAdaptive, kAdaptiveNoAdapter, kAdaptiveAdapter };
+// kAdaptive: the adapter and gathering as the scenario says.
+enum class SimRouterKind { kPlain, kStatic, kAdaptive, kAdaptiveNoAdapter, kAdaptiveAdapter, kAdaptiveNoGather };
 // The control loop as the engine would make it for this device.
 Result<SimController> MakeSimController(const SimSetup& setup, SimRouterKind kind, const OperatingPoint& point);
 
@@ -75,5 +75,7 @@ Result<SimResults> Simulate(const SimSetup& setup, int threads, const std::funct
 
 // Tokens per joule that mixing static points reaches at that loss: between neighbours of their upper hull. 0: none are known.
 double StaticTokensPerJoule(const std::vector<SimRun>& statics, double loss_nats);
+// Of the best one that loses no more than that; null: none does.
+const SimRun* BestStatic(const std::vector<SimRun>& statics, double loss_nats);
 
 }  // namespace thermoe

@@ -121,10 +121,21 @@ Status ReadLimits(TomlFile* file, SimScenario* scenario) {
   THERMOE_RETURN_IF_ERROR(ReadNumber(file, "limits.temp_c", 0, 200, &scenario->temp_c));
   THERMOE_RETURN_IF_ERROR(ReadNumber(file, "limits.latency_ms", 0, 1e6, &scenario->latency_ms));
   THERMOE_RETURN_IF_ERROR(ReadNumber(file, "limits.quality_floor_nats", 0, 10, &scenario->quality_floor_nats));
+  THERMOE_RETURN_IF_ERROR(ReadNumber(file, "limits.quality_budget_nats", 0, 10, &scenario->quality_budget_nats));
+  if (scenario->quality_budget_nats > 0 && !file->Has("limits.quality_floor_nats"))
+    scenario->quality_floor_nats = kFloorOverBudget * scenario->quality_budget_nats;
+  THERMOE_RETURN_IF_ERROR(ReadChoice(file, "limits.gather", "on", "off", &scenario->gather));
   THERMOE_RETURN_IF_ERROR(ReadChoice(file, "limits.ttha", "on", "off", &scenario->ttha));
   THERMOE_RETURN_IF_ERROR(ReadText(file, "limits.prefer", &scenario->prefer));
   if (const Result<Preference> prefer = ParsePreference(scenario->prefer); !prefer.ok()) {
     return InvalidArgument("{}: {}", file->Where("limits.prefer"), prefer.status().message());
+  }
+  if (scenario->quality_budget_nats > scenario->quality_floor_nats) {
+    return InvalidArgument("{} is above limits.quality_floor_nats, which bounds every step; lower it or raise the floor",
+                           file->Where("limits.quality_budget_nats"));
+  }
+  if (scenario->quality_budget_nats > 0 && scenario->prefer != "energy") {
+    return InvalidArgument("{} is for limits.prefer = \"energy\"; set that or leave it out", file->Where("limits.quality_budget_nats"));
   }
   return Status::Ok();
 }
@@ -142,9 +153,10 @@ Result<std::vector<std::string>> ParseRouters(const std::string& text) {
     const size_t end = std::min(text.find(';', at), text.size());
     const std::string name = Trimmed(text.substr(at, end - at));
     const bool known = name == "plain" || name == "q4" || name == "adaptive" || name == "adaptive-no-adapter" || name == "adaptive-adapter" ||
+                       name == "adaptive-no-gather" ||
                        (name.starts_with("static:") && name.size() > 7);
     if (!known) {
-      return InvalidArgument("there is no router \"{}\"; choose among plain, q4, adaptive, adaptive-no-adapter, adaptive-adapter, static:best and "
+      return InvalidArgument("there is no router \"{}\"; choose among plain, q4, adaptive, adaptive-no-adapter, adaptive-adapter, adaptive-no-gather, static:best and "
                              "static:SETTINGS such as \"static:full 0, soft 0.15\", separated by semicolons",
                              name);
     }

@@ -47,7 +47,9 @@ struct SimScenario {
   SimLoad load;
   Schedule power_w{0.0};  // the cap over time; 0: none
   double temp_c = 0, latency_ms = 0;
-  double quality_floor_nats = 0.02;
+  double quality_floor_nats = 0.02;   // twice the budget where only that is given
+  double quality_budget_nats = 0;     // of the mean; 0: none
+  bool gather = true;
   std::string prefer = "throughput";  // or "quality", "energy"
   bool ttha = false;  // the hardware adapter, for the router "adaptive"
   std::vector<std::string> routers;

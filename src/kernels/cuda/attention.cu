@@ -5,6 +5,7 @@
 #include <cfloat>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/warp.cuh"
 #include "runtime/kv_layout.h"
 
@@ -205,6 +206,8 @@ __device__ void WritePartial(const Seen<kDim>& seen, int heads, Partial<kDim>* t
 template <int kDim>
 __global__ void __launch_bounds__(32 * kDecodeWarps) DecodeKernel(AttentionLaunch l, Partial<kDim>* partials) {
   extern __shared__ __half shared[];
+  WaitForBefore();
+  LetNextStart();
   constexpr int kStages = 2, kTileHalves = kTile * (kDim + kPad);
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int kv_head = static_cast<int>(blockIdx.x), splits = static_cast<int>(gridDim.y), split = static_cast<int>(blockIdx.y);
@@ -277,6 +280,8 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) DecodeKernel(AttentionLaunc
 // grid: heads, rows; one thread a dimension.
 template <int kDim>
 __global__ void CombineKernel(AttentionLaunch l, const Partial<kDim>* partials, int splits) {
+  WaitForBefore();
+  LetNextStart();
   const int head = static_cast<int>(blockIdx.x), per_kv = l.heads / l.cache.kv_heads;
   const int64_t row = blockIdx.y;
   const Partial<kDim>* parts = partials + (row * l.cache.kv_heads + head / per_kv) * splits;
@@ -426,9 +431,10 @@ void Launch(const AttentionLaunch& l, cudaStream_t stream) {
     cudaFuncSetAttribute(DecodeKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     const dim3 grid(static_cast<unsigned>(l.cache.kv_heads), static_cast<unsigned>(splits), static_cast<unsigned>(l.single));
     auto* partials = static_cast<Partial<kDim>*>(l.scratch);
-    DecodeKernel<kDim><<<grid, 32 * kDecodeWarps, bytes, stream>>>(l, partials);
+    LaunchEarly(DecodeKernel<kDim>, grid, dim3(32 * kDecodeWarps), bytes, stream, l, partials);
     if (splits > 1) {
-      CombineKernel<kDim><<<dim3(static_cast<unsigned>(l.heads), static_cast<unsigned>(l.single)), kDim, 0, stream>>>(l, partials, splits);
+      const dim3 heads(static_cast<unsigned>(l.heads), static_cast<unsigned>(l.single));
+      LaunchEarly(CombineKernel<kDim>, heads, dim3(kDim), 0, stream, l, partials, splits);
     }
   }
   if (l.count > l.single) {

@@ -74,7 +74,7 @@ class CudaOps::Call {
   std::vector<Result> results_;
 };
 
-Result<std::unique_ptr<kernels::Ops>> CudaOps::Create(ThreadPool* threads) {
+Result<std::unique_ptr<kernels::Ops>> CudaOps::Create(ThreadPool* threads, std::string_view isa) {
   const std::vector<DeviceFacts> devices = Devices();
   if (devices.empty()) {
     return Unsupported("no CUDA device is here (or no driver for it); leave --backend out to compute on the processor");
@@ -83,7 +83,13 @@ Result<std::unique_ptr<kernels::Ops>> CudaOps::Create(ThreadPool* threads) {
     return Unsupported("{} has compute capability {}.{}; the cuda backend needs 8.0 or later: leave --backend out to compute on the processor",
                        devices[0].name, devices[0].capability / 10, devices[0].capability % 10);
   }
+  const bool hopper = devices[0].capability == 90;
+  if (!isa.empty() && isa != "mma" && (isa != "wgmma" || !hopper)) {
+    return InvalidArgument("{} instruction set \"{}\" (option isa, or THERMOE_ISA): the cuda backend on {} has mma{}; leave it empty for the best",
+                           isa == "wgmma" ? "unavailable" : "unknown", isa, devices[0].name, hopper ? " and wgmma" : "");
+  }
   std::unique_ptr<CudaOps> ops(new CudaOps(devices[0], threads));
+  ops->wgmma_ = hopper && isa != "mma";
   THERMOE_RETURN_IF_ERROR(ops->Start());
   return std::unique_ptr<kernels::Ops>(std::move(ops));
 }
@@ -311,7 +317,7 @@ void CudaOps::Linear(const kernels::LinearArgs& args) const {
   EnsureScratch(static_cast<int64_t>(std::max(LinearScratch(rows, static_cast<int32_t>(args.weight.cols), outs[0]),
                                               LinearTogetherScratch(rows, static_cast<int32_t>(args.weight.cols), outs))));
   const float* bias = args.bias.empty() ? nullptr : call.In(args.bias.data(), static_cast<int64_t>(args.bias.size()));
-  pending_.push_back(LinearLaunch{weight, call.In(args.x.data, args.x.size()), bias, call.Out(args.out.data, args.out.size()), rows,
+  pending_.push_back(LinearLaunch{weight, call.In(args.x.data, args.x.size()), bias, call.Out(args.out.data, args.out.size()), rows, wgmma_,
                                   scratch_.data(), static_cast<size_t>(scratch_bytes_), sync_.as<uint32_t>()});
 }
 
@@ -465,10 +471,13 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
   ExpertFfnLaunch launch;
   launch.gate = tables->gate, launch.up = tables->up, launch.down = tables->down;
   launch.gate_packing = tables->gate_packing, launch.up_packing = tables->up_packing, launch.down_packing = tables->down_packing;
+  launch.gate_base = tables->gate_base, launch.up_base = tables->up_base, launch.down_base = tables->down_base;
+  launch.stride = tables->stride;
   launch.experts = static_cast<int32_t>(args.experts.size());
   launch.hidden = static_cast<int32_t>(args.x.cols);
   launch.width = static_cast<int32_t>(args.experts[0].gate.rows);
   launch.slots = selection.slots;
+  launch.wgmma = wgmma_;
   launch.may_read_hi = args.experts[0].gate.type == DType::kNested8;
   launch.rows = static_cast<int32_t>(args.x.rows);
   launch.x = call.In(args.x.data, args.x.size());

@@ -23,8 +23,8 @@ namespace thermoe::cuda {
 
 class CudaOps final : public kernels::Ops {
  public:
-  // kUnsupported where there is no device. `threads` pack weights; must outlive the result.
-  static Result<std::unique_ptr<Ops>> Create(ThreadPool* threads);
+  // kUnsupported where there is no device. `threads` pack weights; must outlive the result. isa: "" (the best), "mma" or "wgmma".
+  static Result<std::unique_ptr<Ops>> Create(ThreadPool* threads, std::string_view isa);
   ~CudaOps() override;
 
   std::string_view name() const override { return name_; }
@@ -99,6 +99,8 @@ class CudaOps final : public kernels::Ops {
   struct ExpertTables {
     DeviceMemory tables;  // gate [E], up [E], down [E]
     const DeviceMatrix *gate = nullptr, *up = nullptr, *down = nullptr;
+    DeviceMatrix gate_base, up_base, down_base;  // of expert 0
+    int64_t stride = 0;                          // from one expert to the next; 0: not the same for all
     Packing gate_packing = Packing::kF32, up_packing = Packing::kF32, down_packing = Packing::kF32;
   };
   Result<ExpertTables> MakeTables(std::span<const FfnWeights> experts, Call* call) const;
@@ -116,6 +118,7 @@ class CudaOps final : public kernels::Ops {
   DeviceFacts device_;
   ThreadPool* threads_;
   std::string name_;
+  bool wgmma_ = false;
   cudaStream_t stream_ = nullptr;
   mutable Status health_ = Status::Ok();
 

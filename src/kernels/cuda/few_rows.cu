@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights go from memory to registers to the tensor cores; a warp has a tile of 16 rows and a share of the columns, two batches of
-// tiles under way. Activations are fragments of halves in shared memory. With programmatic launches a kernel starts reading weights
-// while the one before it still runs: weights depend on nobody.
+// A warp has a tile of 16 rows of weights and a share of the columns; some tiles are under way to its own ring in shared memory while it
+// multiplies others. Activations are fragments of halves in shared memory, for all warps of a block. With programmatic launches a
+// kernel starts reading weights while the one before it still runs: weights depend on nobody.
 #include <algorithm>
 
 #include "kernels/cuda/few_rows.h"
 #include "kernels/cuda/fragments.cuh"
+#include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/warp.cuh"
 
 namespace thermoe::cuda {
@@ -31,10 +32,21 @@ struct FewArgs {
   __half* inner;               // [slots by order, width]
   float* slot_out;             // [T * K, hidden]
   int32_t rows, cols, slots, splits, slice_tiles;
+  DeviceMatrix base[2];        // of expert 0, where the others follow at `stride` bytes each; 0: look into the tables
+  int64_t stride;
   bool hi;                     // experts: which jobs this launch is for is their planes; linears: both
 };
 
 enum class Stage { kLinear, kGateUp, kDown };
+
+__device__ inline DeviceMatrix ExpertMatrix(const DeviceMatrix* table, const DeviceMatrix& base, int64_t stride, int expert) {
+  if (stride == 0) return table[expert];
+  DeviceMatrix m = base;
+  m.hi += expert * stride;
+  if (m.lo != nullptr) m.lo += expert * stride;
+  if (m.scales != nullptr) m.scales += expert * stride;
+  return m;
+}
 
 // Codes and scales of one tile, in registers.
 template <Packing kPacking>
@@ -44,34 +56,55 @@ struct Loaded {
   uint4 scales[2];  // of rows g and g + 8, as many bytes as the packing has
 };
 
-__device__ inline uint4 Stream(const uint4* at) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
-  return v;
+// A tile in a warp's ring: codes, the lo plane, scales.
+template <Packing kPacking, bool kHi>
+struct Ring {
+  static constexpr int kCodes = CodeTileBytes(kPacking), kLo = HasLoPlane(kPacking) && !kHi ? kPlaneTileBytes : 0;
+  static constexpr int kScales = ScaleTileBytes(kPacking), kTile = kCodes + kLo + kScales;
+  // As many tiles as 72 KiB hold for all warps of a block.
+  static constexpr int Stages(int mats) { return std::clamp(72 * 1024 / (kWarps * mats * kTile), 2, 8); }
+};
+
+__device__ inline void CopyAsync(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(SharedAddress(to)), "l"(from) : "memory");
+}
+__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kLeft>
+__device__ inline void WaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
-template <Packing kPacking>
-__device__ __forceinline__ void Load(const DeviceMatrix& m, int64_t tile, bool lo, int lane, Loaded<kPacking>* to) {
-  if constexpr (kPacking == Packing::kHalf) {
+// Starts the copy of one tile, by one warp.
+template <Packing kPacking, bool kHi>
+__device__ __forceinline__ void StartTile(const DeviceMatrix& m, int64_t tile, std::byte* to, int lane) {
+  using R = Ring<kPacking, kHi>;
 #pragma unroll
-    for (int s = 0; s < 4; ++s) to->codes[s] = Stream(reinterpret_cast<const uint4*>(m.hi + tile * kHalfTileBytes) + s * 32 + lane);
-  } else {
-    to->codes[0] = Stream(reinterpret_cast<const uint4*>(m.hi + tile * kPlaneTileBytes) + lane);
-    if constexpr (HasLoPlane(kPacking)) {
-      if (lo) to->codes[1] = Stream(reinterpret_cast<const uint4*>(m.lo + tile * kPlaneTileBytes) + lane);
-    }
-    constexpr int kBytes = ScaleTileBytes(kPacking) / kTileRows;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const std::byte* at = m.scales + tile * ScaleTileBytes(kPacking) + (lane / 4 + 8 * half) * kBytes;
-      if constexpr (kBytes == 4) to->scales[half].x = __ldg(reinterpret_cast<const uint32_t*>(at));
-      if constexpr (kBytes == 8) {
-        const uint2 v = __ldg(reinterpret_cast<const uint2*>(at));
-        to->scales[half].x = v.x, to->scales[half].y = v.y;
-      }
-      if constexpr (kBytes == 16) to->scales[half] = __ldg(reinterpret_cast<const uint4*>(at));
-    }
+  for (int at = 0; at < R::kCodes; at += 512) CopyAsync(to + at + lane * 16, m.hi + tile * R::kCodes + at + lane * 16);
+  if constexpr (R::kLo > 0) CopyAsync(to + R::kCodes + lane * 16, m.lo + tile * R::kLo + lane * 16);
+  if constexpr (R::kScales > 0) {
+    if (lane < R::kScales / 16) CopyAsync(to + R::kCodes + R::kLo + lane * 16, m.scales + tile * R::kScales + lane * 16);
   }
+}
+
+template <Packing kPacking, bool kHi>
+__device__ __forceinline__ Loaded<kPacking> ReadTile(const std::byte* from, int lane) {
+  using R = Ring<kPacking, kHi>;
+  Loaded<kPacking> tile;
+#pragma unroll
+  for (int at = 0; at < R::kCodes / 512; ++at) tile.codes[at] = reinterpret_cast<const uint4*>(from + at * 512)[lane];
+  if constexpr (R::kLo > 0) tile.codes[1] = reinterpret_cast<const uint4*>(from + R::kCodes)[lane];
+  constexpr int kBytes = R::kScales / kTileRows;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const std::byte* at = from + R::kCodes + R::kLo + (lane / 4 + 8 * half) * kBytes;
+    if constexpr (kBytes == 4) tile.scales[half].x = *reinterpret_cast<const uint32_t*>(at);
+    if constexpr (kBytes == 8) {
+      const uint2 v = *reinterpret_cast<const uint2*>(at);
+      tile.scales[half].x = v.x, tile.scales[half].y = v.y;
+    }
+    if constexpr (kBytes == 16) tile.scales[half] = *reinterpret_cast<const uint4*>(at);
+  }
+  return tile;
 }
 
 // Scale of step s (16 columns) and minimum of block b (32 columns) of row g + 8 half.
@@ -152,48 +185,62 @@ __device__ inline uint32_t HalfPair(float2 v) {
   return PackHalves(in(v.x), in(v.y));
 }
 
-// Columns [64 tile0, 64 tile1) of `count` rows as fragments: [tile][2][NT][32].
+// Two neighbouring columns at `column`, 8, 16 and 24 further on, of one row: what a lane has of 32 columns.
+template <Stage kStage>
+__device__ __forceinline__ uint4 ActivationsAt(const FewArgs& args, int row, int column) {
+  if constexpr (kStage == Stage::kDown) {
+    const __half* from = static_cast<const __half*>(args.x) + int64_t{row} * args.cols;
+    if (args.cols % 32 != 0) {  // nothing is aligned, and the row may end anywhere
+      const auto at = [&](int i) { return i < args.cols ? __half2float(from[i]) : 0.0f; };
+      const auto pair = [&](int c) { return PackHalves(at(c), at(c + 1)); };
+      return {pair(column), pair(column + 8), pair(column + 16), pair(column + 24)};
+    }
+    const auto* words = reinterpret_cast<const uint32_t*>(from + column);
+    return {__ldcg(words), __ldcg(words + 4), __ldcg(words + 8), __ldcg(words + 12)};
+  } else {
+    const int64_t token = kStage == Stage::kGateUp ? __ldcg(args.order + row) / args.slots : row;
+    const float* from = static_cast<const float*>(args.x) + token * args.cols;
+    if (args.cols % 32 != 0) {
+      const auto at = [&](int i) { return i < args.cols ? from[i] : 0.0f; };
+      const auto pair = [&](int c) { return HalfPair({at(c), at(c + 1)}); };
+      return {pair(column), pair(column + 8), pair(column + 16), pair(column + 24)};
+    }
+    const auto* pairs = reinterpret_cast<const float2*>(from + column);
+    const float2 a = __ldcg(pairs), b = __ldcg(pairs + 4), c = __ldcg(pairs + 8), d = __ldcg(pairs + 12);
+    return {HalfPair(a), HalfPair(b), HalfPair(c), HalfPair(d)};
+  }
+}
+
+// Columns [64 tile0, 64 tile1) of `count` rows as fragments: [tile][2][NT][32]. Loads of a thread do not wait for each other.
 template <int NT, Stage kStage>
 __device__ void StageActivations(const FewArgs& args, int first, int count, int tile0, int tile1, uint4* to) {
+  constexpr int kTogether = 4;
   const int pieces = (tile1 - tile0) * 2 * NT * 32;
-  for (int i = static_cast<int>(threadIdx.x); i < pieces; i += kThreads) {
-    const int lane = i % 32, nt = i / 32 % NT, block = i / (32 * NT), row = nt * 8 + lane / 4, t = lane % 4;
-    const int column = tile0 * kTileCols + block * 32 + 2 * t;
-    uint4 v = {};
-    if (row < count && args.cols % 32 != 0) {  // nothing is aligned, and the row may end anywhere
-      const auto pair = [&](int c) {
-        if constexpr (kStage == Stage::kDown) {
-          const __half* from = static_cast<const __half*>(args.x) + int64_t{first + row} * args.cols;
-          const auto at = [&](int i) { return i < args.cols ? __half2float(from[i]) : 0.0f; };
-          return PackHalves(at(c), at(c + 1));
-        } else {
-          const int64_t token = kStage == Stage::kGateUp ? args.order[first + row] / args.slots : first + row;
-          const float* from = static_cast<const float*>(args.x) + token * args.cols;
-          const auto at = [&](int i) { return i < args.cols ? from[i] : 0.0f; };
-          return HalfPair({at(c), at(c + 1)});
-        }
-      };
-      v = {pair(column), pair(column + 8), pair(column + 16), pair(column + 24)};
-    } else if (row < count && column - 2 * t < args.cols) {
-      if constexpr (kStage == Stage::kDown) {
-        const auto* from = reinterpret_cast<const uint32_t*>(static_cast<const __half*>(args.x) + int64_t{first + row} * args.cols + column);
-        v = {__ldcg(from), __ldcg(from + 4), __ldcg(from + 8), __ldcg(from + 12)};
-      } else {
-        const int64_t token = kStage == Stage::kGateUp ? args.order[first + row] / args.slots : first + row;
-        const auto* from = reinterpret_cast<const float2*>(static_cast<const float*>(args.x) + token * args.cols + column);
-        v = {HalfPair(__ldcg(from)), HalfPair(__ldcg(from + 4)), HalfPair(__ldcg(from + 8)), HalfPair(__ldcg(from + 12))};
-      }
+  for (int begin = static_cast<int>(threadIdx.x); begin < pieces; begin += kTogether * kThreads) {
+    uint4 v[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int i = begin + j * kThreads, lane = i % 32, nt = i / 32 % NT, block = i / (32 * NT);
+      const int row = nt * 8 + lane / 4, column = tile0 * kTileCols + block * 32;
+      v[j] = {};
+      if (i < pieces && row < count && column < args.cols) v[j] = ActivationsAt<kStage>(args, first + row, column + 2 * (lane % 4));
     }
-    to[i] = v;
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      if (begin + j * kThreads < pieces) to[begin + j * kThreads] = v[j];
+    }
   }
 }
 
 template <Packing kPacking, bool kHi, int NT, Stage kStage>
 __global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewArgs args) {
-  constexpr int kMats = kStage == Stage::kGateUp ? 2 : 1, kBatch = kMats == 2 ? 1 : 2;
+  constexpr int kMats = kStage == Stage::kGateUp ? 2 : 1;
+  using R = Ring<kPacking, kHi>;
+  constexpr int kStages = R::Stages(kMats);
   extern __shared__ uint4 staged[];
   __shared__ float partial[kWarps][kMats * NT * 4][32];
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  std::byte* ring = reinterpret_cast<std::byte*>(staged + args.slice_tiles * 2 * NT * 32) + warp * kStages * kMats * R::kTile;
   const int split = warp % args.splits, tiles_of_block = kWarps / args.splits;
   int tile = static_cast<int>(blockIdx.x) * tiles_of_block + warp / args.splits;
   int which = 0, first = 0, count = args.rows;
@@ -213,8 +260,8 @@ __global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewAr
     const auto planes = static_cast<Planes>(words.y & 255);
     if (kPacking == Packing::kPlanes8 && (planes == Planes::kHi) != kHi) return leave();
     first = words.z, count = words.w;
-    m[0] = args.first[words.x];
-    if constexpr (kMats == 2) m[1] = args.second[words.x];
+    m[0] = ExpertMatrix(args.first, args.base[0], args.stride, words.x);
+    if constexpr (kMats == 2) m[1] = ExpertMatrix(args.second, args.base[1], args.stride, words.x);
   }
   const int row_tiles = (m[0].rows + kTileRows - 1) / kTileRows, k_tiles = m[0].k_tiles;
   const bool mine = tile < row_tiles;
@@ -222,24 +269,24 @@ __global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewAr
   const auto number = [&](int k) { return base + int64_t{k} * kGroupTiles; };
   bool waited = kStage == Stage::kGateUp;
 
+  const int steps = mine && split < k_tiles ? (k_tiles - split + args.splits - 1) / args.splits : 0;  // this warp's tiles
+  const auto start = [&](int i) {
+    if (i < steps) {
+#pragma unroll
+      for (int j = 0; j < kMats; ++j) {
+        StartTile<kPacking, kHi>(m[j], number(split + i * args.splits), ring + (i % kStages * kMats + j) * R::kTile, lane);
+      }
+    }
+    CommitCopies();
+  };
+
   for (int begin = 0; begin < count; begin += 8 * NT) {
     const int here = min(8 * NT, count - begin);
     float sum[kMats][NT][4] = {};
+    for (int i = 0; i < kStages; ++i) start(i);
+    int step = 0;
     for (int slice = 0; slice < k_tiles; slice += args.slice_tiles) {
-      const int end = min(k_tiles, slice + args.slice_tiles), tiles = end - slice;
-      // This warp's tiles of the slice: split, split + splits, ...
-      Loaded<kPacking> now[kBatch][kMats], next[kBatch][kMats];
-      const auto load = [&](int at, Loaded<kPacking>(&to)[kBatch][kMats]) {
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          const int k = split + (at + i) * args.splits;
-          if (!mine || k >= tiles) continue;
-#pragma unroll
-          for (int j = 0; j < kMats; ++j) Load<kPacking>(m[j], number(slice + k), !kHi, lane, &to[i][j]);
-        }
-      };
-      load(0, now);
-      load(kBatch, next);
+      const int end = min(k_tiles, slice + args.slice_tiles);
       if (!waited) {
         WaitForBefore();
         waited = true;
@@ -247,23 +294,21 @@ __global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewAr
       if (slice > 0 || begin > 0) __syncthreads();
       StageActivations<NT, kStage>(args, first + begin, here, slice, end, staged);
       __syncthreads();
-      if (slice + args.slice_tiles >= k_tiles && begin + 8 * NT >= count) LetNextStart();
-      const auto multiply = [&](int at, const Loaded<kPacking>(&from)[kBatch][kMats]) {
+      if (end == k_tiles && begin + 8 * NT >= count) LetNextStart();
+      for (; step < steps && split + step * args.splits < end; ++step) {
+        WaitCopies<kStages - 1>();
+        __syncwarp();
+        const uint4* x = staged + (split + step * args.splits - slice) * 2 * NT * 32;
 #pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          const int k = split + (at + i) * args.splits;
-          if (!mine || k >= tiles) continue;
-#pragma unroll
-          for (int j = 0; j < kMats; ++j) Multiply<kPacking, kHi, NT>(from[i][j], staged + k * 2 * NT * 32, lane, sum[j]);
+        for (int j = 0; j < kMats; ++j) {
+          const Loaded<kPacking> tile_data = ReadTile<kPacking, kHi>(ring + (step % kStages * kMats + j) * R::kTile, lane);
+          Multiply<kPacking, kHi, NT>(tile_data, x, lane, sum[j]);
         }
-      };
-      for (int at = 0; split + at * args.splits < tiles; at += 2 * kBatch) {
-        multiply(at, now);
-        load(at + 2 * kBatch, now);
-        multiply(at + kBatch, next);
-        load(at + 3 * kBatch, next);
+        __syncwarp();
+        start(step + kStages);
       }
     }
+    WaitCopies<0>();
     // The splits of a tile, added in order.
     __syncthreads();
 #pragma unroll
@@ -307,6 +352,8 @@ __global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewAr
 }
 
 __global__ void AddSlotsKernel(SlotSums sums, float* out, int hidden) {
+  WaitForBefore();
+  LetNextStart();
   const int64_t t = blockIdx.y;
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= hidden) return;
@@ -318,29 +365,21 @@ __global__ void AddSlotsKernel(SlotSums sums, float* out, int hidden) {
   out[t * hidden + i] += value;
 }
 
-// A launch that may begin before the one before it has ended.
-template <typename Kernel>
-cudaError_t LaunchEarly(Kernel* kernel, dim3 grid, size_t bytes, cudaStream_t stream, const FewArgs& args) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kActivationRoom);
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid, config.blockDim = dim3(kThreads), config.dynamicSmemBytes = bytes, config.stream = stream;
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early, config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, args);
-}
-
 template <Packing kPacking, bool kHi, Stage kStage>
 cudaError_t LaunchGroups(int groups, dim3 grid, FewArgs args, cudaStream_t stream) {
-  const int k_tiles = (args.cols + kTileCols - 1) / kTileCols;
-  const int tile_bytes = 1024 * groups;
+  constexpr int kMats = kStage == Stage::kGateUp ? 2 : 1;
+  using R = Ring<kPacking, kHi>;
+  const int k_tiles = (args.cols + kTileCols - 1) / kTileCols, tile_bytes = 1024 * groups;
   args.slice_tiles = std::min(k_tiles, kActivationRoom / tile_bytes);
-  const auto bytes = static_cast<size_t>(args.slice_tiles * tile_bytes);
+  const auto bytes = static_cast<size_t>(args.slice_tiles * tile_bytes + kWarps * R::Stages(kMats) * kMats * R::kTile);
+  const auto launch = [&](auto* kernel) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    return LaunchEarly(kernel, grid, dim3(kThreads), bytes, stream, args);
+  };
   switch (groups) {
-    case 1: return LaunchEarly(FewRowsKernel<kPacking, kHi, 1, kStage>, grid, bytes, stream, args);
-    case 2: return LaunchEarly(FewRowsKernel<kPacking, kHi, 2, kStage>, grid, bytes, stream, args);
-    default: return LaunchEarly(FewRowsKernel<kPacking, kHi, 4, kStage>, grid, bytes, stream, args);
+    case 1: return launch(FewRowsKernel<kPacking, kHi, 1, kStage>);
+    case 2: return launch(FewRowsKernel<kPacking, kHi, 2, kStage>);
+    default: return launch(FewRowsKernel<kPacking, kHi, 4, kStage>);
   }
 }
 
@@ -364,14 +403,16 @@ bool LaunchPacking(Packing packing, int groups, dim3 grid, const FewArgs& args, 
   return false;
 }
 
-// Warps that share a row tile, so that there are blocks for all multiprocessors.
-int SplitsFor(int64_t tiles, int k_tiles) {
+int GroupsFor(int rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
+
+// Warps that share a row tile, so that there are blocks for all multiprocessors; fewer blocks where each first has many rows of
+// activations to bring.
+int SplitsFor(int64_t tiles, int k_tiles, int groups) {
+  const int64_t warps = 132 * (groups == 1 ? kWarps : 3);
   int splits = 1;
-  while (splits < kWarps && (tiles * splits < 132 * kWarps) && k_tiles >= 4 * splits) splits *= 2;
+  while (splits < kWarps && tiles * splits < warps && k_tiles >= 4 * splits) splits *= 2;
   return splits;
 }
-
-int GroupsFor(int rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
 
 size_t Up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -390,7 +431,7 @@ bool LinearOfFewRows(std::span<const LinearLaunch> launches, cudaStream_t stream
   args.linears = static_cast<int32_t>(launches.size());
   args.x = one.x, args.rows = one.rows, args.cols = one.weight.cols;
   const int tiles = args.first_tile[args.linears];
-  args.splits = SplitsFor(tiles, one.weight.k_tiles);
+  args.splits = SplitsFor(tiles, one.weight.k_tiles, GroupsFor(one.rows));
   const int of_block = kWarps / args.splits;
   return LaunchPacking<Stage::kLinear>(one.weight.packing, GroupsFor(one.rows), dim3(static_cast<unsigned>((tiles + of_block - 1) / of_block)), args,
                                        stream);
@@ -415,16 +456,18 @@ bool ExpertsOfFewRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t str
   const auto jobs = static_cast<unsigned>(l.may_read_hi ? std::min(2 * experts, l.rows * l.slots) : experts);
   const auto grid = [&](int rows, int cols) {
     const int tiles = (rows + kTileRows - 1) / kTileRows;
-    args.splits = SplitsFor(int64_t{tiles} * experts, (cols + kTileCols - 1) / kTileCols);
+    args.splits = SplitsFor(int64_t{tiles} * experts, (cols + kTileCols - 1) / kTileCols, groups);
     const int of_block = kWarps / args.splits;
     args.cols = cols;
     return dim3(static_cast<unsigned>((tiles + of_block - 1) / of_block), jobs);
   };
   const dim3 up = grid(l.width, l.hidden);
   args.first = l.gate, args.second = l.up, args.x = l.x, args.inner = inner;
+  args.base[0] = l.gate_base, args.base[1] = l.up_base, args.stride = l.stride;
   if (!LaunchPacking<Stage::kGateUp>(l.gate_packing, groups, up, args, stream)) return false;
   const dim3 down = grid(l.hidden, l.width);
   args.first = l.down, args.second = nullptr, args.x = inner, args.slot_out = slot_out;
+  args.base[0] = l.down_base;
   if (!LaunchPacking<Stage::kDown>(l.down_packing, groups, down, args, stream)) return false;
   *sums = {slot_out, l.weight, l.expert, l.slots};
   return true;
@@ -432,7 +475,7 @@ bool ExpertsOfFewRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t str
 
 void AddSlots(const SlotSums& sums, float* out, int64_t rows, int32_t hidden, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((hidden + 255) / 256), static_cast<unsigned>(rows));
-  if (rows > 0) AddSlotsKernel<<<grid, 256, 0, stream>>>(sums, out, hidden);
+  if (rows > 0) LaunchEarly(AddSlotsKernel, grid, dim3(256), 0, stream, sums, out, hidden);
 }
 
 }  // namespace thermoe::cuda

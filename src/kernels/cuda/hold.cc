@@ -242,6 +242,15 @@ Result<CudaOps::ExpertTables> CudaOps::MakeTables(std::span<const FfnWeights> ex
   ExpertTables tables;
   tables.gate = base, tables.up = base + count, tables.down = base + 2 * count;
   tables.gate_packing = views[0].packing, tables.up_packing = views[count].packing, tables.down_packing = views[2 * count].packing;
+  tables.gate_base = views[0], tables.up_base = views[count], tables.down_base = views[2 * count];
+  tables.stride = count > 1 ? views[1].hi - views[0].hi : 0;
+  for (size_t i = 0; i < views.size(); ++i) {
+    const DeviceMatrix& first = views[i / count * count];
+    const auto away = static_cast<int64_t>(i % count) * tables.stride;
+    const auto follows = [away](const std::byte* at, const std::byte* of_first) { return at == nullptr || at - of_first == away; };
+    if (!follows(views[i].hi, first.hi) || !follows(views[i].lo, first.lo) || !follows(views[i].scales, first.scales)) tables.stride = 0;
+    if (tables.stride == 0) break;
+  }
   tables.tables = std::move(memory).value();
   return tables;
 }

@@ -26,6 +26,7 @@ struct LinearLaunch {
   const float* bias = nullptr;  // [out] or null
   float* out = nullptr;         // [rows, out] = x * weight^T + bias
   int32_t rows = 0;
+  bool wgmma = true;        // may use Hopper's own tensor-core instructions
   void* scratch = nullptr;  // [LinearScratch], aligned to 256 bytes
   size_t scratch_bytes = 0;
   uint32_t* sync = nullptr;  // [kSyncWords]
@@ -52,6 +53,10 @@ struct ExpertFfnLaunch {
   const DeviceMatrix* down = nullptr;  // [E], [hidden, width]
   Packing gate_packing = Packing::kPlanes8, up_packing = Packing::kPlanes8, down_packing = Packing::kPlanes8;
   int32_t experts = 0, hidden = 0, width = 0, slots = 0, rows = 0;
+  // Expert 0's, where expert e's lie e * stride bytes further on; stride 0: they do not.
+  DeviceMatrix gate_base, up_base, down_base;
+  int64_t stride = 0;
+  bool wgmma = true;                     // may use Hopper's own tensor-core instructions
   bool may_read_hi = false;              // some jobs may be of the hi plane alone
   const float* x = nullptr;  // [T, hidden]
   // As kernels::Selection has them, in device memory.

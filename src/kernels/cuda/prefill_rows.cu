@@ -49,11 +49,11 @@ int HopperMultiprocessors() {
 }
 
 bool PrefillsLinear(const LinearLaunch& launch) {
-  return launch.rows > kFewRows && launch.weight.packing != Packing::kF32 && HopperMultiprocessors() > 0;
+  return launch.wgmma && launch.rows > kFewRows && launch.weight.packing != Packing::kF32 && HopperMultiprocessors() > 0;
 }
 bool PrefillsExperts(const ExpertFfnLaunch& launch) {
   const int64_t slots = int64_t{launch.rows} * launch.slots;
-  return launch.rows > kFewRows && slots > int64_t{kFewRowsOfExpert} * launch.experts && launch.hidden % 8 == 0 &&
+  return launch.wgmma && launch.rows > kFewRows && slots > int64_t{kFewRowsOfExpert} * launch.experts && launch.hidden % 8 == 0 &&
          launch.gate_packing == launch.up_packing && launch.gate_packing != Packing::kF32 &&
          launch.down_packing != Packing::kF32 && HopperMultiprocessors() > 0;
 }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/project.h"
 #include "kernels/cuda/warp.cuh"
 #include "runtime/kv_layout.h"
@@ -29,6 +30,7 @@ struct FinishArgs {
 // grid: parts, rows.
 __global__ void __launch_bounds__(kThreads) FinishKernel(FinishArgs args) {
   extern __shared__ float row[];
+  WaitForBefore();
   LetNextStart();
   const Part part = args.parts[blockIdx.x];
   const int64_t t = blockIdx.y;
@@ -101,8 +103,7 @@ bool FinishProjections(const FinishLaunch& l, cudaStream_t stream) {
   args.head_dim = l.q_rope.head_dim, args.rope_dim = l.q_rope.rope_dim, args.kv_heads = l.store.cache.kv_heads;
   args.halves = l.q_rope.halves;
   args.rows = l.store.rows;
-  FinishKernel<<<dim3(3, static_cast<unsigned>(l.store.count)), kThreads, bytes, stream>>>(args);
-  return true;
+  return LaunchEarly(FinishKernel, dim3(3, static_cast<unsigned>(l.store.count)), dim3(kThreads), bytes, stream, args) == cudaSuccess;
 }
 
 }  // namespace thermoe::cuda

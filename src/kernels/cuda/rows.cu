@@ -3,6 +3,7 @@
 
 #include <cfloat>
 
+#include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/warp.cuh"
 #include "model/quant_blocks.h"
@@ -18,6 +19,7 @@ constexpr int kNormThreads = 512, kNormKept = 4;  // elements of a row that a th
 
 // One block a row. What is added first, and where it goes: NormLaunch.
 __global__ void __launch_bounds__(kNormThreads) RmsNormKernel(NormLaunch l) {
+  WaitForBefore();
   LetNextStart();
   const int64_t row = blockIdx.x, at = row * l.n;
   const bool adds = l.add != nullptr || l.slots.slot_out != nullptr;
@@ -244,7 +246,7 @@ void RmsNorm(const NormLaunch& l, cudaStream_t stream) {
     RmsNormWarpKernel<<<static_cast<unsigned>((l.rows + 7) / 8), 256, 0, stream>>>(l.x, l.gain, l.out, l.rows, l.n, l.epsilon);
     return;
   }
-  RmsNormKernel<<<static_cast<unsigned>(l.rows), kNormThreads, 0, stream>>>(l);
+  LaunchEarly(RmsNormKernel, dim3(static_cast<unsigned>(l.rows)), dim3(kNormThreads), 0, stream, l);
 }
 
 void Rope(const RopeLaunch& launch, cudaStream_t stream) {

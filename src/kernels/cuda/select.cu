@@ -2,6 +2,7 @@
 // A warp chooses for a token: lane l holds the scores of experts l, l + 32, ... Ties go to the lower expert, as on the host.
 #include <cfloat>
 
+#include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/select.h"
 #include "kernels/cuda/warp.cuh"
 
@@ -258,11 +259,42 @@ __device__ RowCounts ChooseRow(const SelectLaunch& l, const SelectRules& rules, 
   return Weigh(l, rules, t, plain, false, chosen, groups);
 }
 
+// The dispatch of up to 32 slots, a lane each.
+__device__ void DispatchByWarp(const SelectLaunch& l, const int16_t* kept) {
+  for (int e = static_cast<int>(threadIdx.x); e < l.experts; e += static_cast<int>(blockDim.x)) l.expert_slots[e] = 0;
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const int lane = static_cast<int>(threadIdx.x), slots = l.rows * l.slots;
+  const int group = lane < slots ? static_cast<int>(kept[lane]) : -1;
+  const bool here = group >= 0;
+  const uint32_t same = __match_any_sync(kAllLanes, group), below = (1u << lane) - 1;
+  const bool leads = here && (same & below) == 0;
+  const uint32_t leaders = __ballot_sync(kAllLanes, leads);
+  int before = 0, jobs_before = 0;  // slots and jobs of lower groups
+  for (int i = 0; i < slots; ++i) {
+    const int other = __shfl_sync(kAllLanes, group, i);
+    before += other >= 0 && other < group;
+    jobs_before += (leaders >> i & 1) != 0 && other < group;
+  }
+  if (here) l.order[before + __popc(same & below)] = lane;
+  if (leads) l.jobs[jobs_before] = {group / 2, group % 2 == 0 ? Planes::kBoth : Planes::kHi, before, __popc(same)};
+  const uint32_t expert = __match_any_sync(kAllLanes, here ? group / 2 : -1);
+  const bool leads_expert = here && (expert & below) == 0;
+  if (leads_expert) l.expert_slots[group / 2] = __popc(expert);
+  const uint32_t distinct = __ballot_sync(kAllLanes, leads_expert), hi = __ballot_sync(kAllLanes, leads && group % 2 == 1);
+  if (lane == 0) {
+    *l.job_count = __popc(leaders);
+    l.counts->distinct = __popc(distinct), l.counts->distinct_hi = __popc(hi), l.counts->distinct_full = __popc(leaders & ~hi);
+  }
+}
+
 // Kept slots grouped by (expert, planes), tokens rising inside a group: a counting sort by one block. Each warp takes a run of slots.
 // `kept`: the slots' groups where Weigh kept them, or null.
 __device__ void Dispatch(const SelectLaunch& l, uint32_t* starts /* [warps, 2 E] */, const int16_t* kept) {
-  const int warps = static_cast<int>(blockDim.x / 32), warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  if (kept != nullptr && l.rows * l.slots <= 32) return DispatchByWarp(l, kept);
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int groups = 2 * l.experts, slots = l.rows * l.slots;
+  const int warps = min(static_cast<int>(blockDim.x / 32), (slots + 63) / 64);  // that have slots
   const int each = (slots + warps * 32 - 1) / (warps * 32) * 32, begin = warp * each, end = min(slots, begin + each);
   for (int i = static_cast<int>(threadIdx.x); i < warps * groups; i += static_cast<int>(blockDim.x)) starts[i] = 0;
   __syncthreads();
@@ -386,7 +418,31 @@ __global__ void __launch_bounds__(1024) SelectOneBlockKernel(SelectLaunch l) {
   SelectByBlock<kLane>(l);
 }
 
-constexpr int kGateThreads = 256, kGateWarps = kGateThreads / 32;
+constexpr int kGateThreads = 512, kGateWarps = kGateThreads / 32;
+constexpr int kGateQuads = 8;                                // float4s of a weight row that a lane holds at once
+constexpr int kGateRows = kFusedGateRows / kGateWarps;       // rows of a warp
+
+// Logits of one expert for the rows of a warp; w and x: [quads]. Weights are read once, and loads do not wait for each other.
+__device__ void GateLogits(const float4* w, const float* x, int quads, int rows, int experts, int expert, int first_quad, int last_quad,
+                           int first_row, int row_step, float (&sums)[kGateRows]) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  for (int begin = first_quad; begin < last_quad; begin += 32 * kGateQuads) {
+    float4 a[kGateQuads];
+#pragma unroll
+    for (int i = 0; i < kGateQuads; ++i) a[i] = begin + 32 * i + lane < last_quad ? __ldg(w + begin + 32 * i + lane) : float4{};
+#pragma unroll
+    for (int r = 0; r < kGateRows; ++r) {
+      const int t = first_row + r * row_step;
+      if (t >= rows) break;
+      const float4* row = reinterpret_cast<const float4*>(x) + int64_t{t} * quads + begin + lane;
+#pragma unroll
+      for (int i = 0; i < kGateQuads; ++i) {
+        const float4 b = begin + 32 * i + lane < last_quad ? __ldcg(row + 32 * i) : float4{};
+        sums[r] += a[i].x * b.x + a[i].y * b.y + (a[i].z * b.z + a[i].w * b.w);
+      }
+    }
+  }
+}
 
 // Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects.
 template <int kLane>
@@ -394,28 +450,26 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
                                                            SelectLaunch l) {
   __shared__ float parts[kGateWarps];
   __shared__ bool last;
+  WaitForBefore();
+  LetNextStart();
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), expert = static_cast<int>(blockIdx.x);
   const float4* w = reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden);
   const int quads = hidden / 4;
-  int share = 1;  // warps a row
-  while (share < kGateWarps && 2 * share * l.rows <= kGateWarps) share *= 2;
-  const int slice = warp % share;
-  for (int first = 0; first < l.rows; first += kGateWarps / share) {
-    const int t = first + warp / share;
-    float sum = 0;
-    if (t < l.rows) {
-      const float4* row = reinterpret_cast<const float4*>(x + int64_t{t} * hidden);
-#pragma unroll 4
-      for (int i = slice * 32 + lane; i < quads; i += 32 * share) {
-        const float4 a = w[i], b = row[i];
-        sum += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
-      }
-    }
-    sum = WarpSum(sum);
-    if (share == 1) {
+  float sums[kGateRows] = {};
+  if (l.rows * 2 > kGateWarps) {  // a warp has rows of its own
+    GateLogits(w, x, quads, l.rows, l.experts, expert, 0, quads, warp, kGateWarps, sums);
+#pragma unroll
+    for (int r = 0; r < kGateRows; ++r) {
+      const float sum = WarpSum(sums[r]);
+      const int t = warp + r * kGateWarps;
       if (lane == 0 && t < l.rows) logits[int64_t{t} * l.experts + expert] = sum;
-      continue;
     }
+  } else {  // some warps share a row
+    int share = 1;
+    while (2 * share * l.rows <= kGateWarps) share *= 2;
+    const int t = warp / share, slice = warp % share, each = (quads + share - 1) / share;
+    GateLogits(w, x, quads, l.rows, l.experts, expert, slice * each, min(quads, slice * each + each), t, kFusedGateRows, sums);
+    const float sum = WarpSum(sums[0]);
     if (lane == 0) parts[warp] = sum;
     __syncthreads();
     if (lane == 0 && slice == 0 && t < l.rows) {
@@ -463,12 +517,11 @@ int DispatchWarps(int experts, int64_t slots) {
 
 template <int kLane>
 bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
-  const int bytes = kGateWarps * 2 * l.experts * 4;
+  const int bytes = min(kGateWarps, (l.rows * l.slots + 63) / 64) * 2 * l.experts * 4;
   if (bytes > 64 * 1024) return false;
   cudaFuncSetAttribute(GateKernel<kLane>, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024);
-  GateKernel<kLane><<<static_cast<unsigned>(l.experts), kGateThreads, static_cast<size_t>(bytes), stream>>>(
-      reinterpret_cast<const float*>(gate.weight.hi), gate.x, gate.weight.cols, gate.out, gate.sync + kSyncWords - 1, l);
-  return true;
+  return LaunchEarly(GateKernel<kLane>, dim3(static_cast<unsigned>(l.experts)), dim3(kGateThreads), static_cast<size_t>(bytes), stream,
+                     reinterpret_cast<const float*>(gate.weight.hi), gate.x, gate.weight.cols, gate.out, gate.sync + kSyncWords - 1, l) == cudaSuccess;
 }
 
 template <int kLane>
