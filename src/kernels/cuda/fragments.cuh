@@ -94,4 +94,8 @@ __device__ inline float HalfScale(float most) {
 }
 __device__ inline float InverseOfPower(float power) { return __uint_as_float((254u << 23) - __float_as_uint(power)); }
 
+__device__ inline uint32_t SharedAddress(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
 }  // namespace thermoe::cuda
