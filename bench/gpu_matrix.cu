@@ -229,6 +229,7 @@ class Bench {
         launch.rows = rows;
         launch.x = x.data();
         launch.out = out.data();
+        launch.may_read_hi = true;
         launch.scratch_bytes = cuda::ExpertFfnScratch(shape.experts, shape.hidden, shape.width, shape.slots, rows);
         const DeviceArray<std::byte> scratch(launch.scratch_bytes);
         launch.scratch = scratch.data();
@@ -260,7 +261,7 @@ class Bench {
       DeviceArray<uint32_t> sync(cuda::kSyncWords);
       sync.Fill(0);
       const double us = TimeGraph(copies, [&](int i, cudaStream_t s) {
-        BENCH_CUDA(cuda::Linear({weights.views[static_cast<size_t>(i)], x.data(), nullptr, y.data(), rows,
+        BENCH_CUDA(cuda::Linear({weights.views[static_cast<size_t>(i)], x.data(), nullptr, y.data(), rows, true,
                                  scratch.data(), scratch_bytes, sync.data()},
                                 s));
       });

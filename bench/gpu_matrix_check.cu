@@ -144,7 +144,7 @@ bool CheckLinear(std::mt19937* random, DType type, int32_t rows, int32_t in, std
   std::vector<cuda::LinearLaunch> launches;
   for (size_t m = 0; m < outs.size(); ++m) {
     launches.push_back({weights[m].views[0], device_x.data(), m % 2 == 0 ? biases[m].data() : nullptr,
-                        results[m].data(), rows, scratch.data(), scratch_bytes, sync.data()});
+                        results[m].data(), rows, true, scratch.data(), scratch_bytes, sync.data()});
   }
   double worst = 0;
   for (int repeat = 0; repeat < 2; ++repeat) {  // twice: the first leaves sync as it found it
@@ -205,6 +205,7 @@ bool CheckExperts(std::mt19937* random, DType type, DType down_type, const Shape
   launch.rows = shape.rows;
   launch.x = device_x.data();
   device_routing.PutInto(&launch);
+  launch.may_read_hi = true;
   launch.scratch_bytes = cuda::ExpertFfnScratch(shape.experts, shape.hidden, shape.width, shape.slots, shape.rows);
   DeviceArray<std::byte> scratch(launch.scratch_bytes);
   scratch.Fill(0x7f);
