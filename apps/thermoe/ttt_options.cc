@@ -67,6 +67,7 @@ Json TttOptionsJson(const TttOptions& options) {
   json["rank"] = options.rank;
   json["segment"] = options.segment;
   json["steps"] = options.steps;
+  json["look_back"] = options.look_back;
   json["optimizer"] = TttOptimizerName(options.optimizer);
   json["beta1"] = options.beta1;
   json["beta2"] = options.beta2;
@@ -76,6 +77,7 @@ Json TttOptionsJson(const TttOptions& options) {
   json["window"] = options.window;
   json["keep"] = options.keep;
   json["seed"] = options.seed;
+  json["start"] = TttStartName(options.start);
   return json;
 }
 

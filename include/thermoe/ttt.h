@@ -65,6 +65,14 @@ enum class TttOptimizer : uint8_t {
 std::string_view TttOptimizerName(TttOptimizer optimizer);
 Result<TttOptimizer> ParseTttOptimizer(std::string_view name);
 
+// How A of the low-rank groups starts: every row is of length about 1, so that a step changes as much either way.
+enum class TttStart : uint8_t {
+  kNormal,       // elements ~ N(0, 1 / in)
+  kOrthonormal,  // the same made orthonormal (each block of `in` rows): no direction is counted twice
+};
+std::string_view TttStartName(TttStart start);  // "normal", "orthonormal"
+Result<TttStart> ParseTttStart(std::string_view name);
+
 // A tier: what is adapted and how. Without groups nothing is adapted: the plain model, read in the same segments and with the
 // same context restarts, to compare with.
 struct TttOptions {
@@ -73,6 +81,9 @@ struct TttOptions {
   int rank = 4;                // of the low-rank groups, 1 to 64
   int segment = 128;           // tokens between two updates; at most EngineOptions::prefill_chunk
   int steps = 1;               // optimiser steps a segment; further ones pass the segment again
+  // Tokens before a segment that pass again with it, so that its backward pass goes through them too: deltas learn what to change in
+  // the keys and values that the segment sees. 0: earlier keys and values are constants.
+  int look_back = 0;
   TttObjective objective = TttObjective::kNll;
   float confidence = 0.5f;     // pseudo-labels: least probability of a label
   TttOptimizer optimizer = TttOptimizer::kAdam;
@@ -90,6 +101,7 @@ struct TttOptions {
   // does not fit even so is refused. A session's own: TttStats::delta_bytes.
   int64_t activation_bytes = int64_t{256} << 20;
   uint64_t seed = 0;           // of the low-rank starts
+  TttStart start = TttStart::kNormal;
   std::string features_path;   // statistics for kFeatureAlignment
 
   bool adapts() const { return !groups.empty(); }

@@ -128,8 +128,8 @@ Status EngineImpl::Schedule() {
   return Status::Ok();
 }
 
-// The next `count` tokens of a request's session. `recompute`: they were seen before, only keys and values are wanted.
-Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, bool recompute) {
+// The next `count` tokens of a request's session. The first `seen` pass again: only their keys and values are wanted.
+Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, int32_t seen) {
   Session* session = active->session;
   const Deltas* deltas = session->ttt == nullptr ? nullptr : session->ttt->deltas();
   const int32_t begin = session->kv.length;
@@ -142,7 +142,7 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, bool recompute)
   part.first_position = begin;
   for (int32_t position = begin; position < begin + count; ++position) {
     const size_t at = session->first() + static_cast<size_t>(position);
-    const bool wants_logits = !recompute && WantsLogits(*active, at);
+    const bool wants_logits = position >= begin + seen && WantsLogits(*active, at);
     batch_.rows.push_back({session->tokens[at], &session->kv, position, kind, wants_logits, deltas});
     row_owner_.push_back(active);
     part.logit_rows += wants_logits ? 1 : 0;

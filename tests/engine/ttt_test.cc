@@ -254,6 +254,87 @@ TEST(Ttt, WhatIsReadIsLearnt) {
   EXPECT_GT(flops, 2.2 * plain_flops);
 }
 
+// What a step of gradient descent gains is the squared length of the gradient, to first order, where the gradient is
+// that of the whole window: with keys and values of earlier tokens held constant it is another one.
+TEST(Ttt, LookingBackTakesTheGradientOfTheWholeWindow) {
+  const TempFolder folder;
+  const auto model =
+      OpenModel(FixturePath("qwen3moe"));  // exact arithmetic: codes of activations would hide so small a gain
+  const auto gain_over_prediction = [&](int look_back) {
+    const ModelConfig& config = model->impl().config();
+    constexpr float kRate = 0.001f;
+    EngineOptions options;
+    options.backend = "reference";
+    options.max_sequences = 3;
+    const auto engine = MakeEngine(model, options);
+    TttOptions tier = Tier({DeltaGroup::kAttentionGain, DeltaGroup::kExpertGain}, kRate);
+    tier.optimizer = TttOptimizer::kSgd;
+    tier.beta1 = 0;
+    tier.look_back = look_back;
+    const SessionId session = Open(engine.get(), Off());
+    RunRequest(engine.get(), Keep(Text(47), session));
+    EXPECT_TRUE(engine->SetTtt(session, tier).ok());
+    // Row 46, computed again to score token 47, to row 61: a segment.
+    const RequestResult learnt = RunRequest(engine.get(), Keep(Text(15, 47), session));
+    EXPECT_EQ(learnt.ttt.updates, 1);
+    EXPECT_EQ(learnt.ttt.adapted_tokens, 16);
+    const RequestResult plain = RunRequest(engine.get(), Keep(Text(62)));
+    EXPECT_TRUE(std::equal(learnt.logits.begin(), learnt.logits.end(),
+                           plain.logits.end() - 15 * static_cast<long>(config.vocab)));
+    EXPECT_TRUE(engine->SaveDeltas(session, folder.File("deltas")).ok());
+    Adaptation deltas(config, tier, nullptr);
+    EXPECT_TRUE(ReadDeltas(folder.File("deltas"), model->info().identity, &deltas).ok());
+    double squares = 0;
+    for (const float value : deltas.deltas()->values) squares += static_cast<double>(value) * value;
+    // The window again, with those deltas all along.
+    for (DeltaGroupOptions& group : tier.groups) group.learning_rate = 0;
+    const SessionId again = Open(engine.get(), tier);
+    EXPECT_TRUE(engine->LoadDeltas(again, folder.File("deltas")).ok());
+    const RequestResult adapted = RunRequest(engine.get(), Keep(Text(62), again));
+    return (MeanNll(plain, 47) - MeanNll(adapted, 47)) / (squares / kRate);
+  };
+  EXPECT_NEAR(gain_over_prediction(48), 1, 0.005);
+  EXPECT_GT(std::fabs(gain_over_prediction(0) - 1), 0.03);
+}
+
+TEST(Ttt, LookingBackPassesTheSameTokensAgain) {
+  const auto engine = Make();
+  const RequestResult plain = RunRequest(engine.get(), Keep(Text(150), Open(engine.get(), Off(16, 64, 32))));
+  TttOptions tier = Tier({}, 0);
+  tier.window = 64, tier.keep = 32, tier.look_back = 24;
+  const RequestResult same = RunRequest(engine.get(), Keep(Text(150), Open(engine.get(), tier)));
+  EXPECT_TRUE(same.logits == plain.logits);
+  EXPECT_EQ(same.prompt_logprobs, plain.prompt_logprobs);
+  EXPECT_EQ(same.ttt.restarts, 3);
+  // Segments begin at 0, 16, 32, 48, a restart, 32, 48, a restart, and so on: 16, 24 and 24 before the first restart,
+  // 24 more in each of the two after.
+  EXPECT_EQ(same.ttt.recomputed_tokens, plain.ttt.recomputed_tokens + 16 + 24 + 24 + 3 * 24);
+  EXPECT_EQ(same.ttt.adapted_tokens, 144);
+}
+
+TEST(Ttt, OrthonormalStartsAreOrthonormalInEachBlock) {
+  TttOptions options = Tier({DeltaGroup::kLowRankQ, DeltaGroup::kLowRankOutput});
+  options.rank = 40;
+  options.start = TttStart::kOrthonormal;
+  ModelConfig config = Ember()->impl().config();
+  config.hidden = 32;  // a block of 32 rows, and 8 more
+  const Adaptation adaptation(config, options, nullptr);
+  int matrices = 0;
+  for (const DeltaTensor& tensor : adaptation.layout().tensors()) {
+    if (tensor.part != DeltaPart::kA) continue;
+    ++matrices;
+    const ConstRows a = adaptation.deltas()->matrix(tensor);
+    for (int64_t r = 0; r < a.rows; ++r) {
+      for (int64_t s = r / a.cols * a.cols; s <= r; ++s) {
+        EXPECT_NEAR(std::inner_product(a.row(r), a.row(r) + a.cols, a.row(s), 0.0), r == s ? 1 : 0, 1e-5);
+      }
+    }
+  }
+  EXPECT_EQ(matrices, config.layers + 1);
+  const Adaptation normal(config, Tier({DeltaGroup::kLowRankQ, DeltaGroup::kLowRankOutput}), nullptr);
+  EXPECT_NE(normal.deltas()->values, adaptation.deltas()->values);
+}
+
 // With a bias on the logits alone every later row differs from the plain one by that bias, generated ones too.
 TEST(Ttt, GeneratedTokensUseTheDeltas) {
   const auto engine = Make();
@@ -298,6 +379,7 @@ TEST(Ttt, NeighboursDoNotChangeABit) {
   tiers[1].objective = TttObjective::kEntropy;
   tiers[1].window = 80;
   tiers[1].keep = 32;
+  tiers[1].look_back = 20;
   struct Outcome {
     RequestResult result;
     std::string deltas;
@@ -488,7 +570,10 @@ TEST(Ttt, RefusalsSayWhatToDo) {
     request.ttt = std::make_shared<TttOptions>(options);
     EXPECT_EQ(engine->Submit(request).status().message(), status.message());
   };
-  refuses([](TttOptions* o) { o->segment = 65; }, "a segment has 65 tokens but a step takes 64");
+  refuses([](TttOptions* o) { o->segment = 65; },
+          "a segment has 65 tokens with those that it looks back to, but a step takes 64");
+  refuses([](TttOptions* o) { o->look_back = 50; }, "a segment has 66 tokens");
+  refuses([](TttOptions* o) { o->look_back = -1; }, "look_back is -1");
   refuses([](TttOptions* o) { o->window = 257; }, "the window of 257 tokens passes the context of 256");
   refuses([](TttOptions* o) { o->window = o->segment + 1, o->keep = 56; },
           "keeps 16 tokens, which leaves no room for a segment of 16 in a window of 17");
