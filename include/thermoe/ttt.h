@@ -96,6 +96,9 @@ struct TttOptions {
   // When a segment would pass `window` positions (0: the engine's context) the context restarts: the newest `keep` tokens are computed
   // again (half the window where they leave no room for a segment), with the deltas as they are, from position 0. 0: no restarts; a longer text is refused.
   int window = 0, keep = 512;
+  // Of the tokens that pass again (those that a restart keeps, and the segment at each further step) this share, those whose input
+  // has changed most, have their experts computed; the others keep what their experts gave. Each layer chooses for itself. 1: all.
+  float recompute_share = 1;
   // Most bytes of kept activations and of the backward pass's own buffers, which the sessions of an engine share (the largest need
   // counts). Experts' inner activations are computed again in the backward pass where keeping them would pass it; a segment that
   // does not fit even so is refused. A session's own: TttStats::delta_bytes.
@@ -114,6 +117,8 @@ const std::vector<TttOptions>& TttTiers();
 Result<TttOptions> TttTier(std::string_view name);
 // A tier from a TOML file, docs/test-time-training.md lists the keys. Errors: kNotFound; kCorrupt names line and key.
 Result<TttOptions> ReadTttTier(const std::string& path);
+// The least EngineOptions::prefill_chunk that a tier is allowed with.
+int TttLongestStep(const TttOptions& options);
 // kInvalidArgument names the field and its range.
 Status CheckTttOptions(const TttOptions& options);
 
@@ -126,6 +131,7 @@ struct TttStats {
   double flops = 0;            // of everything that the session computed: forward, backward, recomputation
   double adapt_seconds = 0;    // of the engine's clock: backward passes, updates and further steps
   double adapt_joules = 0;     // of the same; negative: nothing measures or predicts them
+  int64_t recall_bytes = 0;    // of what the experts gave, kept for passes with recompute_share below 1
   int64_t delta_bytes = 0;     // of the session's deltas; their gradient takes as much again, each of the optimiser's moments too
 };
 

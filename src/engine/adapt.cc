@@ -16,6 +16,17 @@ int32_t KeptBy(const TttOptions& options, int32_t window) {
   return std::max(1, keep / options.segment) * options.segment;
 }
 
+bool Recalls(const TttOptions& options) { return options.adapts() && options.recompute_share < 1 && (options.keep > 0 || options.steps > 1); }
+
+// Positions whose experts' results are of use later: any that may be kept when the window ends; all of them for further steps.
+struct Span {
+  int32_t first = 0, count = 0;
+};
+Span RecalledPositions(const TttOptions& options, int32_t window) {
+  const int32_t first = options.steps > 1 ? 0 : std::max(0, window - options.segment + 1 - KeptBy(options, window));
+  return {first, window - first};
+}
+
 // Rows that a backward pass goes through.
 int32_t RowsLearntThrough(const TttOptions& options) { return options.segment + options.look_back; }
 
@@ -34,6 +45,18 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
                            KeptBy(options, window), options.segment, window);
   }
   if (!options.adapts()) return Status::Ok();
+  if (Recalls(options)) {
+    const int32_t kept = options.keep > 0 ? KeptBy(options, window) : 0;
+    if (kept > options_.prefill_chunk) {
+      return InvalidArgument("a restart keeps {} tokens, which pass again in one step where recompute_share is below 1, but a step takes {}; keep fewer or raise the prefill chunk",
+                             kept, options_.prefill_chunk);
+    }
+    const int64_t bytes = Recall::BytesFor(config_, RecalledPositions(options, window).count);
+    if (bytes > options.activation_bytes) {
+      return ResourceExhausted("keeping what experts gave takes {} KiB but {} are allowed; keep fewer tokens or set recompute_share to 1", (bytes >> 10) + 1,
+                               options.activation_bytes >> 10);
+    }
+  }
   if (options.objective == TttObjective::kFeatureAlignment && options.features_path.empty()) {
     return InvalidArgument("feature alignment needs statistics of activations; measure them with thermoe calibrate --features FILE and name the file");
   }
@@ -58,6 +81,11 @@ void EngineImpl::StartTtt(Session* session, const TttOptions& options, std::shar
     fresh->first = session->ttt->first;
     fresh->recompute_until = session->ttt->recompute_until;
   }
+  if (Recalls(options)) {
+    const Span span = RecalledPositions(options, WindowOf(options));
+    fresh->recall.emplace(config_, span.first, span.count, options.recompute_share);
+    fresh->stats.recall_bytes = Recall::BytesFor(config_, span.count);
+  }
   session->ttt = std::move(fresh);
 }
 
@@ -69,6 +97,7 @@ void EngineImpl::CutSession(Session* session, size_t tokens) {
     const size_t kept = std::min(static_cast<size_t>(std::min(KeptBy(ttt->options(), WindowOf(ttt->options())), WindowOf(ttt->options()))), tokens);
     cache_->Truncate(&session->kv, 0);
     ttt->first = tokens - kept;
+    ttt->moved = -1;
     ttt->recompute_until = std::max(static_cast<int32_t>(kept) - 1, 0);  // the last one is read with what comes next, which it predicts
     if (kept == 0) return;
     ++ttt->stats.restarts;
@@ -128,19 +157,23 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
     const int32_t kept = std::min(KeptBy(options, window), before);
     ttt.first = session->computed() - static_cast<size_t>(kept);
     cache_->Truncate(&session->kv, 0);
+    ttt.moved = before - kept;
     ttt.recompute_until = before = kept;
     ++ttt.stats.restarts;
     ttt.stats.recomputed_tokens += kept;
   }
   // What a segment looks back to passes again with it.
   const int32_t back = ttt.adapts() ? std::min(options.look_back, before) : 0;
+  // A segment is read whole, whatever the others in the step: where it is cut must not depend on them. So is what a restart keeps
+  // where rows are chosen among it.
+  const bool alone = batch_.rows.empty() || batch_.rows.back().kind != kernels::RowKind::kPrefill;
   if (session->kv.length < before - back) {
-    count = std::min(before - back - session->kv.length, *budget);
-    *budget -= count;
+    count = before - back - session->kv.length;
+    if (!ttt.recall) count = std::min(count, *budget);
+    if (count > *budget && !alone) return Status::Ok();
+    *budget -= std::min(count, *budget);
     return AddRows(active, count, count);
   }
-  // A segment is read whole, whatever the others in the step: where it is cut must not depend on them.
-  const bool alone = batch_.rows.empty() || batch_.rows.back().kind != kernels::RowKind::kPrefill;
   if ((learner_ != nullptr && ttt.adapts()) || (back + count > *budget && !alone)) return Status::Ok();
   *budget -= std::min(back + count, *budget);
   ttt.recompute_until = 0;
@@ -218,6 +251,7 @@ void EngineImpl::PassAgain() {
   } nobody;
   const auto first = batch_.rows.begin() + learner_first_row_;
   again_.rows.assign(first, first + tape_->rows);
+  for (BatchRow& row : again_.rows) row.passed = row.recall == nullptr ? -1 : row.position;
   tape_->first = 0;
   learning_->Begin();
   std::vector<LayerRecord> layers = std::move(again_record_.layers);
@@ -227,6 +261,8 @@ void EngineImpl::PassAgain() {
   StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,         *cache_,
                    steering_.get(), again_,                          workspace_,               again_record_, nobody};
   step.learning = &*learning_;
+  step.recalls = again_.rows[0].recall != nullptr;
+  step.first_layer = tape_->deltas->layout->lowest_layer();
   Forward(step);
   Backward(step);
   Update(&again_record_);

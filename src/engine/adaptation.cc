@@ -16,6 +16,7 @@ std::unique_ptr<Adaptation> Adaptation::Fork() const {
   auto fork = std::make_unique<Adaptation>(*this);
   fork->stats = TttStats{};
   fork->stats.delta_bytes = stats.delta_bytes;
+  fork->stats.recall_bytes = stats.recall_bytes;
   return fork;
 }
 

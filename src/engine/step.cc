@@ -44,6 +44,7 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,   *cache_,
                    steering_.get(), batch_,                          workspace_,               record_, *this};
   if (learning_) step.learning = &*learning_;
+  step.recalls = std::any_of(batch_.rows.begin(), batch_.rows.end(), [](const BatchRow& row) { return row.recall != nullptr; });
   Forward(step);
   if (learning_) Learn(step);
   if (Status status = supervisor_->AfterStep(start_s, &record_, parts_, static_cast<int32_t>(queue_.size())); !status.ok()) return status;
@@ -143,7 +144,13 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, int32_t seen) {
   for (int32_t position = begin; position < begin + count; ++position) {
     const size_t at = session->first() + static_cast<size_t>(position);
     const bool wants_logits = position >= begin + seen && WantsLogits(*active, at);
-    batch_.rows.push_back({session->tokens[at], &session->kv, position, kind, wants_logits, deltas});
+    BatchRow row{session->tokens[at], &session->kv, position, kind, wants_logits, deltas};
+    if (Adaptation* ttt = session->ttt.get(); ttt != nullptr && ttt->recall) {
+      row.recall = &*ttt->recall;
+      // Rows that a segment looks back to are learnt through: their experts are computed.
+      if (seen == count && ttt->moved >= 0) row.passed = position + ttt->moved;
+    }
+    batch_.rows.push_back(row);
     row_owner_.push_back(active);
     part.logit_rows += wants_logits ? 1 : 0;
   }

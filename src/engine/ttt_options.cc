@@ -163,6 +163,7 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   THERMOE_RETURN_IF_ERROR(Read(&*file, "decay", 0, 0.9, &options.decay));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "window", 0, 1e9, &options.window));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "keep", 0, 1e9, &options.keep));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "recompute_share", 0, 1, &options.recompute_share));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "activation_bytes", 0, 1e15, &options.activation_bytes));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "seed", 0, 9007199254740992.0, &options.seed));
   if (file->Has("features_path")) {
@@ -180,6 +181,10 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   }
   THERMOE_RETURN_IF_ERROR(CheckTttOptions(options));
   return options;
+}
+
+int TttLongestStep(const TttOptions& options) {
+  return std::max(options.segment + options.look_back, options.recompute_share < 1 ? options.keep : 0);
 }
 
 Status CheckTttOptions(const TttOptions& options) {
@@ -200,6 +205,7 @@ Status CheckTttOptions(const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(range("decay", options.decay, 0, 0.9));
   THERMOE_RETURN_IF_ERROR(range("window", options.window, 0, 1e9));
   THERMOE_RETURN_IF_ERROR(range("keep", options.keep, 0, 1e9));
+  THERMOE_RETURN_IF_ERROR(range("recompute_share", options.recompute_share, 0, 1));
   uint32_t seen = 0;
   for (const DeltaGroupOptions& group : options.groups) {
     THERMOE_RETURN_IF_ERROR(range(fmt::format("the learning rate of {}", DeltaGroupName(group.group)), group.learning_rate, 0, 100));

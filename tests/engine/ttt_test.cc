@@ -1,121 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Test-time training in the engine: what a session learns is its own, and everything else stays as it was, to the bit.
-#include <fmt/format.h>
 #include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <numeric>
-#include <sstream>
 
-#include "engine/engine_impl.h"
 #include "engine/features.h"
-#include "support/fixtures.h"
+#include "support/ttt_harness.h"
 
 namespace thermoe::testing {
 namespace {
 
 using ::testing::HasSubstr;
-
-constexpr size_t kVocab = 8192;
-
-std::shared_ptr<const Model> Ember() { return OpenModel(EmberPath()); }
-
-std::unique_ptr<Engine> Make(int chunk = 64, int sequences = 5, int threads = 2,
-                             const std::string& telemetry = "none") {
-  EngineOptions options;
-  options.context = 256;
-  options.prefill_chunk = chunk;
-  options.max_sequences = sequences;
-  options.threads = threads;
-  options.telemetry = telemetry;
-  return MakeEngine(Ember(), options);
-}
-
-std::vector<TokenId> Text(size_t length, size_t from = 0) {
-  static const std::vector<TokenId> ids = [] {
-    std::ifstream file(FixturePath("texts/documents.txt"));
-    std::stringstream text;
-    text << file.rdbuf();
-    return Ember()->tokenizer().Encode(text.str()).value();
-  }();
-  EXPECT_LE(from + length, ids.size());
-  return {ids.begin() + static_cast<long>(from), ids.begin() + static_cast<long>(from + length)};
-}
-
-// Every group, or a choice.
-TttOptions Tier(std::vector<DeltaGroup> groups = {}, float learning_rate = 0.01f, int segment = 16) {
-  TttOptions options;
-  if (groups.empty()) {
-    for (int group = 0; group < kDeltaGroups; ++group) groups.push_back(static_cast<DeltaGroup>(group));
-  }
-  for (const DeltaGroup group : groups) options.groups.push_back({group, learning_rate, 0});
-  options.rank = 2;
-  options.segment = segment;
-  options.keep = 64;
-  return options;
-}
-
-// Reads in segments, learns nothing.
-TttOptions Off(int segment = 16, int window = 0, int keep = 64) {
-  TttOptions options;
-  options.segment = segment;
-  options.window = window;
-  options.keep = keep;
-  return options;
-}
-
-Request Keep(std::vector<TokenId> prompt, SessionId session = kNoSession, int new_tokens = 0) {
-  Request request;
-  request.prompt = std::move(prompt);
-  request.session = session;
-  request.max_new_tokens = new_tokens;
-  request.keep_logits = KeepLogits::kAll;
-  request.score_prompt = true;
-  request.ignore_end = true;
-  return request;
-}
-
-SessionId Open(Engine* engine, const TttOptions& options) {
-  const SessionId session = engine->OpenSession().value();
-  const Status set = engine->SetTtt(session, options);
-  EXPECT_TRUE(set.ok()) << set.message();
-  return session;
-}
-
-class TempFolder {
- public:
-  TempFolder() : path_(std::filesystem::path(::testing::TempDir()) / fmt::format("ttt_{}", ::getpid())) {
-    std::filesystem::create_directories(path_);
-  }
-  ~TempFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  std::string File(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
-
-// What SaveDeltas writes: deltas and optimiser, to the bit.
-std::string DeltasOf(Engine* engine, SessionId session) {
-  const TempFolder folder;
-  const Status saved = engine->SaveDeltas(session, folder.File("deltas"));
-  EXPECT_TRUE(saved.ok()) << saved.message();
-  std::ifstream file(folder.File("deltas"), std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-double MeanNll(const RequestResult& result, size_t from = 1) {
-  const double sum =
-      std::accumulate(result.prompt_logprobs.begin() + static_cast<long>(from), result.prompt_logprobs.end(), 0.0);
-  return -sum / static_cast<double>(result.prompt_logprobs.size() - from);
-}
 
 TEST(Ttt, DeltasOfZeroAreThePlainModelBitForBit) {
   for (const ExpertStorage storage : {ExpertStorage::kNative, ExpertStorage::kNested}) {
@@ -254,64 +150,6 @@ TEST(Ttt, WhatIsReadIsLearnt) {
   EXPECT_GT(flops, 2.2 * plain_flops);
 }
 
-// What a step of gradient descent gains is the squared length of the gradient, to first order, where the gradient is
-// that of the whole window: with keys and values of earlier tokens held constant it is another one.
-TEST(Ttt, LookingBackTakesTheGradientOfTheWholeWindow) {
-  const TempFolder folder;
-  const auto model =
-      OpenModel(FixturePath("qwen3moe"));  // exact arithmetic: codes of activations would hide so small a gain
-  const auto gain_over_prediction = [&](int look_back) {
-    const ModelConfig& config = model->impl().config();
-    constexpr float kRate = 0.001f;
-    EngineOptions options;
-    options.backend = "reference";
-    options.max_sequences = 3;
-    const auto engine = MakeEngine(model, options);
-    TttOptions tier = Tier({DeltaGroup::kAttentionGain, DeltaGroup::kExpertGain}, kRate);
-    tier.optimizer = TttOptimizer::kSgd;
-    tier.beta1 = 0;
-    tier.look_back = look_back;
-    const SessionId session = Open(engine.get(), Off());
-    RunRequest(engine.get(), Keep(Text(47), session));
-    EXPECT_TRUE(engine->SetTtt(session, tier).ok());
-    // Row 46, computed again to score token 47, to row 61: a segment.
-    const RequestResult learnt = RunRequest(engine.get(), Keep(Text(15, 47), session));
-    EXPECT_EQ(learnt.ttt.updates, 1);
-    EXPECT_EQ(learnt.ttt.adapted_tokens, 16);
-    const RequestResult plain = RunRequest(engine.get(), Keep(Text(62)));
-    EXPECT_TRUE(std::equal(learnt.logits.begin(), learnt.logits.end(),
-                           plain.logits.end() - 15 * static_cast<long>(config.vocab)));
-    EXPECT_TRUE(engine->SaveDeltas(session, folder.File("deltas")).ok());
-    Adaptation deltas(config, tier, nullptr);
-    EXPECT_TRUE(ReadDeltas(folder.File("deltas"), model->info().identity, &deltas).ok());
-    double squares = 0;
-    for (const float value : deltas.deltas()->values) squares += static_cast<double>(value) * value;
-    // The window again, with those deltas all along.
-    for (DeltaGroupOptions& group : tier.groups) group.learning_rate = 0;
-    const SessionId again = Open(engine.get(), tier);
-    EXPECT_TRUE(engine->LoadDeltas(again, folder.File("deltas")).ok());
-    const RequestResult adapted = RunRequest(engine.get(), Keep(Text(62), again));
-    return (MeanNll(plain, 47) - MeanNll(adapted, 47)) / (squares / kRate);
-  };
-  EXPECT_NEAR(gain_over_prediction(48), 1, 0.005);
-  EXPECT_GT(std::fabs(gain_over_prediction(0) - 1), 0.03);
-}
-
-TEST(Ttt, LookingBackPassesTheSameTokensAgain) {
-  const auto engine = Make();
-  const RequestResult plain = RunRequest(engine.get(), Keep(Text(150), Open(engine.get(), Off(16, 64, 32))));
-  TttOptions tier = Tier({}, 0);
-  tier.window = 64, tier.keep = 32, tier.look_back = 24;
-  const RequestResult same = RunRequest(engine.get(), Keep(Text(150), Open(engine.get(), tier)));
-  EXPECT_TRUE(same.logits == plain.logits);
-  EXPECT_EQ(same.prompt_logprobs, plain.prompt_logprobs);
-  EXPECT_EQ(same.ttt.restarts, 3);
-  // Segments begin at 0, 16, 32, 48, a restart, 32, 48, a restart, and so on: 16, 24 and 24 before the first restart,
-  // 24 more in each of the two after.
-  EXPECT_EQ(same.ttt.recomputed_tokens, plain.ttt.recomputed_tokens + 16 + 24 + 24 + 3 * 24);
-  EXPECT_EQ(same.ttt.adapted_tokens, 144);
-}
-
 TEST(Ttt, OrthonormalStartsAreOrthonormalInEachBlock) {
   TttOptions options = Tier({DeltaGroup::kLowRankQ, DeltaGroup::kLowRankOutput});
   options.rank = 40;
@@ -380,6 +218,8 @@ TEST(Ttt, NeighboursDoNotChangeABit) {
   tiers[1].window = 80;
   tiers[1].keep = 32;
   tiers[1].look_back = 20;
+  tiers[0].recompute_share = 0.5f;
+  tiers[1].recompute_share = 0.4f;
   struct Outcome {
     RequestResult result;
     std::string deltas;
@@ -555,6 +395,11 @@ TEST(Ttt, ActivationsStayInsideTheirBound) {
   EXPECT_THAT(refused.message(), HasSubstr("shorten the segment or adapt fewer layers"));
   for (DeltaGroupOptions& group : tier.groups) group.last_layers = 2;
   EXPECT_TRUE(engine->SetTtt(tight, tier).ok());
+  tier.recompute_share = 0.5f;  // 64 tokens and a segment, in each layer what they gave the experts and got
+  tier.activation_bytes = 2 * 4 * config.layers * config.hidden * (64 + 15) - 1;
+  const Status recall = engine->SetTtt(tight, tier);
+  EXPECT_EQ(recall.code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(recall.message(), HasSubstr("keep fewer tokens or set recompute_share to 1"));
 }
 
 TEST(Ttt, RefusalsSayWhatToDo) {
@@ -577,6 +422,9 @@ TEST(Ttt, RefusalsSayWhatToDo) {
   refuses([](TttOptions* o) { o->window = 257; }, "the window of 257 tokens passes the context of 256");
   refuses([](TttOptions* o) { o->window = o->segment + 1, o->keep = 56; },
           "keeps 16 tokens, which leaves no room for a segment of 16 in a window of 17");
+  refuses([](TttOptions* o) { o->recompute_share = 1.5f; }, "recompute_share is 1.5; give 0 to 1");
+  refuses([](TttOptions* o) { o->recompute_share = 0.5f, o->keep = 80; },
+          "keeps 80 tokens, which pass again in one step");
   refuses([](TttOptions* o) { o->segment = 0; }, "segment is 0; give 1 to 8192");
   refuses([](TttOptions* o) { o->rank = 65; }, "rank is 65");
   refuses([](TttOptions* o) { o->beta1 = std::nanf(""); }, "beta1");
