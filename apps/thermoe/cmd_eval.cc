@@ -304,7 +304,7 @@ Status Run(EvalFlags flags) {
   if (!options.ok()) return options.status();
   EngineOptions engine_options = EngineOptionsFrom(flags.model);
   engine_options.context = flags.ttt.on() ? flags.context.value_or(0) : options->window;
-  if (flags.ttt.on()) engine_options.prefill_chunk = std::max(engine_options.prefill_chunk, ttt->segment);
+  if (flags.ttt.on()) engine_options.prefill_chunk = std::max(engine_options.prefill_chunk, TttLongestStep(*ttt));
   engine_options.max_sequences = flags.batch.value_or(1);
   // All first ids of a batch must fit one step, or its windows would not run in lock step.
   engine_options.prefill_chunk = std::max(engine_options.prefill_chunk, engine_options.max_sequences);

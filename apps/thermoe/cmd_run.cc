@@ -92,7 +92,7 @@ Result<RunContext> Prepare(const RunFlags& flags, const std::string& telemetry) 
   if (!ttt.ok()) return ttt.status();
   if (flags.ttt.on()) context.ttt = std::make_shared<TttOptions>(*ttt);
   EngineOptions options = EngineOptionsFrom(flags.model);
-  if (flags.ttt.on()) options.prefill_chunk = std::max(options.prefill_chunk, ttt->segment);
+  if (flags.ttt.on()) options.prefill_chunk = std::max(options.prefill_chunk, TttLongestStep(*ttt));
   options.context = flags.context;
   options.max_sequences = flags.prompts.empty() ? 1 : flags.parallel.value_or(kDefaultParallel);
   options.telemetry = telemetry;

@@ -90,6 +90,7 @@ TttStats Total(const TttScores& scores) {
     total.adapt_seconds += stats.adapt_seconds;
     total.adapt_joules = stats.adapt_joules < 0 || total.adapt_joules < 0 ? -1 : total.adapt_joules + stats.adapt_joules;
     total.delta_bytes = std::max(total.delta_bytes, stats.delta_bytes);
+    total.recall_bytes = std::max(total.recall_bytes, stats.recall_bytes);
   }
   return total;
 }
@@ -151,6 +152,7 @@ Json TttScoresJson(const TttScores& scores, const TttOptions& options) {
   json["recomputed_tokens"] = total.recomputed_tokens;
   json["passes_per_token"] = scores.passes();
   json["delta_bytes"] = total.delta_bytes;
+  json["recall_bytes"] = total.recall_bytes;
   return json;
 }
 

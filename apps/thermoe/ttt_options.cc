@@ -67,6 +67,7 @@ Json TttOptionsJson(const TttOptions& options) {
   json["rank"] = options.rank;
   json["segment"] = options.segment;
   json["steps"] = options.steps;
+  json["look_back"] = options.look_back;
   json["optimizer"] = TttOptimizerName(options.optimizer);
   json["beta1"] = options.beta1;
   json["beta2"] = options.beta2;
@@ -75,7 +76,9 @@ Json TttOptionsJson(const TttOptions& options) {
   json["decay"] = options.decay;
   json["window"] = options.window;
   json["keep"] = options.keep;
+  json["recompute_share"] = options.recompute_share;
   json["seed"] = options.seed;
+  json["start"] = TttStartName(options.start);
   return json;
 }
 
@@ -93,6 +96,7 @@ Json TttJson(const TttOptions& options, const TttStats& stats) {
   json["adapt_seconds"] = stats.adapt_seconds;
   json["adapt_joules"] = stats.adapt_joules < 0 ? Json() : Json(stats.adapt_joules);
   json["delta_bytes"] = stats.delta_bytes;
+  json["recall_bytes"] = stats.recall_bytes;
   return json;
 }
 

@@ -65,6 +65,14 @@ enum class TttOptimizer : uint8_t {
 std::string_view TttOptimizerName(TttOptimizer optimizer);
 Result<TttOptimizer> ParseTttOptimizer(std::string_view name);
 
+// How A of the low-rank groups starts: every row is of length about 1, so that a step changes as much either way.
+enum class TttStart : uint8_t {
+  kNormal,       // elements ~ N(0, 1 / in)
+  kOrthonormal,  // the same made orthonormal (each block of `in` rows): no direction is counted twice
+};
+std::string_view TttStartName(TttStart start);  // "normal", "orthonormal"
+Result<TttStart> ParseTttStart(std::string_view name);
+
 // A tier: what is adapted and how. Without groups nothing is adapted: the plain model, read in the same segments and with the
 // same context restarts, to compare with.
 struct TttOptions {
@@ -73,6 +81,9 @@ struct TttOptions {
   int rank = 4;                // of the low-rank groups, 1 to 64
   int segment = 128;           // tokens between two updates; at most EngineOptions::prefill_chunk
   int steps = 1;               // optimiser steps a segment; further ones pass the segment again
+  // Tokens before a segment that pass again with it, so that its backward pass goes through them too: deltas learn what to change in
+  // the keys and values that the segment sees. 0: earlier keys and values are constants.
+  int look_back = 0;
   TttObjective objective = TttObjective::kNll;
   float confidence = 0.5f;     // pseudo-labels: least probability of a label
   TttOptimizer optimizer = TttOptimizer::kAdam;
@@ -85,11 +96,15 @@ struct TttOptions {
   // When a segment would pass `window` positions (0: the engine's context) the context restarts: the newest `keep` tokens are computed
   // again (half the window where they leave no room for a segment), with the deltas as they are, from position 0. 0: no restarts; a longer text is refused.
   int window = 0, keep = 512;
+  // Of the tokens that pass again (those that a restart keeps, and the segment at each further step) this share, those whose input
+  // has changed most, have their experts computed; the others keep what their experts gave. Each layer chooses for itself. 1: all.
+  float recompute_share = 1;
   // Most bytes of kept activations and of the backward pass's own buffers, which the sessions of an engine share (the largest need
   // counts). Experts' inner activations are computed again in the backward pass where keeping them would pass it; a segment that
   // does not fit even so is refused. A session's own: TttStats::delta_bytes.
   int64_t activation_bytes = int64_t{256} << 20;
   uint64_t seed = 0;           // of the low-rank starts
+  TttStart start = TttStart::kNormal;
   std::string features_path;   // statistics for kFeatureAlignment
 
   bool adapts() const { return !groups.empty(); }
@@ -102,6 +117,8 @@ const std::vector<TttOptions>& TttTiers();
 Result<TttOptions> TttTier(std::string_view name);
 // A tier from a TOML file, docs/test-time-training.md lists the keys. Errors: kNotFound; kCorrupt names line and key.
 Result<TttOptions> ReadTttTier(const std::string& path);
+// The least EngineOptions::prefill_chunk that a tier is allowed with.
+int TttLongestStep(const TttOptions& options);
 // kInvalidArgument names the field and its range.
 Status CheckTttOptions(const TttOptions& options);
 
@@ -114,6 +131,7 @@ struct TttStats {
   double flops = 0;            // of everything that the session computed: forward, backward, recomputation
   double adapt_seconds = 0;    // of the engine's clock: backward passes, updates and further steps
   double adapt_joules = 0;     // of the same; negative: nothing measures or predicts them
+  int64_t recall_bytes = 0;    // of what the experts gave, kept for passes with recompute_share below 1
   int64_t delta_bytes = 0;     // of the session's deltas; their gradient takes as much again, each of the optimiser's moments too
 };
 

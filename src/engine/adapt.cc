@@ -16,13 +16,27 @@ int32_t KeptBy(const TttOptions& options, int32_t window) {
   return std::max(1, keep / options.segment) * options.segment;
 }
 
+bool Recalls(const TttOptions& options) { return options.adapts() && options.recompute_share < 1 && (options.keep > 0 || options.steps > 1); }
+
+// Positions whose experts' results are of use later: any that may be kept when the window ends; all of them for further steps.
+struct Span {
+  int32_t first = 0, count = 0;
+};
+Span RecalledPositions(const TttOptions& options, int32_t window) {
+  const int32_t first = options.steps > 1 ? 0 : std::max(0, window - options.segment + 1 - KeptBy(options, window));
+  return {first, window - first};
+}
+
+// Rows that a backward pass goes through.
+int32_t RowsLearntThrough(const TttOptions& options) { return options.segment + options.look_back; }
+
 }  // namespace
 
 Status EngineImpl::CheckTtt(const TttOptions& options) const {
   THERMOE_RETURN_IF_ERROR(CheckTttOptions(options));
-  if (options.segment > options_.prefill_chunk) {
-    return InvalidArgument("a segment has {} tokens but a step takes {}; shorten the segment or raise the prefill chunk", options.segment,
-                           options_.prefill_chunk);
+  if (RowsLearntThrough(options) > options_.prefill_chunk) {
+    return InvalidArgument("a segment has {} tokens with those that it looks back to, but a step takes {}; shorten the segment or raise the prefill chunk",
+                           RowsLearntThrough(options), options_.prefill_chunk);
   }
   const int window = WindowOf(options);
   if (window > context_) return InvalidArgument("the window of {} tokens passes the context of {}; lower it or raise --ctx", window, context_);
@@ -34,14 +48,26 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
   if (ops_->on_device()) {
     return Unsupported("test-time training runs on the cpu backend, not on {}; leave --backend out, or --ttt", ops_->name());
   }
+  if (Recalls(options)) {
+    const int32_t kept = options.keep > 0 ? KeptBy(options, window) : 0;
+    if (kept > options_.prefill_chunk) {
+      return InvalidArgument("a restart keeps {} tokens, which pass again in one step where recompute_share is below 1, but a step takes {}; keep fewer or raise the prefill chunk",
+                             kept, options_.prefill_chunk);
+    }
+    const int64_t bytes = Recall::BytesFor(config_, RecalledPositions(options, window).count);
+    if (bytes > options.activation_bytes) {
+      return ResourceExhausted("keeping what experts gave takes {} KiB but {} are allowed; keep fewer tokens or set recompute_share to 1", (bytes >> 10) + 1,
+                               options.activation_bytes >> 10);
+    }
+  }
   if (options.objective == TttObjective::kFeatureAlignment && options.features_path.empty()) {
     return InvalidArgument("feature alignment needs statistics of activations; measure them with thermoe calibrate --features FILE and name the file");
   }
   const DeltaLayout layout(config_, options);
-  const int64_t least = LearningBytes(config_, layout.lowest_layer(), options.segment, false);
+  const int64_t least = LearningBytes(config_, layout.lowest_layer(), RowsLearntThrough(options), false);
   if (least > options.activation_bytes) {
     return ResourceExhausted("a backward pass through a segment of {} tokens takes {} KiB but {} are allowed; shorten the segment or adapt fewer layers",
-                             options.segment, (least >> 10) + 1, options.activation_bytes >> 10);
+                             RowsLearntThrough(options), (least >> 10) + 1, options.activation_bytes >> 10);
   }
   return Status::Ok();
 }
@@ -58,6 +84,11 @@ void EngineImpl::StartTtt(Session* session, const TttOptions& options, std::shar
     fresh->first = session->ttt->first;
     fresh->recompute_until = session->ttt->recompute_until;
   }
+  if (Recalls(options)) {
+    const Span span = RecalledPositions(options, WindowOf(options));
+    fresh->recall.emplace(config_, span.first, span.count, options.recompute_share);
+    fresh->stats.recall_bytes = Recall::BytesFor(config_, span.count);
+  }
   session->ttt = std::move(fresh);
 }
 
@@ -69,6 +100,7 @@ void EngineImpl::CutSession(Session* session, size_t tokens) {
     const size_t kept = std::min(static_cast<size_t>(std::min(KeptBy(ttt->options(), WindowOf(ttt->options())), WindowOf(ttt->options()))), tokens);
     cache_->Truncate(&session->kv, 0);
     ttt->first = tokens - kept;
+    ttt->moved = -1;
     ttt->recompute_until = std::max(static_cast<int32_t>(kept) - 1, 0);  // the last one is read with what comes next, which it predicts
     if (kept == 0) return;
     ++ttt->stats.restarts;
@@ -121,55 +153,64 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
   Session* session = active->session;
   Adaptation& ttt = *session->ttt;
   const TttOptions& options = ttt.options();
-  const auto left = static_cast<int32_t>(active->prompt_end - session->computed());
-  int32_t count = std::min(left, options.segment);
+  int32_t before = std::max(ttt.recompute_until, session->kv.length);  // positions that were seen
+  int32_t count = std::min(static_cast<int32_t>(active->prompt_end - ttt.first) - before, options.segment);
   const int32_t window = WindowOf(options);
-  if (session->kv.length >= ttt.recompute_until && options.keep > 0 && session->kv.length + count > window) {
-    const auto kept = static_cast<size_t>(std::min(KeptBy(options, window), session->kv.length));
-    ttt.first = session->computed() - kept;
+  if (session->kv.length == before && options.keep > 0 && before + count > window) {
+    const int32_t kept = std::min(KeptBy(options, window), before);
+    ttt.first = session->computed() - static_cast<size_t>(kept);
     cache_->Truncate(&session->kv, 0);
-    ttt.recompute_until = static_cast<int32_t>(kept);
+    ttt.moved = before - kept;
+    ttt.recompute_until = before = kept;
     ++ttt.stats.restarts;
-    ttt.stats.recomputed_tokens += static_cast<int64_t>(kept);
+    ttt.stats.recomputed_tokens += kept;
   }
-  if (session->kv.length < ttt.recompute_until) {
-    count = std::min(ttt.recompute_until - session->kv.length, *budget);
-    *budget -= count;
-    return AddRows(active, count, true);
-  }
-  ttt.recompute_until = 0;
-  // A segment is read whole, whatever the others in the step: where it is cut must not depend on them.
+  // What a segment looks back to passes again with it.
+  const int32_t back = ttt.adapts() ? std::min(options.look_back, before) : 0;
+  // A segment is read whole, whatever the others in the step: where it is cut must not depend on them. So is what a restart keeps
+  // where rows are chosen among it.
   const bool alone = batch_.rows.empty() || batch_.rows.back().kind != kernels::RowKind::kPrefill;
-  if ((learner_ != nullptr && ttt.adapts()) || (count > *budget && !alone)) return Status::Ok();
-  *budget -= std::min(count, *budget);
+  if (session->kv.length < before - back) {
+    count = before - back - session->kv.length;
+    if (!ttt.recall) count = std::min(count, *budget);
+    if (count > *budget && !alone) return Status::Ok();
+    *budget -= std::min(count, *budget);
+    return AddRows(active, count, count);
+  }
+  if ((learner_ != nullptr && ttt.adapts()) || (back + count > *budget && !alone)) return Status::Ok();
+  *budget -= std::min(back + count, *budget);
+  ttt.recompute_until = 0;
   ++ttt.stats.segments;
+  ttt.stats.recomputed_tokens += session->kv.length - (before - back);  // a restart has counted its own
+  cache_->Truncate(&session->kv, before - back);
   const auto first_row = static_cast<int64_t>(batch_.rows.size());
-  THERMOE_RETURN_IF_ERROR(AddRows(active, count));
+  THERMOE_RETURN_IF_ERROR(AddRows(active, back + count, back));
   // The rest of a prompt teaches too little where it is short.
-  if (ttt.adapts() && 2 * count >= options.segment) BeginLearning(active, first_row, count);
+  if (ttt.adapts() && 2 * count >= options.segment) BeginLearning(active, first_row, back + count, back);
   return Status::Ok();
 }
 
-void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows) {
+void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows, int64_t seen) {
   Session* session = active->session;
   Adaptation& ttt = *session->ttt;
   const TttOptions& options = ttt.options();
-  const int32_t lowest = ttt.layout().lowest_layer();
-  const bool keep_inner = LearningBytes(config_, lowest, options.segment, true) <= options.activation_bytes;
-  if (tape_ == nullptr || tape_->lowest_layer() > lowest || tape_->max_rows() < options.segment || tape_->keeps_inner() != keep_inner) {
+  const int32_t lowest = ttt.layout().lowest_layer(), most_rows = RowsLearntThrough(options);
+  const bool keep_inner = LearningBytes(config_, lowest, most_rows, true) <= options.activation_bytes;
+  if (tape_ == nullptr || tape_->lowest_layer() > lowest || tape_->max_rows() < most_rows || tape_->keeps_inner() != keep_inner) {
     tape_.reset();
     backward_.reset();
-    tape_ = std::make_unique<Tape>(config_, lowest, options.segment, keep_inner);
-    backward_ = std::make_unique<BackwardWorkspace>(config_, options.segment, keep_inner);
+    tape_ = std::make_unique<Tape>(config_, lowest, most_rows, keep_inner);
+    backward_ = std::make_unique<BackwardWorkspace>(config_, most_rows, keep_inner);
   }
   tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, session->kv.length);
   learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), options.surprise});
   learning_->Begin();
   learner_ = active;
   learner_first_row_ = first_row;
+  learner_seen_ = seen;
   learner_part_ = parts_.size() - 1;
   if (options.objective == TttObjective::kFeatureAlignment) return;  // learns from activations, not from logits
-  for (int64_t i = 0; i < rows; ++i) {
+  for (int64_t i = seen; i < rows; ++i) {
     BatchRow& row = batch_.rows[static_cast<size_t>(first_row + i)];
     const size_t next = session->first() + static_cast<size_t>(row.position) + 1;
     // The last row has no next token yet, and sampling may have changed its logits: no objective learns from it.
@@ -201,9 +242,9 @@ void EngineImpl::Update(StepRecord* record) {
   Adaptation& ttt = *learner_->session->ttt;
   const auto share = static_cast<float>(1.0 / learning_->loss_rows);
   for (float& value : ttt.gradient()) value *= share;
-  ttt.optimizer().Step(ttt.gradient(), tape_->rows, ttt.mutable_deltas().values);
+  ttt.optimizer().Step(ttt.gradient(), tape_->rows - learner_seen_, ttt.mutable_deltas().values);
   ++ttt.stats.updates;
-  ttt.stats.adapted_tokens += tape_->rows;
+  ttt.stats.adapted_tokens += tape_->rows - learner_seen_;
 }
 
 // A further step on the same segment: its rows alone pass again, with the deltas as they are now, over their own keys and values.
@@ -213,6 +254,7 @@ void EngineImpl::PassAgain() {
   } nobody;
   const auto first = batch_.rows.begin() + learner_first_row_;
   again_.rows.assign(first, first + tape_->rows);
+  for (BatchRow& row : again_.rows) row.passed = row.recall == nullptr ? -1 : row.position;
   tape_->first = 0;
   learning_->Begin();
   std::vector<LayerRecord> layers = std::move(again_record_.layers);
@@ -222,6 +264,8 @@ void EngineImpl::PassAgain() {
   StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,         *cache_,
                    steering_.get(), again_,                          workspace_,               again_record_, nobody};
   step.learning = &*learning_;
+  step.recalls = again_.rows[0].recall != nullptr;
+  step.first_layer = tape_->deltas->layout->lowest_layer();
   Forward(step);
   Backward(step);
   Update(&again_record_);

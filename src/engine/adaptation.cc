@@ -6,7 +6,7 @@ namespace thermoe {
 Adaptation::Adaptation(const ModelConfig& config, const TttOptions& options, std::shared_ptr<const FeatureStatistics> features)
     : options_(options),
       features_(std::move(features)),
-      deltas_(Deltas::Start(std::make_shared<DeltaLayout>(config, options), options.seed)),
+      deltas_(Deltas::Start(std::make_shared<DeltaLayout>(config, options), options.seed, options.start)),
       optimizer_(deltas_.layout, options),
       gradient_(deltas_.values.size()) {
   stats.delta_bytes = static_cast<int64_t>(deltas_.values.size() * sizeof(float));
@@ -16,6 +16,7 @@ std::unique_ptr<Adaptation> Adaptation::Fork() const {
   auto fork = std::make_unique<Adaptation>(*this);
   fork->stats = TttStats{};
   fork->stats.delta_bytes = stats.delta_bytes;
+  fork->stats.recall_bytes = stats.recall_bytes;
   return fork;
 }
 

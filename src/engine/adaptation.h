@@ -3,12 +3,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "forward/backward/learn.h"
 #include "forward/backward/optimizer.h"
 #include "forward/deltas.h"
+#include "forward/recall.h"
 #include "model/config.h"
 #include "thermoe/ttt.h"
 
@@ -36,6 +38,10 @@ class Adaptation {
   size_t first = 0;
   // Positions that a restart computes again, without learning.
   int32_t recompute_until = 0;
+  // Of those, how far back they were before the restart; -1: not known.
+  int32_t moved = -1;
+  // What the experts gave; nothing unless options().recompute_share < 1.
+  std::optional<Recall> recall;
   TttStats stats;
 
  private:

@@ -87,7 +87,7 @@ class EngineImpl final : public Engine, private LogitSink {
   // The next rows of a prompt that is read in segments: part of a restart, or a whole segment. At most one segment a step is learnt
   // from; others wait. Takes what it adds from *budget.
   Status AddSegment(ActiveRequest* active, int32_t* budget);
-  void BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows);
+  void BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows, int64_t seen);
   // After the forward pass over a segment: backward, update, and further steps where the tier has them.
   void Learn(StepContext& step);
   void Update(StepRecord* record);
@@ -104,7 +104,7 @@ class EngineImpl final : public Engine, private LogitSink {
   // step.cc
   void Admit();
   Status Schedule();
-  Status AddRows(ActiveRequest* active, int32_t count, bool recompute = false);
+  Status AddRows(ActiveRequest* active, int32_t count, int32_t seen = 0);
   void OnLogits(size_t row, LogitRow* logits) override;
   int32_t AskedOf(const ActiveRequest& active, size_t index) const;
   void Generate(ActiveRequest* active, LogitRow* logits);
@@ -147,6 +147,7 @@ class EngineImpl final : public Engine, private LogitSink {
   std::optional<Learning> learning_;
   ActiveRequest* learner_ = nullptr;
   int64_t learner_first_row_ = 0;  // of batch_
+  int64_t learner_seen_ = 0;       // of its rows, those before the segment
   size_t learner_part_ = 0;        // of parts_
   Batch again_;                    // the segment's rows alone, for further steps
   StepRecord again_record_;

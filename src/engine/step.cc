@@ -44,6 +44,7 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,   *cache_,
                    steering_.get(), batch_,                          workspace_,               record_, *this};
   if (learning_) step.learning = &*learning_;
+  step.recalls = std::any_of(batch_.rows.begin(), batch_.rows.end(), [](const BatchRow& row) { return row.recall != nullptr; });
   Forward(step);
   THERMOE_RETURN_IF_ERROR(ops_->Health());
   if (learning_) Learn(step);
@@ -129,8 +130,8 @@ Status EngineImpl::Schedule() {
   return Status::Ok();
 }
 
-// The next `count` tokens of a request's session. `recompute`: they were seen before, only keys and values are wanted.
-Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, bool recompute) {
+// The next `count` tokens of a request's session. The first `seen` pass again: only their keys and values are wanted.
+Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, int32_t seen) {
   Session* session = active->session;
   const Deltas* deltas = session->ttt == nullptr ? nullptr : session->ttt->deltas();
   const int32_t begin = session->kv.length;
@@ -143,9 +144,14 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, bool recompute)
   part.first_position = begin;
   for (int32_t position = begin; position < begin + count; ++position) {
     const size_t at = session->first() + static_cast<size_t>(position);
-    const bool wants_logits = !recompute && WantsLogits(*active, at);
-    batch_.rows.push_back({session->tokens[at], &session->kv, position, kind, wants_logits, deltas, -1,
-                           wants_logits ? AskedOf(*active, at) : -1});
+    const bool wants_logits = position >= begin + seen && WantsLogits(*active, at);
+    BatchRow row{session->tokens[at], &session->kv, position, kind, wants_logits, deltas, -1, wants_logits ? AskedOf(*active, at) : -1};
+    if (Adaptation* ttt = session->ttt.get(); ttt != nullptr && ttt->recall) {
+      row.recall = &*ttt->recall;
+      // Rows that a segment looks back to are learnt through: their experts are computed.
+      if (seen == count && ttt->moved >= 0) row.passed = position + ttt->moved;
+    }
+    batch_.rows.push_back(row);
     row_owner_.push_back(active);
     part.logit_rows += wants_logits ? 1 : 0;
   }

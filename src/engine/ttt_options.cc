@@ -17,6 +17,7 @@ constexpr std::array<std::string_view, kDeltaGroups> kGroupNames = {
     "low_rank_q",  "low_rank_k",  "low_rank_v",    "low_rank_o",     "low_rank_gate", "low_rank_output"};
 constexpr std::array<std::string_view, 4> kObjectiveNames = {"nll", "entropy", "pseudo-labels", "features"};
 constexpr std::array<std::string_view, 3> kOptimizerNames = {"adam", "sgd", "muon"};
+constexpr std::array<std::string_view, 2> kStartNames = {"normal", "orthonormal"};
 
 template <typename Enum, size_t kCount>
 Result<Enum> ParseName(const std::array<std::string_view, kCount>& names, std::string_view name, std::string_view what) {
@@ -66,11 +67,13 @@ std::vector<TttOptions> MakeTiers() {
                                     {kAttentionGain, 0.00574f},
                                     {kExpertGain, 0.00553f},
                                     {kExpertScale, 0.00561f},
-                                    {kLowRankQ, 0.00147f},
-                                    {kLowRankV, 0.000935f},
-                                    {kLowRankO, 0.00224f},
-                                    {kLowRankOutput, 0.00219f}}));
+                                    {kLowRankQ, 0.0011f},
+                                    {kLowRankV, 0.0007f},
+                                    {kLowRankO, 0.00168f},
+                                    {kLowRankOutput, 0.00131f}}));
   tiers.back().segment = 48;
+  tiers.back().rank = 24;
+  tiers.back().start = TttStart::kOrthonormal;
   tiers.back().beta2 = 0.9925f;  // 0.99 ^ (48 / 64)
   return tiers;
 }
@@ -120,6 +123,8 @@ std::string_view TttObjectiveName(TttObjective objective) { return kObjectiveNam
 Result<TttObjective> ParseTttObjective(std::string_view name) { return ParseName<TttObjective>(kObjectiveNames, name, "objective"); }
 std::string_view TttOptimizerName(TttOptimizer optimizer) { return kOptimizerNames[static_cast<size_t>(optimizer)]; }
 Result<TttOptimizer> ParseTttOptimizer(std::string_view name) { return ParseName<TttOptimizer>(kOptimizerNames, name, "optimizer"); }
+std::string_view TttStartName(TttStart start) { return kStartNames[static_cast<size_t>(start)]; }
+Result<TttStart> ParseTttStart(std::string_view name) { return ParseName<TttStart>(kStartNames, name, "start"); }
 
 const std::vector<TttOptions>& TttTiers() {
   static const std::vector<TttOptions> tiers = MakeTiers();
@@ -148,6 +153,7 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   THERMOE_RETURN_IF_ERROR(Read(&*file, "rank", 1, kernels::kMaxRank, &options.rank));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "segment", 1, 8192, &options.segment));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "steps", 1, 64, &options.steps));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "look_back", 0, 8192, &options.look_back));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "confidence", 0, 1, &options.confidence));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "beta1", 0, 0.9999, &options.beta1));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "beta2", 0, 0.99999, &options.beta2));
@@ -157,6 +163,7 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   THERMOE_RETURN_IF_ERROR(Read(&*file, "decay", 0, 0.9, &options.decay));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "window", 0, 1e9, &options.window));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "keep", 0, 1e9, &options.keep));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "recompute_share", 0, 1, &options.recompute_share));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "activation_bytes", 0, 1e15, &options.activation_bytes));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "seed", 0, 9007199254740992.0, &options.seed));
   if (file->Has("features_path")) {
@@ -166,6 +173,7 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   }
   THERMOE_RETURN_IF_ERROR(ReadName(&*file, "objective", ParseTttObjective, &options.objective));
   THERMOE_RETURN_IF_ERROR(ReadName(&*file, "optimizer", ParseTttOptimizer, &options.optimizer));
+  THERMOE_RETURN_IF_ERROR(ReadName(&*file, "start", ParseTttStart, &options.start));
   THERMOE_RETURN_IF_ERROR(ReadGroups(&*file, &options));
   THERMOE_RETURN_IF_ERROR(file->CheckAllRead());
   if (options.groups.empty()) {
@@ -173,6 +181,10 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   }
   THERMOE_RETURN_IF_ERROR(CheckTttOptions(options));
   return options;
+}
+
+int TttLongestStep(const TttOptions& options) {
+  return std::max(options.segment + options.look_back, options.recompute_share < 1 ? options.keep : 0);
 }
 
 Status CheckTttOptions(const TttOptions& options) {
@@ -183,6 +195,7 @@ Status CheckTttOptions(const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(range("rank", options.rank, 1, kernels::kMaxRank));
   THERMOE_RETURN_IF_ERROR(range("segment", options.segment, 1, 8192));
   THERMOE_RETURN_IF_ERROR(range("steps", options.steps, 1, 64));
+  THERMOE_RETURN_IF_ERROR(range("look_back", options.look_back, 0, 8192));
   THERMOE_RETURN_IF_ERROR(range("confidence", options.confidence, 0, 1));
   THERMOE_RETURN_IF_ERROR(range("beta1", options.beta1, 0, 0.9999));
   THERMOE_RETURN_IF_ERROR(range("beta2", options.beta2, 0, 0.99999));
@@ -192,6 +205,7 @@ Status CheckTttOptions(const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(range("decay", options.decay, 0, 0.9));
   THERMOE_RETURN_IF_ERROR(range("window", options.window, 0, 1e9));
   THERMOE_RETURN_IF_ERROR(range("keep", options.keep, 0, 1e9));
+  THERMOE_RETURN_IF_ERROR(range("recompute_share", options.recompute_share, 0, 1));
   uint32_t seen = 0;
   for (const DeltaGroupOptions& group : options.groups) {
     THERMOE_RETURN_IF_ERROR(range(fmt::format("the learning rate of {}", DeltaGroupName(group.group)), group.learning_rate, 0, 100));

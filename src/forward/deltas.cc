@@ -47,6 +47,25 @@ bool InAttention(DeltaGroup group) {
   return group == DeltaGroup::kAttentionGain || (group >= DeltaGroup::kLowRankQ && group <= DeltaGroup::kLowRankO);
 }
 
+double Dot(const float* a, const float* b, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
+  return sum;
+}
+
+// Gram-Schmidt on each block of as many rows as there are columns.
+void MakeOrthonormal(MutRows rows) {
+  for (int64_t r = 0; r < rows.rows; ++r) {
+    float* row = rows.row(r);
+    for (int64_t before = r / rows.cols * rows.cols; before < r; ++before) {
+      const double along = Dot(row, rows.row(before), rows.cols);
+      for (int64_t i = 0; i < rows.cols; ++i) row[i] -= static_cast<float>(along * rows.row(before)[i]);
+    }
+    const double length = std::sqrt(Dot(row, row, rows.cols));
+    for (int64_t i = 0; i < rows.cols; ++i) row[i] = static_cast<float>(row[i] / length);
+  }
+}
+
 }  // namespace
 
 DeltaLayout::DeltaLayout(const ModelConfig& config, const TttOptions& options)
@@ -96,7 +115,7 @@ const DeltaTensor* DeltaLayout::Find(DeltaGroup group, int32_t layer, DeltaPart 
   return at < 0 ? nullptr : &tensors_[static_cast<size_t>(at)];
 }
 
-Deltas Deltas::Start(std::shared_ptr<const DeltaLayout> layout, uint64_t seed) {
+Deltas Deltas::Start(std::shared_ptr<const DeltaLayout> layout, uint64_t seed, TttStart start) {
   Deltas deltas{std::move(layout), {}};
   deltas.values.assign(static_cast<size_t>(deltas.layout->size()), 0.0f);
   Random random(seed);
@@ -105,6 +124,7 @@ Deltas Deltas::Start(std::shared_ptr<const DeltaLayout> layout, uint64_t seed) {
     const double width = 1.0 / std::sqrt(static_cast<double>(tensor.cols));
     float* values = deltas.values.data() + tensor.offset;
     for (int64_t i = 0; i < tensor.size(); ++i) values[i] = static_cast<float>(width * random.Normal());
+    if (start == TttStart::kOrthonormal) MakeOrthonormal({values, tensor.rows, tensor.cols});
   }
   return deltas;
 }

@@ -58,8 +58,8 @@ struct Deltas {
   std::shared_ptr<const DeltaLayout> layout;
   std::vector<float> values;  // [layout->size()]
 
-  // Zeros, and A of the low-rank groups ~ N(0, 1 / in) by `seed`: the plain model.
-  static Deltas Start(std::shared_ptr<const DeltaLayout> layout, uint64_t seed);
+  // Zeros, and A of the low-rank groups by `seed`: the plain model.
+  static Deltas Start(std::shared_ptr<const DeltaLayout> layout, uint64_t seed, TttStart start = TttStart::kNormal);
 
   std::span<const float> of(const DeltaTensor& tensor) const {
     return std::span(values).subspan(static_cast<size_t>(tensor.offset), static_cast<size_t>(tensor.size()));

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "forward/step.h"
 
 namespace thermoe {
@@ -46,7 +48,9 @@ void Experts(StepContext& step, int32_t layer) {
     args.keep_gate = Workspace::View(kept->inner_gate, tape.rows * config.slots, config.expert_width);
     args.keep_up = Workspace::View(kept->inner_up, tape.rows * config.slots, config.expert_width);
   }
+  if (step.recalls) std::copy_n(step.x().data, step.x().size(), ws.before.data());
   step.ops.ExpertFfn(args);
+  if (step.recalls) ApplyRecall(step, layer, step.view(ws.before, config.hidden));
   if (config.shared_width > 0) SharedExpert(step, layer, weights);
   ApplyBias(step, DeltaGroup::kResidualBias, layer, step.x());
 }

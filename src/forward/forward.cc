@@ -1,10 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // The data flow on one page: tokens -> embedding -> layers (attention, gate, experts) -> logits -> sink.
+#include <algorithm>
+
 #include "forward/step.h"
 
 namespace thermoe {
-
 namespace {
+
+// The rows of the step are the tape's.
+void ResumeFromTape(StepContext& step) {
+  Tape& tape = step.learning->tape;
+  const std::vector<float>& x = step.first_layer < step.config.layers ? tape.layer(step.first_layer).x : tape.output;
+  std::copy_n(x.begin(), step.x().size(), step.x().data);
+}
 
 // Steps over as many decode rows launch the same operations, whatever the rows are; so do not others.
 uint64_t GraphKey(const StepContext& step) {
@@ -20,7 +28,7 @@ uint64_t GraphKey(const StepContext& step) {
 // What the routed experts did is known when their records are.
 void CountExperts(StepContext& step) {
   step.ops.FinishRecords();
-  for (int32_t layer = 0; layer < step.config.layers; ++layer) {
+  for (int32_t layer = step.first_layer; layer < step.config.layers; ++layer) {
     const kernels::OpCost cost =
         kernels::ExpertsCost(step.experts.layer(layer), step.record.layers[static_cast<size_t>(layer)]);
     step.Count(cost);
@@ -35,7 +43,8 @@ void Forward(StepContext& step) {
   SetRows(step);
   step.ops.BeginStep(GraphKey(step));
   Embed(step);
-  for (int32_t layer = 0; layer < step.config.layers; ++layer) Layer(step, layer);
+  if (step.first_layer > 0) ResumeFromTape(step);
+  for (int32_t layer = step.first_layer; layer < step.config.layers; ++layer) Layer(step, layer);
   step.ops.EndStep();
   Logits(step);
   CountExperts(step);

@@ -30,10 +30,14 @@ void KeepChoice(const StepContext& step, int32_t layer, ConstRows logits) {
   const Tape& tape = step.learning->tape;
   const kernels::Selection& selection = step.ws.selection;
   tape.Keep<float>(step.x(), &kept->middle);
-  tape.Keep(logits, &kept->gate_logits);
-  tape.Keep<int32_t>(selection.expert, &kept->expert);
-  tape.Keep<float>(selection.weight, &kept->weight);
-  tape.Keep<Planes>(selection.planes, &kept->planes);
+  // Rows that keep what their experts gave keep the choice of those experts too: their inner activations are still on the tape.
+  for (int64_t t = tape.first; t < tape.first + tape.rows; ++t) {
+    if (step.recalls && step.ws.recalled[static_cast<size_t>(t)] != 0) continue;
+    tape.KeepRow(logits, t, &kept->gate_logits);
+    tape.KeepRow<int32_t>(selection.expert, t, &kept->expert);
+    tape.KeepRow<float>(selection.weight, t, &kept->weight);
+    tape.KeepRow<Planes>(selection.planes, t, &kept->planes);
+  }
 }
 
 }  // namespace
@@ -52,10 +56,15 @@ void Gate(StepContext& step, int32_t layer) {
   ApplyLowRank(step, DeltaGroup::kLowRankGate, layer, step.h(), logits);
   ApplyBias(step, DeltaGroup::kRouterShift, layer, logits);
   LayerRecord& record = step.record.layers[static_cast<size_t>(layer)];
-  const std::span<const kernels::RowKind> kinds = std::span(ws.kinds).first(step.batch.rows.size());
+  std::span<const kernels::RowKind> kinds = std::span(ws.kinds).first(step.batch.rows.size());
   SampleLogits(step.ops, kinds, logits, step.steering == nullptr ? 0 : step.steering->sample_gate_rows,
                step.record.step, &record.gate_logits);
 
+  if (step.recalls) {
+    ChooseRecalled(step, layer);
+    for (size_t t = 0; t < kinds.size(); ++t) ws.layer_kinds[t] = ws.recalled[t] != 0 ? kernels::RowKind::kPadding : kinds[t];
+    kinds = std::span(ws.layer_kinds).first(kinds.size());
+  }
   kernels::Selection& selection = ws.selection;
   selection.slots = config.slots;
   selection.scores = step.view(ws.scores, config.experts);

@@ -9,6 +9,7 @@
 
 #include "forward/backward/learn.h"
 #include "forward/batch.h"
+#include "forward/recall.h"
 #include "forward/steering.h"
 #include "kernels/op_cost.h"
 #include "kernels/ops.h"
@@ -55,6 +56,12 @@ class Workspace {
   std::vector<kernels::LogitSummary> summaries;  // [kLogitTile]
   std::vector<float> logit_rows, logits;         // [kLogitTile, D], [kLogitTile, V]
   std::vector<float> low_rank;                   // [T, kMaxRank] inner products of low-rank deltas
+  // Of rows that pass again (recall.h): set by ChooseRecalled, and what x was before the experts.
+  std::vector<uint8_t> recalled;          // [T] 1: keeps what this layer's experts gave it
+  std::vector<kernels::RowKind> layer_kinds;  // [T] kinds, recalled rows as padding
+  std::vector<float> row_change;          // [T]
+  std::vector<int32_t> row_order;         // [T]
+  std::vector<float> before, given;       // [T, D], [D]
   kernels::Selection selection;
 
  private:
@@ -105,6 +112,9 @@ struct StepContext {
   StepRecord& record;
   LogitSink& sink;
   Learning* learning = nullptr;  // keeps activations of a segment and takes gradients; null: nothing is learnt
+  bool recalls = false;          // some row's session keeps what its experts give
+  // The layers below have been passed, with the same result: x is what the segment's tape has. 0: all of them pass.
+  int32_t first_layer = 0;
 
   int64_t tokens() const { return static_cast<int64_t>(batch.rows.size()); }
   MutRows view(std::vector<float>& buffer, int64_t cols) const { return Workspace::View(buffer, tokens(), cols); }

@@ -39,6 +39,12 @@ void Workspace::VisitBuffers(Workspace& ws, const ModelConfig& config, int32_t m
   visit(ws.logit_rows, int64_t{kLogitTile} * config.hidden);
   visit(ws.logits, int64_t{kLogitTile} * config.vocab);
   visit(ws.low_rank, rows * kernels::kMaxRank);
+  visit(ws.recalled, rows);
+  visit(ws.layer_kinds, rows);
+  visit(ws.row_change, rows);
+  visit(ws.row_order, rows);
+  visit(ws.before, rows * config.hidden);
+  visit(ws.given, config.hidden);
 }
 
 Workspace::Workspace(const ModelConfig& config, int32_t max_rows) {

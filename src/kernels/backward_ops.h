@@ -47,6 +47,13 @@ struct ScaleSlotsArgs {
   MutRows weight;                    // [T, K] *= exp(log_scale[expert])
 };
 
+// How much rows have changed since they passed before.
+struct RowChangeArgs {
+  ConstRows x;              // [T, n]
+  ConstRows old;            // [T, n]
+  std::span<float> change;  // [T] = sum (x - old)^2 / (sum old^2 + 1e-30)
+};
+
 // --- Backward. ---
 
 struct LinearBackwardArgs {

@@ -118,6 +118,7 @@ OpCost LowRankCost(int64_t tokens, int64_t in, int64_t out, int64_t rank) {
 }
 
 OpCost ScaleSlotsCost(int64_t tokens, int64_t slots) { return ElementCost(tokens, slots, 3, 2); }
+OpCost RowChangeCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 2, 5); }
 OpCost NormBackwardCost(int64_t rows, int64_t cols) { return ElementCost(rows, cols, 4, 10); }
 OpCost GainBackwardCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 3, 4); }
 OpCost SumRowsCost(int64_t tokens, int64_t cols) { return ElementCost(tokens, cols, 1, 1); }

@@ -52,6 +52,7 @@ OpCost AddRowCost(int64_t tokens, int64_t cols);
 OpCost GainCost(int64_t tokens, int64_t cols);
 OpCost LowRankCost(int64_t tokens, int64_t in, int64_t out, int64_t rank);
 OpCost ScaleSlotsCost(int64_t tokens, int64_t slots);
+OpCost RowChangeCost(int64_t tokens, int64_t cols);
 OpCost NormBackwardCost(int64_t rows, int64_t cols);
 OpCost GainBackwardCost(int64_t tokens, int64_t cols);
 OpCost SumRowsCost(int64_t tokens, int64_t cols);

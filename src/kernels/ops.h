@@ -148,6 +148,7 @@ class Ops : public Residency {
   virtual void Gain(const GainArgs& args) const = 0;
   virtual void LowRank(const LowRankArgs& args) const = 0;
   virtual void ScaleSlots(const ScaleSlotsArgs& args) const = 0;
+  virtual void RowChange(const RowChangeArgs& args) const = 0;
   virtual void ExpertInner(const ExpertInnerArgs& args) const = 0;
   virtual void LinearBackward(const LinearBackwardArgs& args) const = 0;
   virtual void RmsNormBackward(const RmsNormBackwardArgs& args) const = 0;

@@ -104,6 +104,10 @@ class CountingOps final : public kernels::Ops {
     Count("GainBackward", args.x.rows, 1, args.x.cols);
     ops_.GainBackward(args);
   }
+  void RowChange(const kernels::RowChangeArgs& args) const override {
+    Count("RowChange", args.x.rows, 1, args.x.cols);
+    ops_.RowChange(args);
+  }
   void SumRows(const kernels::SumRowsArgs& args) const override {
     Count("SumRows", args.x.rows, 1, args.x.cols);
     ops_.SumRows(args);

@@ -1,121 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Test-time training in the engine: what a session learns is its own, and everything else stays as it was, to the bit.
-#include <fmt/format.h>
 #include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <numeric>
-#include <sstream>
 
-#include "engine/engine_impl.h"
 #include "engine/features.h"
-#include "support/fixtures.h"
+#include "support/ttt_harness.h"
 
 namespace thermoe::testing {
 namespace {
 
 using ::testing::HasSubstr;
-
-constexpr size_t kVocab = 8192;
-
-std::shared_ptr<const Model> Ember() { return OpenModel(EmberPath()); }
-
-std::unique_ptr<Engine> Make(int chunk = 64, int sequences = 5, int threads = 2,
-                             const std::string& telemetry = "none") {
-  EngineOptions options;
-  options.context = 256;
-  options.prefill_chunk = chunk;
-  options.max_sequences = sequences;
-  options.threads = threads;
-  options.telemetry = telemetry;
-  return MakeEngine(Ember(), options);
-}
-
-std::vector<TokenId> Text(size_t length, size_t from = 0) {
-  static const std::vector<TokenId> ids = [] {
-    std::ifstream file(FixturePath("texts/documents.txt"));
-    std::stringstream text;
-    text << file.rdbuf();
-    return Ember()->tokenizer().Encode(text.str()).value();
-  }();
-  EXPECT_LE(from + length, ids.size());
-  return {ids.begin() + static_cast<long>(from), ids.begin() + static_cast<long>(from + length)};
-}
-
-// Every group, or a choice.
-TttOptions Tier(std::vector<DeltaGroup> groups = {}, float learning_rate = 0.01f, int segment = 16) {
-  TttOptions options;
-  if (groups.empty()) {
-    for (int group = 0; group < kDeltaGroups; ++group) groups.push_back(static_cast<DeltaGroup>(group));
-  }
-  for (const DeltaGroup group : groups) options.groups.push_back({group, learning_rate, 0});
-  options.rank = 2;
-  options.segment = segment;
-  options.keep = 64;
-  return options;
-}
-
-// Reads in segments, learns nothing.
-TttOptions Off(int segment = 16, int window = 0, int keep = 64) {
-  TttOptions options;
-  options.segment = segment;
-  options.window = window;
-  options.keep = keep;
-  return options;
-}
-
-Request Keep(std::vector<TokenId> prompt, SessionId session = kNoSession, int new_tokens = 0) {
-  Request request;
-  request.prompt = std::move(prompt);
-  request.session = session;
-  request.max_new_tokens = new_tokens;
-  request.keep_logits = KeepLogits::kAll;
-  request.score_prompt = true;
-  request.ignore_end = true;
-  return request;
-}
-
-SessionId Open(Engine* engine, const TttOptions& options) {
-  const SessionId session = engine->OpenSession().value();
-  const Status set = engine->SetTtt(session, options);
-  EXPECT_TRUE(set.ok()) << set.message();
-  return session;
-}
-
-class TempFolder {
- public:
-  TempFolder() : path_(std::filesystem::path(::testing::TempDir()) / fmt::format("ttt_{}", ::getpid())) {
-    std::filesystem::create_directories(path_);
-  }
-  ~TempFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  std::string File(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
-
-// What SaveDeltas writes: deltas and optimiser, to the bit.
-std::string DeltasOf(Engine* engine, SessionId session) {
-  const TempFolder folder;
-  const Status saved = engine->SaveDeltas(session, folder.File("deltas"));
-  EXPECT_TRUE(saved.ok()) << saved.message();
-  std::ifstream file(folder.File("deltas"), std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-double MeanNll(const RequestResult& result, size_t from = 1) {
-  const double sum =
-      std::accumulate(result.prompt_logprobs.begin() + static_cast<long>(from), result.prompt_logprobs.end(), 0.0);
-  return -sum / static_cast<double>(result.prompt_logprobs.size() - from);
-}
 
 TEST(Ttt, DeltasOfZeroAreThePlainModelBitForBit) {
   for (const ExpertStorage storage : {ExpertStorage::kNative, ExpertStorage::kNested}) {
@@ -254,6 +150,29 @@ TEST(Ttt, WhatIsReadIsLearnt) {
   EXPECT_GT(flops, 2.2 * plain_flops);
 }
 
+TEST(Ttt, OrthonormalStartsAreOrthonormalInEachBlock) {
+  TttOptions options = Tier({DeltaGroup::kLowRankQ, DeltaGroup::kLowRankOutput});
+  options.rank = 40;
+  options.start = TttStart::kOrthonormal;
+  ModelConfig config = Ember()->impl().config();
+  config.hidden = 32;  // a block of 32 rows, and 8 more
+  const Adaptation adaptation(config, options, nullptr);
+  int matrices = 0;
+  for (const DeltaTensor& tensor : adaptation.layout().tensors()) {
+    if (tensor.part != DeltaPart::kA) continue;
+    ++matrices;
+    const ConstRows a = adaptation.deltas()->matrix(tensor);
+    for (int64_t r = 0; r < a.rows; ++r) {
+      for (int64_t s = r / a.cols * a.cols; s <= r; ++s) {
+        EXPECT_NEAR(std::inner_product(a.row(r), a.row(r) + a.cols, a.row(s), 0.0), r == s ? 1 : 0, 1e-5);
+      }
+    }
+  }
+  EXPECT_EQ(matrices, config.layers + 1);
+  const Adaptation normal(config, Tier({DeltaGroup::kLowRankQ, DeltaGroup::kLowRankOutput}), nullptr);
+  EXPECT_NE(normal.deltas()->values, adaptation.deltas()->values);
+}
+
 // With a bias on the logits alone every later row differs from the plain one by that bias, generated ones too.
 TEST(Ttt, GeneratedTokensUseTheDeltas) {
   const auto engine = Make();
@@ -298,6 +217,9 @@ TEST(Ttt, NeighboursDoNotChangeABit) {
   tiers[1].objective = TttObjective::kEntropy;
   tiers[1].window = 80;
   tiers[1].keep = 32;
+  tiers[1].look_back = 20;
+  tiers[0].recompute_share = 0.5f;
+  tiers[1].recompute_share = 0.4f;
   struct Outcome {
     RequestResult result;
     std::string deltas;
@@ -473,6 +395,11 @@ TEST(Ttt, ActivationsStayInsideTheirBound) {
   EXPECT_THAT(refused.message(), HasSubstr("shorten the segment or adapt fewer layers"));
   for (DeltaGroupOptions& group : tier.groups) group.last_layers = 2;
   EXPECT_TRUE(engine->SetTtt(tight, tier).ok());
+  tier.recompute_share = 0.5f;  // 64 tokens and a segment, in each layer what they gave the experts and got
+  tier.activation_bytes = 2 * 4 * config.layers * config.hidden * (64 + 15) - 1;
+  const Status recall = engine->SetTtt(tight, tier);
+  EXPECT_EQ(recall.code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(recall.message(), HasSubstr("keep fewer tokens or set recompute_share to 1"));
 }
 
 TEST(Ttt, RefusalsSayWhatToDo) {
@@ -488,10 +415,16 @@ TEST(Ttt, RefusalsSayWhatToDo) {
     request.ttt = std::make_shared<TttOptions>(options);
     EXPECT_EQ(engine->Submit(request).status().message(), status.message());
   };
-  refuses([](TttOptions* o) { o->segment = 65; }, "a segment has 65 tokens but a step takes 64");
+  refuses([](TttOptions* o) { o->segment = 65; },
+          "a segment has 65 tokens with those that it looks back to, but a step takes 64");
+  refuses([](TttOptions* o) { o->look_back = 50; }, "a segment has 66 tokens");
+  refuses([](TttOptions* o) { o->look_back = -1; }, "look_back is -1");
   refuses([](TttOptions* o) { o->window = 257; }, "the window of 257 tokens passes the context of 256");
   refuses([](TttOptions* o) { o->window = o->segment + 1, o->keep = 56; },
           "keeps 16 tokens, which leaves no room for a segment of 16 in a window of 17");
+  refuses([](TttOptions* o) { o->recompute_share = 1.5f; }, "recompute_share is 1.5; give 0 to 1");
+  refuses([](TttOptions* o) { o->recompute_share = 0.5f, o->keep = 80; },
+          "keeps 80 tokens, which pass again in one step");
   refuses([](TttOptions* o) { o->segment = 0; }, "segment is 0; give 1 to 8192");
   refuses([](TttOptions* o) { o->rank = 65; }, "rank is 65");
   refuses([](TttOptions* o) { o->beta1 = std::nanf(""); }, "beta1");

@@ -311,7 +311,7 @@ inline OpCase LowRankCase(Random& random, int64_t tokens, int64_t in, int64_t ou
 
 inline OpCase RowDeltasCase(Random& random, int64_t rows, int64_t n) {
   OpCase c;
-  c.name = "AddRow, Gain, GainBackward, SumRows, AddBackward, ClampBackward " + Shape({rows, n});
+  c.name = "AddRow, Gain, GainBackward, SumRows, AddBackward, ClampBackward, RowChange " + Shape({rows, n});
   const std::vector<float> x = RandomFloats(random, rows * n), y = RandomFloats(random, rows * n),
                            gain = RandomFloats(random, n), before = RandomFloats(random, n),
                            scale = RandomFloats(random, rows);
@@ -319,6 +319,7 @@ inline OpCase RowDeltasCase(Random& random, int64_t rows, int64_t n) {
   c.run = [=](const Ops& ops) {
     std::vector<float> sum = x, product = x, dy = y, dgain = before, total = before, dx(x.size(), kPoison), same = y;
     std::vector<float> dscale(static_cast<size_t>(rows), kPoison), clamped = y, no_gain = before;
+    std::vector<float> change(static_cast<size_t>(rows), kPoison);
     ops.AddRow({gain, ViewOf(sum, rows)});
     ops.Gain({gain, ViewOf(product, rows)});
     ops.GainBackward({gain, ViewOf(x, rows), ViewOf(dy, rows), dgain});
@@ -326,9 +327,10 @@ inline OpCase RowDeltasCase(Random& random, int64_t rows, int64_t n) {
     ops.SumRows({ViewOf(x, rows), total});
     ops.AddBackward({ViewOf(x, rows), ViewOf(scale, rows), ViewOf(y, rows), ViewOf(dx, rows), ViewOf(dscale, rows)});
     ops.ClampBackward({ViewOf(x, rows), 0.7f, ViewOf(clamped, rows)});
+    ops.RowChange({ViewOf(x, rows), ViewOf(y, rows), change});
     std::vector<float> all;
     for (const std::vector<float>* more :
-         {&sum, &product, &dy, &same, &dx, &clamped, &dgain, &no_gain, &total, &dscale})
+         {&sum, &product, &dy, &same, &dx, &clamped, &dgain, &no_gain, &total, &dscale, &change})
       Append(*more, &all);
     return all;
   };
@@ -336,7 +338,10 @@ inline OpCase RowDeltasCase(Random& random, int64_t rows, int64_t n) {
   // Elements: a few roundings. Sums over rows and over columns: a rounding a term at most, of magnitudes of at most 4.
   for (size_t i = 0; i < 6 * x.size(); ++i) c.bound.push_back(8 * kUnit * (std::fabs(c.want[i]) + 4));
   const double terms = static_cast<double>(rows + n + 8);
-  while (c.bound.size() < c.want.size()) c.bound.push_back(terms * kUnit * 4 * std::sqrt(terms));
+  const size_t changes = c.want.size() - static_cast<size_t>(rows);
+  while (c.bound.size() < changes) c.bound.push_back(terms * kUnit * 4 * std::sqrt(terms));
+  // Two sums of squares and their quotient: positive terms, a rounding each and three inside.
+  while (c.bound.size() < c.want.size()) c.bound.push_back(2 * terms * kUnit * c.want[c.bound.size()]);
   return c;
 }
 

@@ -63,6 +63,7 @@ class MixedOps final : public kernels::Ops {
   void LinearBackward(const kernels::LinearBackwardArgs& args) const override { backward_.LinearBackward(args); }
   void RmsNormBackward(const kernels::RmsNormBackwardArgs& args) const override { backward_.RmsNormBackward(args); }
   void GainBackward(const kernels::GainBackwardArgs& args) const override { backward_.GainBackward(args); }
+  void RowChange(const kernels::RowChangeArgs& args) const override { backward_.RowChange(args); }
   void SumRows(const kernels::SumRowsArgs& args) const override { backward_.SumRows(args); }
   void LowRankBackward(const kernels::LowRankBackwardArgs& args) const override { backward_.LowRankBackward(args); }
   void ClampBackward(const kernels::ClampBackwardArgs& args) const override { backward_.ClampBackward(args); }

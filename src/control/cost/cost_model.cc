@@ -141,6 +141,7 @@ Stage StageOf(Family family) {
     case Family::kSwiGluBackward:
     case Family::kAddBackward:
     case Family::kLossBackward:
+    case Family::kRowChange:
     case Family::kExpertInner:
     case Family::kExpertInnerHi:
     case Family::kExpertBackward:

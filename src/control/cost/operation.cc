@@ -50,6 +50,7 @@ constexpr std::array<FamilyInfo, kFamilies> kTable = {{
     {Family::kSwiGluBackward, "swiglu backward", "SwiGluBackward", true},
     {Family::kAddBackward, "add backward", "AddBackward", true},
     {Family::kLossBackward, "loss backward", "LossBackward", true},
+    {Family::kRowChange, "row change", "RowChange", true},
     {Family::kExpertInner, "expert inner", "ExpertInner", true},
     {Family::kExpertInnerHi, "expert inner hi", "ExpertInner", true},
     {Family::kExpertBackward, "experts backward", "ExpertFfnBackward", true},
@@ -288,6 +289,7 @@ kernels::OpCost CostOf(const OperationShape& shape) {
     case Family::kSwiGluBackward: return kernels::SwiGluBackwardCost(shape.tokens, matrix.cols);
     case Family::kAddBackward: return kernels::AddBackwardCost(shape.tokens, matrix.cols);
     case Family::kLossBackward: return kernels::LossBackwardCost(shape.tokens, matrix.cols);
+    case Family::kRowChange: return kernels::RowChangeCost(shape.tokens, matrix.cols);
     case Family::kTttBackward:
     case Family::kTttOptimiser:
     case Family::kTttPseudoLabels:

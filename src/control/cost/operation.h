@@ -58,6 +58,7 @@ enum class Family : uint8_t {
   kSwiGluBackward,
   kAddBackward,
   kLossBackward,
+  kRowChange,
   kExpertInner,
   kExpertInnerHi,
   kExpertBackward,
@@ -71,7 +72,7 @@ enum class Family : uint8_t {
   kAdapterUpdate,
   kTttGuard,
 };
-inline constexpr int kFamilies = 48;
+inline constexpr int kFamilies = 49;
 inline bool IsExpertBackward(Family family) {
   return family >= Family::kExpertInner && family <= Family::kExpertBackwardHi;
 }

@@ -222,7 +222,7 @@ class Planner {
       AddOf(Family::kAddBackward, wide(config.hidden), rows, held_out);
     }
     for (const Family family :
-         {Family::kAddRow, Family::kGain, Family::kNormBackward, Family::kGainBackward, Family::kSumRows}) {
+         {Family::kAddRow, Family::kGain, Family::kNormBackward, Family::kGainBackward, Family::kSumRows, Family::kRowChange}) {
       AddOf(family, wide(config.hidden), rows, held_out);
     }
     for (const Family family : {Family::kScaleSlots, Family::kSelectBackward, Family::kScaleSlotsBackward}) {

@@ -21,6 +21,9 @@ Profiler::Call Profiler::BackwardRowCall(const OperationShape& shape) {
       weight_gradient_.assign(n, 0.0f);
       return [=, this](size_t) { ops_->GainBackward({std::span(fourth_).first(n), in, out, weight_gradient_}); };
     case Family::kSumRows: return [=, this](size_t) { ops_->SumRows({in, std::span(fourth_).first(n)}); };
+    case Family::kRowChange:
+      weight_gradient_.assign(static_cast<size_t>(rows), 0.0f);
+      return [=, this](size_t) { ops_->RowChange({in, third, weight_gradient_}); };
     case Family::kClampBackward: return [=, this](size_t) { ops_->ClampBackward({in, 2.0f, out}); };
     case Family::kSwiGluBackward: return [=, this](size_t) { ops_->SwiGluBackward({in, third, out}); };
     case Family::kAddBackward: {

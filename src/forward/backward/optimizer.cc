@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/check.h"
 
@@ -70,12 +71,11 @@ void DeltaOptimizer::Adam(const DeltaTensor& tensor, std::span<const float> grad
   const auto square = static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta2_), steps)));
   float* m = first_.data() + tensor.offset;
   float* v = second_.data() + tensor.offset;
-  double sum = 0;
   for (size_t i = 0; i < values.size(); ++i) {
     m[i] = beta1_ * m[i] + (1 - beta1_) * gradient[i];
     v[i] = beta2_ * v[i] + (1 - beta2_) * gradient[i] * gradient[i];
-    sum += v[i];
   }
+  const double sum = tensor.damping > 0 ? std::accumulate(v, v + values.size(), 0.0) : 0;
   const float floor = epsilon_ + tensor.damping * static_cast<float>(std::sqrt(sum / static_cast<double>(values.size()) * square));
   const float damped = rate * (1 + tensor.damping);
   for (size_t i = 0; i < values.size(); ++i) values[i] -= damped * m[i] / (std::sqrt(v[i] * square) + floor);

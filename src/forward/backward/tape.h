@@ -7,6 +7,7 @@
 // output, and inner activations that were not kept. Keys and values are in the cache.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -50,6 +51,11 @@ class Tape {
   template <typename T>
   void Keep(Rows<const T> step, std::vector<T>* kept) const {
     std::copy(step.row(first), step.row(first) + rows * step.cols, kept->begin());
+  }
+  // The same of row `row` of the step alone.
+  template <typename T>
+  void KeepRow(Rows<const T> step, int64_t row, std::vector<T>* kept) const {
+    std::copy_n(step.row(row), step.cols, kept->begin() + (row - first) * step.cols);
   }
   // A view of a kept buffer.
   template <typename T>

@@ -72,6 +72,7 @@ class CpuOps final : public Ops {
   void RmsNormBackward(const RmsNormBackwardArgs& args) const override;
   void GainBackward(const GainBackwardArgs& args) const override;
   void SumRows(const SumRowsArgs& args) const override;
+  void RowChange(const RowChangeArgs& args) const override;
   void LowRankBackward(const LowRankBackwardArgs& args) const override;
   void ClampBackward(const ClampBackwardArgs& args) const override;
   void AttentionBackward(const AttentionBackwardArgs& args) const override;

@@ -69,6 +69,19 @@ void ScaleSlots(const ScaleSlotsArgs& args) {
   }
 }
 
+void RowChange(const RowChangeArgs& args) {
+  THERMOE_CHECK(args.old.rows == args.x.rows && args.old.cols == args.x.cols && static_cast<int64_t>(args.change.size()) == args.x.rows);
+  for (int64_t t = 0; t < args.x.rows; ++t) {
+    double moved = 0, length = 1e-30;
+    for (int64_t i = 0; i < args.x.cols; ++i) {
+      const double old = args.old.row(t)[i], step = args.x.row(t)[i] - old;
+      moved += step * step;
+      length += old * old;
+    }
+    args.change[static_cast<size_t>(t)] = static_cast<float>(moved / length);
+  }
+}
+
 void GainBackward(const GainBackwardArgs& args) {
   const int64_t n = args.dy.cols;
   THERMOE_CHECK(args.x.rows == args.dy.rows && args.x.cols == n);

@@ -25,6 +25,7 @@ class ReferenceOps final : public Ops {
   void Gain(const GainArgs& args) const override { reference::Gain(args); }
   void LowRank(const LowRankArgs& args) const override { reference::LowRank(args); }
   void ScaleSlots(const ScaleSlotsArgs& args) const override { reference::ScaleSlots(args); }
+  void RowChange(const RowChangeArgs& args) const override { reference::RowChange(args); }
   void ExpertInner(const ExpertInnerArgs& args) const override { reference::ExpertInner(args); }
   void LinearBackward(const LinearBackwardArgs& args) const override { reference::LinearBackward(args); }
   void RmsNormBackward(const RmsNormBackwardArgs& args) const override { reference::RmsNormBackward(args); }

@@ -25,6 +25,7 @@ void LinearBackward(const LinearBackwardArgs& args);
 void RmsNormBackward(const RmsNormBackwardArgs& args);
 void GainBackward(const GainBackwardArgs& args);
 void SumRows(const SumRowsArgs& args);
+void RowChange(const RowChangeArgs& args);
 void LowRankBackward(const LowRankBackwardArgs& args);
 void ClampBackward(const ClampBackwardArgs& args);
 void AttentionBackward(const AttentionBackwardArgs& args);
