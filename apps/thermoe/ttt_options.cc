@@ -79,6 +79,26 @@ Json TttOptionsJson(const TttOptions& options) {
   return json;
 }
 
+Json TttChoicesJson(const TttOptions& options, const TttStats& stats) {
+  Json json;
+  json["tiers"] = Json::object();
+  if (options.automatic) {
+    for (int choice = 0; choice < kTttChoices; ++choice) json["tiers"][std::string(TttChoiceName(choice))] = stats.choices[static_cast<size_t>(choice)];
+    json["left_out_tokens"] = stats.left_out_tokens;
+    json["caught_up"] = stats.caught_up;
+    json["dropped"] = stats.dropped;
+    json["guard_passes"] = stats.guard_passes;
+    json["guard_seconds"] = stats.guard_seconds;
+  } else {
+    json["tiers"][options.tier] = stats.segments;
+  }
+  json["reverted"] = stats.reverted;
+  json["deferred"] = stats.deferred;
+  json["adapt_joules"] = stats.adapt_joules < 0 ? Json() : Json(stats.adapt_joules);
+  json["adapt_joules_estimated"] = stats.joules_estimated;
+  return json;
+}
+
 Json TttJson(const TttOptions& options, const TttStats& stats) {
   if (!options.adapts()) return Json();
   Json json;
@@ -91,7 +111,7 @@ Json TttJson(const TttOptions& options, const TttStats& stats) {
   json["recomputed_tokens"] = stats.recomputed_tokens;
   json["flops"] = stats.flops;
   json["adapt_seconds"] = stats.adapt_seconds;
-  json["adapt_joules"] = stats.adapt_joules < 0 ? Json() : Json(stats.adapt_joules);
+  json.update(TttChoicesJson(options, stats));
   json["delta_bytes"] = stats.delta_bytes;
   return json;
 }

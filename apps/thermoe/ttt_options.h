@@ -31,6 +31,8 @@ Result<TttOptions> TttOptionsFrom(const TttFlags& flags);
 Json TttOptionsJson(const TttOptions& options);
 // {"tier", "segments", "updates", ...}; null where nothing is adapted.
 Json TttJson(const TttOptions& options, const TttStats& stats);
+// {"tiers": segments by tier, "reverted", "deferred", "caught_up", "dropped", "guard_passes", "adapt_joules", ...}.
+Json TttChoicesJson(const TttOptions& options, const TttStats& stats);
 // "adapted by combined: 4 updates, 1.2 s, 3.1 J".
 std::string TttText(const TttOptions& options, const TttStats& stats);
 

@@ -2,6 +2,7 @@
 // Test-time training of sessions: reading in segments, context restarts, the streaming step (docs/test-time-training.md).
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "base/errors.h"
 #include "engine/engine_impl.h"
@@ -55,12 +56,27 @@ void EngineImpl::StartTtt(Session* session, const TttOptions& options, std::shar
     fresh->first = session->ttt->first;
     fresh->recompute_until = session->ttt->recompute_until;
   }
+  if (options.automatic) fresh->automatic.emplace(options, benefit_);
   session->ttt = std::move(fresh);
+}
+
+// The newest tokens are computed again from position 0, with the deltas as they are.
+void EngineImpl::RestartContext(Session* session) {
+  Adaptation& ttt = *session->ttt;
+  const auto kept = static_cast<size_t>(std::min(KeptBy(ttt.options(), WindowOf(ttt.options())), session->kv.length));
+  ttt.first = session->computed() - kept;
+  cache_->Truncate(&session->kv, 0);
+  ttt.recompute_until = static_cast<int32_t>(kept);
+  ++ttt.stats.restarts;
+  ttt.stats.recomputed_tokens += static_cast<int64_t>(kept);
 }
 
 void EngineImpl::CutSession(Session* session, size_t tokens) {
   session->tokens.resize(tokens);
   Adaptation* ttt = session->ttt.get();
+  if (ttt != nullptr && ttt->automatic) {
+    std::erase_if(ttt->automatic->deferred, [&](const auto& segment) { return segment.first + static_cast<size_t>(segment.count) > tokens; });
+  }
   if (ttt == nullptr) return cache_->Truncate(&session->kv, static_cast<int32_t>(tokens));
   if (ttt->first > 0 && tokens <= ttt->first) {
     const size_t kept = std::min(static_cast<size_t>(std::min(KeptBy(ttt->options(), WindowOf(ttt->options())), WindowOf(ttt->options()))), tokens);
@@ -120,14 +136,9 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
   const TttOptions& options = ttt.options();
   const auto left = static_cast<int32_t>(active->prompt_end - session->computed());
   int32_t count = std::min(left, options.segment);
-  const int32_t window = WindowOf(options);
-  if (session->kv.length >= ttt.recompute_until && options.keep > 0 && session->kv.length + count > window) {
-    const auto kept = static_cast<size_t>(std::min(KeptBy(options, window), session->kv.length));
-    ttt.first = session->computed() - kept;
-    cache_->Truncate(&session->kv, 0);
-    ttt.recompute_until = static_cast<int32_t>(kept);
-    ++ttt.stats.restarts;
-    ttt.stats.recomputed_tokens += static_cast<int64_t>(kept);
+  const bool full = options.keep > 0 && session->kv.length + count > WindowOf(options);
+  if (session->kv.length >= ttt.recompute_until && (full || (ttt.automatic && std::exchange(ttt.automatic->restart, false)))) {
+    RestartContext(session);
   }
   if (session->kv.length < ttt.recompute_until) {
     count = std::min(ttt.recompute_until - session->kv.length, *budget);
@@ -137,18 +148,22 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
   ttt.recompute_until = 0;
   // A segment is read whole, whatever the others in the step: where it is cut must not depend on them.
   const bool alone = batch_.rows.empty() || batch_.rows.back().kind != kernels::RowKind::kPrefill;
-  if ((learner_ != nullptr && ttt.adapts()) || (count > *budget && !alone)) return Status::Ok();
+  if (((learner_ != nullptr || plan_.active != nullptr) && ttt.adapts()) || (count > *budget && !alone)) return Status::Ok();
   *budget -= std::min(count, *budget);
   ++ttt.stats.segments;
   const auto first_row = static_cast<int64_t>(batch_.rows.size());
   THERMOE_RETURN_IF_ERROR(AddRows(active, count));
   // The rest of a prompt teaches too little where it is short.
-  if (ttt.adapts() && 2 * count >= options.segment) BeginLearning(active, first_row, count);
+  if (ttt.automatic) {
+    PlanSegment(active, first_row, count);
+  } else if (ttt.adapts() && 2 * count >= options.segment) {
+    BeginLearning(active, first_row, count, DeltaScope{}, 0);
+  }
   return Status::Ok();
 }
 
-void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows) {
-  Session* session = active->session;
+// A tape for rows [first_row, first_row + rows) of a batch, which stand at `position` of the session's context.
+void EngineImpl::PrepareTape(Session* session, int64_t first_row, int64_t rows, int32_t position, const DeltaScope& scope, float least_nats) {
   Adaptation& ttt = *session->ttt;
   const TttOptions& options = ttt.options();
   const int32_t lowest = ttt.layout().lowest_layer();
@@ -159,9 +174,16 @@ void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t
     tape_ = std::make_unique<Tape>(config_, lowest, options.segment, keep_inner);
     backward_ = std::make_unique<BackwardWorkspace>(config_, options.segment, keep_inner);
   }
-  tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, session->kv.length);
-  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), options.surprise});
+  tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, position, std::max(lowest, scope.lowest_layer));
+  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), options.surprise, scope,
+                             least_nats});
   learning_->Begin();
+}
+
+void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows, const DeltaScope& scope, float least_nats) {
+  Session* session = active->session;
+  const TttOptions& options = session->ttt->options();
+  PrepareTape(session, first_row, rows, session->kv.length, scope, least_nats);
   learner_ = active;
   learner_first_row_ = first_row;
   learner_part_ = parts_.size() - 1;
@@ -185,11 +207,19 @@ void EngineImpl::Learn(StepContext& step) {
   Update(&record_);
   const int steps = learner_->session->ttt->options().steps;
   for (int round = 1; round < steps; ++round) PassAgain();
-  learnt_ = {record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops};
+  CountOwn({record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops},
+           record_.expert_bytes - expert_bytes);
+}
+
+// Work of this step that is the learner's alone.
+void EngineImpl::CountOwn(const WorkCount& work, double expert_bytes) {
+  learnt_.weight_bytes += work.weight_bytes;
+  learnt_.kv_bytes += work.kv_bytes;
+  learnt_.flops += work.flops;
   StepPart& part = parts_[learner_part_];
-  part.own_bytes = learnt_.weight_bytes;
-  part.own_expert_bytes = record_.expert_bytes - expert_bytes;
-  part.own_flops = learnt_.flops;
+  part.own_bytes += work.weight_bytes;
+  part.own_expert_bytes += expert_bytes;
+  part.own_flops += work.flops;
 }
 
 void EngineImpl::Update(StepRecord* record) {
@@ -198,30 +228,41 @@ void EngineImpl::Update(StepRecord* record) {
   Adaptation& ttt = *learner_->session->ttt;
   const auto share = static_cast<float>(1.0 / learning_->loss_rows);
   for (float& value : ttt.gradient()) value *= share;
-  ttt.optimizer().Step(ttt.gradient(), tape_->rows, ttt.mutable_deltas().values);
+  ttt.optimizer().Step(ttt.gradient(), tape_->rows, ttt.mutable_deltas().values, learning_->scope);
   ++ttt.stats.updates;
   ttt.stats.adapted_tokens += tape_->rows;
 }
 
 // A further step on the same segment: its rows alone pass again, with the deltas as they are now, over their own keys and values.
 void EngineImpl::PassAgain() {
-  class NoSink final : public LogitSink {
-    void OnLogits(size_t, std::span<float>) override {}
-  } nobody;
   const auto first = batch_.rows.begin() + learner_first_row_;
   again_.rows.assign(first, first + tape_->rows);
   tape_->first = 0;
   learning_->Begin();
+  LearnAgain();
+}
+
+// A pass over `again_` to learn from it; what it costs is added to the step's record.
+void EngineImpl::LearnAgain() {
+  class NoSink final : public LogitSink {
+    void OnLogits(size_t, std::span<float>) override {}
+  } nobody;
+  PassExtra(&*learning_, nobody);
+}
+
+void EngineImpl::PassExtra(Learning* learning, LogitSink& sink) {
   std::vector<LayerRecord> layers = std::move(again_record_.layers);
   again_record_ = StepRecord{};
   again_record_.layers = std::move(layers);
   again_record_.layers.resize(record_.layers.size());
   StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,         *cache_,
-                   steering_.get(), again_,                          workspace_,               again_record_, nobody};
-  step.learning = &*learning_;
+                   steering_.get(), again_,                          workspace_,               again_record_, sink};
+  step.learning = learning;
   Forward(step);
-  Backward(step);
-  Update(&again_record_);
+  if (learning != nullptr) {
+    Backward(step);
+    Update(&again_record_);
+  }
   record_.weight_bytes += again_record_.weight_bytes;
   record_.expert_bytes += again_record_.expert_bytes;
   record_.kv_bytes += again_record_.kv_bytes;
@@ -242,13 +283,13 @@ void EngineImpl::CountTtt(double seconds) {
     ActiveRequest* active = row_owner_[row];
     if (active->session->ttt == nullptr) continue;
     active->session->ttt->stats.flops += shared.flops * row_frac;
-    if (batch_.rows[row].kind == kernels::RowKind::kPrefill) active->prefill_j += joules(shared) * row_frac;
+    active->work_j += joules(shared) * row_frac;
   }
   if (learner_ == nullptr) return;
   TttStats& stats = learner_->session->ttt->stats;
   const double all_j = joules(shared) + joules(learnt);
   stats.flops += learnt.flops;
-  learner_->prefill_j += joules(learnt);
+  learner_->work_j += joules(learnt);
   learner_->learn_j += joules(learnt);
   // Under a plant the stages' times are not known: by what they would cost.
   stats.adapt_seconds += record_.times.learn_us > 0 ? record_.times.learn_us * 1e-6 : all_j > 0 ? seconds * joules(learnt) / all_j : 0;
@@ -260,9 +301,12 @@ void EngineImpl::SettleTtt(ActiveRequest* active) {
   TttStats& stats = active->session->ttt->stats;
   EnergyAccountant* accountant = supervisor_->accountant();
   if (accountant == nullptr || active->account < 0) {
-    stats.adapt_joules = -1;
-  } else if (active->prefill_j > 0) {
-    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + accountant->Read(active->account).prefill_j * active->learn_j / active->prefill_j;
+    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + active->learn_j;
+    stats.joules_estimated = true;
+  } else if (active->work_j > 0) {
+    const RequestEnergy energy = accountant->Read(active->account);
+    stats.joules_estimated = stats.joules_estimated || energy.source == EnergySource::kEstimate;
+    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + (energy.prefill_j + energy.decode_j) * active->learn_j / active->work_j;
   }
   active->result.ttt = stats;
 }

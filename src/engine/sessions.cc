@@ -56,7 +56,10 @@ Result<SessionId> EngineImpl::ForkSession(SessionId id) try {
   const Result<Session*> parent = IdleSession(id);
   if (!parent.ok()) return parent.status();
   std::unique_ptr<Adaptation> ttt;
-  if ((*parent)->ttt != nullptr) ttt = (*parent)->ttt->Fork();
+  if ((*parent)->ttt != nullptr) {
+    ttt = (*parent)->ttt->Fork();
+    if ((*parent)->ttt->automatic) (*parent)->ttt->automatic->deferred.clear();
+  }
   const Result<SessionId> fork = OpenSession();
   if (!fork.ok()) return fork;
   Session* child = FindSession(*fork);

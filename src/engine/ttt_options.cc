@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/errors.h"
+#include "control/adapt/benefit_model.h"
 #include "control/plant/toml_file.h"
 #include "kernels/backward_ops.h"
 #include "thermoe/ttt.h"
@@ -72,6 +73,9 @@ std::vector<TttOptions> MakeTiers() {
                                     {kLowRankOutput, 0.00219f}}));
   tiers.back().segment = 48;
   tiers.back().beta2 = 0.9925f;  // 0.99 ^ (48 / 64)
+  tiers.push_back(tiers.back());
+  tiers.back().tier = "auto";
+  tiers.back().automatic = true;
   return tiers;
 }
 
@@ -114,6 +118,7 @@ Status ReadGroups(TomlFile* file, TttOptions* options) {
 
 }  // namespace
 
+std::string_view TttChoiceName(int choice) { return AdaptTierName(static_cast<AdaptTier>(choice)); }
 std::string_view DeltaGroupName(DeltaGroup group) { return kGroupNames[static_cast<size_t>(group)]; }
 Result<DeltaGroup> ParseDeltaGroup(std::string_view name) { return ParseName<DeltaGroup>(kGroupNames, name, "group of deltas"); }
 std::string_view TttObjectiveName(TttObjective objective) { return kObjectiveNames[static_cast<size_t>(objective)]; }
@@ -159,6 +164,10 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   THERMOE_RETURN_IF_ERROR(Read(&*file, "keep", 0, 1e9, &options.keep));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "activation_bytes", 0, 1e15, &options.activation_bytes));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "seed", 0, 9007199254740992.0, &options.seed));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "automatic", 0, 1, &options.automatic));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "budget_joules", 0, 1e15, &options.budget_joules));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "price_nats", 0, 1e6, &options.price_nats));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "least_nats", 0, 100, &options.least_nats));
   if (file->Has("features_path")) {
     Result<std::string> path_of = file->Text("features_path");
     if (!path_of.ok()) return path_of.status();
@@ -192,6 +201,12 @@ Status CheckTttOptions(const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(range("decay", options.decay, 0, 0.9));
   THERMOE_RETURN_IF_ERROR(range("window", options.window, 0, 1e9));
   THERMOE_RETURN_IF_ERROR(range("keep", options.keep, 0, 1e9));
+  THERMOE_RETURN_IF_ERROR(range("budget_joules", options.budget_joules, 0, 1e15));
+  THERMOE_RETURN_IF_ERROR(range("price_nats", options.price_nats, 0, 1e6));
+  THERMOE_RETURN_IF_ERROR(range("least_nats", options.least_nats, 0, 100));
+  if (options.automatic && (options.objective != TttObjective::kNll || options.steps != 1 || !options.adapts())) {
+    return InvalidArgument("test-time training: an automatic tier learns the next token in one step a segment; name groups and leave objective and steps out");
+  }
   uint32_t seen = 0;
   for (const DeltaGroupOptions& group : options.groups) {
     THERMOE_RETURN_IF_ERROR(range(fmt::format("the learning rate of {}", DeltaGroupName(group.group)), group.learning_rate, 0, 100));

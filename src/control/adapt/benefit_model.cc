@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/adapt/benefit_model.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace thermoe {
+namespace {
+
+constexpr std::array<std::string_view, kAdaptTiers> kNames = {"skip", "output", "last", "gains", "low-rank", "combined"};
+
+// Tokens learnt from after which a part has 63 % of its ceiling.
+constexpr PerPart kTau = {500, 700, 900};
+// What was learnt loses a part in e over so many tokens read: texts move on.
+constexpr double kAge = 4000;
+
+// How much of a token's lesson each tier brings to each part. Gains and low-rank alone reach some 70 % of the combined tier's gain
+// (docs/test-time-training.md).
+constexpr std::array<PerPart, kAdaptTiers> kLearns = {
+    {{0, 0, 0}, {1, 0, 0}, {1, 1, 0}, {0.7, 0.7, 0.7}, {0.7, 0.7, 0.7}, {1, 1, 1}}};
+
+constexpr PerPart kCeiling_nats = {0.13, 0.07, 0.06};
+// Between texts ceilings rise and fall together, by as much as they are high.
+constexpr double kSpread_frac = 0.7, kTogether = 0.6;
+
+}  // namespace
+
+std::string_view AdaptTierName(AdaptTier tier) { return kNames[static_cast<size_t>(tier)]; }
+
+BenefitState MeasuredBenefit() {
+  BenefitState state;
+  state.ceiling_nats = kCeiling_nats;
+  for (size_t i = 0; i < kAdaptParts; ++i) {
+    for (size_t j = 0; j < kAdaptParts; ++j) {
+      const double spread = kSpread_frac * kSpread_frac * kCeiling_nats[i] * kCeiling_nats[j];
+      state.covariance[i * kAdaptParts + j] = i == j ? spread : kTogether * spread;
+    }
+  }
+  state.surprise_factor = {0.8, 1, 1.25};
+  return state;
+}
+
+Benefit BenefitModel::Along(const PerPart& share) const {
+  Benefit benefit;
+  double variance = 0;
+  for (size_t i = 0; i < kAdaptParts; ++i) {
+    benefit.nats += share[i] * state_.ceiling_nats[i];
+    for (size_t j = 0; j < kAdaptParts; ++j) variance += share[i] * state_.covariance[i * kAdaptParts + j] * share[j];
+  }
+  benefit.deviation_nats = std::sqrt(std::max(variance, 0.0));
+  return benefit;
+}
+
+Benefit BenefitModel::Now() const {
+  PerPart share;
+  for (size_t i = 0; i < kAdaptParts; ++i) share[i] = 1 - std::exp(-learnt_[i] / kTau[i]);
+  return Along(share);
+}
+
+Benefit BenefitModel::Of(AdaptTier tier, double tokens, Surprise surprise) const {
+  const double factor = state_.surprise_factor[static_cast<size_t>(surprise)];
+  PerPart share;
+  for (size_t i = 0; i < kAdaptParts; ++i) {
+    const double more = tokens * kLearns[static_cast<size_t>(tier)][i];
+    share[i] = factor * std::exp(-learnt_[i] / kTau[i]) * (1 - std::exp(-more / kTau[i]));
+  }
+  return Along(share);
+}
+
+void BenefitModel::Learnt(AdaptTier tier, double tokens) {
+  for (size_t i = 0; i < kAdaptParts; ++i) learnt_[i] += tokens * kLearns[static_cast<size_t>(tier)][i];
+}
+
+void BenefitModel::Read(double tokens) {
+  for (double& learnt : learnt_) learnt *= std::exp(-tokens / kAge);
+}
+
+void BenefitModel::ObservePair(double gain_nats, double variance) {
+  if (!std::isfinite(gain_nats) || !(variance > 0)) return;
+  PerPart h, ph = {};
+  for (size_t i = 0; i < kAdaptParts; ++i) h[i] = 1 - std::exp(-learnt_[i] / kTau[i]);
+  double predicted = 0, total = variance;
+  for (size_t i = 0; i < kAdaptParts; ++i) {
+    predicted += h[i] * state_.ceiling_nats[i];
+    for (size_t j = 0; j < kAdaptParts; ++j) ph[i] += state_.covariance[i * kAdaptParts + j] * h[j];
+  }
+  for (size_t i = 0; i < kAdaptParts; ++i) total += h[i] * ph[i];
+  for (size_t i = 0; i < kAdaptParts; ++i) {
+    state_.ceiling_nats[i] += ph[i] / total * (gain_nats - predicted);
+    for (size_t j = 0; j < kAdaptParts; ++j) state_.covariance[i * kAdaptParts + j] -= ph[i] * ph[j] / total;
+  }
+}
+
+BenefitState AfterSession(const BenefitState& start, const BenefitState& end) {
+  const BenefitState measured = MeasuredBenefit();
+  BenefitState next = measured;
+  next.sessions = start.sessions + 1;
+  const double weight = 1 / (static_cast<double>(start.sessions) + 8);
+  for (size_t i = 0; i < kAdaptParts; ++i) {
+    next.ceiling_nats[i] = std::clamp(start.ceiling_nats[i] + weight * (end.ceiling_nats[i] - start.ceiling_nats[i]),
+                                      measured.ceiling_nats[i] / 3, measured.ceiling_nats[i] * 3);
+  }
+  return next;
+}
+
+}  // namespace thermoe
