@@ -157,13 +157,13 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
   if (ttt.automatic) {
     PlanSegment(active, first_row, count);
   } else if (ttt.adapts() && 2 * count >= options.segment) {
-    BeginLearning(active, first_row, count, DeltaScope{}, 0);
+    BeginLearning(active, first_row, count, DeltaScope{});
   }
   return Status::Ok();
 }
 
 // A tape for rows [first_row, first_row + rows) of a batch, which stand at `position` of the session's context.
-void EngineImpl::PrepareTape(Session* session, int64_t first_row, int64_t rows, int32_t position, const DeltaScope& scope, float least_nats) {
+void EngineImpl::PrepareTape(Session* session, int64_t first_row, int64_t rows, int32_t position, const DeltaScope& scope) {
   Adaptation& ttt = *session->ttt;
   const TttOptions& options = ttt.options();
   const int32_t lowest = ttt.layout().lowest_layer();
@@ -175,15 +175,18 @@ void EngineImpl::PrepareTape(Session* session, int64_t first_row, int64_t rows, 
     backward_ = std::make_unique<BackwardWorkspace>(config_, options.segment, keep_inner);
   }
   tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, position, std::max(lowest, scope.lowest_layer));
-  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), options.surprise, scope,
-                             least_nats});
+  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), options.surprise, scope});
+  if (options.automatic) {
+    learning_->least_nats = options.least_nats;
+    learning_->deep_nats = options.deep_nats;
+  }
   learning_->Begin();
 }
 
-void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows, const DeltaScope& scope, float least_nats) {
+void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows, const DeltaScope& scope) {
   Session* session = active->session;
   const TttOptions& options = session->ttt->options();
-  PrepareTape(session, first_row, rows, session->kv.length, scope, least_nats);
+  PrepareTape(session, first_row, rows, session->kv.length, scope);
   learner_ = active;
   learner_first_row_ = first_row;
   learner_part_ = parts_.size() - 1;

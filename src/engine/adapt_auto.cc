@@ -118,7 +118,7 @@ void EngineImpl::PlanSegment(ActiveRequest* active, int64_t first_row, int64_t r
     if (plan_.decision.guard) learner_ = active, learner_part_ = parts_.size() - 1;
     return;
   }
-  BeginLearning(active, first_row, rows, {GroupsOf(decision.tier), LowestLayerOf(decision.tier, config_.layers)}, ttt.options().least_nats);
+  BeginLearning(active, first_row, rows, {GroupsOf(decision.tier), LowestLayerOf(decision.tier, config_.layers)});
   plan_.nats.assign(static_cast<size_t>(rows), 0.0f);
   learning_->nats = plan_.nats;
 }
@@ -231,7 +231,7 @@ bool EngineImpl::CatchUp(ActiveRequest* active) {
   if (learner_ == nullptr) learner_ = active, learner_part_ = static_cast<size_t>(own - parts_.begin());
   const WorkCount before{record_.weight_bytes, record_.kv_bytes, record_.flops};
   const double expert_bytes = record_.expert_bytes;
-  PrepareTape(session, 0, segment.count, position, {GroupsOf(decision.tier), LowestLayerOf(decision.tier, config_.layers)}, ttt.options().least_nats);
+  PrepareTape(session, 0, segment.count, position, {GroupsOf(decision.tier), LowestLayerOf(decision.tier, config_.layers)});
   LearnAgain();
   CountOwn({record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops},
            record_.expert_bytes - expert_bytes);

@@ -88,8 +88,8 @@ class EngineImpl final : public Engine, private LogitSink {
   // The next rows of a prompt that is read in segments: part of a restart, or a whole segment. At most one segment a step is learnt
   // from; others wait. Takes what it adds from *budget.
   Status AddSegment(ActiveRequest* active, int32_t* budget);
-  void PrepareTape(Session* session, int64_t first_row, int64_t rows, int32_t position, const DeltaScope& scope, float least_nats);
-  void BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows, const DeltaScope& scope, float least_nats);
+  void PrepareTape(Session* session, int64_t first_row, int64_t rows, int32_t position, const DeltaScope& scope);
+  void BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows, const DeltaScope& scope);
   void RestartContext(Session* session);
   // After the forward pass over a segment: backward, update, and further steps where the tier has them.
   void Learn(StepContext& step);

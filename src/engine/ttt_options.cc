@@ -111,6 +111,7 @@ Status ReadGroups(TomlFile* file, TttOptions* options) {
     THERMOE_RETURN_IF_ERROR(Read(file, prefix + "learning_rate", 0, 100, &group.learning_rate));
     THERMOE_RETURN_IF_ERROR(Read(file, prefix + "last_layers", 0, 10000, &group.last_layers));
     THERMOE_RETURN_IF_ERROR(Read(file, prefix + "damping", 0, 1000, &group.damping));
+    std::erase_if(options->groups, [&](const DeltaGroupOptions& base) { return base.group == group.group; });
     options->groups.push_back(group);
   }
   return Status::Ok();
@@ -144,6 +145,13 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   Result<TomlFile> file = TomlFile::Open(path);
   if (!file.ok()) return file.status();
   TttOptions options;
+  if (file->Has("base")) {
+    const Result<std::string> base = file->Text("base");
+    if (!base.ok()) return base.status();
+    const Result<TttOptions> tier = TttTier(*base);
+    if (!tier.ok()) return Corrupt("{}: {}", file->Where("base"), tier.status().message());
+    options = *tier;
+  }
   options.tier = path;
   if (file->Has("tier")) {
     Result<std::string> name = file->Text("tier");
@@ -168,6 +176,7 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   THERMOE_RETURN_IF_ERROR(Read(&*file, "budget_joules", 0, 1e15, &options.budget_joules));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "price_nats", 0, 1e6, &options.price_nats));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "least_nats", 0, 100, &options.least_nats));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "deep_nats", 0, 100, &options.deep_nats));
   if (file->Has("features_path")) {
     Result<std::string> path_of = file->Text("features_path");
     if (!path_of.ok()) return path_of.status();
@@ -204,6 +213,7 @@ Status CheckTttOptions(const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(range("budget_joules", options.budget_joules, 0, 1e15));
   THERMOE_RETURN_IF_ERROR(range("price_nats", options.price_nats, 0, 1e6));
   THERMOE_RETURN_IF_ERROR(range("least_nats", options.least_nats, 0, 100));
+  THERMOE_RETURN_IF_ERROR(range("deep_nats", options.deep_nats, 0, 100));
   if (options.automatic && (options.objective != TttObjective::kNll || options.steps != 1 || !options.adapts())) {
     return InvalidArgument("test-time training: an automatic tier learns the next token in one step a segment; name groups and leave objective and steps out");
   }

@@ -21,7 +21,7 @@ AdaptCost Sum(const KernelCostModel& costs, const AdaptDevice& device, std::span
   }
   if (device.bytes_per_s > 0) sum.seconds = std::max(sum.bytes / device.bytes_per_s, flops / device.flops_per_s);
   sum.plain_seconds = sum.seconds;
-  sum.joules = sum.bytes * device.prices.j_per_byte + flops * device.prices.j_per_flop + device.prices.idle_w * sum.seconds;
+  sum.joules = sum.bytes * device.prices.j_per_byte + flops * device.prices.j_per_flop;
   return sum;
 }
 

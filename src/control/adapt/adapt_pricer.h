@@ -34,7 +34,7 @@ class AdaptPricer {
   // Of the session's deltas: `learning` gives groups, parameters and inner_kept.
   void Begin(const ModelShape& model, const LearningShape& learning);
 
-  // Seconds, joules and bytes of each tier by the model alone, for `rows` rows from `position` on.
+  // Seconds, joules (beyond what the device draws idle) and bytes of each tier by the model alone, for `rows` rows from `position` on.
   std::array<AdaptCost, kAdaptTiers> Price(const KernelCostModel& costs, const AdaptDevice& device, int64_t rows, int64_t position) const;
   // A plain pass over them, with the logits of `logit_rows`.
   AdaptCost PriceRead(const KernelCostModel& costs, const AdaptDevice& device, int64_t rows, int64_t position, int64_t logit_rows) const;

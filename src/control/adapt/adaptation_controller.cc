@@ -36,7 +36,7 @@ AdaptReason AdaptationController::WhyNot(const AdaptInput& input, AdaptTier tier
   if (cost.joules > input.joules_left) return AdaptReason::kBudget;
   if (loop.safest) return AdaptReason::kSensors;
   if (loop.temp_limit_c > 0 && loop.forecast_temp_c > loop.temp_limit_c - config_.temp_margin_c) return AdaptReason::kTemperature;
-  const double seconds = input.step.seconds + cost.seconds, joules = input.step.joules + cost.joules;
+  const double seconds = input.step.seconds + cost.seconds, joules = input.step.joules + cost.joules + loop.idle_w * seconds;
   // What the step draws above the cap is paid for by a pause right after it.
   double pause_s = 0;
   if (loop.cap_w > 0) {
@@ -75,7 +75,7 @@ AdaptDecision AdaptationController::Decide(const AdaptInput& input) const {
 
 bool AdaptationController::GuardIsDue() const {
   if (since_guard_ == 0) return false;  // nothing new to look at
-  const int64_t wait = std::min<int64_t>(int64_t{2} << std::min<int64_t>(guards_, 30), config_.guard_every);
+  const int64_t wait = std::min<int64_t>(int64_t{2} << std::min<int64_t>(2 * guards_, 30), config_.guard_every);
   return since_guard_ >= wait;
 }
 

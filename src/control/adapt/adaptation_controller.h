@@ -70,12 +70,12 @@ struct AdaptDecision {
 
 struct AdaptConfig {
   // Joules of reading one token are worth so many nats saved on later tokens. Above: adapts less.
-  double price_nats = 0.15;
+  double price_nats = 0.08;
   // How much dearer joules are while a limit presses: price * (1 + kStrain * lambda).
   double strain = 8;
   double temp_margin_c = 1;
-  // Guard passes: after the first 2, 4, 8 ... updates, then every so many.
-  int32_t guard_every = 16;
+  // Guard passes: after 2 updates, 8 more, and then every so many.
+  int32_t guard_every = 32;
   // Segments without adaptation after the guard found harm; doubled each time.
   int32_t rest_segments = 8;
 };

@@ -84,7 +84,8 @@ void LearnFromLogits(StepContext& step, int64_t first, MutRows h, MutRows logits
   if (!learning.nats.empty()) std::copy_n(ws.loss.begin(), rows, learning.nats.begin() + first);
   WeighRows(learning, targets, logits);
   std::vector<int64_t> kept;
-  if (learning.least_nats > 0) {
+  const bool packed = learning.picks_rows();
+  if (packed) {
     kept = DropEasyRows(learning, targets, first, &h, &logits);
     if (kept.empty()) return;
   }
@@ -104,7 +105,6 @@ void LearnFromLogits(StepContext& step, int64_t first, MutRows h, MutRows logits
   step.Count(kernels::LinearBackwardCost(step.weights.output, h.rows));
   if (hidden_bias != nullptr) step.ops.SumRows({dh, learning.GradientOf(*hidden_bias)});
   Tape& tape = learning.tape;
-  const bool packed = learning.least_nats > 0;
   const ConstRows output{packed ? ws.h.data() : tape.output.data() + first * h.cols, h.rows, h.cols};
   if (gain != nullptr) {
     const MutRows plain_h = Workspace::View(ws.plain_h, h.rows, h.cols);
@@ -116,6 +116,8 @@ void LearnFromLogits(StepContext& step, int64_t first, MutRows h, MutRows logits
   if (packed) std::fill_n(dx.data, dx.size(), 0.0f);
   step.ops.RmsNormBackward({output, step.weights.output_norm, step.config.norm_epsilon, dh, dx});
   for (size_t i = 0; i < kept.size(); ++i) {
+    if (ws.loss[static_cast<size_t>(kept[i])] < learning.deep_nats) continue;
+    learning.held[static_cast<size_t>(first + kept[i])] = 0;
     std::copy_n(dx.row(static_cast<int64_t>(i)), h.cols, tape.dx.data() + (first + kept[i]) * h.cols);
   }
 }
