@@ -176,10 +176,6 @@ void EngineImpl::PrepareTape(Session* session, int64_t first_row, int64_t rows, 
   }
   tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, position, std::max(lowest, scope.lowest_layer));
   learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), options.surprise, scope});
-  if (options.automatic) {
-    learning_->least_nats = options.least_nats;
-    learning_->deep_nats = options.deep_nats;
-  }
   learning_->Begin();
 }
 

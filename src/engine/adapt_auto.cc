@@ -2,10 +2,12 @@
 // Test-time training that the engine decides on: what a segment would cost, what is chosen, the guard, and segments that were put off
 // (docs/adaptation-control.md).
 #include <algorithm>
-#include <chrono>
 #include <cmath>
+#include <functional>
+#include <numeric>
 
 #include "base/errors.h"
+#include "control/adapt/adapt_log.h"
 #include "engine/engine_impl.h"
 
 namespace thermoe {
@@ -92,7 +94,7 @@ void EngineImpl::PlanSegment(ActiveRequest* active, int64_t first_row, int64_t r
   plan_.active = active;
   plan_.first_row = first_row;
   plan_.rows = rows;
-  plan_.guard_us = plan_.learn_us = 0;
+  plan_.guard_us = 0;
   plan_.nats.clear();
   plan_.plain_nats.clear();
   plan_.input = PriceSegment(*active, rows, session->kv.length);
@@ -100,7 +102,10 @@ void EngineImpl::PlanSegment(ActiveRequest* active, int64_t first_row, int64_t r
   plan_.targets = static_cast<int32_t>(std::min(session->tokens.size() - session->computed() - 1, static_cast<size_t>(rows)));
   plan_.input.tokens_ahead = static_cast<double>(active->prompt_end - read + active->target());
   // The rest of a prompt teaches too little where it is short.
-  if (2 * rows < ttt.options().segment || plan_.targets == 0) return;
+  if (2 * rows < ttt.options().segment || plan_.targets == 0) {
+    plan_.input.tokens = 0;
+    return;
+  }
   plan_.decision = ttt.automatic->controller.Decide(plan_.input);
   const AdaptDecision& decision = plan_.decision;
   ++ttt.stats.choices[static_cast<size_t>(decision.tier)];
@@ -114,13 +119,21 @@ void EngineImpl::PlanSegment(ActiveRequest* active, int64_t first_row, int64_t r
     }
   }
   if (decision.tier == AdaptTier::kSkip) {
-    plan_.decision.guard = decision.guard && active->request.score_prompt;
+    plan_.decision.guard = decision.guard && active->request.score_prompt;  // else nothing scores the segment
     if (plan_.decision.guard) learner_ = active, learner_part_ = parts_.size() - 1;
     return;
   }
   BeginLearning(active, first_row, rows, {GroupsOf(decision.tier), LowestLayerOf(decision.tier, config_.layers)});
+  PickTokens(ttt.options(), decision);
   plan_.nats.assign(static_cast<size_t>(rows), 0.0f);
   learning_->nats = plan_.nats;
+}
+
+// Which tokens of the segment take part, and how deep.
+void EngineImpl::PickTokens(const TttOptions& options, const AdaptDecision& decision) {
+  learning_->least_nats = options.least_nats;
+  learning_->deep_nats = decision.strained ? options.deep_nats : 0;
+  learning_->Begin();
 }
 
 // The segment by the plain model, over keys and values of the context as they are; the step's own pass writes over its own.
@@ -147,42 +160,58 @@ void EngineImpl::GuardPass() {
 
 void EngineImpl::FinishPlan() {
   if (plan_.active != nullptr) {
-    ActiveRequest* active = plan_.active;
-    Adaptation& ttt = *active->session->ttt;
-    AutoAdaptation& automatic = *ttt.automatic;
-    const AdaptDecision& decision = plan_.decision;
-    const auto targets = static_cast<size_t>(plan_.targets);
-    if (decision.tier == AdaptTier::kSkip && active->request.score_prompt) {
-      const auto at = static_cast<long>(active->session->computed() + 1 - active->prompt_begin);
-      const auto from = active->result.prompt_logprobs.begin() + at;
-      plan_.nats.resize(targets);
-      std::transform(from, from + plan_.targets, plan_.nats.begin(), [](float logprob) { return -logprob; });
-    }
-    const std::span<const float> nats = std::span(plan_.nats).first(std::min(targets, plan_.nats.size()));
-    double sum = 0;
-    for (const float value : nats) sum += value;
-    automatic.controller.Read(static_cast<int32_t>(plan_.rows), nats.empty() ? -1 : sum / static_cast<double>(nats.size()));
-    if (decision.guard) {
-      automatic.spent_j += plan_.input.guard.joules;
-      ttt.stats.guard_seconds += plan_.guard_us * 1e-6;
-    }
-    if (decision.tier != AdaptTier::kSkip) {
-      automatic.spent_j += plan_.input.cost[static_cast<size_t>(decision.tier)].joules;
-      automatic.controller.Learnt(decision.tier, static_cast<int32_t>(plan_.rows));
-      ttt.stats.left_out_tokens += learning_->left_out;
-      plan_.learn_us = record_.times.learn_us - plan_.guard_us;
-      if (!supervisor_->info().simulated) {
-        adapt_pricer_.Observe(decision.tier, plan_.input.cost[static_cast<size_t>(decision.tier)].plain_seconds, plan_.learn_us * 1e-6);
-      }
-    }
-    if (decision.guard && automatic.controller.Guard(nats, plan_.plain_nats)) ResetDeltas(active->session);
+    AdaptOutcome outcome;
+    TellOutcome(&outcome);
+    Session* session = plan_.active->session;
+    AutoAdaptation& automatic = *session->ttt->automatic;
+    if (automatic.controller.Observe(outcome)) ResetDeltas(session);
+    LogAdaptation(*session, plan_.input, plan_.decision, outcome);
     const Benefit now = automatic.controller.benefit().Now();
-    ttt.stats.gain_nats = now.nats;
-    ttt.stats.gain_deviation_nats = now.deviation_nats;
+    session->ttt->stats.gain_nats = now.nats;
+    session->ttt->stats.gain_deviation_nats = now.deviation_nats;
   }
   for (const auto& active : running_) {
     if (active->session->ttt != nullptr && active->session->ttt->automatic && CatchUp(active.get())) return;
   }
+}
+
+// What the step's passes did with the planned segment, and what that took.
+void EngineImpl::TellOutcome(AdaptOutcome* outcome) {
+  ActiveRequest* active = plan_.active;
+  Adaptation& ttt = *active->session->ttt;
+  const AdaptDecision& decision = plan_.decision;
+  if (decision.tier == AdaptTier::kSkip && active->request.score_prompt) {
+    const auto at = static_cast<long>(active->session->computed() + 1 - active->prompt_begin);
+    const auto from = active->result.prompt_logprobs.begin() + at;
+    plan_.nats.resize(static_cast<size_t>(plan_.targets));
+    std::transform(from, from + plan_.targets, plan_.nats.begin(), [](float logprob) { return -logprob; });
+  }
+  const std::span<const float> nats = std::span(plan_.nats).first(std::min(static_cast<size_t>(plan_.targets), plan_.nats.size()));
+  outcome->read_tokens = static_cast<int32_t>(plan_.rows);
+  if (!nats.empty()) outcome->mean_nats = std::accumulate(nats.begin(), nats.end(), 0.0) / static_cast<double>(nats.size());
+  if (decision.guard) {
+    ttt.automatic->spent_j += plan_.input.guard.joules;
+    outcome->guard_seconds = plan_.guard_us * 1e-6;
+    ttt.stats.guard_seconds += outcome->guard_seconds;
+    outcome->worse_nats.resize(nats.size());
+    std::transform(nats.begin(), nats.end(), plan_.plain_nats.begin(), outcome->worse_nats.begin(), std::minus<>());
+  }
+  if (decision.tier == AdaptTier::kSkip) return;
+  outcome->tier = decision.tier;
+  outcome->learnt_tokens = static_cast<int32_t>(plan_.rows);
+  const AdaptCost& cost = plan_.input.cost[static_cast<size_t>(decision.tier)];
+  ttt.automatic->spent_j += cost.joules;
+  ttt.stats.left_out_tokens += learning_->left_out;
+  if (supervisor_->info().simulated) return;
+  outcome->seconds = (record_.times.learn_us - plan_.guard_us) * 1e-6;
+  adapt_pricer_.Observe(decision.tier, cost.plain_seconds, outcome->seconds);
+}
+
+void EngineImpl::LogAdaptation(const Session& session, const AdaptInput& input, const AdaptDecision& decision, const AdaptOutcome& outcome) {
+  if (loop_ == nullptr || options_.control.log_path.empty()) return;
+  const AutoAdaptation& automatic = *session.ttt->automatic;
+  if (automatic.logged++ == 0) loop_->Log(AdaptSessionLine(session.id, automatic.controller.config(), automatic.start));
+  loop_->Log(AdaptLine(session.id, input, decision, outcome));
 }
 
 void EngineImpl::ResetDeltas(Session* session) {
@@ -232,11 +261,16 @@ bool EngineImpl::CatchUp(ActiveRequest* active) {
   const WorkCount before{record_.weight_bytes, record_.kv_bytes, record_.flops};
   const double expert_bytes = record_.expert_bytes;
   PrepareTape(session, 0, segment.count, position, {GroupsOf(decision.tier), LowestLayerOf(decision.tier, config_.layers)});
+  PickTokens(ttt.options(), decision);
   LearnAgain();
   CountOwn({record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops},
            record_.expert_bytes - expert_bytes);
   ttt.automatic->spent_j += input.cost[static_cast<size_t>(decision.tier)].joules;
-  ttt.automatic->controller.Learnt(decision.tier, segment.count);
+  AdaptOutcome outcome;
+  outcome.tier = decision.tier;
+  outcome.learnt_tokens = segment.count;
+  ttt.automatic->controller.Observe(outcome);
+  LogAdaptation(*session, input, decision, outcome);
   ttt.stats.left_out_tokens += learning_->left_out;
   ++ttt.stats.caught_up;
   return true;

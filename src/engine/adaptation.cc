@@ -12,8 +12,8 @@ Adaptation::Adaptation(const ModelConfig& config, const TttOptions& options, std
   stats.delta_bytes = static_cast<int64_t>(deltas_.values.size() * sizeof(float));
 }
 
-AutoAdaptation::AutoAdaptation(const TttOptions& options, const BenefitState& start)
-    : controller(AdaptConfig{.price_nats = options.price_nats}, start) {}
+AutoAdaptation::AutoAdaptation(const TttOptions& options, const BenefitState& from)
+    : start(from), controller(AdaptConfig{.price_nats = options.price_nats}, from) {}
 
 void Adaptation::Reset() {
   deltas_ = Deltas::Start(deltas_.layout, options_.seed);

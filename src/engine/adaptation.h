@@ -26,9 +26,11 @@ struct AutoAdaptation {
     size_t first = 0;  // of the session's tokens
     int32_t count = 0;
   };
+  BenefitState start;  // that the controller was made with
   AdaptationController controller;
   std::deque<Segment> deferred;
   double spent_j = 0;    // predicted
+  mutable int64_t logged = 0;  // lines of the decision log
   bool restart = false;  // the context was computed with deltas that are gone: compute it again
 };
 

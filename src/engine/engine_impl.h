@@ -109,14 +109,17 @@ class EngineImpl final : public Engine, private LogitSink {
     int32_t targets = 0;              // rows that have a next token
     AdaptInput input;
     AdaptDecision decision;
-    double guard_us = 0, learn_us = 0;  // of the machine's own time
+    double guard_us = 0;  // of the machine's own time
     std::vector<float> plain_nats, nats;  // [targets] by the guard; before the update
   };
   AdaptInput PriceSegment(const ActiveRequest& active, int64_t rows, int64_t position);
   void PlanSegment(ActiveRequest* active, int64_t first_row, int64_t rows);
+  void PickTokens(const TttOptions& options, const AdaptDecision& decision);
   void GuardPass();
   // After the step's own passes: tells the controller, acts on what it says, and learns from a segment that was put off.
   void FinishPlan();
+  void TellOutcome(AdaptOutcome* outcome);
+  void LogAdaptation(const Session& session, const AdaptInput& input, const AdaptDecision& decision, const AdaptOutcome& outcome);
   bool CatchUp(ActiveRequest* active);
   void ResetDeltas(Session* session);
 

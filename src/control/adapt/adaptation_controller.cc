@@ -79,10 +79,20 @@ bool AdaptationController::GuardIsDue() const {
   return since_guard_ >= wait;
 }
 
-void AdaptationController::Read(int32_t tokens, double mean_nats) {
-  benefit_.Read(tokens);
-  rest_ = std::max(rest_ - 1, 0);
-  if (mean_nats >= 0 && std::isfinite(mean_nats)) TellSurprise(mean_nats);
+bool AdaptationController::Observe(const AdaptOutcome& outcome) {
+  if (outcome.read_tokens > 0) {
+    benefit_.Read(outcome.read_tokens);
+    rest_ = std::max(rest_ - 1, 0);
+    if (outcome.mean_nats >= 0 && std::isfinite(outcome.mean_nats)) TellSurprise(outcome.mean_nats);
+  }
+  // The guard looked at the deltas as they were before this update.
+  if (!outcome.worse_nats.empty() && Guard(outcome.worse_nats)) return true;
+  if (outcome.tier != AdaptTier::kSkip) {
+    benefit_.Learnt(outcome.tier, outcome.learnt_tokens);
+    ++updates_;
+    ++since_guard_;
+  }
+  return false;
 }
 
 void AdaptationController::TellSurprise(double mean_nats) {
@@ -96,16 +106,9 @@ void AdaptationController::TellSurprise(double mean_nats) {
   square_nats_ += (mean_nats * mean_nats - square_nats_) / scored_;
 }
 
-void AdaptationController::Learnt(AdaptTier tier, int32_t tokens) {
-  benefit_.Learnt(tier, tokens);
-  ++updates_;
-  ++since_guard_;
-}
-
-bool AdaptationController::Guard(std::span<const float> adapted_nats, std::span<const float> plain_nats) {
+bool AdaptationController::Guard(std::span<const float> worse_nats) {
   GuardTest pair;
-  for (size_t i = 0; i < adapted_nats.size(); ++i) {
-    const double worse = static_cast<double>(adapted_nats[i]) - static_cast<double>(plain_nats[i]);
+  for (const float worse : worse_nats) {
     guard_.Add(worse);
     pair.Add(worse);
   }
@@ -115,7 +118,7 @@ bool AdaptationController::Guard(std::span<const float> adapted_nats, std::span<
   if (!guard_.Rejects()) return false;
   guard_ = GuardTest();
   benefit_.Forget();
-  guards_ = 0;
+  guards_ = since_guard_ = 0;
   rest_ = config_.rest_segments << std::min<int64_t>(resets_, 8);
   ++resets_;
   return true;

@@ -11,6 +11,7 @@
 #include <limits>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "control/adapt/benefit_model.h"
 #include "control/adapt/guard_test.h"
@@ -63,14 +64,24 @@ struct AdaptDecision {
   AdaptReason reason = AdaptReason::kNotWorth;
   bool defer = false;      // a tier was worth it and the machine had no room: keep the segment for later
   bool guard = false;      // score the segment by the plain model, too
-  bool strained = false;   // learn by hi planes only
+  bool strained = false;   // a limit presses: tokens that surprise little stay at the output
   Benefit benefit;         // of the tier, nats a later token
   double value_nats = 0;   // benefit over the tokens ahead, less the price: what was maximised
 };
 
+// What became of a decision.
+struct AdaptOutcome {
+  int32_t read_tokens = 0;      // 0: of a segment that was read before
+  double mean_nats = -1;        // their NLL before the update; negative: they were not scored
+  AdaptTier tier = AdaptTier::kSkip;
+  int32_t learnt_tokens = 0;
+  std::vector<float> worse_nats;  // adapted less plain NLL, by token, where the guard looked
+  double seconds = 0, guard_seconds = 0;  // of the engine's clock, for people; 0: unknown
+};
+
 struct AdaptConfig {
   // Joules of reading one token are worth so many nats saved on later tokens. Above: adapts less.
-  double price_nats = 0.08;
+  double price_nats = 0.05;
   // How much dearer joules are while a limit presses: price * (1 + kStrain * lambda).
   double strain = 8;
   double temp_margin_c = 1;
@@ -86,11 +97,10 @@ class AdaptationController {
 
   AdaptDecision Decide(const AdaptInput& input) const;
 
-  // The segment was read; `mean_nats` is its NLL, negative where it was not scored.
-  void Read(int32_t tokens, double mean_nats);
-  void Learnt(AdaptTier tier, int32_t tokens);
-  // The guard scored a segment: NLL by token, adapted and plain. True: the deltas do harm and must be reset.
-  bool Guard(std::span<const float> adapted_nats, std::span<const float> plain_nats);
+  // True: the deltas do harm and must be reset.
+  bool Observe(const AdaptOutcome& outcome);
+
+  const AdaptConfig& config() const { return config_; }
 
   const BenefitModel& benefit() const { return benefit_; }
   const GuardTest& guard() const { return guard_; }
@@ -103,6 +113,7 @@ class AdaptationController {
   AdaptReason WhyNot(const AdaptInput& input, AdaptTier tier) const;
   bool GuardIsDue() const;
   void TellSurprise(double mean_nats);
+  bool Guard(std::span<const float> worse_nats);
 
   AdaptConfig config_;
   BenefitModel benefit_;

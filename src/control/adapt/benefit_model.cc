@@ -27,18 +27,24 @@ constexpr double kSpread_frac = 0.6, kTogether = 0.9;
 
 std::string_view AdaptTierName(AdaptTier tier) { return kNames[static_cast<size_t>(tier)]; }
 
-BenefitState MeasuredBenefit() {
+BenefitState BenefitFrom(const PerPart& ceiling_nats, int64_t sessions) {
   BenefitState state;
-  state.ceiling_nats = kCeiling_nats;
+  for (size_t i = 0; i < kAdaptParts; ++i) {
+    const double ceiling = std::isfinite(ceiling_nats[i]) ? ceiling_nats[i] : 0;
+    state.ceiling_nats[i] = std::clamp(ceiling, kCeiling_nats[i] / 3, kCeiling_nats[i] * 3);
+  }
   for (size_t i = 0; i < kAdaptParts; ++i) {
     for (size_t j = 0; j < kAdaptParts; ++j) {
-      const double spread = kSpread_frac * kSpread_frac * kCeiling_nats[i] * kCeiling_nats[j];
+      const double spread = kSpread_frac * kSpread_frac * state.ceiling_nats[i] * state.ceiling_nats[j];
       state.covariance[i * kAdaptParts + j] = i == j ? spread : kTogether * spread;
     }
   }
   state.surprise_factor = {0.8, 1, 1.25};
+  state.sessions = sessions;
   return state;
 }
+
+BenefitState MeasuredBenefit() { return BenefitFrom(kCeiling_nats, 0); }
 
 Benefit BenefitModel::Along(const PerPart& share) const {
   Benefit benefit;
@@ -92,15 +98,10 @@ void BenefitModel::ObservePair(double gain_nats, double variance) {
 }
 
 BenefitState AfterSession(const BenefitState& start, const BenefitState& end) {
-  const BenefitState measured = MeasuredBenefit();
-  BenefitState next = measured;
-  next.sessions = start.sessions + 1;
+  PerPart next = start.ceiling_nats;
   const double weight = 1 / (static_cast<double>(start.sessions) + 8);
-  for (size_t i = 0; i < kAdaptParts; ++i) {
-    next.ceiling_nats[i] = std::clamp(start.ceiling_nats[i] + weight * (end.ceiling_nats[i] - start.ceiling_nats[i]),
-                                      measured.ceiling_nats[i] / 3, measured.ceiling_nats[i] * 3);
-  }
-  return next;
+  for (size_t i = 0; i < kAdaptParts; ++i) next[i] += weight * (end.ceiling_nats[i] - start.ceiling_nats[i]);
+  return BenefitFrom(next, start.sessions + 1);
 }
 
 }  // namespace thermoe

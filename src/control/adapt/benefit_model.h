@@ -31,6 +31,8 @@ struct BenefitState {
 
   bool operator==(const BenefitState&) const = default;
 };
+// With these ceilings, brought to within a third and three times of the measured ones; their uncertainty is that between texts.
+BenefitState BenefitFrom(const PerPart& ceiling_nats, int64_t sessions);
 // Measured on three texts with the bundled model.
 BenefitState MeasuredBenefit();
 
@@ -64,8 +66,7 @@ class BenefitModel {
   PerPart learnt_ = {};  // u
 };
 
-// What the next session starts from after one that ended with `end`: ceilings move by 1 / (sessions + 8), never more than to a third of
-// the measured ones or three times them; their uncertainty stays that between texts.
+// What the next session starts from after one that ended with `end`: ceilings move by 1 / (sessions + 8).
 BenefitState AfterSession(const BenefitState& start, const BenefitState& end);
 
 }  // namespace thermoe
