@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/errors.h"
+#include "flags.h"
 #include "telemetry_options.h"
 
 namespace thermoe {
@@ -28,6 +29,10 @@ void AddTttFlags(CLI::App* app, TttFlags* flags) {
   app->add_option("--ttt-features", flags->features, "Statistics of activations that 'thermoe calibrate --features' wrote.")
       ->type_name("FILE")
       ->group(kGroup);
+  AddNumber(app, "--ttt-budget-joules", &flags->budget_joules, {0, 1e15, true, false},
+            "With --ttt auto: adapting takes at most X joules of each session.")
+      ->type_name("J")
+      ->group(kGroup);
   app->add_option("--ttt-load", flags->load, "Start from the deltas in FILE.")->type_name("FILE")->group(kGroup);
   app->add_option("--ttt-save", flags->save, "Write the deltas to FILE at the end.")->type_name("FILE")->group(kGroup);
 }
@@ -37,6 +42,7 @@ Result<TttOptions> TttOptionsFrom(const TttFlags& flags) {
     for (const auto& [name, value] : {std::pair{"--ttt-objective", &flags.objective}, {"--ttt-features", &flags.features}, {"--ttt-load", &flags.load}, {"--ttt-save", &flags.save}}) {
       if (!value->empty()) return InvalidArgument("{} needs a tier; add --ttt TIER", name);
     }
+    if (flags.budget_joules) return InvalidArgument("--ttt-budget-joules needs an automatic tier; use --ttt auto");
   }
   if (!flags.save.empty()) {  // told before the work whose result it would lose
     const std::filesystem::path folder = std::filesystem::path(flags.save).parent_path();
@@ -53,6 +59,10 @@ Result<TttOptions> TttOptionsFrom(const TttFlags& flags) {
     options->objective = *objective;
   }
   if (!flags.features.empty()) options->features_path = flags.features;
+  if (flags.budget_joules) {
+    if (!options->automatic) return InvalidArgument("--ttt-budget-joules needs an automatic tier; use --ttt auto");
+    options->budget_joules = *flags.budget_joules;
+  }
   return options;
 }
 
@@ -67,6 +77,7 @@ Json TttOptionsJson(const TttOptions& options) {
   json["rank"] = options.rank;
   json["segment"] = options.segment;
   json["steps"] = options.steps;
+  json["every"] = options.every;
   json["optimizer"] = TttOptimizerName(options.optimizer);
   json["beta1"] = options.beta1;
   json["beta2"] = options.beta2;
@@ -76,6 +87,13 @@ Json TttOptionsJson(const TttOptions& options) {
   json["window"] = options.window;
   json["keep"] = options.keep;
   json["seed"] = options.seed;
+  json["automatic"] = options.automatic;
+  if (options.automatic) {
+    json["budget_joules"] = options.budget_joules > 0 ? Json(options.budget_joules) : Json();
+    json["price_nats"] = options.price_nats;
+    json["least_nats"] = options.least_nats;
+    json["deep_nats"] = options.deep_nats;
+  }
   return json;
 }
 

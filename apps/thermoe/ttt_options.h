@@ -18,6 +18,7 @@ struct TttFlags {
   std::string objective;     // empty: the tier's own
   std::string features;      // statistics of activations, for the objective of that name
   std::string save, load;    // files of deltas
+  std::optional<double> budget_joules;  // of an automatic tier
 
   bool on() const { return tier != "off"; }
 };

@@ -74,6 +74,7 @@ struct TttOptions {
   int rank = 4;                // of the low-rank groups, 1 to 64
   int segment = 128;           // tokens between two updates; at most EngineOptions::prefill_chunk
   int steps = 1;               // optimiser steps a segment; further ones pass the segment again
+  int every = 1;               // learns from each so-manieth segment only, the first among them
   TttObjective objective = TttObjective::kNll;
   float confidence = 0.5f;     // pseudo-labels: least probability of a label
   TttOptimizer optimizer = TttOptimizer::kAdam;

@@ -156,7 +156,7 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
   // The rest of a prompt teaches too little where it is short.
   if (ttt.automatic) {
     PlanSegment(active, first_row, count);
-  } else if (ttt.adapts() && 2 * count >= options.segment) {
+  } else if (ttt.adapts() && 2 * count >= options.segment && (ttt.stats.segments - 1) % options.every == 0) {
     BeginLearning(active, first_row, count, DeltaScope{});
   }
   return Status::Ok();

@@ -13,7 +13,7 @@ constexpr std::array<std::string_view, kAdaptReasons> kReasons = {"benefit", "no
 constexpr double kMostAhead = 2000, kLeastAhead = 64;
 constexpr double kMemory = 64;        // segments that the running mean of the NLL reaches back
 constexpr double kSurprised = 0.75;   // standard deviations of the segments' NLL
-constexpr double kLatencySlack = 0.9; // of the target: predictions are a few percent off
+constexpr double kLatencySlack = 0.8; // of the target: predictions are a few percent off
 
 }  // namespace
 

@@ -45,7 +45,7 @@ class Runner {
         source_(&plant_),
         workload_(scenario.load, shape, scenario.seed),
         ttt_mode_(ttt),
-        ttt_(ttt, {scenario.ttt.segment, scenario.ttt.price_nats}, shape, profile),
+        ttt_(ttt, {scenario.ttt.segment, scenario.ttt.text_tokens, scenario.ttt.price_nats}, shape, profile),
         layer_experts_(shape.config.experts) {}
 
   Result<SimRun> Go(const std::function<bool(double)>& progress) {
@@ -129,6 +129,7 @@ class Runner {
     record_.times = StageTimes{};  // the stages' are not known
     record_.times.total_us = outcome.duration_s * 1e6;
     workload_.Commit();
+    ttt_.Observe(outcome.duration_s);
     NoteStep(outcome.duration_s);
     StepDecision decision = controller_.controller->AfterStep({start_s, plant_.now_s(), record_, source_.Read(), workload_.queued()});
     if (decision.steering != nullptr) TakeSteering(std::move(decision.steering));

@@ -131,6 +131,7 @@ Status ReadLimits(TomlFile* file, SimScenario* scenario) {
 
 Status ReadTtt(TomlFile* file, SimScenario* scenario) {
   THERMOE_RETURN_IF_ERROR(ReadWhole(file, "ttt.segment", 1, kMostTokens, &scenario->ttt.segment));
+  THERMOE_RETURN_IF_ERROR(ReadWhole(file, "ttt.text_tokens", 0, 1e9, &scenario->ttt.text_tokens));
   return ReadNumber(file, "ttt.price_nats", 0, 1e6, &scenario->ttt.price_nats);
 }
 

@@ -42,6 +42,7 @@ struct SimLimits {
 // How others' prompts are learnt from, by routers whose names end in +ttt or +ttt-always.
 struct SimTttLoad {
   int32_t segment = 128;     // tokens between two updates
+  int64_t text_tokens = 0;   // of a stream that several prompts belong to; 0: each prompt is one of its own
   double price_nats = 0.05;  // TttOptions::price_nats
 };
 

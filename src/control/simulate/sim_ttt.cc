@@ -10,6 +10,8 @@ namespace {
 
 constexpr size_t kMostDeferred = 64;  // as the engine keeps
 constexpr int64_t kRank = 12;         // of the tier "combined"
+constexpr double kStepMemory = 20;    // steps that the running mean of slowness reaches back
+constexpr double kMostSlowness = 8;
 
 // Groups and parameters of the tier "combined" on this shape.
 LearningShape CombinedOn(const ModelShape& shape) {
@@ -44,6 +46,7 @@ SimTtt::SimTtt(SimTttMode mode, const SimTttOptions& options, const ModelShape& 
 void SimTtt::NewText() {
   controller_.emplace(AdaptConfig{.price_nats = options_.price_nats}, MeasuredBenefit());
   truth_.emplace(MeasuredBenefit());
+  text_read_ = 0;
   result_.dropped += static_cast<int64_t>(deferred_.size());
   deferred_.clear();
 }
@@ -56,8 +59,10 @@ AdaptInput SimTtt::InputOf(const SimTttStep& step, const Segment& segment) {
   input.read = pricer_.PriceRead(costs_, device_, segment.rows, segment.position, segment.rows);
   input.guard = input.read;
   input.step.bytes = step.work.bytes;
-  input.step.seconds = std::max(step.work.bytes / device_.bytes_per_s, step.work.flops / device_.flops_per_s);
+  input.step.seconds = SecondsOf(step.work);
   input.step.joules = step.work.bytes * device_.prices.j_per_byte + step.work.flops * device_.prices.j_per_flop;
+  for (AdaptCost* cost : {&input.step, &input.read, &input.guard}) cost->seconds *= slowness_;
+  for (AdaptCost& cost : input.cost) cost.seconds *= slowness_;
   input.decode_rows = step.decode_rows;
   input.loop = step.loop;
   return input;
@@ -70,14 +75,26 @@ Work SimTtt::Take(const AdaptCost& cost) {
 }
 
 Work SimTtt::Add(const SimTttStep& step) {
-  if (step.rows > 0 && step.position == 0) NewText();
-  Work work = step.rows > 0 ? Read(step) : Work{};
-  if (mode_ != SimTttMode::kAuto || deferred_.empty()) return work;
   SimTttStep now = step;
+  if (step.rows > 0 && (options_.text_tokens > 0 ? text_read_ >= options_.text_tokens : step.position == 0)) NewText();
+  if (options_.text_tokens > 0) now.ahead = std::max<int64_t>(options_.text_tokens - text_read_ - step.rows, 0);
+  text_read_ += step.rows;
+  Work work = step.rows > 0 ? Read(now) : Work{};
+  predicted_s_ = SecondsOf({step.work.bytes + work.bytes, step.work.flops + work.flops});
+  if (mode_ != SimTttMode::kAuto || deferred_.empty()) return work;
   now.work.bytes += work.bytes;
   now.work.flops += work.flops;
   const Work more = CatchUp(now);
-  return {work.bytes + more.bytes, work.flops + more.flops};
+  work = {work.bytes + more.bytes, work.flops + more.flops};
+  predicted_s_ = SecondsOf({step.work.bytes + work.bytes, step.work.flops + work.flops});
+  return work;
+}
+
+double SimTtt::SecondsOf(const Work& work) const { return std::max(work.bytes / device_.bytes_per_s, work.flops / device_.flops_per_s); }
+
+void SimTtt::Observe(double seconds) {
+  if (!(predicted_s_ > 0)) return;
+  slowness_ += (std::clamp(seconds / predicted_s_, 1.0, kMostSlowness) - slowness_) / kStepMemory;
 }
 
 Work SimTtt::Read(const SimTttStep& step) {

@@ -22,6 +22,7 @@ enum class SimTttMode : uint8_t { kOff, kAlways, kAuto };
 
 struct SimTttOptions {
   int32_t segment = 128;  // tokens between two updates: what a step reads of a prompt
+  int64_t text_tokens = 0;  // of a stream: prompts belong to the same one until it has so many; 0: each prompt is one
   double price_nats = AdaptConfig{}.price_nats;
 };
 
@@ -49,6 +50,8 @@ class SimTtt {
 
   // What adapting adds to a step.
   Work Add(const SimTttStep& step);
+  // The step took so long: clocks fall, and operations overlap less than a roofline says.
+  void Observe(double seconds);
   SimTttResult result() const;
 
  private:
@@ -61,6 +64,7 @@ class SimTtt {
   Work Read(const SimTttStep& step);
   Work CatchUp(const SimTttStep& step);
   Work Take(const AdaptCost& cost);
+  double SecondsOf(const Work& work) const;
 
   SimTttMode mode_;
   SimTttOptions options_;
@@ -73,6 +77,8 @@ class SimTtt {
   std::deque<Segment> deferred_;
   SimTttResult result_;
   double gain_sum_ = 0;
+  int64_t text_read_ = 0;
+  double predicted_s_ = 0, slowness_ = 1;  // of the present step; measured over predicted, running mean
 };
 
 }  // namespace thermoe
