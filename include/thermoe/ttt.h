@@ -98,7 +98,7 @@ struct TttOptions {
   // (docs/adaptation-control.md). `groups` are then those of the dearest tier; cheaper ones learn some of them.
   bool automatic = false;
   double budget_joules = 0;    // most that adapting may take of a session; 0: no bound
-  float price_nats = 0.05f;    // nats saved on later tokens that are worth the joules of reading one
+  float price_nats = 0.04f;    // nats saved on later tokens that are worth the joules of reading one
   // Tokens by their NLL before the update: below `least_nats` they teach nothing and leave the backward pass at once; while a limit presses
   // those below `deep_nats` teach what lies at the output, not the layers.
   float least_nats = 0.5f, deep_nats = 1.0f;

@@ -50,13 +50,14 @@ AdaptInput EngineImpl::PriceSegment(const ActiveRequest& active, int64_t rows, i
   EnergyPrices prices = supervisor_->prices();
   if (loop_ != nullptr) {
     const ControlStatus& status = loop_->status();
+    const bool ticked = status.ticks > 0;  // before that it knows no limits
     if (status.idle_w > 0) prices = {status.idle_w, status.j_per_byte, status.j_per_flop, prices.die_j_per_c};
     input.loop = {.lambda = status.lambda_power + status.lambda_temp + status.lambda_latency,
                   .cap_w = status.cap_w,
                   .idle_w = status.idle_w,
-                  .temp_limit_c = status.limits.temp_c,
-                  .forecast_temp_c = std::max(status.temp_c, status.forecast_temp_c),
-                  .latency_target_s = status.limits.latency_ms * 1e-3,
+                  .temp_limit_c = ticked ? status.limits.temp_c : options_.control.temp_limit_c,
+                  .forecast_temp_c = std::max(supervisor_->Latest().temp_c.value_or(0), status.forecast_temp_c),
+                  .latency_target_s = (ticked ? status.limits.latency_ms : options_.control.latency_target_ms) * 1e-3,
                   .safest = status.safest};
   }
   // Ratios of joules by the model alone, so that without limits the same text is adapted to in the same way; seconds as they were learnt.
@@ -104,6 +105,7 @@ void EngineImpl::PlanSegment(ActiveRequest* active, int64_t first_row, int64_t r
   // The rest of a prompt teaches too little where it is short.
   if (2 * rows < ttt.options().segment || plan_.targets == 0) {
     plan_.input.tokens = 0;
+    ++ttt.stats.choices[0];
     return;
   }
   plan_.decision = ttt.automatic->controller.Decide(plan_.input);

@@ -7,26 +7,60 @@
 namespace thermoe {
 namespace {
 
-constexpr std::array<std::string_view, kAdaptReasons> kReasons = {"benefit", "not worth it", "budget",  "power",
+constexpr std::array<std::string_view, kAdaptReasons> kReasons = {"benefit", "not worth it", "budget", "strain", "power",
                                                                   "temperature", "latency",  "sensors", "rejected"};
 // Deltas help about so many later tokens before the text has moved on; and a session whose end is not known goes on a little.
 constexpr double kMostAhead = 2000, kLeastAhead = 64;
+constexpr int64_t kSecondLook = 8;    // updates after the first one that the guard looks again
+constexpr double kLooks = 32;         // steps of a look ahead
 constexpr double kMemory = 64;        // segments that the running mean of the NLL reaches back
 constexpr double kSurprised = 0.75;   // standard deviations of the segments' NLL
+constexpr double kAlarmed = 3, kLeap_nats = 0.5;  // deviations, and nats above the mean, that call for the guard
 constexpr double kLatencySlack = 0.8; // of the target: predictions are a few percent off
 
 }  // namespace
 
 std::string_view AdaptReasonName(AdaptReason reason) { return kReasons[static_cast<size_t>(reason)]; }
 
-// Nats over the tokens ahead, less the price of the joules.
-double AdaptationController::ValueOf(const AdaptInput& input, AdaptTier tier, Benefit* benefit) const {
-  *benefit = benefit_.Of(tier, input.tokens, surprise_);
-  const double ahead = std::max(input.tokens_ahead, kLeastAhead);
-  const double helped = kMostAhead * (1 - std::exp(-ahead / kMostAhead));
-  const double token_j = input.read.joules / std::max(input.tokens, 1);
-  const double tokens_worth = token_j > 0 ? input.cost[static_cast<size_t>(tier)].joules / token_j : 0;
-  return benefit->nats * helped - config_.price_nats * (1 + config_.strain * input.loop.lambda) * tokens_worth;
+double AdaptationController::ValueOf(const BenefitModel& model, const AdaptInput& input, AdaptTier tier, double tokens, double ahead,
+                                     double price, Benefit* benefit) const {
+  *benefit = model.Of(tier, tokens, surprise_);
+  const double helped = kMostAhead * (1 - std::exp(-std::max(ahead, kLeastAhead) / kMostAhead));
+  // Joules in tokens that they would read.
+  const double read = input.read.joules > 0 ? tokens * input.cost[static_cast<size_t>(tier)].joules / input.read.joules : 0;
+  return benefit->nats * helped - price * read;
+}
+
+// Joules that the rest of the text would take at this price, by a look ahead of kLooks steps.
+double AdaptationController::Projected(const AdaptInput& input, double price) const {
+  BenefitModel model = benefit_;
+  const double all = input.tokens_ahead + input.tokens;
+  const double looks = std::clamp(all / std::max(input.tokens, 1), 1.0, kLooks), tokens = all / looks;
+  double joules = 0;
+  for (double read = tokens; read <= all * (1 + 1e-9); read += tokens) {
+    double most = 0;
+    AdaptTier best = AdaptTier::kSkip;
+    for (size_t index = 1; index < kAdaptTiers; ++index) {
+      Benefit benefit;
+      const double value = ValueOf(model, input, static_cast<AdaptTier>(index), tokens, all - read, price, &benefit);
+      if (value > most) most = value, best = static_cast<AdaptTier>(index);
+    }
+    joules += input.cost[static_cast<size_t>(best)].joules * tokens / std::max(input.tokens, 1);
+    model.Learnt(best, tokens);
+  }
+  return joules;
+}
+
+double AdaptationController::PriceOf(const AdaptInput& input, double strain) const {
+  double price = config_.price_nats * strain;
+  if (std::isinf(input.joules_left) || Projected(input, price) <= input.joules_left) return price;
+  double high = std::max(price, 1e-3);
+  for (int round = 0; round < 20 && Projected(input, high) > input.joules_left; ++round) price = high, high *= 2;
+  for (int round = 0; round < 8; ++round) {
+    const double middle = 0.5 * (price + high);
+    (Projected(input, middle) > input.joules_left ? price : high) = middle;
+  }
+  return high;
 }
 
 // kBenefit where the machine has room for the tier.
@@ -55,18 +89,20 @@ AdaptDecision AdaptationController::Decide(const AdaptInput& input) const {
     best.reason = AdaptReason::kRejected;
     return best;
   }
+  const double price = PriceOf(input, 1), now = PriceOf(input, 1 + config_.strain * input.loop.lambda);
   for (size_t index = 1; index < kAdaptTiers; ++index) {
     const auto tier = static_cast<AdaptTier>(index);
     Benefit benefit;
-    const double value = ValueOf(input, tier, &benefit);
-    if (value <= 0) continue;
-    const AdaptReason reason = WhyNot(input, tier);
-    AdaptDecision& candidate = reason == AdaptReason::kBenefit ? best : wanted;
-    if (value > candidate.value_nats) candidate = {tier, reason, false, false, false, benefit, value};
+    const double value = ValueOf(benefit_, input, tier, input.tokens, input.tokens_ahead, price, &benefit);
+    if (value > wanted.value_nats) wanted = {tier, WhyNot(input, tier), false, false, false, benefit, value};
+    const double value_now = ValueOf(benefit_, input, tier, input.tokens, input.tokens_ahead, now, &benefit);
+    if (value_now > best.value_nats && WhyNot(input, tier) == AdaptReason::kBenefit) {
+      best = {tier, AdaptReason::kBenefit, false, false, false, benefit, value_now};
+    }
   }
-  if (best.tier == AdaptTier::kSkip) {
-    if (wanted.tier != AdaptTier::kSkip) best.reason = wanted.reason;
-    best.defer = wanted.tier != AdaptTier::kSkip && wanted.reason != AdaptReason::kBudget;
+  if (best.tier == AdaptTier::kSkip && wanted.tier != AdaptTier::kSkip) {
+    best.reason = wanted.reason == AdaptReason::kBenefit ? AdaptReason::kStrain : wanted.reason;
+    best.defer = wanted.reason != AdaptReason::kBudget;
   }
   best.strained = best.tier != AdaptTier::kSkip && input.loop.lambda > 0;
   best.guard = !input.deferred && GuardIsDue() && input.guard.joules <= input.joules_left && !best.defer;
@@ -75,7 +111,8 @@ AdaptDecision AdaptationController::Decide(const AdaptInput& input) const {
 
 bool AdaptationController::GuardIsDue() const {
   if (since_guard_ == 0) return false;  // nothing new to look at
-  const int64_t wait = std::min<int64_t>(int64_t{2} << std::min<int64_t>(2 * guards_, 30), config_.guard_every);
+  if (alarm_) return true;
+  const int64_t wait = guards_ == 0 ? 1 : guards_ == 1 ? kSecondLook : config_.guard_every;
   return since_guard_ >= wait;
 }
 
@@ -99,6 +136,7 @@ void AdaptationController::TellSurprise(double mean_nats) {
   if (scored_ >= 2) {
     const double deviation = std::sqrt(std::max(square_nats_ - mean_nats_ * mean_nats_, 1e-4));
     const double z = (mean_nats - mean_nats_) / deviation;
+    alarm_ = updates_ > 0 && (alarm_ || (z > kAlarmed && mean_nats > mean_nats_ + kLeap_nats));
     surprise_ = z > kSurprised ? Surprise::kHigh : z < -kSurprised ? Surprise::kLow : Surprise::kMiddle;
   }
   scored_ = std::min(scored_ + 1, kMemory);
@@ -114,6 +152,7 @@ bool AdaptationController::Guard(std::span<const float> worse_nats) {
   }
   ++guards_;
   since_guard_ = 0;
+  alarm_ = false;
   if (pair.tokens() > 1) benefit_.ObservePair(-pair.mean_nats(), pair.variance());
   if (!guard_.Rejects()) return false;
   guard_ = GuardTest();

@@ -50,13 +50,14 @@ enum class AdaptReason : uint8_t {
   kBenefit,      // the tier that brings most beyond its price
   kNotWorth,     // no tier brings its price
   kBudget,       // the best one's joules are more than what is left
+  kStrain,       // a limit presses: joules are dearer than what it brings, for now
   kPower,        // the cap, and pauses that would pay for the rest, leave no room
   kTemperature,  // too hot at the horizon
   kLatency,      // others' tokens would be late
   kSensors,      // a sensor that a limit needs fails
   kRejected,     // the guard found harm a while ago
 };
-inline constexpr size_t kAdaptReasons = 8;
+inline constexpr size_t kAdaptReasons = 9;
 std::string_view AdaptReasonName(AdaptReason reason);
 
 struct AdaptDecision {
@@ -75,17 +76,17 @@ struct AdaptOutcome {
   double mean_nats = -1;        // their NLL before the update; negative: they were not scored
   AdaptTier tier = AdaptTier::kSkip;
   int32_t learnt_tokens = 0;
-  std::vector<float> worse_nats;  // adapted less plain NLL, by token, where the guard looked
+  std::vector<float> worse_nats = {};  // adapted less plain NLL, by token, where the guard looked
   double seconds = 0, guard_seconds = 0;  // of the engine's clock, for people; 0: unknown
 };
 
 struct AdaptConfig {
   // Joules of reading one token are worth so many nats saved on later tokens. Above: adapts less.
-  double price_nats = 0.05;
+  double price_nats = 0.04;
   // How much dearer joules are while a limit presses: price * (1 + kStrain * lambda).
   double strain = 8;
   double temp_margin_c = 1;
-  // Guard passes: after 2 updates, 8 more, and then every so many.
+  // Guard passes: after the first update, 8 more, and then every so many; at once where the NLL leaps.
   int32_t guard_every = 32;
   // Segments without adaptation after the guard found harm; doubled each time.
   int32_t rest_segments = 8;
@@ -109,7 +110,12 @@ class AdaptationController {
   Surprise surprise() const { return surprise_; }
 
  private:
-  double ValueOf(const AdaptInput& input, AdaptTier tier, Benefit* benefit) const;
+  // Nats over `ahead` tokens, less the price of the tier's joules.
+  double ValueOf(const BenefitModel& model, const AdaptInput& input, AdaptTier tier, double tokens, double ahead, double price,
+                 Benefit* benefit) const;
+  // Of a joule, in nats for those that a token's reading takes; dearer where a budget must last. `strain`: by what presses.
+  double PriceOf(const AdaptInput& input, double strain) const;
+  double Projected(const AdaptInput& input, double price) const;
   AdaptReason WhyNot(const AdaptInput& input, AdaptTier tier) const;
   bool GuardIsDue() const;
   void TellSurprise(double mean_nats);
@@ -121,6 +127,7 @@ class AdaptationController {
   Surprise surprise_ = Surprise::kMiddle;
   double mean_nats_ = 0, square_nats_ = 0, scored_ = 0;  // of segments, running
   int64_t updates_ = 0, since_guard_ = 0, guards_ = 0, resets_ = 0;
+  bool alarm_ = false;  // the NLL leapt: the guard should look
   int32_t rest_ = 0;  // segments that pass without adaptation
 };
 

@@ -43,7 +43,7 @@ struct SimLimits {
 struct SimTttLoad {
   int32_t segment = 128;     // tokens between two updates
   int64_t text_tokens = 0;   // of a stream that several prompts belong to; 0: each prompt is one of its own
-  double price_nats = 0.05;  // TttOptions::price_nats
+  double price_nats = 0.04;  // TttOptions::price_nats
 };
 
 struct SimScenario {
