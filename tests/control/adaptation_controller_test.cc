@@ -127,7 +127,7 @@ TEST(AdaptationController, LearnsFromPairsWhatAdaptingIsWorth) {
   for (int i = 0; i < 20; ++i) model.Learnt(AdaptTier::kCombined, 48);
   const Benefit before = model.Now();
   BenefitModel helped = model, useless = model;
-  for (int i = 0; i < 8; ++i) helped.ObservePair(2 * before.nats, 1e-3), useless.ObservePair(0, 1e-3);
+  for (int i = 0; i < 20; ++i) helped.ObservePair(2 * before.nats, 1e-3), useless.ObservePair(0, 1e-3);
   EXPECT_GT(helped.Now().nats, 1.5 * before.nats);
   EXPECT_LT(useless.Now().nats, 0.2 * before.nats);
   EXPECT_LT(useless.Now().deviation_nats, 0.5 * before.deviation_nats);

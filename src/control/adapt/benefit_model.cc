@@ -19,6 +19,9 @@ constexpr double kAge = 20000;
 constexpr std::array<PerPart, kAdaptTiers> kLearns = {
     {{0, 0, 0}, {1, 0, 0}, {1, 1, 0}, {0.7, 0.7, 0.7}, {0.7, 0.7, 0.7}, {1, 1, 1}}};
 
+// Segments of one text gain differently by so much: what a pair says of the text is no better than that.
+constexpr double kSegment_nats = 0.05;
+
 constexpr PerPart kCeiling_nats = {0.19, 0.075, 0.075};
 // Between texts ceilings rise and fall together, by as much as they are high.
 constexpr double kSpread_frac = 0.6, kTogether = 0.9;
@@ -85,7 +88,7 @@ void BenefitModel::ObservePair(double gain_nats, double variance) {
   if (!std::isfinite(gain_nats) || !(variance > 0)) return;
   PerPart h, ph = {};
   for (size_t i = 0; i < kAdaptParts; ++i) h[i] = 1 - std::exp(-learnt_[i] / kTau[i]);
-  double predicted = 0, total = variance;
+  double predicted = 0, total = variance + kSegment_nats * kSegment_nats;
   for (size_t i = 0; i < kAdaptParts; ++i) {
     predicted += h[i] * state_.ceiling_nats[i];
     for (size_t j = 0; j < kAdaptParts; ++j) ph[i] += state_.covariance[i * kAdaptParts + j] * h[j];

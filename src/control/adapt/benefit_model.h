@@ -53,7 +53,8 @@ class BenefitModel {
   void Read(double tokens);
   // The deltas are zero again.
   void Forget() { learnt_ = {}; }
-  // Mean of plain less adapted NLL over tokens that both scored, and the variance of that mean.
+  // Mean of plain less adapted NLL over tokens that both scored, and the variance of that mean;
+  // how much segments differ comes on top.
   void ObservePair(double gain_nats, double variance);
 
   const BenefitState& state() const { return state_; }
