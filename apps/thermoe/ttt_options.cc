@@ -117,6 +117,17 @@ Json TttChoicesJson(const TttOptions& options, const TttStats& stats) {
   return json;
 }
 
+Json AdaptCostJson(const CostView& view) {
+  Json json = Json::object();
+  for (size_t choice = 0; choice < view.adapt_updates.size(); ++choice) {
+    if (view.adapt_updates[choice] == 0) continue;
+    json[std::string(TttChoiceName(static_cast<int>(choice)))] = {{"updates", view.adapt_updates[choice]},
+                                                                  {"error_frac", view.adapt_error_frac[choice]},
+                                                                  {"profile_error_frac", view.adapt_profile_error_frac[choice]}};
+  }
+  return json;
+}
+
 Json TttJson(const TttOptions& options, const TttStats& stats) {
   if (!options.adapts()) return Json();
   Json json;

@@ -34,6 +34,8 @@ Json TttOptionsJson(const TttOptions& options);
 Json TttJson(const TttOptions& options, const TttStats& stats);
 // {"tiers": segments by tier, "reverted", "deferred", "caught_up", "dropped", "guard_passes", "adapt_joules", ...}.
 Json TttChoicesJson(const TttOptions& options, const TttStats& stats);
+// Of each choice that made updates: {"updates", "error_frac", "profile_error_frac"}, how far predicted seconds were off.
+Json AdaptCostJson(const CostView& view);
 // "adapted by combined: 4 updates, 1.2 s, 3.1 J".
 std::string TttText(const TttOptions& options, const TttStats& stats);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Test-time training that the engine decides on: what a segment would cost, what is chosen, the guard, and segments that were put off
-// (docs/adaptation-control.md).
+// Test-time training that the engine decides on: what a segment would cost, what is chosen, the guard, and segments
+// that were put off (docs/adaptation-control.md).
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -33,7 +33,9 @@ uint32_t GroupsOf(AdaptTier tier) {
 class NllSink final : public LogitSink {
  public:
   NllSink(const Batch& batch, std::vector<float>* nats) : batch_(batch), nats_(*nats) {}
-  void OnLogits(size_t row, std::span<float> logits) override { nats_.push_back(-LogProb(logits, batch_.rows[row].target)); }
+  void OnLogits(size_t row, std::span<float> logits) override {
+    nats_.push_back(-LogProb(logits, batch_.rows[row].target));
+  }
 
  private:
   const Batch& batch_;
@@ -44,8 +46,11 @@ class NllSink final : public LogitSink {
 
 AdaptInput EngineImpl::PriceSegment(const ActiveRequest& active, int64_t rows, int64_t position) {
   const Adaptation& ttt = *active.session->ttt;
-  const bool keep_inner = LearningBytes(config_, ttt.layout().lowest_layer(), ttt.options().segment, true) <= ttt.options().activation_bytes;
-  adapt_pricer_.Begin(pricer_->shape(), {.groups = GroupBits(ttt.options()), .parameters = ttt.layout().size(), .inner_kept = keep_inner});
+  const bool keep_inner = LearningBytes(config_, ttt.layout().lowest_layer(), ttt.options().segment, true) <=
+                          ttt.options().activation_bytes;
+  adapt_pricer_.Begin(
+      pricer_->shape(),
+      {.groups = GroupBits(ttt.options()), .parameters = ttt.layout().size(), .inner_kept = keep_inner});
   AdaptInput input;
   EnergyPrices prices = supervisor_->prices();
   if (loop_ != nullptr) {
@@ -60,8 +65,10 @@ AdaptInput EngineImpl::PriceSegment(const ActiveRequest& active, int64_t rows, i
                   .latency_target_s = (ticked ? status.limits.latency_ms : options_.control.latency_target_ms) * 1e-3,
                   .safest = status.safest};
   }
-  // Ratios of joules by the model alone, so that without limits the same text is adapted to in the same way; seconds as they were learnt.
-  const AdaptDevice device{prices, supervisor_->info().simulated ? facts_.bytes_per_s : 0, supervisor_->info().simulated ? facts_.flops_per_s : 0};
+  // Ratios of joules by the model alone, so that without limits the same text is adapted to in the same way; seconds as
+  // they were learnt.
+  const AdaptDevice device{prices, supervisor_->info().simulated ? facts_.bytes_per_s : 0,
+                           supervisor_->info().simulated ? facts_.flops_per_s : 0};
   const KernelCostModel& costs = pricer_->profiled();
   input.tokens = static_cast<int32_t>(rows);
   input.cost = adapt_pricer_.Price(costs, device, rows, position);
@@ -100,7 +107,8 @@ void EngineImpl::PlanSegment(ActiveRequest* active, int64_t first_row, int64_t r
   plan_.plain_nats.clear();
   plan_.input = PriceSegment(*active, rows, session->kv.length);
   const size_t read = session->computed() + static_cast<size_t>(rows);
-  plan_.targets = static_cast<int32_t>(std::min(session->tokens.size() - session->computed() - 1, static_cast<size_t>(rows)));
+  plan_.targets =
+      static_cast<int32_t>(std::min(session->tokens.size() - session->computed() - 1, static_cast<size_t>(rows)));
   plan_.input.tokens_ahead = static_cast<double>(active->prompt_end - read + active->target());
   // The rest of a prompt teaches too little where it is short.
   if (2 * rows < ttt.options().segment || plan_.targets == 0) {
@@ -138,7 +146,8 @@ void EngineImpl::PickTokens(const TttOptions& options, const AdaptDecision& deci
   learning_->Begin();
 }
 
-// The segment by the plain model, over keys and values of the context as they are; the step's own pass writes over its own.
+// The segment by the plain model, over keys and values of the context as they are; the step's own pass writes over its
+// own.
 void EngineImpl::GuardPass() {
   const auto first = batch_.rows.begin() + plan_.first_row;
   again_.rows.assign(first, first + plan_.rows);
@@ -154,8 +163,9 @@ void EngineImpl::GuardPass() {
   const WorkCount before{record_.weight_bytes, record_.kv_bytes, record_.flops};
   const double expert_bytes = record_.expert_bytes, learn_us = record_.times.learn_us;
   PassExtra(nullptr, sink);
-  CountOwn({record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops},
-           record_.expert_bytes - expert_bytes);
+  CountOwn(
+      {record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops},
+      record_.expert_bytes - expert_bytes);
   plan_.guard_us = record_.times.learn_us - learn_us;
   ++plan_.active->session->ttt->stats.guard_passes;
 }
@@ -169,6 +179,16 @@ void EngineImpl::FinishPlan() {
     if (automatic.controller.Observe(outcome)) ResetDeltas(session);
     LogAdaptation(*session, plan_.input, plan_.decision, outcome);
     const Benefit now = automatic.controller.benefit().Now();
+    adapt_view_ = {true,
+                   std::string(AdaptTierName(plan_.decision.tier)),
+                   std::string(AdaptReasonName(plan_.decision.reason)),
+                   session->ttt->stats.updates,
+                   session->ttt->stats.segments,
+                   static_cast<int64_t>(automatic.deferred.size()),
+                   session->ttt->stats.reverted,
+                   now.nats,
+                   now.deviation_nats,
+                   automatic.spent_j};
     session->ttt->stats.gain_nats = now.nats;
     session->ttt->stats.gain_deviation_nats = now.deviation_nats;
   }
@@ -188,9 +208,11 @@ void EngineImpl::TellOutcome(AdaptOutcome* outcome) {
     plan_.nats.resize(static_cast<size_t>(plan_.targets));
     std::transform(from, from + plan_.targets, plan_.nats.begin(), [](float logprob) { return -logprob; });
   }
-  const std::span<const float> nats = std::span(plan_.nats).first(std::min(static_cast<size_t>(plan_.targets), plan_.nats.size()));
+  const std::span<const float> nats =
+      std::span(plan_.nats).first(std::min(static_cast<size_t>(plan_.targets), plan_.nats.size()));
   outcome->read_tokens = static_cast<int32_t>(plan_.rows);
-  if (!nats.empty()) outcome->mean_nats = std::accumulate(nats.begin(), nats.end(), 0.0) / static_cast<double>(nats.size());
+  if (!nats.empty())
+    outcome->mean_nats = std::accumulate(nats.begin(), nats.end(), 0.0) / static_cast<double>(nats.size());
   if (decision.guard) {
     ttt.automatic->spent_j += plan_.input.guard.joules;
     outcome->guard_seconds = plan_.guard_us * 1e-6;
@@ -209,11 +231,26 @@ void EngineImpl::TellOutcome(AdaptOutcome* outcome) {
   adapt_pricer_.Observe(decision.tier, cost.plain_seconds, outcome->seconds);
 }
 
-void EngineImpl::LogAdaptation(const Session& session, const AdaptInput& input, const AdaptDecision& decision, const AdaptOutcome& outcome) {
+void EngineImpl::LogAdaptation(const Session& session, const AdaptInput& input, const AdaptDecision& decision,
+                               const AdaptOutcome& outcome) {
   if (loop_ == nullptr || options_.control.log_path.empty()) return;
   const AutoAdaptation& automatic = *session.ttt->automatic;
   if (automatic.logged++ == 0) loop_->Log(AdaptSessionLine(session.id, automatic.controller.config(), automatic.start));
   loop_->Log(AdaptLine(session.id, input, decision, outcome));
+}
+
+void EngineImpl::KeepBenefit(const Session& session) {
+  if (options_.ttt_state_path.empty() || session.ttt == nullptr || !session.ttt->automatic) return;
+  const AutoAdaptation& automatic = *session.ttt->automatic;
+  if (automatic.controller.updates() > 0) benefit_ = AfterSession(benefit_, automatic.controller.benefit().state());
+}
+
+Status EngineImpl::LoadBenefit() {
+  if (options_.ttt_state_path.empty()) return Status::Ok();
+  const Result<BenefitState> state = ReadBenefitState(options_.ttt_state_path);
+  if (!state.ok()) return state.status().code() == StatusCode::kNotFound ? Status::Ok() : state.status();
+  benefit_ = *state;
+  return Status::Ok();
 }
 
 void EngineImpl::ResetDeltas(Session* session) {
@@ -233,8 +270,10 @@ bool EngineImpl::CatchUp(ActiveRequest* active) {
     deferred.pop_front();
     ++ttt.stats.dropped;
   }
-  if (deferred.empty() || session->kv.length < ttt.recompute_until || (learner_ != nullptr && learner_ != active)) return false;
-  const auto own = std::find_if(parts_.begin(), parts_.end(), [&](const StepPart& part) { return part.account == active->account; });
+  if (deferred.empty() || session->kv.length < ttt.recompute_until || (learner_ != nullptr && learner_ != active))
+    return false;
+  const auto own =
+      std::find_if(parts_.begin(), parts_.end(), [&](const StepPart& part) { return part.account == active->account; });
   if (own == parts_.end()) return false;
   const AutoAdaptation::Segment segment = deferred.front();
   const auto position = static_cast<int32_t>(segment.first - session->first());
@@ -246,7 +285,8 @@ bool EngineImpl::CatchUp(ActiveRequest* active) {
     input.cost[tier].seconds += input.read.seconds;
   }
   const size_t at = session->computed();
-  input.tokens_ahead = static_cast<double>(active->prompt_end > at ? active->prompt_end - at : 0) + static_cast<double>(active->target());
+  input.tokens_ahead = static_cast<double>(active->prompt_end > at ? active->prompt_end - at : 0) +
+                       static_cast<double>(active->target());
   const AdaptDecision decision = ttt.automatic->controller.Decide(input);
   if (decision.tier == AdaptTier::kSkip) {
     if (!decision.defer) deferred.pop_front(), ++ttt.stats.dropped;  // no longer worth it
@@ -257,16 +297,19 @@ bool EngineImpl::CatchUp(ActiveRequest* active) {
   for (int32_t i = 0; i < segment.count; ++i) {
     const size_t index = segment.first + static_cast<size_t>(i);
     const int32_t target = index + 1 < session->tokens.size() ? session->tokens[index + 1] : -1;
-    again_.rows.push_back({session->tokens[index], &session->kv, position + i, kernels::RowKind::kPrefill, target >= 0, ttt.deltas(), target});
+    again_.rows.push_back({session->tokens[index], &session->kv, position + i, kernels::RowKind::kPrefill, target >= 0,
+                           ttt.deltas(), target});
   }
   if (learner_ == nullptr) learner_ = active, learner_part_ = static_cast<size_t>(own - parts_.begin());
   const WorkCount before{record_.weight_bytes, record_.kv_bytes, record_.flops};
   const double expert_bytes = record_.expert_bytes;
-  PrepareTape(session, 0, segment.count, position, {GroupsOf(decision.tier), LowestLayerOf(decision.tier, config_.layers)});
+  PrepareTape(session, 0, segment.count, position,
+              {GroupsOf(decision.tier), LowestLayerOf(decision.tier, config_.layers)});
   PickTokens(ttt.options(), decision);
   LearnAgain();
-  CountOwn({record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops},
-           record_.expert_bytes - expert_bytes);
+  CountOwn(
+      {record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops},
+      record_.expert_bytes - expert_bytes);
   ttt.automatic->spent_j += input.cost[static_cast<size_t>(decision.tier)].joules;
   AdaptOutcome outcome;
   outcome.tier = decision.tier;

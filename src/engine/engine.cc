@@ -89,6 +89,7 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> mode
   auto engine = std::make_unique<EngineImpl>(std::move(model), options, context, std::move(threads), std::move(ops).value(),
                                              std::move(cache).value(), std::move(supervisor).value());
   engine->StartPricing();
+  THERMOE_RETURN_IF_ERROR(engine->LoadBenefit());
   THERMOE_RETURN_IF_ERROR(engine->StartControl(engine->supervisor_.get()));
   return std::unique_ptr<Engine>(std::move(engine));
 } catch (const std::bad_alloc&) {

@@ -122,6 +122,9 @@ class EngineImpl final : public Engine, private LogitSink {
   void LogAdaptation(const Session& session, const AdaptInput& input, const AdaptDecision& decision, const AdaptOutcome& outcome);
   bool CatchUp(ActiveRequest* active);
   void ResetDeltas(Session* session);
+  // What a session that ends has shown of adapting counts for those that follow.
+  void KeepBenefit(const Session& session);
+  Status LoadBenefit();
 
   // control.cc
   // The cost model, from a profile where there is one.
@@ -185,6 +188,7 @@ class EngineImpl final : public Engine, private LogitSink {
   SegmentPlan plan_;
   AdaptPricer adapt_pricer_;
   BenefitState benefit_ = MeasuredBenefit();  // what sessions start from
+  AdaptView adapt_view_;
   StepRecord record_;
   std::vector<Event>* events_ = nullptr;  // of the running step
   bool finite_ = true;                    // every logit so far was a finite number

@@ -36,6 +36,7 @@ Session* EngineImpl::NewSession(bool temporary) {
 }
 
 void EngineImpl::DropSession(Session* session) {
+  KeepBenefit(*session);
   cache_->Release(&session->kv);
   sessions_.erase(session->id);
 }

@@ -22,14 +22,17 @@ AdaptInput Segment(double ahead = 2000) {
   input.tokens = 48;
   input.tokens_ahead = ahead;
   const double passes[] = {0, 0.25, 0.45, 0.9, 0.9, 0.91};
-  for (size_t tier = 0; tier < kAdaptTiers; ++tier) input.cost[tier] = {0.001 * passes[tier], 48 * passes[tier], 0, 0.001 * passes[tier]};
+  for (size_t tier = 0; tier < kAdaptTiers; ++tier)
+    input.cost[tier] = {0.001 * passes[tier], 48 * passes[tier], 0, 0.001 * passes[tier]};
   input.read = input.guard = input.step = {0.001, 48, 0, 0.001};
   return input;
 }
 
 AdaptationController Make(double price = 0.05) { return {AdaptConfig{.price_nats = price}, MeasuredBenefit()}; }
 
-AdaptOutcome Learnt(AdaptTier tier) { return {.read_tokens = 48, .mean_nats = 3, .tier = tier, .learnt_tokens = tier == AdaptTier::kSkip ? 0 : 48}; }
+AdaptOutcome Learnt(AdaptTier tier) {
+  return {.read_tokens = 48, .mean_nats = 3, .tier = tier, .learnt_tokens = tier == AdaptTier::kSkip ? 0 : 48};
+}
 
 TEST(AdaptationController, LearnsMostAtTheStartAndFromTheCheaperTiersLater) {
   AdaptationController controller = Make();
@@ -131,7 +134,8 @@ TEST(AdaptationController, LearnsFromPairsWhatAdaptingIsWorth) {
   EXPECT_GT(helped.Now().nats, 1.5 * before.nats);
   EXPECT_LT(useless.Now().nats, 0.2 * before.nats);
   EXPECT_LT(useless.Now().deviation_nats, 0.5 * before.deviation_nats);
-  EXPECT_GT(helped.Of(AdaptTier::kOutput, 48, Surprise::kMiddle).nats, useless.Of(AdaptTier::kOutput, 48, Surprise::kMiddle).nats);
+  EXPECT_GT(helped.Of(AdaptTier::kOutput, 48, Surprise::kMiddle).nats,
+            useless.Of(AdaptTier::kOutput, 48, Surprise::kMiddle).nats);
   useless.ObservePair(std::nan(""), 1);
   EXPECT_TRUE(std::isfinite(useless.Now().nats));
   const BenefitState next = AfterSession(MeasuredBenefit(), helped.state());

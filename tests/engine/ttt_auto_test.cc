@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Test-time training that the engine decides on, on the bundled model: what it gains for its joules, its budget, its guard, and what it puts
-// off on a hot device.
+// Test-time training that the engine decides on, on the bundled model: what it gains for its joules, its budget, its
+// guard, and what it puts off on a hot device.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -135,7 +135,8 @@ TEST(TttAuto, RepeatsAndNoiseDoNoHarm) {
 
 TEST(TttAuto, WaitsWhileTheDeviceIsHotAndCatchesUpAndReplays) {
   const std::string profile = "plant:" + std::string(THERMOE_SOURCE_DIR) + "/data/profiles/small.toml";
-  const std::string log = (std::filesystem::path(::testing::TempDir()) / fmt::format("ttt_auto_{}.jsonl", ::getpid())).string();
+  const std::string log =
+      (std::filesystem::path(::testing::TempDir()) / fmt::format("ttt_auto_{}.jsonl", ::getpid())).string();
   ControlOptions control;
   control.router = "plain";
   control.log_path = log;

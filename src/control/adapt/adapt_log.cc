@@ -31,21 +31,27 @@ Json InputJson(const AdaptInput& input) {
   json["step"] = CostJson(input.step);
   json["decode_rows"] = input.decode_rows;
   const AdaptLoop& loop = input.loop;
-  json["loop"] = {loop.lambda, loop.cap_w, loop.idle_w, loop.temp_limit_c, loop.forecast_temp_c, loop.latency_target_s, loop.safest ? 1 : 0};
+  json["loop"] = {loop.lambda,           loop.cap_w,         loop.idle_w, loop.temp_limit_c, loop.forecast_temp_c,
+                  loop.latency_target_s, loop.safest ? 1 : 0};
   json["joules_left"] = std::isinf(input.joules_left) ? Json() : Json(input.joules_left);
   json["deferred"] = input.deferred;
   return json;
 }
 
 Json DecisionJson(const AdaptDecision& decision) {
-  return {{"tier", AdaptTierName(decision.tier)}, {"reason", AdaptReasonName(decision.reason)}, {"defer", decision.defer},
-          {"guard", decision.guard},              {"gain_nats", decision.benefit.nats},         {"deviation_nats", decision.benefit.deviation_nats},
+  return {{"tier", AdaptTierName(decision.tier)},
+          {"reason", AdaptReasonName(decision.reason)},
+          {"defer", decision.defer},
+          {"guard", decision.guard},
+          {"gain_nats", decision.benefit.nats},
+          {"deviation_nats", decision.benefit.deviation_nats},
           {"value_nats", decision.value_nats}};
 }
 
 Json OutcomeJson(const AdaptOutcome& outcome) {
-  return {{"read_tokens", outcome.read_tokens},     {"mean_nats", outcome.mean_nats},   {"tier", AdaptTierName(outcome.tier)},
-          {"learnt_tokens", outcome.learnt_tokens}, {"worse_nats", outcome.worse_nats}, {"seconds", outcome.seconds},
+  return {{"read_tokens", outcome.read_tokens},    {"mean_nats", outcome.mean_nats},
+          {"tier", AdaptTierName(outcome.tier)},   {"learnt_tokens", outcome.learnt_tokens},
+          {"worse_nats", outcome.worse_nats},      {"seconds", outcome.seconds},
           {"guard_seconds", outcome.guard_seconds}};
 }
 
@@ -83,7 +89,9 @@ struct Reader {
     size_t at = 0;
     (Take(&(*json)[at++], fields), ...);
   }
-  void Cost(const Json* json, AdaptCost* cost) { List(json, &cost->seconds, &cost->joules, &cost->bytes, &cost->plain_seconds); }
+  void Cost(const Json* json, AdaptCost* cost) {
+    List(json, &cost->seconds, &cost->joules, &cost->bytes, &cost->plain_seconds);
+  }
   void Tier(const Json* json, AdaptTier* out) {
     for (size_t tier = 0; json != nullptr && json->is_string() && tier < kAdaptTiers; ++tier) {
       if (json->get<std::string>() != AdaptTierName(static_cast<AdaptTier>(tier))) continue;
@@ -94,7 +102,9 @@ struct Reader {
   }
 
  private:
-  static double Value(const Json& json) { return json.is_boolean() ? (json.get<bool>() ? 1.0 : 0.0) : json.get<double>(); }
+  static double Value(const Json& json) {
+    return json.is_boolean() ? (json.get<bool>() ? 1.0 : 0.0) : json.get<double>();
+  }
 };
 
 AdaptInput InputFrom(const Json& json, Reader* read) {
@@ -109,9 +119,10 @@ AdaptInput InputFrom(const Json& json, Reader* read) {
   read->Cost(read->Find(json, "step"), &input.step);
   read->Take(json, "decode_rows", &input.decode_rows);
   AdaptLoop& loop = input.loop;
-  read->List(read->Find(json, "loop"), &loop.lambda, &loop.cap_w, &loop.idle_w, &loop.temp_limit_c, &loop.forecast_temp_c,
-             &loop.latency_target_s, &loop.safest);
-  if (const Json* left = read->Find(json, "joules_left"); left != nullptr && !left->is_null()) read->Take(left, &input.joules_left);
+  read->List(read->Find(json, "loop"), &loop.lambda, &loop.cap_w, &loop.idle_w, &loop.temp_limit_c,
+             &loop.forecast_temp_c, &loop.latency_target_s, &loop.safest);
+  if (const Json* left = read->Find(json, "joules_left"); left != nullptr && !left->is_null())
+    read->Take(left, &input.joules_left);
   read->Take(json, "deferred", &input.deferred);
   return input;
 }
@@ -147,7 +158,8 @@ Result<BenefitState> StateFrom(const Json& json, const std::string& source) {
   read.List(read.Find(json, "ceiling_nats"), ceiling_nats.data(), ceiling_nats.data() + 1, ceiling_nats.data() + 2);
   const BenefitState state = BenefitFrom(ceiling_nats, sessions);
   if (!read.ok || version != kSchemaVersion || sessions < 0 || state.ceiling_nats != ceiling_nats) {
-    return Corrupt("{}: is no state of test-time training of version {}; delete it to learn anew", source, kSchemaVersion);
+    return Corrupt("{}: is no state of test-time training of version {}; delete it to learn anew", source,
+                   kSchemaVersion);
   }
   return state;
 }
@@ -162,9 +174,13 @@ std::string AdaptSessionLine(uint64_t session, const AdaptConfig& config, const 
   return json.dump();
 }
 
-std::string AdaptLine(uint64_t session, const AdaptInput& input, const AdaptDecision& decision, const AdaptOutcome& outcome) {
+std::string AdaptLine(uint64_t session, const AdaptInput& input, const AdaptDecision& decision,
+                      const AdaptOutcome& outcome) {
   Json json;
-  json["adapt"] = {{"session", session}, {"input", InputJson(input)}, {"decision", DecisionJson(decision)}, {"outcome", OutcomeJson(outcome)}};
+  json["adapt"] = {{"session", session},
+                   {"input", InputJson(input)},
+                   {"decision", DecisionJson(decision)},
+                   {"outcome", OutcomeJson(outcome)}};
   return json.dump();
 }
 
@@ -180,7 +196,9 @@ Result<BenefitState> ReadBenefitState(const std::string& path) {
   return ParseBenefitState(std::string(std::istreambuf_iterator<char>(stream), {}), path);
 }
 
-Status WriteBenefitState(const std::string& path, const BenefitState& state) { return ReplaceFile(path, BenefitStateJson(state)); }
+Status WriteBenefitState(const std::string& path, const BenefitState& state) {
+  return ReplaceFile(path, BenefitStateJson(state));
+}
 
 Status AdaptReplay::Line(const nlohmann::ordered_json& json, const std::string& where, std::string* difference) {
   Reader read;
@@ -188,7 +206,8 @@ Status AdaptReplay::Line(const nlohmann::ordered_json& json, const std::string& 
   if (json.contains("adapt_session")) {
     AdaptConfig config;
     read.Take(json, "adapt_session", &session);
-    read.List(read.Find(json, "config"), &config.price_nats, &config.strain, &config.temp_margin_c, &config.guard_every, &config.rest_segments);
+    read.List(read.Find(json, "config"), &config.price_nats, &config.strain, &config.temp_margin_c, &config.guard_every,
+              &config.rest_segments);
     const Json* state = read.Find(json, "state");
     if (!read.ok) return Corrupt("{}: adapt_session must be complete; it is no decision log of this version", where);
     const Result<BenefitState> start = StateFrom(*state, where);
@@ -198,12 +217,16 @@ Status AdaptReplay::Line(const nlohmann::ordered_json& json, const std::string& 
   }
   const Json& line = json["adapt"];
   read.Take(line, "session", &session);
-  const Json *logged_input = read.Find(line, "input"), *logged_outcome = read.Find(line, "outcome"), *logged = read.Find(line, "decision");
+  const Json *logged_input = read.Find(line, "input"), *logged_outcome = read.Find(line, "outcome"),
+             *logged = read.Find(line, "decision");
   const auto found = sessions_.find(session);
-  if (!read.ok || found == sessions_.end()) return Corrupt("{}: adapt must be of a session that began; it is no decision log of this version", where);
+  if (!read.ok || found == sessions_.end())
+    return Corrupt("{}: adapt must be of a session that began; it is no decision log of this version", where);
   const AdaptInput input = InputFrom(*logged_input, &read);
   const AdaptOutcome outcome = OutcomeFrom(*logged_outcome, &read);
-  if (!read.ok) return Corrupt("{}: adapt must be complete, of numbers in their ranges; it is no decision log of this version", where);
+  if (!read.ok)
+    return Corrupt("{}: adapt must be complete, of numbers in their ranges; it is no decision log of this version",
+                   where);
   // Short rests of a prompt are read without a decision.
   const AdaptDecision made = input.tokens > 0 ? found->second.Decide(input) : AdaptDecision{};
   ++decisions_;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decisions on test-time training in the decision log, and their replay.
 //
-// {"adapt_session": id, "config": [...], "state": {...}} before the first decision of a session, then a line a decision:
+// {"adapt_session": id, "config": [...], "state": {...}} before the first decision of a session, then a line a
+// decision:
 // {"adapt": {"session", "input", "decision", "outcome"}}. Numbers are written so that they read back the same.
 #pragma once
 
@@ -16,7 +17,8 @@
 namespace thermoe {
 
 std::string AdaptSessionLine(uint64_t session, const AdaptConfig& config, const BenefitState& start);
-std::string AdaptLine(uint64_t session, const AdaptInput& input, const AdaptDecision& decision, const AdaptOutcome& outcome);
+std::string AdaptLine(uint64_t session, const AdaptInput& input, const AdaptDecision& decision,
+                      const AdaptOutcome& outcome);
 
 // As a JSON object: {"schema_version", "ceiling_nats", "covariance", "surprise_factor", "sessions"}.
 std::string BenefitStateJson(const BenefitState& state);

@@ -8,7 +8,7 @@ namespace thermoe {
 namespace {
 
 constexpr int32_t kLastLayers = 2;  // of the tier "last"
-constexpr double kMemory = 50;      // updates that the running means reach back
+constexpr size_t kPast = 256;       // updates that medians of errors are of
 
 AdaptCost Sum(const KernelCostModel& costs, const AdaptDevice& device, std::span<const OperationShape> plan) {
   AdaptCost sum;
@@ -37,8 +37,8 @@ void AdaptPricer::Begin(const ModelShape& model, const LearningShape& learning) 
   learning_ = learning;
 }
 
-std::array<AdaptCost, kAdaptTiers> AdaptPricer::Price(const KernelCostModel& costs, const AdaptDevice& device, int64_t rows,
-                                                      int64_t position) const {
+std::array<AdaptCost, kAdaptTiers> AdaptPricer::Price(const KernelCostModel& costs, const AdaptDevice& device,
+                                                      int64_t rows, int64_t position) const {
   std::array<AdaptCost, kAdaptTiers> all;
   LearningShape learning = learning_;
   learning.rows = learning.loss_rows = rows;
@@ -46,13 +46,15 @@ std::array<AdaptCost, kAdaptTiers> AdaptPricer::Price(const KernelCostModel& cos
   for (size_t index = 1; index < kAdaptTiers; ++index) {
     learning.lowest_layer = LowestLayerOf(static_cast<AdaptTier>(index), model_->config.layers);
     // Tiers that end at the same layer differ in what they update, which costs next to nothing.
-    all[index] = index > static_cast<size_t>(AdaptTier::kGains) ? all[index - 1] : Sum(costs, device, OperationsOfLearning(*model_, learning));
+    all[index] = index > static_cast<size_t>(AdaptTier::kGains)
+                     ? all[index - 1]
+                     : Sum(costs, device, OperationsOfLearning(*model_, learning));
   }
   return all;
 }
 
-AdaptCost AdaptPricer::PriceRead(const KernelCostModel& costs, const AdaptDevice& device, int64_t rows, int64_t position,
-                                 int64_t logit_rows) const {
+AdaptCost AdaptPricer::PriceRead(const KernelCostModel& costs, const AdaptDevice& device, int64_t rows,
+                                 int64_t position, int64_t logit_rows) const {
   const ModelConfig& config = model_->config;
   StepShape step;
   step.prefill_tokens = rows;
@@ -69,12 +71,25 @@ AdaptCost AdaptPricer::PriceRead(const KernelCostModel& costs, const AdaptDevice
 
 void AdaptPricer::Observe(AdaptTier tier, double predicted_s, double measured_s) {
   if (!(measured_s > 0) || !(predicted_s > 0)) return;
-  AdaptErrors& errors = errors_[static_cast<size_t>(tier)];
-  ++errors.updates;
-  const double weight = 1 / std::min(static_cast<double>(errors.updates), kMemory);
-  errors.error_frac += weight * (std::abs(Corrected(tier, predicted_s) / measured_s - 1) - errors.error_frac);
-  errors.plain_error_frac += weight * (std::abs(predicted_s / measured_s - 1) - errors.plain_error_frac);
+  Past& past = past_[static_cast<size_t>(tier)];
+  past.errors.resize(kPast);
+  past.plain_errors.resize(kPast);
+  const auto at = static_cast<size_t>(past.updates++) % kPast;
+  past.errors[at] = static_cast<float>(std::abs(Corrected(tier, predicted_s) / measured_s - 1));
+  past.plain_errors[at] = static_cast<float>(std::abs(predicted_s / measured_s - 1));
   corrections_[static_cast<size_t>(tier)].Learn(predicted_s * 1e6, measured_s * 1e6);
+}
+
+AdaptErrors AdaptPricer::errors(AdaptTier tier) const {
+  const Past& past = past_[static_cast<size_t>(tier)];
+  const size_t count = std::min(static_cast<size_t>(past.updates), kPast);
+  const auto median = [count](std::vector<float> values) {
+    if (count == 0) return 0.0;
+    values.resize(count);
+    std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(count / 2), values.end());
+    return static_cast<double>(values[count / 2]);
+  };
+  return {past.updates, median(past.errors), median(past.plain_errors)};
 }
 
 }  // namespace thermoe

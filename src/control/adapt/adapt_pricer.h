@@ -22,7 +22,7 @@ struct AdaptDevice {
 // How far predictions were off; each counted before it was learnt from.
 struct AdaptErrors {
   int64_t updates = 0;
-  double error_frac = 0;        // running mean of |predicted / measured - 1| of seconds, corrected
+  double error_frac = 0;        // median of |predicted / measured - 1| of seconds over the last ones, corrected
   double plain_error_frac = 0;  // as the profile or the roofline says
 };
 
@@ -34,20 +34,29 @@ class AdaptPricer {
   // Of the session's deltas: `learning` gives groups, parameters and inner_kept.
   void Begin(const ModelShape& model, const LearningShape& learning);
 
-  // Seconds, joules (beyond what the device draws idle) and bytes of each tier by the model alone, for `rows` rows from `position` on.
-  std::array<AdaptCost, kAdaptTiers> Price(const KernelCostModel& costs, const AdaptDevice& device, int64_t rows, int64_t position) const;
+  // Seconds, joules (beyond what the device draws idle) and bytes of each tier by the model alone, for `rows` rows from
+  // `position` on.
+  std::array<AdaptCost, kAdaptTiers> Price(const KernelCostModel& costs, const AdaptDevice& device, int64_t rows,
+                                           int64_t position) const;
   // A plain pass over them, with the logits of `logit_rows`.
-  AdaptCost PriceRead(const KernelCostModel& costs, const AdaptDevice& device, int64_t rows, int64_t position, int64_t logit_rows) const;
+  AdaptCost PriceRead(const KernelCostModel& costs, const AdaptDevice& device, int64_t rows, int64_t position,
+                      int64_t logit_rows) const;
 
-  double Corrected(AdaptTier tier, double seconds) const { return corrections_[static_cast<size_t>(tier)].Apply(seconds * 1e6) * 1e-6; }
+  double Corrected(AdaptTier tier, double seconds) const {
+    return corrections_[static_cast<size_t>(tier)].Apply(seconds * 1e6) * 1e-6;
+  }
   void Observe(AdaptTier tier, double predicted_s, double measured_s);
-  const AdaptErrors& errors(AdaptTier tier) const { return errors_[static_cast<size_t>(tier)]; }
+  AdaptErrors errors(AdaptTier tier) const;
 
  private:
   const ModelShape* model_ = nullptr;
   LearningShape learning_;
   std::array<StageCorrection, kAdaptTiers> corrections_;
-  std::array<AdaptErrors, kAdaptTiers> errors_;
+  struct Past {
+    int64_t updates = 0;
+    std::vector<float> errors, plain_errors;  // a ring of the last kPast
+  };
+  std::array<Past, kAdaptTiers> past_;
 };
 
 }  // namespace thermoe

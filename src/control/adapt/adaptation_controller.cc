@@ -7,27 +7,29 @@
 namespace thermoe {
 namespace {
 
-constexpr std::array<std::string_view, kAdaptReasons> kReasons = {"benefit", "not worth it", "budget", "strain", "power",
-                                                                  "temperature", "latency",  "sensors", "rejected"};
-// Deltas help about so many later tokens before the text has moved on; and a session whose end is not known goes on a little.
+constexpr std::array<std::string_view, kAdaptReasons> kReasons = {
+    "benefit", "not worth it", "budget", "strain", "power", "temperature", "latency", "sensors", "rejected"};
+// Deltas help about so many later tokens before the text has moved on; and a session whose end is not known goes on a
+// little.
 constexpr double kMostAhead = 2000, kLeastAhead = 64;
-constexpr int64_t kSecondLook = 8;    // updates after the first one that the guard looks again
-constexpr double kLooks = 32;         // steps of a look ahead
-constexpr double kMemory = 64;        // segments that the running mean of the NLL reaches back
-constexpr double kSurprised = 0.75;   // standard deviations of the segments' NLL
+constexpr int64_t kSecondLook = 8;                // updates after the first one that the guard looks again
+constexpr double kLooks = 32;                     // steps of a look ahead
+constexpr double kMemory = 64;                    // segments that the running mean of the NLL reaches back
+constexpr double kSurprised = 0.75;               // standard deviations of the segments' NLL
 constexpr double kAlarmed = 3, kLeap_nats = 0.5;  // deviations, and nats above the mean, that call for the guard
-constexpr double kLatencySlack = 0.8; // of the target: predictions are a few percent off
+constexpr double kLatencySlack = 0.8;             // of the target: predictions are a few percent off
 
 }  // namespace
 
 std::string_view AdaptReasonName(AdaptReason reason) { return kReasons[static_cast<size_t>(reason)]; }
 
-double AdaptationController::ValueOf(const BenefitModel& model, const AdaptInput& input, AdaptTier tier, double tokens, double ahead,
-                                     double price, Benefit* benefit) const {
+double AdaptationController::ValueOf(const BenefitModel& model, const AdaptInput& input, AdaptTier tier, double tokens,
+                                     double ahead, double price, Benefit* benefit) const {
   *benefit = model.Of(tier, tokens, surprise_);
   const double helped = kMostAhead * (1 - std::exp(-std::max(ahead, kLeastAhead) / kMostAhead));
   // Joules in tokens that they would read.
-  const double read = input.read.joules > 0 ? tokens * input.cost[static_cast<size_t>(tier)].joules / input.read.joules : 0;
+  const double read =
+      input.read.joules > 0 ? tokens * input.cost[static_cast<size_t>(tier)].joules / input.read.joules : 0;
   return benefit->nats * helped - price * read;
 }
 
@@ -69,8 +71,10 @@ AdaptReason AdaptationController::WhyNot(const AdaptInput& input, AdaptTier tier
   const AdaptLoop& loop = input.loop;
   if (cost.joules > input.joules_left) return AdaptReason::kBudget;
   if (loop.safest) return AdaptReason::kSensors;
-  if (loop.temp_limit_c > 0 && loop.forecast_temp_c > loop.temp_limit_c - config_.temp_margin_c) return AdaptReason::kTemperature;
-  const double seconds = input.step.seconds + cost.seconds, joules = input.step.joules + cost.joules + loop.idle_w * seconds;
+  if (loop.temp_limit_c > 0 && loop.forecast_temp_c > loop.temp_limit_c - config_.temp_margin_c)
+    return AdaptReason::kTemperature;
+  const double seconds = input.step.seconds + cost.seconds,
+               joules = input.step.joules + cost.joules + loop.idle_w * seconds;
   // What the step draws above the cap is paid for by a pause right after it.
   double pause_s = 0;
   if (loop.cap_w > 0) {

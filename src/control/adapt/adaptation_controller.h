@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether, how hard and when a session adapts to its text: one decision a segment, from what each tier would cost, what it would bring
-// and what the machine has to spare (docs/adaptation-control.md).
+// Whether, how hard and when a session adapts to its text: one decision a segment, from what each tier would cost, what
+// it would bring and what the machine has to spare (docs/adaptation-control.md).
 //
-// A pure function of its configuration, the state it was made with and what it is told: no clock, no thread. The same inputs give the
-// same decisions to the bit, live, simulated and replayed.
+// A pure function of its configuration, the state it was made with and what it is told: no clock, no thread. The same
+// inputs give the same decisions to the bit, live, simulated and replayed.
 #pragma once
 
 #include <array>
@@ -34,16 +34,17 @@ struct AdaptLoop {
 };
 
 struct AdaptInput {
-  int32_t tokens = 0;       // of the segment
-  double tokens_ahead = 0;  // that the session will read or write after it, as far as is known
+  int32_t tokens = 0;                       // of the segment
+  double tokens_ahead = 0;                  // that the session will read or write after it, as far as is known
   std::array<AdaptCost, kAdaptTiers> cost;  // of each tier on top of reading, as predicted
-  AdaptCost read;           // of reading the segment
-  AdaptCost guard;          // of a plain pass over it
-  AdaptCost step;           // of the whole step without adapting, the segment's reading included
-  int32_t decode_rows = 0;  // that wait for the step to end
+  AdaptCost read;                           // of reading the segment
+  AdaptCost guard;                          // of a plain pass over it
+  AdaptCost step;                           // of the whole step without adapting, the segment's reading included
+  int32_t decode_rows = 0;                  // that wait for the step to end
   AdaptLoop loop;
   double joules_left = std::numeric_limits<double>::infinity();  // of the budget
-  bool deferred = false;    // the segment was read before: learning from it costs another forward pass, which `cost` includes
+  bool deferred =
+      false;  // the segment was read before: learning from it costs another forward pass, which `cost` includes
 };
 
 enum class AdaptReason : uint8_t {
@@ -63,20 +64,20 @@ std::string_view AdaptReasonName(AdaptReason reason);
 struct AdaptDecision {
   AdaptTier tier = AdaptTier::kSkip;
   AdaptReason reason = AdaptReason::kNotWorth;
-  bool defer = false;      // a tier was worth it and the machine had no room: keep the segment for later
-  bool guard = false;      // score the segment by the plain model, too
-  bool strained = false;   // a limit presses: tokens that surprise little stay at the output
-  Benefit benefit;         // of the tier, nats a later token
-  double value_nats = 0;   // benefit over the tokens ahead, less the price: what was maximised
+  bool defer = false;     // a tier was worth it and the machine had no room: keep the segment for later
+  bool guard = false;     // score the segment by the plain model, too
+  bool strained = false;  // a limit presses: tokens that surprise little stay at the output
+  Benefit benefit;        // of the tier, nats a later token
+  double value_nats = 0;  // benefit over the tokens ahead, less the price: what was maximised
 };
 
 // What became of a decision.
 struct AdaptOutcome {
-  int32_t read_tokens = 0;      // 0: of a segment that was read before
-  double mean_nats = -1;        // their NLL before the update; negative: they were not scored
+  int32_t read_tokens = 0;  // 0: of a segment that was read before
+  double mean_nats = -1;    // their NLL before the update; negative: they were not scored
   AdaptTier tier = AdaptTier::kSkip;
   int32_t learnt_tokens = 0;
-  std::vector<float> worse_nats = {};  // adapted less plain NLL, by token, where the guard looked
+  std::vector<float> worse_nats = {};     // adapted less plain NLL, by token, where the guard looked
   double seconds = 0, guard_seconds = 0;  // of the engine's clock, for people; 0: unknown
 };
 
@@ -111,9 +112,10 @@ class AdaptationController {
 
  private:
   // Nats over `ahead` tokens, less the price of the tier's joules.
-  double ValueOf(const BenefitModel& model, const AdaptInput& input, AdaptTier tier, double tokens, double ahead, double price,
-                 Benefit* benefit) const;
-  // Of a joule, in nats for those that a token's reading takes; dearer where a budget must last. `strain`: by what presses.
+  double ValueOf(const BenefitModel& model, const AdaptInput& input, AdaptTier tier, double tokens, double ahead,
+                 double price, Benefit* benefit) const;
+  // Of a joule, in nats for those that a token's reading takes; dearer where a budget must last. `strain`: by what
+  // presses.
   double PriceOf(const AdaptInput& input, double strain) const;
   double Projected(const AdaptInput& input, double price) const;
   AdaptReason WhyNot(const AdaptInput& input, AdaptTier tier) const;
@@ -128,7 +130,7 @@ class AdaptationController {
   double mean_nats_ = 0, square_nats_ = 0, scored_ = 0;  // of segments, running
   int64_t updates_ = 0, since_guard_ = 0, guards_ = 0, resets_ = 0;
   bool alarm_ = false;  // the NLL leapt: the guard should look
-  int32_t rest_ = 0;  // segments that pass without adaptation
+  int32_t rest_ = 0;    // segments that pass without adaptation
 };
 
 }  // namespace thermoe

@@ -7,15 +7,16 @@
 namespace thermoe {
 namespace {
 
-constexpr std::array<std::string_view, kAdaptTiers> kNames = {"skip", "output", "last", "gains", "low-rank", "combined"};
+constexpr std::array<std::string_view, kAdaptTiers> kNames = {"skip",  "output",   "last",
+                                                              "gains", "low-rank", "combined"};
 
 // Tokens learnt from after which a part has 63 % of its ceiling.
 constexpr PerPart kTau = {1200, 700, 1200};
 // What was learnt loses a part in e over so many tokens read: texts move on. Too slow to be seen in 2,304 tokens.
 constexpr double kAge = 20000;
 
-// How much of a token's lesson each tier brings to each part. Gains and low-rank alone reach some 70 % of the combined tier's gain
-// (docs/test-time-training.md).
+// How much of a token's lesson each tier brings to each part. Gains and low-rank alone reach some 70 % of the combined
+// tier's gain (docs/test-time-training.md).
 constexpr std::array<PerPart, kAdaptTiers> kLearns = {
     {{0, 0, 0}, {1, 0, 0}, {1, 1, 0}, {0.7, 0.7, 0.7}, {0.7, 0.7, 0.7}, {1, 1, 1}}};
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What adapting to a text is worth, in nats a later token: three parts of a session's deltas, each with a ceiling that is approached as
-// the part learns. gain = sum of G[p] (1 - exp(-u[p] / tau[p])), u the tokens learnt from. Ceilings are uncertain and are learnt from pairs of
-// adapted and plain scores by a Kalman filter; tau and the ceilings of the start were measured (docs/adaptation-control.md).
+// What adapting to a text is worth, in nats a later token: three parts of a session's deltas, each with a ceiling that
+// is approached as the part learns. gain = sum of G[p] (1 - exp(-u[p] / tau[p])), u the tokens learnt from. Ceilings
+// are uncertain and are learnt from pairs of adapted and plain scores by a Kalman filter; tau and the ceilings of the
+// start were measured (docs/adaptation-control.md).
 #pragma once
 
 #include <array>
@@ -25,13 +26,14 @@ inline constexpr size_t kSurprises = 3;
 
 struct BenefitState {
   PerPart ceiling_nats = {};
-  std::array<double, kAdaptParts * kAdaptParts> covariance = {};
+  std::array<double, kAdaptParts* kAdaptParts> covariance = {};
   std::array<double, kSurprises> surprise_factor = {};
   int64_t sessions = 0;  // it was learnt from
 
   bool operator==(const BenefitState&) const = default;
 };
-// With these ceilings, brought to within a third and three times of the measured ones; their uncertainty is that between texts.
+// With these ceilings, brought to within a third and three times of the measured ones; their uncertainty is that
+// between texts.
 BenefitState BenefitFrom(const PerPart& ceiling_nats, int64_t sessions);
 // Measured on three texts with the bundled model.
 BenefitState MeasuredBenefit();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A sequential test of "the adapted model is no worse than the plain one", on tokens that both scored. It may be looked at after every
-// token: the chance that it ever rejects a harmless adaptation stays below 1 / kRejectAt.
+// A sequential test of "the adapted model is no worse than the plain one", on tokens that both scored. It may be looked
+// at after every token: the chance that it ever rejects a harmless adaptation stays below 1 / kRejectAt.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,9 @@
 
 namespace thermoe {
 
-// With S the sum and V the sum of squares of differences d (adapted less plain NLL), exp(x S - x^2 V / 2) mixed over x > 0 from a
-// half-normal of precision kPrior has mean at most 1 where d is symmetric around 0 (de la Pena 1999): evidence against the adaptation.
+// With S the sum and V the sum of squares of differences d (adapted less plain NLL), exp(x S - x^2 V / 2) mixed over x
+// > 0 from a half-normal of precision kPrior has mean at most 1 where d is symmetric around 0 (de la Pena 1999):
+// evidence against the adaptation.
 class GuardTest {
  public:
   static constexpr double kRejectAt = 20;  // times as likely

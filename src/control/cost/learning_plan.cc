@@ -80,7 +80,8 @@ class Plan {
       OperationShape& shape = Add(family, layer.expert_gate);
       shape.down_type = layer.expert_down.type;
       // As many as even routing of so many tokens reaches.
-      const double missed = std::pow(1 - static_cast<double>(config_.slots) / config_.experts, static_cast<double>(rows_));
+      const double missed =
+          std::pow(1 - static_cast<double>(config_.slots) / config_.experts, static_cast<double>(rows_));
       shape.experts = std::max<int64_t>(config_.slots, std::lround(config_.experts * (1 - missed)));
       shape.experts_full = shape.experts;
       shape.slots_full = slots;

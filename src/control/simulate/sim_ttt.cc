@@ -16,16 +16,18 @@ constexpr double kMostSlowness = 8;
 // Groups and parameters of the tier "combined" on this shape.
 LearningShape CombinedOn(const ModelShape& shape) {
   LearningShape learning;
-  for (const DeltaGroup group : {DeltaGroup::kOutputBias, DeltaGroup::kOutputGain, DeltaGroup::kResidualBias, DeltaGroup::kAttentionGain,
-                                 DeltaGroup::kExpertGain, DeltaGroup::kExpertScale, DeltaGroup::kLowRankQ, DeltaGroup::kLowRankV,
-                                 DeltaGroup::kLowRankO, DeltaGroup::kLowRankOutput}) {
+  for (const DeltaGroup group :
+       {DeltaGroup::kOutputBias, DeltaGroup::kOutputGain, DeltaGroup::kResidualBias, DeltaGroup::kAttentionGain,
+        DeltaGroup::kExpertGain, DeltaGroup::kExpertScale, DeltaGroup::kLowRankQ, DeltaGroup::kLowRankV,
+        DeltaGroup::kLowRankO, DeltaGroup::kLowRankOutput}) {
     learning.groups |= 1u << static_cast<uint32_t>(group);
   }
   const ModelConfig& config = shape.config;
   learning.parameters = config.vocab * (1 + kRank) + config.hidden * (1 + kRank);
   for (const LayerShape& layer : shape.layers) {
     learning.parameters += int64_t{3} * config.hidden + config.experts;
-    for (const MatrixShape& matrix : {layer.q, layer.v, layer.o}) learning.parameters += kRank * (matrix.rows + matrix.cols);
+    for (const MatrixShape& matrix : {layer.q, layer.v, layer.o})
+      learning.parameters += kRank * (matrix.rows + matrix.cols);
   }
   return learning;
 }
@@ -90,7 +92,9 @@ Work SimTtt::Add(const SimTttStep& step) {
   return work;
 }
 
-double SimTtt::SecondsOf(const Work& work) const { return std::max(work.bytes / device_.bytes_per_s, work.flops / device_.flops_per_s); }
+double SimTtt::SecondsOf(const Work& work) const {
+  return std::max(work.bytes / device_.bytes_per_s, work.flops / device_.flops_per_s);
+}
 
 void SimTtt::Observe(double seconds) {
   if (!(predicted_s_ > 0)) return;

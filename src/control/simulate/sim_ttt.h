@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Test-time training as a load of the simulator: the prompts of others are streams that are learnt from, always or as the
-// AdaptationController decides. What it gains is the curve measured on ember-22m (docs/adaptation-control.md); costs are those of the
-// simulated shape.
+// Test-time training as a load of the simulator: the prompts of others are streams that are learnt from, always or as
+// the AdaptationController decides. What it gains is the curve measured on ember-22m (docs/adaptation-control.md);
+// costs are those of the simulated shape.
 #pragma once
 
 #include <array>
@@ -21,7 +21,7 @@ namespace thermoe {
 enum class SimTttMode : uint8_t { kOff, kAlways, kAuto };
 
 struct SimTttOptions {
-  int32_t segment = 128;  // tokens between two updates: what a step reads of a prompt
+  int32_t segment = 128;    // tokens between two updates: what a step reads of a prompt
   int64_t text_tokens = 0;  // of a stream: prompts belong to the same one until it has so many; 0: each prompt is one
   double price_nats = AdaptConfig{}.price_nats;
 };
@@ -37,8 +37,8 @@ struct SimTttStep {
 };
 
 struct SimTttResult {
-  int64_t tokens = 0;          // read of prompts
-  double gain_nats = 0;        // their mean gain
+  int64_t tokens = 0;              // read of prompts
+  double gain_nats = 0;            // their mean gain
   double joules = 0, seconds = 0;  // of adapting, by the device's prices and speeds
   std::array<int64_t, kAdaptTiers> tiers = {};
   int64_t deferred = 0, caught_up = 0, dropped = 0;
