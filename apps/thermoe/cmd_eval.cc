@@ -264,6 +264,7 @@ Status EvaluateStreams(const EvalFlags& flags, const WindowOptions& windows, con
   json["telemetry"] = TelemetryJson(engine->telemetry());
   json["control"] = ControlJson(engine->control_view());
   json["ttt"] = TttOptionsJson(ttt);
+  json["adapt_cost"] = AdaptCostJson(engine->cost_view());
   json["files"] = Json::array();
   for (const TttScores& file : files) json["files"].push_back(TttScoresJson(file, ttt));
   return PrintJsonLine(json);

@@ -3,10 +3,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
+#include <system_error>
 #include <utility>
 
 #include "base/errors.h"
+#include "base/state_folder.h"
 #include "command.h"
 #include "flags.h"
 #include "help.h"
@@ -92,6 +95,11 @@ Result<RunContext> Prepare(const RunFlags& flags, const std::string& telemetry) 
   if (!ttt.ok()) return ttt.status();
   if (flags.ttt.on()) context.ttt = std::make_shared<TttOptions>(*ttt);
   EngineOptions options = EngineOptionsFrom(flags.model);
+  if (const Result<std::string> folder = StateFolder(); ttt->automatic && folder.ok()) {
+    std::error_code ignored;
+    std::filesystem::create_directories(*folder, ignored);
+    options.ttt_state_path = *folder + "/" + context.model->info().identity + "-ttt.json";
+  }
   if (flags.ttt.on()) options.prefill_chunk = std::max(options.prefill_chunk, TttLongestStep(*ttt));
   options.context = flags.context;
   options.max_sequences = flags.prompts.empty() ? 1 : flags.parallel.value_or(kDefaultParallel);

@@ -108,6 +108,22 @@ Json DwellJson(const SimDwell& dwell) {
   return json;
 }
 
+Json TttRunJson(const SimRun& run) {
+  if (run.ttt_mode == SimTttMode::kOff) return Json();
+  Json json;
+  json["mode"] = run.ttt_mode == SimTttMode::kAlways ? "always" : "auto";
+  json["tokens"] = run.ttt.tokens;
+  json["gain_nats"] = run.ttt.gain_nats;
+  json["adapt_joules"] = run.ttt.joules;
+  json["adapt_seconds"] = run.ttt.seconds;
+  json["tiers"] = Json::object();
+  for (size_t tier = 0; tier < kAdaptTiers; ++tier) json["tiers"][std::string(AdaptTierName(static_cast<AdaptTier>(tier)))] = run.ttt.tiers[tier];
+  json["deferred"] = run.ttt.deferred;
+  json["caught_up"] = run.ttt.caught_up;
+  json["dropped"] = run.ttt.dropped;
+  return json;
+}
+
 Json RunJson(const SimRun& run, const SimResults& results) {
   Json json;
   json["router"] = run.router;
@@ -135,6 +151,7 @@ Json RunJson(const SimRun& run, const SimResults& results) {
   json["prefilled_tokens"] = run.prefilled_tokens;
   json["queued_at_end"] = run.queued_at_end;
   json["shut_down"] = run.shut_down;
+  json["ttt"] = TttRunJson(run);
   json["dwells"] = Json::array();
   for (const SimDwell& dwell : run.dwells) json["dwells"].push_back(DwellJson(dwell));
   return json;
@@ -167,6 +184,23 @@ std::string ViolationsText(const SimRun& run) {
   return parts.empty() ? "none" : Join(parts, ", ");
 }
 
+void PrintTtt(const SimResults& results) {
+  Table table({"router", "prompt tokens", "gain, nats", "adapting J", "segments learnt", "put off", "caught up"});
+  bool any = false;
+  for (const SimRun& run : results.runs) {
+    if (run.ttt_mode == SimTttMode::kOff) continue;
+    any = true;
+    int64_t learnt = 0;
+    for (size_t tier = 1; tier < kAdaptTiers; ++tier) learnt += run.ttt.tiers[tier];
+    table.Add({run.router, WithCommas(run.ttt.tokens), fmt::format("{:.4f}", run.ttt.gain_nats), fmt::format("{:.1f}", run.ttt.joules),
+               WithCommas(learnt), WithCommas(run.ttt.deferred), WithCommas(run.ttt.caught_up)});
+  }
+  if (!any) return;
+  Print("\n");
+  table.Print();
+  Print("Gains by the curve measured on ember-22m.\n");
+}
+
 void PrintResults(const SimSetup& setup, const SimResults& results) {
   Print(fmt::format("{}: {}, {} layers, {} {}, simulated on {}\n\n", Printable(setup.scenario->name, STDOUT_FILENO), setup.scenario->model.arch,
                     setup.shape.config.layers, TraitsOf(setup.scenario->model.type).name, setup.scenario->model.nested ? "nested" : "native",
@@ -179,6 +213,7 @@ void PrintResults(const SimSetup& setup, const SimResults& results) {
                run.dwells.empty() ? "-" : fmt::format("{:.1f} %", 100 * run.overshoot_frac), ViolationsText(run)});
   }
   table.Print();
+  PrintTtt(results);
   Print(fmt::format("\nSimulated throughout. Losses are those of {}, measured; a mix of its points where points change.\n",
                     Printable(setup.points.model_name, STDOUT_FILENO)));
 }
@@ -221,7 +256,7 @@ Command MakeSimulateCommand(CLI::App* root) {
   app->add_option("SCENARIO", flags->scenario, "A TOML file such as scenarios/cap-350.toml; docs/simulate.md lists its keys.")->required();
   app->add_option("--routers", flags->routers,
                   "Instead of the scenario's, separated by semicolons: plain, q4, static:best, static:SETTINGS (such as 'static:full 0'), "
-                  "adaptive, adaptive-no-adapter, adaptive-adapter (docs/ttha.md), adaptive-no-gather.")->type_name("LIST")->group(kGroup);
+                  "adaptive, adaptive-no-adapter, adaptive-adapter (docs/ttha.md), adaptive-no-gather; with +ttt or +ttt-always prompts are learnt from.")->type_name("LIST")->group(kGroup);
   AddNumber(app, "--seed", &flags->seed, {0, kMostSeed}, "Instead of the scenario's: of arrivals, routing and noise.")->group(kGroup);
   AddNumber(app, "--duration", &flags->duration_s, {1, 86400, false, false}, "Simulated seconds, instead of the scenario's.")->group(kGroup);
   AddNumber(app, "--threads", &flags->threads, {1, 1024}, "Routers that run side by side; results do not depend on it.")->group(kGroup);

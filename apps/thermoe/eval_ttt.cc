@@ -89,6 +89,15 @@ TttStats Total(const TttScores& scores) {
     total.flops += stats.flops;
     total.adapt_seconds += stats.adapt_seconds;
     total.adapt_joules = stats.adapt_joules < 0 || total.adapt_joules < 0 ? -1 : total.adapt_joules + stats.adapt_joules;
+    total.joules_estimated = total.joules_estimated || stats.joules_estimated;
+    for (size_t choice = 0; choice < total.choices.size(); ++choice) total.choices[choice] += stats.choices[choice];
+    total.left_out_tokens += stats.left_out_tokens;
+    total.deferred += stats.deferred;
+    total.caught_up += stats.caught_up;
+    total.dropped += stats.dropped;
+    total.guard_passes += stats.guard_passes;
+    total.guard_seconds += stats.guard_seconds;
+    total.reverted += stats.reverted;
     total.delta_bytes = std::max(total.delta_bytes, stats.delta_bytes);
     total.recall_bytes = std::max(total.recall_bytes, stats.recall_bytes);
   }
@@ -112,6 +121,7 @@ Result<TttScores> ScoreStreams(Engine* engine, const std::vector<EvalWindow>& st
   }
   TttOptions plain = options;
   plain.groups.clear();
+  plain.automatic = false;
   TttScores scores;
   int64_t done = 0;
   const auto read = [&](int64_t rows) { progress(done += rows); };
@@ -139,11 +149,7 @@ Json TttScoresJson(const TttScores& scores, const TttOptions& options) {
   json["plain_nll"] = scores.plain_nll();
   json["adapted_nll"] = scores.adapted_nll();
   json["stream_changes_nats"] = Changes(scores);
-  json["tiers"] = Json::object();
-  json["tiers"][options.tier] = total.segments;
-  json["reverted"] = 0;
-  json["deferred"] = 0;
-  json["adapt_joules"] = total.adapt_joules < 0 ? Json() : Json(total.adapt_joules);
+  json.update(TttChoicesJson(options, total));
   json["adapt_seconds"] = total.adapt_seconds;
   json["plain_seconds"] = scores.plain_seconds;
   json["adapted_seconds"] = scores.adapted_seconds;

@@ -124,6 +124,7 @@ class View {
     if (c.on)
       lines.push_back(Row("paused", Reading(100 * c.pause_frac, 0, "% of time", 0), c.pause_frac, -1, kYellow, {}, 0));
     lines.push_back(Label("tokens") + Tokens());
+    if (c.adapt.on) lines.push_back(Label("adapting") + Adapting());
     if (!c.on) return lines;
     lines.push_back(Label("routing") + Routing());
     const std::string loss = fmt::format("{:+.4f} nats", c.point_loss_nats),
@@ -140,6 +141,14 @@ class View {
     if (narrow()) return fmt::format("{}; {:.3g} mJ each", WithCommas(frame_.tokens), 1e3 * per_token);
     return fmt::format("{}; {:.3g} mJ each, {:.4g} J in all", WithCommas(frame_.tokens), 1e3 * per_token,
                        frame_.joules);
+  }
+
+  std::string Adapting() const {
+    const AdaptView& a = frame_.control.adapt;
+    std::string says = paint_.Paint(a.choice, kBold) + fmt::format("  ({}; {} of {} segments", a.reason, a.learnt, a.segments);
+    if (a.waiting > 0) says += fmt::format(", {} put off", a.waiting);
+    if (a.reverted > 0) says += fmt::format(", {} reverted", a.reverted);
+    return says + fmt::format("; gains {:.3f} nats, {:.3g} J)", a.gain_nats, a.joules);
   }
 
   std::string Routing() const {
@@ -271,6 +280,7 @@ std::string LiveLogLine(const LiveFrame& frame) {
     line += fmt::format("  paused {:.0f} %  routing {} ({})", 100 * c.pause_frac, c.point_text,
                         c.safest ? "safest" : c.reason);
   }
+  if (c.adapt.on) line += fmt::format("  adapting {} (gain {:.3f} nats, {} put off, {} reverted)", c.adapt.choice, c.adapt.gain_nats, c.adapt.waiting, c.adapt.reverted);
   if (frame.telemetry.simulated) line += "  simulated";
   return line;
 }

@@ -30,9 +30,23 @@ class Reader {
     if (json.is_discarded() || !json.is_object()) return Bad("it", "a JSON object");
     if (line_ == 1) return Header(json);
     if (json.contains("limits")) return Limits(json["limits"]);
+    if (json.contains("adapt_session")) return Status::Ok();
+    if (json.contains("adapt")) return Adaptation(json["adapt"]);
     if (!json.contains("steps") || !json["steps"].is_array()) return Bad("steps", "a list");
     for (const Json& row : json["steps"]) THERMOE_RETURN_IF_ERROR(Step(row));
     return json.contains("tick") ? Tick(json) : Status::Ok();
+  }
+
+  Status Adaptation(const Json& json) {
+    for (const char* key : {"decision", "outcome"}) {
+      if (!json.is_object() || !json.contains(key) || !json[key].is_object()) return Bad("adapt", "a decision and its outcome");
+    }
+    const auto flag = [&](const char* key) { return json["decision"].value(key, Json()) == Json(true); };
+    ++log_.adaptation.segments;
+    log_.adaptation.learnt += json["outcome"].value("tier", Json()) != Json("skip") ? 1 : 0;
+    log_.adaptation.deferred += flag("defer") ? 1 : 0;
+    log_.adaptation.guards += flag("guard") ? 1 : 0;
+    return Status::Ok();
   }
 
   Status Bad(std::string_view what, std::string_view expected) const {

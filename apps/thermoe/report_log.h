@@ -49,6 +49,9 @@ struct RunLog {
   std::vector<std::string> ttha_names;  // terms of the hardware adapter (docs/ttha.md); empty: none learnt
   std::vector<RunTick> ticks;
   std::vector<EnergySpan> energy;
+  struct Adaptation {
+    int64_t segments = 0, learnt = 0, deferred = 0, guards = 0;  // by --ttt auto
+  } adaptation;
   bool cut = false;  // the last line has no end
 
   double begin_s() const { return ticks.front().from_s; }

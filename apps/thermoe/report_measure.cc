@@ -169,6 +169,8 @@ Json SummaryJson(const RunLog& log, const RunSummary& s) {
   json["pause_frac"] = s.pause_frac;
   json["safest_s"] = s.safest_s;
   json["point_changes"] = s.point_changes;
+  const RunLog::Adaptation& a = log.adaptation;
+  json["adaptation"] = a.segments == 0 ? Json() : Json{{"segments", a.segments}, {"learnt", a.learnt}, {"deferred", a.deferred}, {"guards", a.guards}};
   json["points"] = Json::array();
   for (size_t i = 0; i < log.points.size(); ++i) {
     if (s.point_frac[i] > 0) json["points"].push_back({{"point", log.point_texts[i]}, {"time_frac", s.point_frac[i]}});
@@ -203,6 +205,10 @@ std::vector<std::pair<std::string, std::string>> SummaryRows(const RunLog& log, 
   rows.emplace_back("quality", fmt::format("{:.4f} nats lost per token, by the points' calibration", s.loss_nats));
   rows.emplace_back("paused", fmt::format("{:.0f} % of the time", 100 * s.pause_frac));
   if (s.safest_s > 0) rows.emplace_back("sensors", fmt::format("failed for {:.1f} s", s.safest_s));
+  if (const RunLog::Adaptation& a = log.adaptation; a.segments > 0) {
+    rows.emplace_back("adapting", fmt::format("learnt from {} of {} segments, {} put off; {} guard passes", WithCommas(a.learnt),
+                                              WithCommas(a.segments), WithCommas(a.deferred), WithCommas(a.guards)));
+  }
   std::vector<std::pair<double, size_t>> order;
   for (size_t i = 0; i < s.point_frac.size(); ++i) {
     if (s.point_frac[i] >= kLeastPart) order.emplace_back(-s.point_frac[i], i);

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/errors.h"
+#include "flags.h"
 #include "telemetry_options.h"
 
 namespace thermoe {
@@ -28,6 +29,10 @@ void AddTttFlags(CLI::App* app, TttFlags* flags) {
   app->add_option("--ttt-features", flags->features, "Statistics of activations that 'thermoe calibrate --features' wrote.")
       ->type_name("FILE")
       ->group(kGroup);
+  AddNumber(app, "--ttt-budget-joules", &flags->budget_joules, {0, 1e15, true, false},
+            "With --ttt auto: adapting takes at most X joules of each session.")
+      ->type_name("J")
+      ->group(kGroup);
   app->add_option("--ttt-load", flags->load, "Start from the deltas in FILE.")->type_name("FILE")->group(kGroup);
   app->add_option("--ttt-save", flags->save, "Write the deltas to FILE at the end.")->type_name("FILE")->group(kGroup);
 }
@@ -37,6 +42,7 @@ Result<TttOptions> TttOptionsFrom(const TttFlags& flags) {
     for (const auto& [name, value] : {std::pair{"--ttt-objective", &flags.objective}, {"--ttt-features", &flags.features}, {"--ttt-load", &flags.load}, {"--ttt-save", &flags.save}}) {
       if (!value->empty()) return InvalidArgument("{} needs a tier; add --ttt TIER", name);
     }
+    if (flags.budget_joules) return InvalidArgument("--ttt-budget-joules needs an automatic tier; use --ttt auto");
   }
   if (!flags.save.empty()) {  // told before the work whose result it would lose
     const std::filesystem::path folder = std::filesystem::path(flags.save).parent_path();
@@ -53,6 +59,10 @@ Result<TttOptions> TttOptionsFrom(const TttFlags& flags) {
     options->objective = *objective;
   }
   if (!flags.features.empty()) options->features_path = flags.features;
+  if (flags.budget_joules) {
+    if (!options->automatic) return InvalidArgument("--ttt-budget-joules needs an automatic tier; use --ttt auto");
+    options->budget_joules = *flags.budget_joules;
+  }
   return options;
 }
 
@@ -68,6 +78,7 @@ Json TttOptionsJson(const TttOptions& options) {
   json["segment"] = options.segment;
   json["steps"] = options.steps;
   json["look_back"] = options.look_back;
+  json["every"] = options.every;
   json["optimizer"] = TttOptimizerName(options.optimizer);
   json["beta1"] = options.beta1;
   json["beta2"] = options.beta2;
@@ -79,6 +90,44 @@ Json TttOptionsJson(const TttOptions& options) {
   json["recompute_share"] = options.recompute_share;
   json["seed"] = options.seed;
   json["start"] = TttStartName(options.start);
+  json["automatic"] = options.automatic;
+  if (options.automatic) {
+    json["budget_joules"] = options.budget_joules > 0 ? Json(options.budget_joules) : Json();
+    json["price_nats"] = options.price_nats;
+    json["least_nats"] = options.least_nats;
+    json["deep_nats"] = options.deep_nats;
+  }
+  return json;
+}
+
+Json TttChoicesJson(const TttOptions& options, const TttStats& stats) {
+  Json json;
+  json["tiers"] = Json::object();
+  if (options.automatic) {
+    for (int choice = 0; choice < kTttChoices; ++choice) json["tiers"][std::string(TttChoiceName(choice))] = stats.choices[static_cast<size_t>(choice)];
+    json["left_out_tokens"] = stats.left_out_tokens;
+    json["caught_up"] = stats.caught_up;
+    json["dropped"] = stats.dropped;
+    json["guard_passes"] = stats.guard_passes;
+    json["guard_seconds"] = stats.guard_seconds;
+  } else {
+    json["tiers"][options.tier] = stats.segments;
+  }
+  json["reverted"] = stats.reverted;
+  json["deferred"] = stats.deferred;
+  json["adapt_joules"] = stats.adapt_joules < 0 ? Json() : Json(stats.adapt_joules);
+  json["adapt_joules_estimated"] = stats.joules_estimated;
+  return json;
+}
+
+Json AdaptCostJson(const CostView& view) {
+  Json json = Json::object();
+  for (size_t choice = 0; choice < view.adapt_updates.size(); ++choice) {
+    if (view.adapt_updates[choice] == 0) continue;
+    json[std::string(TttChoiceName(static_cast<int>(choice)))] = {{"updates", view.adapt_updates[choice]},
+                                                                  {"error_frac", view.adapt_error_frac[choice]},
+                                                                  {"profile_error_frac", view.adapt_profile_error_frac[choice]}};
+  }
   return json;
 }
 
@@ -94,7 +143,7 @@ Json TttJson(const TttOptions& options, const TttStats& stats) {
   json["recomputed_tokens"] = stats.recomputed_tokens;
   json["flops"] = stats.flops;
   json["adapt_seconds"] = stats.adapt_seconds;
-  json["adapt_joules"] = stats.adapt_joules < 0 ? Json() : Json(stats.adapt_joules);
+  json.update(TttChoicesJson(options, stats));
   json["delta_bytes"] = stats.delta_bytes;
   json["recall_bytes"] = stats.recall_bytes;
   return json;

@@ -18,6 +18,7 @@ struct TttFlags {
   std::string objective;     // empty: the tier's own
   std::string features;      // statistics of activations, for the objective of that name
   std::string save, load;    // files of deltas
+  std::optional<double> budget_joules;  // of an automatic tier
 
   bool on() const { return tier != "off"; }
 };
@@ -31,6 +32,10 @@ Result<TttOptions> TttOptionsFrom(const TttFlags& flags);
 Json TttOptionsJson(const TttOptions& options);
 // {"tier", "segments", "updates", ...}; null where nothing is adapted.
 Json TttJson(const TttOptions& options, const TttStats& stats);
+// {"tiers": segments by tier, "reverted", "deferred", "caught_up", "dropped", "guard_passes", "adapt_joules", ...}.
+Json TttChoicesJson(const TttOptions& options, const TttStats& stats);
+// Of each choice that made updates: {"updates", "error_frac", "profile_error_frac"}, how far predicted seconds were off.
+Json AdaptCostJson(const CostView& view);
 // "adapted by combined: 4 updates, 1.2 s, 3.1 J".
 std::string TttText(const TttOptions& options, const TttStats& stats);
 

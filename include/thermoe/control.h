@@ -84,12 +84,24 @@ struct CostView {
   // Mean of |predicted / measured - 1| of a step's time over the last 50 of them, each before it was learnt: corrected by the
   // steps before it, and as the profile says.
   double error_frac = 0, profile_error_frac = 0;
+  // The same for the last updates of automatic test-time training by what was chosen (TttChoiceName), medians of up to 256.
+  std::array<int64_t, 6> adapt_updates = {};
+  std::array<double, 6> adapt_error_frac = {}, adapt_profile_error_frac = {};
 };
 
 // One term of what the hardware adapter descends.
 struct AdapterTerm {
   const char* name = "";  // "ttha_power_loss"
   double weight = 0, value = 0;
+};
+
+// What `--ttt auto` does in the session that decided last.
+struct AdaptView {
+  bool on = false;
+  std::string choice = "skip", reason;  // for the newest segment
+  int64_t learnt = 0, segments = 0, waiting = 0, reverted = 0;  // segments; waiting: put off
+  double gain_nats = 0, gain_deviation_nats = 0;  // what a token is thought to gain now
+  double joules = 0;                               // predicted, of all adapting
 };
 
 // The control loop as it is now, for a view. Without a loop only what sensors say is filled in.
@@ -113,6 +125,7 @@ struct ControlView {
   bool safest = false;             // sensors that a limit needs fail
   std::string unmet;               // one sentence on a limit that could not be kept for seconds, whatever was done; "": none
   int64_t ticks = 0, point_changes = 0;
+  AdaptView adapt;       // also without a loop
   bool ttha = false;     // the hardware adapter is on
   double ttha_gain = 0;  // 0 to 1: how much of its biases is in force
   std::array<AdapterTerm, 7> ttha_terms;

@@ -98,6 +98,9 @@ struct EngineOptions {
   // Where `thermoe profile` keeps what it measured; "": nowhere. A file without this model and machine, or none, is no error.
   std::string profile_path;
   ControlOptions control;
+  // What automatic sessions of test-time training gained, read when the engine is made and written by Engine::SaveControl: later ones start
+  // from it. "": every session starts from what was measured.
+  std::string ttt_state_path;
 };
 
 class Engine {

@@ -6,6 +6,7 @@
 // segment alone gives gradients, one optimiser step changes the deltas; keys and values of earlier tokens stay as they are.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -84,6 +85,7 @@ struct TttOptions {
   // Tokens before a segment that pass again with it, so that its backward pass goes through them too: deltas learn what to change in
   // the keys and values that the segment sees. 0: earlier keys and values are constants.
   int look_back = 0;
+  int every = 1;               // learns from each so-manieth segment only, the first among them
   TttObjective objective = TttObjective::kNll;
   float confidence = 0.5f;     // pseudo-labels: least probability of a label
   TttOptimizer optimizer = TttOptimizer::kAdam;
@@ -107,6 +109,15 @@ struct TttOptions {
   TttStart start = TttStart::kNormal;
   std::string features_path;   // statistics for kFeatureAlignment
 
+  // The engine decides for every segment whether to adapt, by which tier and when, and for every token whether it takes part
+  // (docs/adaptation-control.md). `groups` are then those of the dearest tier; cheaper ones learn some of them.
+  bool automatic = false;
+  double budget_joules = 0;    // most that adapting may take of a session; 0: no bound
+  float price_nats = 0.04f;    // nats saved on later tokens that are worth the joules of reading one
+  // Tokens by their NLL before the update: below `least_nats` they teach nothing and leave the backward pass at once; while a limit presses
+  // those below `deep_nats` teach what lies at the output, not the layers.
+  float least_nats = 0.5f, deep_nats = 1.0f;
+
   bool adapts() const { return !groups.empty(); }
   bool operator==(const TttOptions&) const = default;
 };
@@ -122,6 +133,10 @@ int TttLongestStep(const TttOptions& options);
 // kInvalidArgument names the field and its range.
 Status CheckTttOptions(const TttOptions& options);
 
+// What an automatic session chooses among, by rising cost of the backward pass.
+inline constexpr int kTttChoices = 6;
+std::string_view TttChoiceName(int choice);  // "skip", "output", "last", "gains", "low-rank", "combined"
+
 // What a session's adaptation did so far.
 struct TttStats {
   int64_t segments = 0;        // scored
@@ -132,6 +147,15 @@ struct TttStats {
   double adapt_seconds = 0;    // of the engine's clock: backward passes, updates and further steps
   double adapt_joules = 0;     // of the same; negative: nothing measures or predicts them
   int64_t recall_bytes = 0;    // of what the experts gave, kept for passes with recompute_share below 1
+  bool joules_estimated = false;  // predicted from bytes, FLOPs and time; no sensor shows power
+  // Of an automatic session.
+  std::array<int64_t, kTttChoices> choices = {};  // segments by what was chosen for them
+  int64_t left_out_tokens = 0;    // that taught nothing
+  int64_t deferred = 0, caught_up = 0, dropped = 0;  // segments put off, learnt from later, and let go unlearnt
+  int64_t guard_passes = 0, reverted = 0;  // plain passes beside adapted ones; times that the deltas were reset
+  double guard_seconds = 0;       // of adapt_seconds
+  double gain_nats = 0;           // what a token is thought to gain now, and the deviation of that
+  double gain_deviation_nats = 0;
   int64_t delta_bytes = 0;     // of the session's deltas; their gradient takes as much again, each of the optimiser's moments too
 };
 

@@ -70,6 +70,7 @@ class Loop final : public ControlLoop {
     if (config_.log_path.empty()) return Status::Ok();
     return log_.Open(config_.log_path, config_, experts_.shape(), front, core_.router().points(), fixed, restored_);
   }
+  void Log(const std::string& line) override { log_.AddLine(line); }
   Status FlushLog() override { return log_.Flush(); }
 
   const ControlStatus& status() const override { return core_.status(); }

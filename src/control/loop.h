@@ -35,6 +35,8 @@ class ControlLoop : public StepController {
 
   // Writes config.state_path; nothing where that is empty.
   virtual Status SaveState() const = 0;
+  // Another line of the decision log: a JSON object that replay knows (control/adapt/adapt_log.h). Nothing without a log.
+  virtual void Log(const std::string& line) = 0;
   // What was written to the decision log so far is on disk after this. The first error of writing stays.
   virtual Status FlushLog() = 0;
 };

@@ -2,6 +2,7 @@
 // Test-time training of sessions: reading in segments, context restarts, the streaming step (docs/test-time-training.md).
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "base/errors.h"
 #include "engine/engine_impl.h"
@@ -89,12 +90,28 @@ void EngineImpl::StartTtt(Session* session, const TttOptions& options, std::shar
     fresh->recall.emplace(config_, span.first, span.count, options.recompute_share);
     fresh->stats.recall_bytes = Recall::BytesFor(config_, span.count);
   }
+  if (options.automatic) fresh->automatic.emplace(options, benefit_);
   session->ttt = std::move(fresh);
+}
+
+// The newest tokens are computed again from position 0, with the deltas as they are.
+void EngineImpl::RestartContext(Session* session) {
+  Adaptation& ttt = *session->ttt;
+  const auto kept = static_cast<size_t>(std::min(KeptBy(ttt.options(), WindowOf(ttt.options())), session->kv.length));
+  ttt.first = session->computed() - kept;
+  ttt.moved = session->kv.length - static_cast<int32_t>(kept);
+  cache_->Truncate(&session->kv, 0);
+  ttt.recompute_until = static_cast<int32_t>(kept);
+  ++ttt.stats.restarts;
+  ttt.stats.recomputed_tokens += static_cast<int64_t>(kept);
 }
 
 void EngineImpl::CutSession(Session* session, size_t tokens) {
   session->tokens.resize(tokens);
   Adaptation* ttt = session->ttt.get();
+  if (ttt != nullptr && ttt->automatic) {
+    std::erase_if(ttt->automatic->deferred, [&](const auto& segment) { return segment.first + static_cast<size_t>(segment.count) > tokens; });
+  }
   if (ttt == nullptr) return cache_->Truncate(&session->kv, static_cast<int32_t>(tokens));
   if (ttt->first > 0 && tokens <= ttt->first) {
     const size_t kept = std::min(static_cast<size_t>(std::min(KeptBy(ttt->options(), WindowOf(ttt->options())), WindowOf(ttt->options()))), tokens);
@@ -155,15 +172,10 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
   const TttOptions& options = ttt.options();
   int32_t before = std::max(ttt.recompute_until, session->kv.length);  // positions that were seen
   int32_t count = std::min(static_cast<int32_t>(active->prompt_end - ttt.first) - before, options.segment);
-  const int32_t window = WindowOf(options);
-  if (session->kv.length == before && options.keep > 0 && before + count > window) {
-    const int32_t kept = std::min(KeptBy(options, window), before);
-    ttt.first = session->computed() - static_cast<size_t>(kept);
-    cache_->Truncate(&session->kv, 0);
-    ttt.moved = before - kept;
-    ttt.recompute_until = before = kept;
-    ++ttt.stats.restarts;
-    ttt.stats.recomputed_tokens += kept;
+  const bool full = options.keep > 0 && before + count > WindowOf(options);
+  if (session->kv.length == before && (full || (ttt.automatic && std::exchange(ttt.automatic->restart, false)))) {
+    RestartContext(session);
+    before = ttt.recompute_until;
   }
   // What a segment looks back to passes again with it.
   const int32_t back = ttt.adapts() ? std::min(options.look_back, before) : 0;
@@ -177,7 +189,7 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
     *budget -= std::min(count, *budget);
     return AddRows(active, count, count);
   }
-  if ((learner_ != nullptr && ttt.adapts()) || (back + count > *budget && !alone)) return Status::Ok();
+  if (((learner_ != nullptr || plan_.active != nullptr) && ttt.adapts()) || (back + count > *budget && !alone)) return Status::Ok();
   *budget -= std::min(back + count, *budget);
   ttt.recompute_until = 0;
   ++ttt.stats.segments;
@@ -186,12 +198,16 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
   const auto first_row = static_cast<int64_t>(batch_.rows.size());
   THERMOE_RETURN_IF_ERROR(AddRows(active, back + count, back));
   // The rest of a prompt teaches too little where it is short.
-  if (ttt.adapts() && 2 * count >= options.segment) BeginLearning(active, first_row, back + count, back);
+  if (ttt.automatic) {
+    PlanSegment(active, first_row, count);
+  } else if (ttt.adapts() && 2 * count >= options.segment && (ttt.stats.segments - 1) % options.every == 0) {
+    BeginLearning(active, first_row, back + count, back, DeltaScope{});
+  }
   return Status::Ok();
 }
 
-void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows, int64_t seen) {
-  Session* session = active->session;
+// A tape for rows [first_row, first_row + rows) of a batch, which stand at `position` of the session's context.
+void EngineImpl::PrepareTape(Session* session, int64_t first_row, int64_t rows, int32_t position, const DeltaScope& scope) {
   Adaptation& ttt = *session->ttt;
   const TttOptions& options = ttt.options();
   const int32_t lowest = ttt.layout().lowest_layer(), most_rows = RowsLearntThrough(options);
@@ -202,9 +218,15 @@ void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t
     tape_ = std::make_unique<Tape>(config_, lowest, most_rows, keep_inner);
     backward_ = std::make_unique<BackwardWorkspace>(config_, most_rows, keep_inner);
   }
-  tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, session->kv.length);
-  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), options.surprise});
+  tape_->Begin(first_row, rows, ttt.deltas(), &session->kv, position, std::max(lowest, scope.lowest_layer));
+  learning_.emplace(Learning{*tape_, *backward_, ttt.gradient(), options.objective, options.confidence, ttt.features(), options.surprise, scope});
   learning_->Begin();
+}
+
+void EngineImpl::BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows, int64_t seen, const DeltaScope& scope) {
+  Session* session = active->session;
+  const TttOptions& options = session->ttt->options();
+  PrepareTape(session, first_row, rows, session->kv.length, scope);
   learner_ = active;
   learner_first_row_ = first_row;
   learner_seen_ = seen;
@@ -229,11 +251,19 @@ void EngineImpl::Learn(StepContext& step) {
   Update(&record_);
   const int steps = learner_->session->ttt->options().steps;
   for (int round = 1; round < steps; ++round) PassAgain();
-  learnt_ = {record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops};
+  CountOwn({record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops},
+           record_.expert_bytes - expert_bytes);
+}
+
+// Work of this step that is the learner's alone.
+void EngineImpl::CountOwn(const WorkCount& work, double expert_bytes) {
+  learnt_.weight_bytes += work.weight_bytes;
+  learnt_.kv_bytes += work.kv_bytes;
+  learnt_.flops += work.flops;
   StepPart& part = parts_[learner_part_];
-  part.own_bytes = learnt_.weight_bytes;
-  part.own_expert_bytes = record_.expert_bytes - expert_bytes;
-  part.own_flops = learnt_.flops;
+  part.own_bytes += work.weight_bytes;
+  part.own_expert_bytes += expert_bytes;
+  part.own_flops += work.flops;
 }
 
 void EngineImpl::Update(StepRecord* record) {
@@ -242,33 +272,44 @@ void EngineImpl::Update(StepRecord* record) {
   Adaptation& ttt = *learner_->session->ttt;
   const auto share = static_cast<float>(1.0 / learning_->loss_rows);
   for (float& value : ttt.gradient()) value *= share;
-  ttt.optimizer().Step(ttt.gradient(), tape_->rows - learner_seen_, ttt.mutable_deltas().values);
+  ttt.optimizer().Step(ttt.gradient(), tape_->rows - learner_seen_, ttt.mutable_deltas().values, learning_->scope);
   ++ttt.stats.updates;
   ttt.stats.adapted_tokens += tape_->rows - learner_seen_;
 }
 
 // A further step on the same segment: its rows alone pass again, with the deltas as they are now, over their own keys and values.
 void EngineImpl::PassAgain() {
-  class NoSink final : public LogitSink {
-    void OnLogits(size_t, LogitRow*) override {}
-  } nobody;
   const auto first = batch_.rows.begin() + learner_first_row_;
   again_.rows.assign(first, first + tape_->rows);
   for (BatchRow& row : again_.rows) row.passed = row.recall == nullptr ? -1 : row.position;
   tape_->first = 0;
   learning_->Begin();
+  LearnAgain(tape_->deltas->layout->lowest_layer());
+}
+
+// A pass over `again_` to learn from it; what it costs is added to the step's record.
+void EngineImpl::LearnAgain(int32_t first_layer) {
+  class NoSink final : public LogitSink {
+    void OnLogits(size_t, LogitRow*) override {}
+  } nobody;
+  PassExtra(&*learning_, nobody, first_layer);
+}
+
+void EngineImpl::PassExtra(Learning* learning, LogitSink& sink, int32_t first_layer) {
   std::vector<LayerRecord> layers = std::move(again_record_.layers);
   again_record_ = StepRecord{};
   again_record_.layers = std::move(layers);
   again_record_.layers.resize(record_.layers.size());
   StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,         *cache_,
-                   steering_.get(), again_,                          workspace_,               again_record_, nobody};
-  step.learning = &*learning_;
+                   steering_.get(), again_,                          workspace_,               again_record_, sink};
+  step.learning = learning;
   step.recalls = again_.rows[0].recall != nullptr;
-  step.first_layer = tape_->deltas->layout->lowest_layer();
+  step.first_layer = first_layer;
   Forward(step);
-  Backward(step);
-  Update(&again_record_);
+  if (learning != nullptr) {
+    Backward(step);
+    Update(&again_record_);
+  }
   record_.weight_bytes += again_record_.weight_bytes;
   record_.expert_bytes += again_record_.expert_bytes;
   record_.kv_bytes += again_record_.kv_bytes;
@@ -289,13 +330,13 @@ void EngineImpl::CountTtt(double seconds) {
     ActiveRequest* active = row_owner_[row];
     if (active->session->ttt == nullptr) continue;
     active->session->ttt->stats.flops += shared.flops * row_frac;
-    if (batch_.rows[row].kind == kernels::RowKind::kPrefill) active->prefill_j += joules(shared) * row_frac;
+    active->work_j += joules(shared) * row_frac;
   }
   if (learner_ == nullptr) return;
   TttStats& stats = learner_->session->ttt->stats;
   const double all_j = joules(shared) + joules(learnt);
   stats.flops += learnt.flops;
-  learner_->prefill_j += joules(learnt);
+  learner_->work_j += joules(learnt);
   learner_->learn_j += joules(learnt);
   // Under a plant the stages' times are not known: by what they would cost.
   stats.adapt_seconds += record_.times.learn_us > 0 ? record_.times.learn_us * 1e-6 : all_j > 0 ? seconds * joules(learnt) / all_j : 0;
@@ -307,9 +348,12 @@ void EngineImpl::SettleTtt(ActiveRequest* active) {
   TttStats& stats = active->session->ttt->stats;
   EnergyAccountant* accountant = supervisor_->accountant();
   if (accountant == nullptr || active->account < 0) {
-    stats.adapt_joules = -1;
-  } else if (active->prefill_j > 0) {
-    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + accountant->Read(active->account).prefill_j * active->learn_j / active->prefill_j;
+    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + active->learn_j;
+    stats.joules_estimated = true;
+  } else if (active->work_j > 0) {
+    const RequestEnergy energy = accountant->Read(active->account);
+    stats.joules_estimated = stats.joules_estimated || energy.source == EnergySource::kEstimate;
+    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + (energy.prefill_j + energy.decode_j) * active->learn_j / active->work_j;
   }
   active->result.ttt = stats;
 }

@@ -12,9 +12,18 @@ Adaptation::Adaptation(const ModelConfig& config, const TttOptions& options, std
   stats.delta_bytes = static_cast<int64_t>(deltas_.values.size() * sizeof(float));
 }
 
+AutoAdaptation::AutoAdaptation(const TttOptions& options, const BenefitState& from)
+    : start(from), controller(AdaptConfig{.price_nats = options.price_nats}, from) {}
+
+void Adaptation::Reset() {
+  deltas_ = Deltas::Start(deltas_.layout, options_.seed);
+  optimizer_ = DeltaOptimizer(deltas_.layout, options_);
+}
+
 std::unique_ptr<Adaptation> Adaptation::Fork() const {
   auto fork = std::make_unique<Adaptation>(*this);
   fork->stats = TttStats{};
+  if (fork->automatic) fork->automatic->deferred.clear();  // their keys and values are shared now, and not to be written
   fork->stats.delta_bytes = stats.delta_bytes;
   fork->stats.recall_bytes = stats.recall_bytes;
   return fork;

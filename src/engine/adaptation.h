@@ -2,11 +2,13 @@
 // A session's test-time training: its deltas, their optimiser, and how far its text has been read.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "control/adapt/adaptation_controller.h"
 #include "forward/backward/learn.h"
 #include "forward/backward/optimizer.h"
 #include "forward/deltas.h"
@@ -15,6 +17,23 @@
 #include "thermoe/ttt.h"
 
 namespace thermoe {
+
+// A session whose tiers the engine chooses.
+struct AutoAdaptation {
+  AutoAdaptation(const TttOptions& options, const BenefitState& start);
+
+  // Tokens of the session that were read while the machine had no room to learn from them.
+  struct Segment {
+    size_t first = 0;  // of the session's tokens
+    int32_t count = 0;
+  };
+  BenefitState start;  // that the controller was made with
+  AdaptationController controller;
+  std::deque<Segment> deferred;
+  double spent_j = 0;    // predicted
+  mutable int64_t logged = 0;  // lines of the decision log
+  bool restart = false;  // the context was computed with deltas that are gone: compute it again
+};
 
 class Adaptation {
  public:
@@ -30,6 +49,8 @@ class Adaptation {
   DeltaOptimizer& optimizer() { return optimizer_; }
   const DeltaOptimizer& optimizer() const { return optimizer_; }
   std::span<float> gradient() { return gradient_; }
+  // The plain model again.
+  void Reset();
   // For a session with the same contents: deltas, optimiser and place in the text; its statistics begin anew.
   std::unique_ptr<Adaptation> Fork() const;
   const FeatureStatistics* features() const { return features_.get(); }
@@ -43,6 +64,7 @@ class Adaptation {
   // What the experts gave; nothing unless options().recompute_share < 1.
   std::optional<Recall> recall;
   TttStats stats;
+  std::optional<AutoAdaptation> automatic;
 
  private:
   TttOptions options_;

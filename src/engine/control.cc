@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/errors.h"
+#include "control/adapt/adapt_log.h"
 #include "engine/engine_impl.h"
 #include "engine/profile_target.h"
 
@@ -89,6 +90,12 @@ CostView EngineImpl::cost_view() const {
   view.steps = pricer_->steps();
   view.error_frac = pricer_->error_frac();
   view.profile_error_frac = pricer_->plain_error_frac();
+  for (size_t tier = 0; tier < kAdaptTiers; ++tier) {
+    const AdaptErrors errors = adapt_pricer_.errors(static_cast<AdaptTier>(tier));
+    view.adapt_updates[tier] = errors.updates;
+    view.adapt_error_frac[tier] = errors.error_frac;
+    view.adapt_profile_error_frac[tier] = errors.plain_error_frac;
+  }
   return view;
 }
 
@@ -140,6 +147,7 @@ ControlView EngineImpl::control_view() {
   const Supervisor::DeviceFacts facts = loop_ == nullptr ? supervisor_->Facts() : facts_;
   view.device_power_w = facts.power_limit_w;
   view.device_temp_c = facts.temp_limit_c;
+  view.adapt = adapt_view_;
   if (loop_ == nullptr) return view;
   const ControlStatus& status = loop_->status();
   view.on = true;
@@ -176,6 +184,9 @@ ControlView EngineImpl::control_view() {
 }
 
 Status EngineImpl::SaveControl() {
+  if (!options_.ttt_state_path.empty() && benefit_.sessions > 0) {
+    THERMOE_RETURN_IF_ERROR(WriteBenefitState(options_.ttt_state_path, benefit_));
+  }
   if (loop_ == nullptr) return Status::Ok();
   THERMOE_RETURN_IF_ERROR(loop_->FlushLog());
   return loop_->SaveState();

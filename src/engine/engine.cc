@@ -103,6 +103,7 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> mode
   if (on_device) engine->workspace_.AdoptBy(engine->ops_.get(), config, MaxRows(options));
   THERMOE_RETURN_IF_ERROR(engine->ops_->Health());
   engine->StartPricing();
+  THERMOE_RETURN_IF_ERROR(engine->LoadBenefit());
   THERMOE_RETURN_IF_ERROR(engine->StartControl(engine->supervisor_.get()));
   return std::unique_ptr<Engine>(std::move(engine));
 } catch (const std::bad_alloc&) {

@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "control/adapt/adapt_pricer.h"
 #include "control/cost/step_pricer.h"
 #include "control/loop.h"
 #include "engine/model_impl.h"
@@ -87,13 +88,43 @@ class EngineImpl final : public Engine, private LogitSink {
   // The next rows of a prompt that is read in segments: part of a restart, or a whole segment. At most one segment a step is learnt
   // from; others wait. Takes what it adds from *budget.
   Status AddSegment(ActiveRequest* active, int32_t* budget);
-  void BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows, int64_t seen);
+  void PrepareTape(Session* session, int64_t first_row, int64_t rows, int32_t position, const DeltaScope& scope);
+  void BeginLearning(ActiveRequest* active, int64_t first_row, int64_t rows, int64_t seen, const DeltaScope& scope);
+  void RestartContext(Session* session);
   // After the forward pass over a segment: backward, update, and further steps where the tier has them.
   void Learn(StepContext& step);
   void Update(StepRecord* record);
   void PassAgain();
+  void LearnAgain(int32_t first_layer);
+  // A pass over again_ beside the step's own, added to its record; learns where `learning` is given.
+  void PassExtra(Learning* learning, LogitSink& sink, int32_t first_layer);
   void CountTtt(double seconds);
   void SettleTtt(ActiveRequest* active);
+
+  // adapt_auto.cc: where the engine decides (docs/adaptation-control.md).
+  // What was decided for the segment that this step reads, and what became of it.
+  struct SegmentPlan {
+    ActiveRequest* active = nullptr;  // null: no automatic session reads a segment in this step
+    int64_t first_row = 0, rows = 0;  // of batch_
+    int32_t targets = 0;              // rows that have a next token
+    AdaptInput input;
+    AdaptDecision decision;
+    double guard_us = 0;  // of the machine's own time
+    std::vector<float> plain_nats, nats;  // [targets] by the guard; before the update
+  };
+  AdaptInput PriceSegment(const ActiveRequest& active, int64_t rows, int64_t position);
+  void PlanSegment(ActiveRequest* active, int64_t first_row, int64_t rows);
+  void PickTokens(const TttOptions& options, const AdaptDecision& decision);
+  void GuardPass();
+  // After the step's own passes: tells the controller, acts on what it says, and learns from a segment that was put off.
+  void FinishPlan();
+  void TellOutcome(AdaptOutcome* outcome);
+  void LogAdaptation(const Session& session, const AdaptInput& input, const AdaptDecision& decision, const AdaptOutcome& outcome);
+  bool CatchUp(ActiveRequest* active);
+  void ResetDeltas(Session* session);
+  // What a session that ends has shown of adapting counts for those that follow.
+  void KeepBenefit(const Session& session);
+  Status LoadBenefit();
 
   // control.cc
   // The cost model, from a profile where there is one.
@@ -155,6 +186,11 @@ class EngineImpl final : public Engine, private LogitSink {
     double weight_bytes = 0, kv_bytes = 0, flops = 0;
   };
   WorkCount learnt_;  // of this step's totals
+  void CountOwn(const WorkCount& work, double expert_bytes);
+  SegmentPlan plan_;
+  AdaptPricer adapt_pricer_;
+  BenefitState benefit_ = MeasuredBenefit();  // what sessions start from
+  AdaptView adapt_view_;
   StepRecord record_;
   std::vector<Event>* events_ = nullptr;  // of the running step
   bool finite_ = true;                    // every logit so far was a finite number

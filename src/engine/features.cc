@@ -75,7 +75,7 @@ class FeaturePass {
       for (size_t i = 0; i < count; ++i) {
         batch.rows.push_back({ids[begin + i], &sequence, position + static_cast<int32_t>(i), kernels::RowKind::kPrefill, false, nullptr, -1});
       }
-      tape_->Begin(0, static_cast<int64_t>(count), &deltas_, &sequence, position);
+      tape_->Begin(0, static_cast<int64_t>(count), &deltas_, &sequence, position, 0);
       Learning learning{*tape_, *backward_, {}, TttObjective::kFeatureAlignment};
       NoSink nobody;
       StepContext step{config_, model_.loaded().weights, model_.experts(), *ops_, *cache_, nullptr, batch, workspace_, record_, nobody};

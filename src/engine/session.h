@@ -43,7 +43,7 @@ struct ActiveRequest {
   double submitted_s = 0, scheduled_s = 0, first_token_s = 0;  // of the engine's clock
   bool timed_first_token = false;
   EnergyAccountant::Account account = -1;  // -1: nothing is accounted
-  double prefill_j = 0, learn_j = 0;  // predicted, of its prompt and of what it learnt there: shares the prompt's joules between them
+  double work_j = 0, learn_j = 0;  // predicted, of all its work and of what it learnt: shares its joules between them
 };
 
 }  // namespace thermoe

@@ -36,6 +36,7 @@ Session* EngineImpl::NewSession(bool temporary) {
 }
 
 void EngineImpl::DropSession(Session* session) {
+  KeepBenefit(*session);
   cache_->Release(&session->kv);
   sessions_.erase(session->id);
 }
@@ -56,7 +57,10 @@ Result<SessionId> EngineImpl::ForkSession(SessionId id) try {
   const Result<Session*> parent = IdleSession(id);
   if (!parent.ok()) return parent.status();
   std::unique_ptr<Adaptation> ttt;
-  if ((*parent)->ttt != nullptr) ttt = (*parent)->ttt->Fork();
+  if ((*parent)->ttt != nullptr) {
+    ttt = (*parent)->ttt->Fork();
+    if ((*parent)->ttt->automatic) (*parent)->ttt->automatic->deferred.clear();
+  }
   const Result<SessionId> fork = OpenSession();
   if (!fork.ok()) return fork;
   Session* child = FindSession(*fork);

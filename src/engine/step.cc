@@ -43,11 +43,13 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   if (Status status = Schedule(); !status.ok()) return status;
   StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,   *cache_,
                    steering_.get(), batch_,                          workspace_,               record_, *this};
+  if (plan_.decision.guard) GuardPass();
   if (learning_) step.learning = &*learning_;
   step.recalls = std::any_of(batch_.rows.begin(), batch_.rows.end(), [](const BatchRow& row) { return row.recall != nullptr; });
   Forward(step);
   THERMOE_RETURN_IF_ERROR(ops_->Health());
   if (learning_) Learn(step);
+  FinishPlan();
   if (Status status = supervisor_->AfterStep(start_s, &record_, parts_, static_cast<int32_t>(queue_.size())); !status.ok()) return status;
   if (!supervisor_->info().simulated) pricer_->Observe(supervisor_->now_s(), record_);
   CommitRows();
@@ -116,6 +118,9 @@ Status EngineImpl::Schedule() {
   }
   learning_.reset();
   learner_ = nullptr;
+  learnt_ = {};
+  plan_.active = nullptr;
+  plan_.decision = {};
   int32_t budget = supervisor_->PrefillChunk(options_.prefill_chunk);
   for (const auto& active : running_) {
     if (active->prefilled() || budget == 0) continue;

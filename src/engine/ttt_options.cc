@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/errors.h"
+#include "control/adapt/benefit_model.h"
 #include "control/plant/toml_file.h"
 #include "kernels/backward_ops.h"
 #include "thermoe/ttt.h"
@@ -75,6 +76,11 @@ std::vector<TttOptions> MakeTiers() {
   tiers.back().rank = 24;
   tiers.back().start = TttStart::kOrthonormal;
   tiers.back().beta2 = 0.9925f;  // 0.99 ^ (48 / 64)
+  tiers.push_back(tiers.back());
+  tiers.back().tier = "auto";
+  tiers.back().automatic = true;
+  // The layers learn from fewer segments, in larger steps: 1.15 times (bench/results/ttt-auto.json).
+  for (DeltaGroupOptions& group : tiers.back().groups) group.learning_rate *= group.group == kOutputBias ? 1.0f : 1.15f;
   return tiers;
 }
 
@@ -110,6 +116,7 @@ Status ReadGroups(TomlFile* file, TttOptions* options) {
     THERMOE_RETURN_IF_ERROR(Read(file, prefix + "learning_rate", 0, 100, &group.learning_rate));
     THERMOE_RETURN_IF_ERROR(Read(file, prefix + "last_layers", 0, 10000, &group.last_layers));
     THERMOE_RETURN_IF_ERROR(Read(file, prefix + "damping", 0, 1000, &group.damping));
+    std::erase_if(options->groups, [&](const DeltaGroupOptions& base) { return base.group == group.group; });
     options->groups.push_back(group);
   }
   return Status::Ok();
@@ -117,6 +124,7 @@ Status ReadGroups(TomlFile* file, TttOptions* options) {
 
 }  // namespace
 
+std::string_view TttChoiceName(int choice) { return AdaptTierName(static_cast<AdaptTier>(choice)); }
 std::string_view DeltaGroupName(DeltaGroup group) { return kGroupNames[static_cast<size_t>(group)]; }
 Result<DeltaGroup> ParseDeltaGroup(std::string_view name) { return ParseName<DeltaGroup>(kGroupNames, name, "group of deltas"); }
 std::string_view TttObjectiveName(TttObjective objective) { return kObjectiveNames[static_cast<size_t>(objective)]; }
@@ -144,6 +152,13 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   Result<TomlFile> file = TomlFile::Open(path);
   if (!file.ok()) return file.status();
   TttOptions options;
+  if (file->Has("base")) {
+    const Result<std::string> base = file->Text("base");
+    if (!base.ok()) return base.status();
+    const Result<TttOptions> tier = TttTier(*base);
+    if (!tier.ok()) return Corrupt("{}: {}", file->Where("base"), tier.status().message());
+    options = *tier;
+  }
   options.tier = path;
   if (file->Has("tier")) {
     Result<std::string> name = file->Text("tier");
@@ -154,6 +169,7 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   THERMOE_RETURN_IF_ERROR(Read(&*file, "segment", 1, 8192, &options.segment));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "steps", 1, 64, &options.steps));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "look_back", 0, 8192, &options.look_back));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "every", 1, 1024, &options.every));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "confidence", 0, 1, &options.confidence));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "beta1", 0, 0.9999, &options.beta1));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "beta2", 0, 0.99999, &options.beta2));
@@ -166,6 +182,11 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   THERMOE_RETURN_IF_ERROR(Read(&*file, "recompute_share", 0, 1, &options.recompute_share));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "activation_bytes", 0, 1e15, &options.activation_bytes));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "seed", 0, 9007199254740992.0, &options.seed));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "automatic", 0, 1, &options.automatic));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "budget_joules", 0, 1e15, &options.budget_joules));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "price_nats", 0, 1e6, &options.price_nats));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "least_nats", 0, 100, &options.least_nats));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "deep_nats", 0, 100, &options.deep_nats));
   if (file->Has("features_path")) {
     Result<std::string> path_of = file->Text("features_path");
     if (!path_of.ok()) return path_of.status();
@@ -196,6 +217,7 @@ Status CheckTttOptions(const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(range("segment", options.segment, 1, 8192));
   THERMOE_RETURN_IF_ERROR(range("steps", options.steps, 1, 64));
   THERMOE_RETURN_IF_ERROR(range("look_back", options.look_back, 0, 8192));
+  THERMOE_RETURN_IF_ERROR(range("every", options.every, 1, 1024));
   THERMOE_RETURN_IF_ERROR(range("confidence", options.confidence, 0, 1));
   THERMOE_RETURN_IF_ERROR(range("beta1", options.beta1, 0, 0.9999));
   THERMOE_RETURN_IF_ERROR(range("beta2", options.beta2, 0, 0.99999));
@@ -206,6 +228,13 @@ Status CheckTttOptions(const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(range("window", options.window, 0, 1e9));
   THERMOE_RETURN_IF_ERROR(range("keep", options.keep, 0, 1e9));
   THERMOE_RETURN_IF_ERROR(range("recompute_share", options.recompute_share, 0, 1));
+  THERMOE_RETURN_IF_ERROR(range("budget_joules", options.budget_joules, 0, 1e15));
+  THERMOE_RETURN_IF_ERROR(range("price_nats", options.price_nats, 0, 1e6));
+  THERMOE_RETURN_IF_ERROR(range("least_nats", options.least_nats, 0, 100));
+  THERMOE_RETURN_IF_ERROR(range("deep_nats", options.deep_nats, 0, 100));
+  if (options.automatic && (options.objective != TttObjective::kNll || options.steps != 1 || options.look_back != 0 || options.recompute_share < 1 || !options.adapts())) {
+    return InvalidArgument("test-time training: an automatic tier learns the next token in one step a segment; name groups and leave objective, steps, look_back and recompute_share out");
+  }
   uint32_t seen = 0;
   for (const DeltaGroupOptions& group : options.groups) {
     THERMOE_RETURN_IF_ERROR(range(fmt::format("the learning rate of {}", DeltaGroupName(group.group)), group.learning_rate, 0, 100));

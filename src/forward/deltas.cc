@@ -38,11 +38,6 @@ int64_t WidthOf(const ModelConfig& config, DeltaGroup group) {
   }
 }
 
-bool HasLayers(DeltaGroup group) {
-  return group != DeltaGroup::kOutputBias && group != DeltaGroup::kOutputGain && group != DeltaGroup::kHiddenBias &&
-         group != DeltaGroup::kLowRankOutput;
-}
-
 bool InAttention(DeltaGroup group) {
   return group == DeltaGroup::kAttentionGain || (group >= DeltaGroup::kLowRankQ && group <= DeltaGroup::kLowRankO);
 }
@@ -67,6 +62,11 @@ void MakeOrthonormal(MutRows rows) {
 }
 
 }  // namespace
+
+bool HasLayers(DeltaGroup group) {
+  return group != DeltaGroup::kOutputBias && group != DeltaGroup::kOutputGain && group != DeltaGroup::kHiddenBias &&
+         group != DeltaGroup::kLowRankOutput;
+}
 
 DeltaLayout::DeltaLayout(const ModelConfig& config, const TttOptions& options)
     : index_(static_cast<size_t>(kDeltaGroups * kParts * config.layers), -1),

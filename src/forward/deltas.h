@@ -27,6 +27,18 @@ struct DeltaTensor {
   int64_t size() const { return rows * cols; }
 };
 
+bool HasLayers(DeltaGroup group);
+
+// What one update learns of a layout: groups, and of those with layers the ones from `lowest_layer` on. The rest stays as it is.
+struct DeltaScope {
+  uint32_t groups = ~0u;  // bits by DeltaGroup
+  int32_t lowest_layer = 0;
+
+  bool Includes(const DeltaTensor& tensor) const {
+    return ((groups >> static_cast<uint32_t>(tensor.group)) & 1) != 0 && (!HasLayers(tensor.group) || tensor.layer >= lowest_layer);
+  }
+};
+
 class DeltaLayout {
  public:
   // `options` has passed CheckTttOptions.

@@ -13,12 +13,15 @@ namespace thermoe {
 class StepPricer {
  public:
   // `points`: of a profile of this model on this machine; none: a roofline, which the steps correct.
-  StepPricer(ModelShape shape, std::vector<CostPoint> points) : shape_(std::move(shape)), model_(std::move(points)) {}
+  StepPricer(ModelShape shape, std::vector<CostPoint> points) : shape_(std::move(shape)), profiled_(points), model_(std::move(points)) {}
 
   // A step that ended at `now_s`. Looks at it if the last look is long enough ago. Allocates in the first look only.
   void Observe(double now_s, const StepRecord& record);
 
+  const ModelShape& shape() const { return shape_; }
   const KernelCostModel& model() const { return model_; }
+  // The same without what steps have taught.
+  const KernelCostModel& profiled() const { return profiled_; }
   int64_t steps() const { return steps_; }  // looked at
   // Running mean of |predicted / measured - 1| of a step's time, before it was learnt: corrected, and as profiled.
   double error_frac() const { return error_frac_; }
@@ -36,7 +39,7 @@ class StepPricer {
   Rates RatesOf(const StepShape& step) const;
 
   ModelShape shape_;
-  KernelCostModel model_;
+  KernelCostModel profiled_, model_;
   int64_t steps_ = 0;
   double looked_s_ = -1e9;
   double error_frac_ = 0, plain_error_frac_ = 0;

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/errors.h"
+#include "control/adapt/adapt_log.h"
 #include "control/router/decision_log.h"
 #include "control/router/expert_log.h"
 #include "control/router/router_state.h"
@@ -28,6 +29,7 @@ struct Replayer {
   std::unique_ptr<ExpertSteering> experts;
   ControlConfig config;
   SensorInput sensors;
+  AdaptReplay adaptation;
   ReplayReport report;
 
   Status Bad(const char* what, const char* expected) const {
@@ -225,6 +227,11 @@ struct Replayer {
     if (json.is_discarded() || !json.is_object()) return Bad("it", "a JSON object");
     if (core == nullptr) return Header(json);
     if (json.contains("limits")) return Limits(json["limits"]);
+    if (json.contains("adapt_session") || json.contains("adapt")) {
+      THERMOE_RETURN_IF_ERROR(adaptation.Line(json, fmt::format("{}: line {}", source, line), &report.difference));
+      report.adaptations = adaptation.decisions();
+      return Status::Ok();
+    }
     if (!json.contains("steps") || !json["steps"].is_array()) return Bad("steps", "a list");
     for (const Json& row : json["steps"]) {
       THERMOE_RETURN_IF_ERROR(Step(row));
@@ -239,7 +246,7 @@ struct Replayer {
 }  // namespace
 
 Result<ReplayReport> ReplayText(std::string_view text, const std::string& source) {
-  Replayer replayer{source, 0, nullptr, nullptr, {}, {}, {}};
+  Replayer replayer{source, 0, nullptr, nullptr, {}, {}, {}, {}};
   while (!text.empty() && replayer.report.difference.empty()) {
     const size_t end = text.find('\n');
     ++replayer.line;

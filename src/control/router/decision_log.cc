@@ -180,6 +180,14 @@ void DecisionLog::AddLimits(const ControlLimits& limits) {
   Write();
 }
 
+void DecisionLog::AddLine(std::string_view json) {
+  if (file_ == nullptr || failed_) return;
+  if (!rows_.empty()) WriteRows(nullptr), EndLine();
+  line_.append(json);
+  line_.push_back('\n');
+  Write();
+}
+
 Status DecisionLog::Flush() {
   if (file_ == nullptr) return Status::Ok();
   if (!rows_.empty() && !failed_) WriteRows(nullptr), EndLine();

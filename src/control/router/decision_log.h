@@ -4,7 +4,8 @@
 //
 // Line 1: {"decision_log": 1, "config", "shape", "fixed", "front_identity", "points", "state"}. Then a line a tick:
 // {"tick", "time_s", "steps", "measured", "decision", "predicted"}, where biases on experts were learnt also "experts"
-// (what from) and "ttha" (each term with its weight and value), and {"limits"} where they changed. Numbers are written
+// (what from) and "ttha" (each term with its weight and value), {"limits"} where they changed,
+// and {"adapt"} for every decision on test-time training (control/adapt/adapt_log.h). Numbers are written
 // so that they read back the same.
 #pragma once
 
@@ -33,6 +34,8 @@ class DecisionLog {
   // After every step; formats and writes at ticks. Nothing is allocated in between.
   void Add(const StepInput& input, const StepOutput& output, const ControlCore& core, const ExpertSteering& experts);
   void AddLimits(const ControlLimits& limits);
+  // A JSON object of another part of the loop, as it is.
+  void AddLine(std::string_view json);
   // Steps since the last tick too. The first error stays.
   Status Flush();
 
@@ -55,7 +58,7 @@ class DecisionLog {
 };
 
 struct ReplayReport {
-  int64_t ticks = 0, steps = 0;
+  int64_t ticks = 0, steps = 0, adaptations = 0;
   bool cut = false;  // the last line has no end: what wrote it was stopped
   // The first decision that came out otherwise; empty: all are the same to the bit.
   std::string difference;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <utility>
 
 #include "control/loop.h"
@@ -47,6 +48,16 @@ Result<SimController> MakeSimController(const SimSetup& setup, SimRouterKind kin
   SimController controller;
   ControlLoop* loop = made->get();
   controller.set_limits = [loop](const SimLimits& limits) { return loop->SetLimits(Limits(limits)); };
+  controller.loop = [loop] {
+    const ControlStatus& s = loop->status();
+    return AdaptLoop{.lambda = s.lambda_power + s.lambda_temp + s.lambda_latency,
+                     .cap_w = s.cap_w,
+                     .idle_w = s.idle_w,
+                     .temp_limit_c = s.limits.temp_c,
+                     .forecast_temp_c = std::max(s.temp_c, s.forecast_temp_c),
+                     .latency_target_s = s.limits.latency_ms * 1e-3,
+                     .safest = s.safest};
+  };
   controller.controller = std::move(made).value();
   return {std::move(controller)};
 }

@@ -21,6 +21,7 @@ struct Job {
   SimRouterKind kind = SimRouterKind::kPlain;
   OperatingPoint point;
   bool q4 = false;
+  SimTttMode ttt = SimTttMode::kOff;
 };
 
 Result<SimRun> RunJob(const SimSetup& setup, const PointLoss& plain_loss, const Job& job, const std::function<bool(double)>& progress) {
@@ -36,7 +37,7 @@ Result<SimRun> RunJob(const SimSetup& setup, const PointLoss& plain_loss, const 
   const PointLoss loss = plain_loss.WithExtra(job.q4 ? kQ4Loss_nats : 0);
   Result<SimController> controller = MakeSimController(own, job.kind, job.point);
   if (!controller.ok()) return controller.status();
-  Result<SimRun> run = RunScenario(*own.scenario, *own.profile, own.shape, loss, std::move(controller).value(), progress);
+  Result<SimRun> run = RunScenario(*own.scenario, *own.profile, own.shape, loss, std::move(controller).value(), job.ttt, progress);
   if (run.ok()) run->router = job.router;
   return run;
 }
@@ -86,7 +87,7 @@ std::vector<Job> StaticJobs(const SimSetup& setup) {
   std::vector<Job> jobs;
   for (const size_t i : chosen) {
     if (LossAtBatch(points[i], batch) > setup.scenario->quality_floor_nats) continue;
-    jobs.push_back({std::string(kStatic) + Describe(points[i]), SimRouterKind::kStatic, points[i], false});
+    jobs.push_back({std::string(kStatic) + Describe(points[i]), SimRouterKind::kStatic, points[i], false, SimTttMode::kOff});
   }
   return jobs;
 }
@@ -98,8 +99,12 @@ double TokensPerJoule(const SimRun& run) { return run.energy_j > 0 ? static_cast
 Result<SimResults> Simulate(const SimSetup& setup, int threads, const std::function<bool(double)>& progress) {
   std::vector<Job> jobs;
   bool wants_best = false;
-  for (const std::string& router : setup.scenario->routers) {
-    Job job{router, SimRouterKind::kPlain, {}, router == "q4"};
+  for (const std::string& full : setup.scenario->routers) {
+    const size_t plus = full.find("+ttt");
+    const std::string router = full.substr(0, plus);
+    Job job{full, SimRouterKind::kPlain, {}, router == "q4", SimTttMode::kOff};
+    if (plus != std::string::npos) job.ttt = full.ends_with("-always") ? SimTttMode::kAlways : SimTttMode::kAuto;
+    if (router == kBest && plus != std::string::npos) return InvalidArgument("{}: static:best learns nothing; name a point instead", full);
     wants_best = wants_best || router == kBest;
     if (router == kBest) continue;
     if (router == "adaptive") job.kind = SimRouterKind::kAdaptive;

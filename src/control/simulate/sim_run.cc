@@ -36,13 +36,16 @@ Scenario RoomOf(const SimScenario& scenario, const DeviceProfile& profile) {
 
 class Runner {
  public:
-  Runner(const SimScenario& scenario, const DeviceProfile& profile, const ModelShape& shape, const SimLoss& loss, SimController controller)
+  Runner(const SimScenario& scenario, const DeviceProfile& profile, const ModelShape& shape, const SimLoss& loss, SimController controller,
+         SimTttMode ttt)
       : scenario_(scenario),
         loss_(loss),
         controller_(std::move(controller)),
         plant_(profile, RoomOf(scenario, profile), scenario.seed),
         source_(&plant_),
         workload_(scenario.load, shape, scenario.seed),
+        ttt_mode_(ttt),
+        ttt_(ttt, {scenario.ttt.segment, scenario.ttt.text_tokens, scenario.ttt.price_nats}, shape, profile),
         layer_experts_(shape.config.experts) {}
 
   Result<SimRun> Go(const std::function<bool(double)>& progress) {
@@ -67,6 +70,8 @@ class Runner {
     run_.seconds = plant_.now_s();
     run_.energy_j = plant_.energy_j() - start_j;
     run_.shut_down = plant_.shut_down();
+    run_.ttt_mode = ttt_mode_;
+    run_.ttt = ttt_.result();
     Finish();
     return std::move(run_);
   }
@@ -112,7 +117,8 @@ class Runner {
   }
 
   Status Step() {
-    const Work work = workload_.Step(decision_.prefill_chunk, steering_, &record_);
+    Work work = workload_.Step(Chunk(), steering_, &record_);
+    if (ttt_mode_ != SimTttMode::kOff) Learn(&work);
     if (LongestSeconds(plant_.profile(), work) > kMostStep_s) {
       return ResourceExhausted("{}: the simulated device may take {:.0f} s for one step; check the profile's [throughput] and [clock]",
                                scenario_.path, LongestSeconds(plant_.profile(), work));
@@ -123,6 +129,7 @@ class Runner {
     record_.times = StageTimes{};  // the stages' are not known
     record_.times.total_us = outcome.duration_s * 1e6;
     workload_.Commit();
+    ttt_.Observe(outcome.duration_s);
     NoteStep(outcome.duration_s);
     StepDecision decision = controller_.controller->AfterStep({start_s, plant_.now_s(), record_, source_.Read(), workload_.queued()});
     if (decision.steering != nullptr) TakeSteering(std::move(decision.steering));
@@ -130,6 +137,24 @@ class Runner {
     decision_ = decision;
     NoteTime();
     return Status::Ok();
+  }
+
+  // A segment is read whole, so where prompts are learnt from no more than one is read in a step.
+  int32_t Chunk() const { return ttt_mode_ == SimTttMode::kOff ? decision_.prefill_chunk : scenario_.ttt.segment; }
+
+  void Learn(Work* work) {
+    SimTttStep step;
+    step.rows = workload_.burst_rows();
+    step.position = workload_.burst_position();
+    step.ahead = workload_.burst_ahead();
+    step.decode_rows = record_.decode_tokens;
+    step.work = *work;
+    if (controller_.loop) step.loop = controller_.loop();
+    const Work more = ttt_.Add(step);
+    work->bytes += more.bytes;
+    work->flops += more.flops;
+    record_.weight_bytes += more.bytes;
+    record_.flops += more.flops;
   }
 
   void TakeSteering(std::shared_ptr<const Steering> steering) {
@@ -228,6 +253,8 @@ class Runner {
   Plant plant_;
   PlantSource source_;
   SimWorkload workload_;
+  SimTttMode ttt_mode_;
+  SimTtt ttt_;
   double layer_experts_;
   SimRun run_;
   StepRecord record_;
@@ -248,8 +275,8 @@ class Runner {
 }  // namespace
 
 Result<SimRun> RunScenario(const SimScenario& scenario, const DeviceProfile& profile, const ModelShape& shape, const SimLoss& loss,
-                           SimController controller, const std::function<bool(double)>& progress) {
-  return Runner(scenario, profile, shape, loss, std::move(controller)).Go(progress);
+                           SimController controller, SimTttMode ttt, const std::function<bool(double)>& progress) {
+  return Runner(scenario, profile, shape, loss, std::move(controller), ttt).Go(progress);
 }
 
 }  // namespace thermoe

@@ -9,6 +9,7 @@
 
 #include "control/plant/device_profile.h"
 #include "control/simulate/sim_scenario.h"
+#include "control/simulate/sim_ttt.h"
 #include "control/step_controller.h"
 #include "thermoe/status.h"
 
@@ -18,6 +19,7 @@ namespace thermoe {
 struct SimController {
   std::unique_ptr<StepController> controller;
   std::function<Status(const SimLimits&)> set_limits;  // at each change; empty: the controller knows none
+  std::function<AdaptLoop()> loop;                     // what it knows now; empty: nothing
 };
 
 // Loss of a decoded token under a steering, in nats.
@@ -66,6 +68,8 @@ struct SimRun {
   double pause_frac = 0, distinct_frac = 0;          // distinct_frac: share of a layer's experts that a decode step reads, mean
   int32_t queued_at_end = 0;
   bool shut_down = false;
+  SimTttMode ttt_mode = SimTttMode::kOff;
+  SimTttResult ttt;
   std::vector<SimDwell> dwells;
   std::vector<SimSample> samples;
   std::vector<std::string> settings;
@@ -76,7 +80,7 @@ struct SimRun {
 
 // `progress`: share done; false: stop (kCancelled). Errors: those of set_limits.
 Result<SimRun> RunScenario(const SimScenario& scenario, const DeviceProfile& profile, const ModelShape& shape, const SimLoss& loss,
-                           SimController controller, const std::function<bool(double)>& progress);
+                           SimController controller, SimTttMode ttt, const std::function<bool(double)>& progress);
 
 // Dwells, settling, overshoot and violations of power from samples: what RunScenario fills in last.
 void MeasureDwells(const SimScenario& scenario, SimRun* run);

@@ -140,6 +140,12 @@ Status ReadLimits(TomlFile* file, SimScenario* scenario) {
   return Status::Ok();
 }
 
+Status ReadTtt(TomlFile* file, SimScenario* scenario) {
+  THERMOE_RETURN_IF_ERROR(ReadWhole(file, "ttt.segment", 1, kMostTokens, &scenario->ttt.segment));
+  THERMOE_RETURN_IF_ERROR(ReadWhole(file, "ttt.text_tokens", 0, 1e9, &scenario->ttt.text_tokens));
+  return ReadNumber(file, "ttt.price_nats", 0, 1e6, &scenario->ttt.price_nats);
+}
+
 std::string Trimmed(const std::string& text) {
   const size_t first = text.find_first_not_of(" \t"), last = text.find_last_not_of(" \t");
   return first == std::string::npos ? "" : text.substr(first, last - first + 1);
@@ -151,16 +157,17 @@ Result<std::vector<std::string>> ParseRouters(const std::string& text) {
   std::vector<std::string> routers;
   for (size_t at = 0; at <= text.size();) {
     const size_t end = std::min(text.find(';', at), text.size());
-    const std::string name = Trimmed(text.substr(at, end - at));
-    const bool known = name == "plain" || name == "q4" || name == "adaptive" || name == "adaptive-no-adapter" || name == "adaptive-adapter" ||
-                       name == "adaptive-no-gather" ||
-                       (name.starts_with("static:") && name.size() > 7);
+    const std::string full = Trimmed(text.substr(at, end - at)), name = full.substr(0, full.find("+ttt"));
+    const std::string_view ttt = std::string_view(full).substr(name.size());
+    const bool known = (ttt.empty() || ttt == "+ttt" || ttt == "+ttt-always") &&
+                       (name == "plain" || name == "q4" || name == "adaptive" || name == "adaptive-no-adapter" || name == "adaptive-adapter" ||
+                        name == "adaptive-no-gather" || (name.starts_with("static:") && name.size() > 7));
     if (!known) {
       return InvalidArgument("there is no router \"{}\"; choose among plain, q4, adaptive, adaptive-no-adapter, adaptive-adapter, adaptive-no-gather, static:best and "
-                             "static:SETTINGS such as \"static:full 0, soft 0.15\", separated by semicolons",
-                             name);
+                             "static:SETTINGS such as \"static:full 0, soft 0.15\", separated by semicolons; +ttt or +ttt-always after one learns from prompts",
+                             full);
     }
-    routers.push_back(name);
+    routers.push_back(full);
     at = end + 1;
   }
   return routers;
@@ -188,6 +195,7 @@ Result<SimScenario> LoadSimScenario(const std::string& path) {
   THERMOE_RETURN_IF_ERROR(ReadSchedule(&*file, "device.background_frac", 0, kMostBackground, true, &scenario.background_frac));
   THERMOE_RETURN_IF_ERROR(ReadLoad(&*file, &scenario.load));
   THERMOE_RETURN_IF_ERROR(ReadLimits(&*file, &scenario));
+  THERMOE_RETURN_IF_ERROR(ReadTtt(&*file, &scenario));
   THERMOE_RETURN_IF_ERROR(file->CheckAllRead());
   return scenario;
 }

@@ -39,12 +39,20 @@ struct SimLimits {
   bool operator==(const SimLimits&) const = default;
 };
 
+// How others' prompts are learnt from, by routers whose names end in +ttt or +ttt-always.
+struct SimTttLoad {
+  int32_t segment = 128;     // tokens between two updates
+  int64_t text_tokens = 0;   // of a stream that several prompts belong to; 0: each prompt is one of its own
+  double price_nats = 0.04;  // TttOptions::price_nats
+};
+
 struct SimScenario {
   std::string path, name;  // name: the file's, without folder and ending
   SimModel model;
   std::string profile = "h100";  // of the device: a shipped one's name, or a path
   std::optional<Schedule> ambient_c, background_frac;  // none: the profile's ambient, no background
   SimLoad load;
+  SimTttLoad ttt;
   Schedule power_w{0.0};  // the cap over time; 0: none
   double temp_c = 0, latency_ms = 0;
   double quality_floor_nats = 0.02;   // twice the budget where only that is given

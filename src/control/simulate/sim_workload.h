@@ -32,6 +32,10 @@ class SimWorkload {
 
   int32_t queued() const { return static_cast<int32_t>(queue_.size()); }
   int32_t running() const { return static_cast<int32_t>(running_.size()); }
+  // Of the present step: rows of others' prompts, what was read of that prompt before them, and what is left after.
+  int32_t burst_rows() const { return burst_rows_; }
+  int32_t burst_position() const { return burst_done_; }
+  int32_t burst_ahead() const { return burst_left_ - burst_rows_; }
   double bias_mass_lost() const { return routing_.bias_mass_lost(); }
 
  private:

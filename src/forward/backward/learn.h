@@ -5,6 +5,7 @@
 // Loss() runs inside the forward pass, where the logits are; Backward() after it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -69,12 +70,22 @@ struct Learning {
   float confidence = 0;
   const FeatureStatistics* features = nullptr;  // of kFeatureAlignment
   float surprise = 0;         // TttOptions::surprise
+  DeltaScope scope = {};      // what this segment's update learns
+  float least_nats = 0;       // a token below it teaches nothing: it leaves the backward pass before the output matrix
+  float deep_nats = 0;        // a token below it does not go below the output: its keys, values and experts are held as they are
+  std::vector<uint8_t> held = {};  // [rows] set by the loss where one of the two is above 0: rows that the layers leave alone
+  std::span<float> nats = {};  // [rows of the segment] NLL of each token before it is learnt, for whoever asks; or empty
   double loss_nats = 0;       // summed over the rows that took part
   double loss_rows = 0;       // what the gradient is divided by: rows by their weights
-  int64_t rows = 0;           // that took part
+  int64_t rows = 0;           // that have a target
+  int64_t left_out = 0;       // of them, by least_nats
   double spent_bytes = 0, spent_flops = 0;  // of the step's record, what LearnFromLogits added
 
   const DeltaLayout& layout() const { return *tape.deltas->layout; }
+  // Where the backward pass ends: below it nothing is learnt. The number of layers: it does not begin.
+  int32_t lowest_layer() const { return std::max(layout().lowest_layer(), scope.lowest_layer); }
+  bool lowest_has_attention() const { return lowest_layer() > layout().lowest_layer() || layout().lowest_has_attention(); }
+  bool picks_rows() const { return least_nats > 0 || deep_nats > 0; }
   // Null where the deltas do not have it.
   const DeltaTensor* Find(DeltaGroup group, int32_t layer, DeltaPart part = DeltaPart::kWhole) const {
     return layout().Find(group, layer, part);

@@ -45,6 +45,26 @@ void WeighRows(Learning& learning, std::span<const int32_t> targets, MutRows dlo
   }
 }
 
+// Brings the rows of the tile that teach to its front, and what the last layer gave for them into the workspace: the tile's gradients
+// from here on are theirs alone. Returns their places in the tile.
+std::vector<int64_t> DropEasyRows(Learning& learning, std::span<const int32_t> targets, int64_t first, MutRows* h, MutRows* dlogits) {
+  std::vector<int64_t> kept;
+  for (int64_t i = 0; i < h->rows; ++i) {
+    if (targets[static_cast<size_t>(i)] < 0) continue;
+    if (learning.ws.loss[static_cast<size_t>(i)] < learning.least_nats) {
+      ++learning.left_out;
+      continue;
+    }
+    const auto to = static_cast<int64_t>(kept.size());
+    std::copy_n(h->row(i), h->cols, h->row(to));
+    std::copy_n(dlogits->row(i), dlogits->cols, dlogits->row(to));
+    std::copy_n(learning.tape.output.data() + (first + i) * h->cols, h->cols, learning.ws.h.data() + to * h->cols);
+    kept.push_back(i);
+  }
+  h->rows = dlogits->rows = static_cast<int64_t>(kept.size());
+  return kept;
+}
+
 }  // namespace
 
 void LearnFromLogits(StepContext& step, int64_t first, MutRows h, MutRows logits) {
@@ -61,13 +81,20 @@ void LearnFromLogits(StepContext& step, int64_t first, MutRows h, MutRows logits
   step.ops.LossBackward({kind, targets, std::span(ws.loss_scale).first(rows), logits, std::span(ws.loss).first(rows)});
   for (size_t i = 0; i < rows; ++i) learning.loss_nats += ws.loss[i];
   learning.rows += taking_part;
+  if (!learning.nats.empty()) std::copy_n(ws.loss.begin(), rows, learning.nats.begin() + first);
   WeighRows(learning, targets, logits);
+  std::vector<int64_t> kept;
+  const bool packed = learning.picks_rows();
+  if (packed) {
+    kept = DropEasyRows(learning, targets, first, &h, &logits);
+    if (kept.empty()) return;
+  }
 
   if (const DeltaTensor* bias = learning.Find(DeltaGroup::kOutputBias, 0)) step.ops.SumRows({logits, learning.GradientOf(*bias)});
   const DeltaTensor* low_rank = learning.Find(DeltaGroup::kLowRankOutput, 0, DeltaPart::kA);
   const DeltaTensor* hidden_bias = learning.Find(DeltaGroup::kHiddenBias, 0);
   const DeltaTensor* gain = learning.Find(DeltaGroup::kOutputGain, 0);
-  const bool below = learning.layout().lowest_layer() < step.config.layers;
+  const bool below = learning.lowest_layer() < step.config.layers;
   const bool hidden = below || hidden_bias != nullptr || gain != nullptr;
   if (!hidden && low_rank == nullptr) return;
   const MutRows dh = Workspace::View(ws.dh, h.rows, h.cols);
@@ -78,15 +105,21 @@ void LearnFromLogits(StepContext& step, int64_t first, MutRows h, MutRows logits
   step.Count(kernels::LinearBackwardCost(step.weights.output, h.rows));
   if (hidden_bias != nullptr) step.ops.SumRows({dh, learning.GradientOf(*hidden_bias)});
   Tape& tape = learning.tape;
-  const ConstRows output{tape.output.data() + first * h.cols, h.rows, h.cols};
+  const ConstRows output{packed ? ws.h.data() : tape.output.data() + first * h.cols, h.rows, h.cols};
   if (gain != nullptr) {
     const MutRows plain_h = Workspace::View(ws.plain_h, h.rows, h.cols);
     step.ops.RmsNorm({output, step.weights.output_norm, step.config.norm_epsilon, plain_h});
     step.ops.GainBackward({tape.deltas->of(*gain), plain_h, dh, learning.GradientOf(*gain)});
   }
   if (!below) return;
-  step.ops.RmsNormBackward({output, step.weights.output_norm, step.config.norm_epsilon, dh,
-                            {tape.dx.data() + first * h.cols, h.rows, h.cols}});
+  const MutRows dx{packed ? ws.slot_dx.data() : tape.dx.data() + first * h.cols, h.rows, h.cols};
+  if (packed) std::fill_n(dx.data, dx.size(), 0.0f);
+  step.ops.RmsNormBackward({output, step.weights.output_norm, step.config.norm_epsilon, dh, dx});
+  for (size_t i = 0; i < kept.size(); ++i) {
+    if (ws.loss[static_cast<size_t>(kept[i])] < learning.deep_nats) continue;
+    learning.held[static_cast<size_t>(first + kept[i])] = 0;
+    std::copy_n(dx.row(static_cast<int64_t>(i)), h.cols, tape.dx.data() + (first + kept[i]) * h.cols);
+  }
 }
 
 }  // namespace thermoe

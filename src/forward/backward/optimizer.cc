@@ -31,6 +31,7 @@ DeltaOptimizer::DeltaOptimizer(std::shared_ptr<const DeltaLayout> layout, const 
       epsilon_(options.epsilon),
       cooling_(options.cooling),
       decay_(options.decay),
+      counts_(layout_->tensors().size()),
       first_(static_cast<size_t>(layout_->size()), 0.0f),
       second_(kind_ == TttOptimizer::kSgd ? 0 : first_.size(), 0.0f) {
   if (kind_ != TttOptimizer::kMuon) return;
@@ -42,12 +43,15 @@ DeltaOptimizer::DeltaOptimizer(std::shared_ptr<const DeltaLayout> layout, const 
   gram2_.resize(gram_.size());
 }
 
-void DeltaOptimizer::Step(std::span<const float> gradient, int64_t tokens, std::span<float> values) {
+void DeltaOptimizer::Step(std::span<const float> gradient, int64_t tokens, std::span<float> values, const DeltaScope& scope) {
   THERMOE_CHECK(gradient.size() == first_.size() && values.size() == first_.size());
-  ++steps_;
-  heat_ = static_cast<float>(std::pow(1.0 + static_cast<double>(tokens_) / 512.0, -static_cast<double>(cooling_)));
-  tokens_ += tokens;
-  for (const DeltaTensor& tensor : layout_->tensors()) {
+  for (size_t index = 0; index < counts_.size(); ++index) {
+    const DeltaTensor& tensor = layout_->tensors()[index];
+    if (!scope.Includes(tensor)) continue;
+    Count& count = counts_[index];
+    heat_ = static_cast<float>(std::pow(1.0 + static_cast<double>(count.tokens) / 512.0, -static_cast<double>(cooling_)));
+    steps_ = std::max(steps_, ++count.steps);
+    tokens_ = std::max(tokens_, count.tokens += tokens);
     const auto at = static_cast<size_t>(tensor.offset), size = static_cast<size_t>(tensor.size());
     const std::span<const float> g = gradient.subspan(at, size);
     const std::span<float> x = values.subspan(at, size);
@@ -60,13 +64,13 @@ void DeltaOptimizer::Step(std::span<const float> gradient, int64_t tokens, std::
     } else if (kind_ == TttOptimizer::kMuon && tensor.part != DeltaPart::kWhole) {
       Muon(tensor, g, x);
     } else {
-      Adam(tensor, g, x);
+      Adam(tensor, count.steps, g, x);
     }
   }
 }
 
-void DeltaOptimizer::Adam(const DeltaTensor& tensor, std::span<const float> gradient, std::span<float> values) {
-  const auto steps = static_cast<double>(steps_);
+void DeltaOptimizer::Adam(const DeltaTensor& tensor, int64_t count, std::span<const float> gradient, std::span<float> values) {
+  const auto steps = static_cast<double>(count);
   const auto rate = static_cast<float>(heat_ * tensor.learning_rate / (1 - std::pow(static_cast<double>(beta1_), steps)));
   const auto square = static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta2_), steps)));
   float* m = first_.data() + tensor.offset;
@@ -126,6 +130,7 @@ void DeltaOptimizer::Restore(int64_t steps, int64_t tokens, std::span<const floa
   THERMOE_CHECK(first.size() == first_.size() && second.size() == second_.size());
   steps_ = steps;
   tokens_ = tokens;
+  counts_.assign(counts_.size(), {steps, tokens});
   std::copy(first.begin(), first.end(), first_.begin());
   std::copy(second.begin(), second.end(), second_.begin());
 }

@@ -37,6 +37,7 @@ Tape::Tape(const ModelConfig& config, int32_t lowest_layer, int64_t max_rows, bo
     : output(static_cast<size_t>(max_rows * config.hidden)),
       dx(output.size()),
       lowest_layer_(lowest_layer),
+      lowest_kept_(lowest_layer),
       max_rows_(max_rows),
       keeps_inner_(keep_inner),
       layers_(static_cast<size_t>(config.layers - lowest_layer)) {
@@ -46,13 +47,14 @@ Tape::Tape(const ModelConfig& config, int32_t lowest_layer, int64_t max_rows, bo
   }
 }
 
-void Tape::Begin(int64_t first_row, int64_t count, const Deltas* learnt, const KvSequence* of, int32_t first_position) {
-  THERMOE_CHECK(count > 0 && count <= max_rows_);
+void Tape::Begin(int64_t first_row, int64_t count, const Deltas* learnt, const KvSequence* of, int32_t first_position, int32_t lowest_kept) {
+  THERMOE_CHECK(count > 0 && count <= max_rows_ && lowest_kept >= lowest_layer_);
   first = first_row;
   rows = count;
   deltas = learnt;
   sequence = of;
   position = first_position;
+  lowest_kept_ = lowest_kept;
 }
 
 }  // namespace thermoe

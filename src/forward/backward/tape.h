@@ -41,10 +41,11 @@ class Tape {
   // Room for `max_rows` rows of the layers from `lowest_layer` on.
   Tape(const ModelConfig& config, int32_t lowest_layer, int64_t max_rows, bool keep_inner);
 
-  // Begins a segment: rows [first, first + rows) of the step, whose deltas are learnt, from `position` of `sequence` on.
-  void Begin(int64_t first, int64_t rows, const Deltas* deltas, const KvSequence* sequence, int32_t position);
+  // Begins a segment: rows [first, first + rows) of the step, whose deltas are learnt, from `position` of `sequence` on. Layers below
+  // `lowest_kept` are not kept.
+  void Begin(int64_t first, int64_t rows, const Deltas* deltas, const KvSequence* sequence, int32_t position, int32_t lowest_kept);
 
-  bool keeps(int32_t layer) const { return layer >= lowest_layer_; }
+  bool keeps(int32_t layer) const { return layer >= lowest_kept_; }
   LayerTape& layer(int32_t index) { return layers_[static_cast<size_t>(index - lowest_layer_)]; }
 
   // Copies the segment's rows of a step's buffer.
@@ -78,7 +79,7 @@ class Tape {
   template <typename Visitor>
   static void VisitLayer(LayerTape& layer, const ModelConfig& config, int64_t rows, bool keep_inner, const Visitor& visit);
 
-  int32_t lowest_layer_;
+  int32_t lowest_layer_, lowest_kept_;  // there is room for; kept of the present segment
   int64_t max_rows_;
   bool keeps_inner_;
   std::vector<LayerTape> layers_;

@@ -53,6 +53,8 @@ void Learning::Begin() {
   loss_rows = 0;
   rows = 0;
   spent_bytes = spent_flops = 0;
+  left_out = 0;
+  held.assign(picks_rows() ? static_cast<size_t>(tape.rows) : 0, 1);
 }
 
 }  // namespace thermoe
