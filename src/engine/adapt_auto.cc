@@ -32,13 +32,10 @@ uint32_t GroupsOf(AdaptTier tier) {
 // Takes the NLL of the next tokens.
 class NllSink final : public LogitSink {
  public:
-  NllSink(const Batch& batch, std::vector<float>* nats) : batch_(batch), nats_(*nats) {}
-  void OnLogits(size_t row, std::span<float> logits) override {
-    nats_.push_back(-LogProb(logits, batch_.rows[row].target));
-  }
+  explicit NllSink(std::vector<float>* nats) : nats_(*nats) {}
+  void OnLogits(size_t, LogitRow* logits) override { nats_.push_back(-logits->asked_logprob()); }
 
  private:
-  const Batch& batch_;
   std::vector<float>& nats_;
 };
 
@@ -157,9 +154,9 @@ void EngineImpl::GuardPass() {
     const bool has_next = i < plan_.targets;
     row.deltas = nullptr;
     row.wants_logits = has_next;
-    row.target = has_next ? session.tokens[session.first() + static_cast<size_t>(row.position) + 1] : -1;
+    row.target = row.asked = has_next ? session.tokens[session.first() + static_cast<size_t>(row.position) + 1] : -1;
   }
-  NllSink sink(again_, &plan_.plain_nats);
+  NllSink sink(&plan_.plain_nats);
   const WorkCount before{record_.weight_bytes, record_.kv_bytes, record_.flops};
   const double expert_bytes = record_.expert_bytes, learn_us = record_.times.learn_us;
   PassExtra(nullptr, sink, 0);
@@ -305,6 +302,7 @@ bool EngineImpl::CatchUp(ActiveRequest* active) {
   const double expert_bytes = record_.expert_bytes;
   PrepareTape(session, 0, segment.count, position,
               {GroupsOf(decision.tier), LowestLayerOf(decision.tier, config_.layers)});
+  learner_seen_ = 0;
   PickTokens(ttt.options(), decision);
   LearnAgain(0);
   CountOwn(
