@@ -115,6 +115,7 @@ Status EngineImpl::Schedule() {
   }
   learning_.reset();
   learner_ = nullptr;
+  restart_rows_ = 0;
   int32_t budget = supervisor_->PrefillChunk(options_.prefill_chunk);
   for (const auto& active : running_) {
     if (active->prefilled() || budget == 0) continue;
