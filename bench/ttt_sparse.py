@@ -25,7 +25,7 @@ def time_rounds(thermoe, model, text, rounds):
     runs = {share: [] for share in SHARES[:2]}
     for _ in range(rounds):
         for share in runs:
-            file = evaluate(thermoe, model, [text], share, "--sample", "1", "--threads", "2")["files"][0]
+            file = evaluate(thermoe, model, [text], share, "--sample", "1", "--threads", "2", "--ctx", "1024")["files"][0]
             runs[share].append({key: file[key] for key in ("recompute_expert_seconds", "recompute_expert_flops", "recomputed_tokens")})
     dense, sparse = runs.values()
     pairs = [a["recompute_expert_seconds"] / b["recompute_expert_seconds"] for a, b in zip(dense, sparse)]
