@@ -87,6 +87,8 @@ TttStats Total(const TttScores& scores) {
     total.restarts += stats.restarts;
     total.recomputed_tokens += stats.recomputed_tokens;
     total.flops += stats.flops;
+    total.recompute_expert_seconds += stats.recompute_expert_seconds;
+    total.recompute_expert_flops += stats.recompute_expert_flops;
     total.adapt_seconds += stats.adapt_seconds;
     total.adapt_joules = stats.adapt_joules < 0 || total.adapt_joules < 0 ? -1 : total.adapt_joules + stats.adapt_joules;
     total.joules_estimated = total.joules_estimated || stats.joules_estimated;
@@ -156,6 +158,8 @@ Json TttScoresJson(const TttScores& scores, const TttOptions& options) {
   json["updates"] = total.updates;
   json["restarts"] = total.restarts;
   json["recomputed_tokens"] = total.recomputed_tokens;
+  json["recompute_expert_seconds"] = total.recompute_expert_seconds;
+  json["recompute_expert_flops"] = total.recompute_expert_flops;
   json["passes_per_token"] = scores.passes();
   json["delta_bytes"] = total.delta_bytes;
   json["recall_bytes"] = total.recall_bytes;

@@ -143,6 +143,8 @@ struct TttStats {
   int64_t updates = 0;         // optimiser steps
   int64_t adapted_tokens = 0;  // tokens that a backward pass went through
   int64_t restarts = 0, recomputed_tokens = 0;  // of the context
+  // Of the experts in steps that do nothing but compute again what a restart keeps: time (0 under a plant) and work.
+  double recompute_expert_seconds = 0, recompute_expert_flops = 0;
   double flops = 0;            // of everything that the session computed: forward, backward, recomputation
   double adapt_seconds = 0;    // of the engine's clock: backward passes, updates and further steps
   double adapt_joules = 0;     // of the same; negative: nothing measures or predicts them

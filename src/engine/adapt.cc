@@ -187,6 +187,7 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
     if (!ttt.recall) count = std::min(count, *budget);
     if (count > *budget && !alone) return Status::Ok();
     *budget -= std::min(count, *budget);
+    restart_rows_ += count;
     return AddRows(active, count, count);
   }
   if (((learner_ != nullptr || plan_.active != nullptr) && ttt.adapts()) || (back + count > *budget && !alone)) return Status::Ok();
@@ -331,6 +332,13 @@ void EngineImpl::CountTtt(double seconds) {
     if (active->session->ttt == nullptr) continue;
     active->session->ttt->stats.flops += shared.flops * row_frac;
     active->work_j += joules(shared) * row_frac;
+  }
+  if (restart_rows_ == static_cast<int64_t>(row_owner_.size())) {
+    TttStats& stats = row_owner_[0]->session->ttt->stats;
+    stats.recompute_expert_seconds += record_.times.experts_us * 1e-6;
+    for (const LayerRecord& layer : record_.layers) {
+      stats.recompute_expert_flops += 6.0 * (layer.slots_full + layer.slots_hi) * config_.hidden * config_.expert_width;
+    }
   }
   if (learner_ == nullptr) return;
   TttStats& stats = learner_->session->ttt->stats;

@@ -179,6 +179,7 @@ class EngineImpl final : public Engine, private LogitSink {
   ActiveRequest* learner_ = nullptr;
   int64_t learner_first_row_ = 0;  // of batch_
   int64_t learner_seen_ = 0;       // of its rows, those before the segment
+  int64_t restart_rows_ = 0;       // of batch_, those that a restart computes again
   size_t learner_part_ = 0;        // of parts_
   Batch again_;                    // the segment's rows alone, for further steps
   StepRecord again_record_;

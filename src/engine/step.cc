@@ -121,6 +121,7 @@ Status EngineImpl::Schedule() {
   learnt_ = {};
   plan_.active = nullptr;
   plan_.decision = {};
+  restart_rows_ = 0;
   int32_t budget = supervisor_->PrefillChunk(options_.prefill_chunk);
   for (const auto& active : running_) {
     if (active->prefilled() || budget == 0) continue;

@@ -219,6 +219,7 @@ TEST(Ttt, NeighboursDoNotChangeABit) {
   tiers[1].keep = 32;
   tiers[1].look_back = 20;
   tiers[0].recompute_share = 0.5f;
+  tiers[0].keep = 24;
   tiers[1].recompute_share = 0.4f;
   struct Outcome {
     RequestResult result;

@@ -60,6 +60,7 @@ class CudaOps final : public kernels::Ops {
   void Gain(const kernels::GainArgs& args) const override;
   void LowRank(const kernels::LowRankArgs& args) const override;
   void ScaleSlots(const kernels::ScaleSlotsArgs& args) const override;
+  void RowChange(const kernels::RowChangeArgs& args) const override;
   void ExpertInner(const kernels::ExpertInnerArgs& args) const override;
   void LinearBackward(const kernels::LinearBackwardArgs& args) const override;
   void RmsNormBackward(const kernels::RmsNormBackwardArgs& args) const override;

@@ -9,6 +9,7 @@ void CudaOps::AddRow(const kernels::AddRowArgs& /*args*/) const { THERMOE_CHECK(
 void CudaOps::Gain(const kernels::GainArgs& /*args*/) const { THERMOE_CHECK(false); }
 void CudaOps::LowRank(const kernels::LowRankArgs& /*args*/) const { THERMOE_CHECK(false); }
 void CudaOps::ScaleSlots(const kernels::ScaleSlotsArgs& /*args*/) const { THERMOE_CHECK(false); }
+void CudaOps::RowChange(const kernels::RowChangeArgs& /*args*/) const { THERMOE_CHECK(false); }
 void CudaOps::ExpertInner(const kernels::ExpertInnerArgs& /*args*/) const { THERMOE_CHECK(false); }
 void CudaOps::LinearBackward(const kernels::LinearBackwardArgs& /*args*/) const { THERMOE_CHECK(false); }
 void CudaOps::RmsNormBackward(const kernels::RmsNormBackwardArgs& /*args*/) const { THERMOE_CHECK(false); }
