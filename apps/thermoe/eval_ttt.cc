@@ -90,7 +90,7 @@ TttStats Total(const TttScores& scores) {
     total.recompute_expert_seconds += stats.recompute_expert_seconds;
     total.recompute_expert_flops += stats.recompute_expert_flops;
     total.adapt_seconds += stats.adapt_seconds;
-    total.adapt_joules = stats.adapt_joules < 0 || total.adapt_joules < 0 ? -1 : total.adapt_joules + stats.adapt_joules;
+    total.adapt_joules += stats.adapt_joules;
     total.joules_estimated = total.joules_estimated || stats.joules_estimated;
     for (size_t choice = 0; choice < total.choices.size(); ++choice) total.choices[choice] += stats.choices[choice];
     total.left_out_tokens += stats.left_out_tokens;

@@ -115,7 +115,7 @@ Json TttChoicesJson(const TttOptions& options, const TttStats& stats) {
   }
   json["reverted"] = stats.reverted;
   json["deferred"] = stats.deferred;
-  json["adapt_joules"] = stats.adapt_joules < 0 ? Json() : Json(stats.adapt_joules);
+  json["adapt_joules"] = stats.adapt_joules;
   json["adapt_joules_estimated"] = stats.joules_estimated;
   return json;
 }
@@ -151,7 +151,7 @@ Json TttJson(const TttOptions& options, const TttStats& stats) {
 
 std::string TttText(const TttOptions& options, const TttStats& stats) {
   if (!options.adapts()) return "";
-  const std::string joules = stats.adapt_joules < 0 ? "" : ", " + JoulesText(stats.adapt_joules);
+  const std::string joules = ", " + JoulesText(stats.adapt_joules) + (stats.joules_estimated ? " (estimated)" : "");
   return fmt::format("adapted by {}: {} update{}, {:.2f} s{}", options.tier, stats.updates, stats.updates == 1 ? "" : "s", stats.adapt_seconds,
                      joules);
 }

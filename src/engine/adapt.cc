@@ -356,12 +356,12 @@ void EngineImpl::SettleTtt(ActiveRequest* active) {
   TttStats& stats = active->session->ttt->stats;
   EnergyAccountant* accountant = supervisor_->accountant();
   if (accountant == nullptr || active->account < 0) {
-    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + active->learn_j;
+    stats.adapt_joules = stats.adapt_joules + active->learn_j;
     stats.joules_estimated = true;
   } else if (active->work_j > 0) {
     const RequestEnergy energy = accountant->Read(active->account);
     stats.joules_estimated = stats.joules_estimated || energy.source == EnergySource::kEstimate;
-    stats.adapt_joules = std::max(stats.adapt_joules, 0.0) + (energy.prefill_j + energy.decode_j) * active->learn_j / active->work_j;
+    stats.adapt_joules = stats.adapt_joules + (energy.prefill_j + energy.decode_j) * active->learn_j / active->work_j;
   }
   active->result.ttt = stats;
 }

@@ -18,7 +18,7 @@ class TttCliTest : public CliTest {
 
 TEST_F(TttCliTest, EvalShowsPlainAndAdapted) {
   const Json json = ThermoeJson({"eval", Bundled(), harbour_, "--ttt", "combined"});
-  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "engine", "steering", "telemetry", "control", "ttt", "files"));
+  EXPECT_THAT(Keys(json), UnorderedElementsAre("schema_version", "model", "engine", "steering", "telemetry", "control", "ttt", "adapt_cost", "files"));
   const Json& file = json["files"][0];
   for (const char* key : {"plain_nll", "adapted_nll", "tiers", "reverted", "deferred", "adapt_joules", "adapt_seconds"}) {
     EXPECT_TRUE(file.contains(key)) << key;
@@ -31,6 +31,24 @@ TEST_F(TttCliTest, EvalShowsPlainAndAdapted) {
   WriteAll(Path("still.toml"), "segment = 64\n[groups.output_bias]\nlearning_rate = 0\n");
   const Json still = ThermoeJson({"eval", Bundled(), harbour_, "--ttt", Path("still.toml")})["files"][0];
   EXPECT_EQ(still["adapted_nll"], still["plain_nll"]);
+}
+
+TEST_F(TttCliTest, AutoSaysWhatItChoseWithinItsBudgetAndReplays) {
+  const Json json = ThermoeJson({"eval", Bundled(), harbour_, "--ttt", "auto", "--ttt-budget-joules", "0.5"});
+  EXPECT_TRUE(json["ttt"]["automatic"].get<bool>());
+  EXPECT_EQ(json["ttt"]["budget_joules"], 0.5);
+  const Json& file = json["files"][0];
+  for (const char* tier : {"skip", "output", "last", "gains", "low-rank", "combined"}) EXPECT_TRUE(file["tiers"].contains(tier)) << tier;
+  EXPECT_GT(file["updates"], 0);
+  EXPECT_GT(file["adapt_joules"], 0);
+  EXPECT_LE(file["adapt_joules"], 0.55);
+  EXPECT_FALSE(json["adapt_cost"].empty());
+  const std::string log = Path("auto.jsonl");
+  const Json run = ThermoeJson({"run", Bundled(), "-f", harbour_, "-n", "4", "--greedy", "--ttt", "auto", "--telemetry", "plant:small", "--power-limit", "2", "--decision-log", log});
+  EXPECT_TRUE(run["ttt"]["tiers"].contains("skip"));
+  EXPECT_TRUE(ThermoeJson({"replay", log})["difference"].is_null());
+  EXPECT_GT(ThermoeJson({"report", log, "--out", Path("auto.svg")})["adaptation"]["segments"], 0);
+  ExpectRefused({"run", Bundled(), "-p", "x", "-n", "1", "--ttt", "combined", "--ttt-budget-joules", "1"}, {"--ttt auto"});
 }
 
 TEST_F(TttCliTest, DeltasAreSavedAndLoaded) {

@@ -44,12 +44,12 @@ TEST(SimTtt, UnderACapAlwaysLearningIsLateAndAutoIsNot) {
 }
 
 TEST(SimTtt, InAHotRoomSegmentsArePutOffAndCaughtUpLater) {
-  const std::vector<SimRun> hot = RunShipped("ttt-hot-start", 20), cooled = RunShipped("ttt-hot-start", 45);
+  const std::vector<SimRun> hot = RunShipped("ttt-hot-start", 8), cooled = RunShipped("ttt-hot-start", 16);
   EXPECT_GT(hot[2].ttt.deferred, 0);
-  EXPECT_EQ(hot[2].ttt.caught_up, 0) << "no headroom yet";
+  EXPECT_EQ(hot[2].ttt.joules, 0) << "no headroom yet";
   EXPECT_GT(cooled[2].ttt.caught_up, 0);
   EXPECT_GT(cooled[2].ttt.gain_nats, hot[2].ttt.gain_nats);
-  EXPECT_EQ(cooled[2].over_temp_s, 0);
+  EXPECT_LE(cooled[2].over_temp_s, cooled[0].over_temp_s + 0.1) << "no hotter than without";
 }
 
 TEST(SimTtt, RoutersThatThereAreNotAreRefused) {

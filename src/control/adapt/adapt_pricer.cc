@@ -8,7 +8,9 @@ namespace thermoe {
 namespace {
 
 constexpr int32_t kLastLayers = 2;  // of the tier "last"
-constexpr size_t kPast = 256;       // updates that medians of errors are of
+// Updates whose median ratio corrects the next: a step that something else held up moves it little.
+constexpr size_t kRatios = 31;
+constexpr size_t kPast = 256;  // updates that medians of errors are of
 
 AdaptCost Sum(const KernelCostModel& costs, const AdaptDevice& device, std::span<const OperationShape> plan) {
   AdaptCost sum;
@@ -23,6 +25,15 @@ AdaptCost Sum(const KernelCostModel& costs, const AdaptDevice& device, std::span
   sum.plain_seconds = sum.seconds;
   sum.joules = sum.bytes * device.prices.j_per_byte + flops * device.prices.j_per_flop;
   return sum;
+}
+
+// Of the first `count` values, or all where there are fewer; 0 of none.
+double MedianOf(std::vector<float> values, size_t count) {
+  values.resize(std::min(count, values.size()));
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
 }
 
 }  // namespace
@@ -72,24 +83,19 @@ AdaptCost AdaptPricer::PriceRead(const KernelCostModel& costs, const AdaptDevice
 void AdaptPricer::Observe(AdaptTier tier, double predicted_s, double measured_s) {
   if (!(measured_s > 0) || !(predicted_s > 0)) return;
   Past& past = past_[static_cast<size_t>(tier)];
-  past.errors.resize(kPast);
-  past.plain_errors.resize(kPast);
-  const auto at = static_cast<size_t>(past.updates++) % kPast;
-  past.errors[at] = static_cast<float>(std::abs(Corrected(tier, predicted_s) / measured_s - 1));
-  past.plain_errors[at] = static_cast<float>(std::abs(predicted_s / measured_s - 1));
-  corrections_[static_cast<size_t>(tier)].Learn(predicted_s * 1e6, measured_s * 1e6);
+  for (std::vector<float>* ring : {&past.errors, &past.plain_errors}) ring->resize(kPast);
+  past.ratios.resize(kRatios);
+  const auto at = static_cast<size_t>(past.updates);
+  past.errors[at % kPast] = static_cast<float>(std::abs(Corrected(tier, predicted_s) / measured_s - 1));
+  past.plain_errors[at % kPast] = static_cast<float>(std::abs(predicted_s / measured_s - 1));
+  past.ratios[at % kRatios] = static_cast<float>(measured_s / predicted_s);
+  past.factor = MedianOf(past.ratios, static_cast<size_t>(++past.updates));
 }
 
 AdaptErrors AdaptPricer::errors(AdaptTier tier) const {
   const Past& past = past_[static_cast<size_t>(tier)];
-  const size_t count = std::min(static_cast<size_t>(past.updates), kPast);
-  const auto median = [count](std::vector<float> values) {
-    if (count == 0) return 0.0;
-    values.resize(count);
-    std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(count / 2), values.end());
-    return static_cast<double>(values[count / 2]);
-  };
-  return {past.updates, median(past.errors), median(past.plain_errors)};
+  const auto count = static_cast<size_t>(past.updates);
+  return {past.updates, MedianOf(past.errors, count), MedianOf(past.plain_errors, count)};
 }
 
 }  // namespace thermoe

@@ -9,7 +9,6 @@
 #include "control/adapt/adaptation_controller.h"
 #include "control/cost/cost_model.h"
 #include "control/cost/learning_plan.h"
-#include "control/cost/stage_correction.h"
 
 namespace thermoe {
 
@@ -42,19 +41,17 @@ class AdaptPricer {
   AdaptCost PriceRead(const KernelCostModel& costs, const AdaptDevice& device, int64_t rows, int64_t position,
                       int64_t logit_rows) const;
 
-  double Corrected(AdaptTier tier, double seconds) const {
-    return corrections_[static_cast<size_t>(tier)].Apply(seconds * 1e6) * 1e-6;
-  }
+  double Corrected(AdaptTier tier, double seconds) const { return seconds * past_[static_cast<size_t>(tier)].factor; }
   void Observe(AdaptTier tier, double predicted_s, double measured_s);
   AdaptErrors errors(AdaptTier tier) const;
 
  private:
   const ModelShape* model_ = nullptr;
   LearningShape learning_;
-  std::array<StageCorrection, kAdaptTiers> corrections_;
   struct Past {
     int64_t updates = 0;
-    std::vector<float> errors, plain_errors;  // a ring of the last kPast
+    double factor = 1;                                // median of the newest ratios
+    std::vector<float> ratios, errors, plain_errors;  // measured over predicted, and how far off; rings of the last
   };
   std::array<Past, kAdaptTiers> past_;
 };
