@@ -126,10 +126,11 @@ void EngineImpl::PlanSegment(ActiveRequest* active, int64_t first_row, int64_t r
     }
   }
   if (decision.tier == AdaptTier::kSkip) {
-    plan_.decision.guard = decision.guard && active->request.score_prompt;  // else nothing scores the segment
-    if (plan_.decision.guard) learner_ = active, learner_part_ = parts_.size() - 1;
+    plan_.guards = decision.guard && active->request.score_prompt;
+    if (plan_.guards) learner_ = active, learner_part_ = parts_.size() - 1;
     return;
   }
+  plan_.guards = decision.guard;
   BeginLearning(active, first_row, rows, 0, {GroupsOf(decision.tier), LowestLayerOf(decision.tier, config_.layers)});
   PickTokens(ttt.options(), decision);
   plan_.nats.assign(static_cast<size_t>(rows), 0.0f);
@@ -210,7 +211,7 @@ void EngineImpl::TellOutcome(AdaptOutcome* outcome) {
   outcome->read_tokens = static_cast<int32_t>(plan_.rows);
   if (!nats.empty())
     outcome->mean_nats = std::accumulate(nats.begin(), nats.end(), 0.0) / static_cast<double>(nats.size());
-  if (decision.guard) {
+  if (plan_.guards) {
     ttt.automatic->spent_j += plan_.input.guard.joules;
     outcome->guard_seconds = plan_.guard_us * 1e-6;
     ttt.stats.guard_seconds += outcome->guard_seconds;

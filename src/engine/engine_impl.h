@@ -109,6 +109,7 @@ class EngineImpl final : public Engine, private LogitSink {
     int32_t targets = 0;              // rows that have a next token
     AdaptInput input;
     AdaptDecision decision;
+    bool guards = false;  // the decision's guard, where something scores the segment
     double guard_us = 0;  // of the machine's own time
     std::vector<float> plain_nats, nats;  // [targets] by the guard; before the update
   };

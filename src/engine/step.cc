@@ -43,7 +43,7 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   if (Status status = Schedule(); !status.ok()) return status;
   StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,   *cache_,
                    steering_.get(), batch_,                          workspace_,               record_, *this};
-  if (plan_.decision.guard) GuardPass();
+  if (plan_.guards) GuardPass();
   if (learning_) step.learning = &*learning_;
   step.recalls = std::any_of(batch_.rows.begin(), batch_.rows.end(), [](const BatchRow& row) { return row.recall != nullptr; });
   Forward(step);
@@ -122,6 +122,7 @@ Status EngineImpl::Schedule() {
   plan_.active = nullptr;
   plan_.decision = {};
   restart_rows_ = 0;
+  plan_.guards = false;
   int32_t budget = supervisor_->PrefillChunk(options_.prefill_chunk);
   for (const auto& active : running_) {
     if (active->prefilled() || budget == 0) continue;
