@@ -86,7 +86,7 @@ class LearningHarness {
     BackwardWorkspace scratch(config_, rows, options.keep_inner);
     Learnt learnt;
     learnt.gradient.resize(deltas.values.size(), 7.0f);  // Begin sets it to zero
-    tape.Begin(0, rows, &deltas, &sequence_, sequence_.length);
+    tape.Begin(0, rows, &deltas, &sequence_, sequence_.length, deltas.layout->lowest_layer());
     Learning learning{tape, scratch, learnt.gradient, options.objective, options.confidence, options.features};
     learning.Begin();
     learnt.logits = Pass(ids, targets, &deltas, &learning);
