@@ -147,7 +147,7 @@ struct TttStats {
   double recompute_expert_seconds = 0, recompute_expert_flops = 0;
   double flops = 0;            // of everything that the session computed: forward, backward, recomputation
   double adapt_seconds = 0;    // of the engine's clock: backward passes, updates and further steps
-  double adapt_joules = 0;     // of the same; negative: nothing measures or predicts them
+  double adapt_joules = 0;     // of the same; see joules_estimated
   int64_t recall_bytes = 0;    // of what the experts gave, kept for passes with recompute_share below 1
   bool joules_estimated = false;  // predicted from bytes, FLOPs and time; no sensor shows power
   // Of an automatic session.
