@@ -145,10 +145,6 @@ Status PrintJson(const ProfileKey& key, const Model& model, const std::string& p
   for (const FamilyErrors& family : report.families) {
     json["families"].push_back({{"name", family.name}, {"points", family.points}, {"held_out", errors(family.errors)}});
   }
-  json["not_in_build"] = Json::array();
-  for (const FamilyInfo& family : Families()) {
-    if (!family.in_build) json["not_in_build"].push_back(family.name);
-  }
   return PrintJsonLine(json);
 }
 

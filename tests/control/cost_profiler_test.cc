@@ -51,7 +51,7 @@ TEST(Profiler, PlansEveryFamilyOfTheBuildOnce) {
   }
   for (const FamilyInfo& info : Families()) {
     if (info.family == Family::kClamp || info.family == Family::kClampBackward) continue;  // of OLMoE with a limit
-    EXPECT_EQ(planned.count(info.family) > 0, info.in_build) << info.name;
+    EXPECT_GT(planned.count(info.family), 0u) << info.name;
   }
 }
 

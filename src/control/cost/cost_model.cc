@@ -145,14 +145,7 @@ Stage StageOf(Family family) {
     case Family::kExpertInner:
     case Family::kExpertInnerHi:
     case Family::kExpertBackward:
-    case Family::kExpertBackwardHi:  // outside of steps' stages
-    case Family::kTttBackward:
-    case Family::kTttOptimiser:
-    case Family::kTttPseudoLabels:
-    case Family::kTttFeatureAlignment:
-    case Family::kAdapterForward:
-    case Family::kAdapterUpdate:
-    case Family::kTttGuard: break;
+    case Family::kExpertBackwardHi: break;  // outside of steps' stages
   }
   return Stage::kNone;
 }
@@ -182,8 +175,7 @@ KernelCostModel::Coords KernelCostModel::CoordsOf(const OperationShape& shape) {
 
 KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPrices& prices) : prices_(prices) {
   std::erase_if(points, [](const CostPoint& point) {
-    return point.held_out || !std::isfinite(point.latency_us) || point.latency_us <= 0 ||
-           !InfoOf(point.shape.family).in_build || IsMixed(point.shape);
+    return point.held_out || !std::isfinite(point.latency_us) || point.latency_us <= 0 || IsMixed(point.shape);
   });
   points_ = points.size();
   if (points.empty()) return;
@@ -336,12 +328,6 @@ CostPrediction KernelCostModel::Single(const OperationShape& shape, double* watt
 
 CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts) const {
   *watts = 0;
-  if (!InfoOf(shape.family).in_build) {
-    CostPrediction none;
-    none.uncertainty_frac = 1;
-    none.basis = PredictionBasis::kRoofline;
-    return none;
-  }
   if (!IsExpert(shape.family)) return Single(shape, watts);
   if (!IsMixed(shape)) {
     CostPrediction one = Single(AllLike(shape, shape.slots_full > 0), watts);
@@ -491,9 +477,7 @@ std::string KernelCostModel::Describe() const {
   }
   text += '\n';
   for (const FamilyInfo& info : Families()) {
-    if (!info.in_build) {
-      text += fmt::format("{}: not in this build\n", info.name);
-    } else if (points_ > 0 && slowness_[static_cast<size_t>(info.family)] <= 0) {
+    if (points_ > 0 && slowness_[static_cast<size_t>(info.family)] <= 0) {
       text += fmt::format("{}: not measured; roofline\n", info.name);
     }
   }

@@ -75,8 +75,7 @@ class KernelCostModel {
   explicit KernelCostModel(std::vector<CostPoint> points, const EnergyPrices& prices = {});
 
   // One call. Family factors of the correction apply, offsets (of whole stages) do not. `now`: the power it shows
-  // prices the time of operations whose energy was not measured. Operations that are not in this build cost 0 with
-  // uncertainty 1.
+  // prices the time of operations whose energy was not measured.
   CostPrediction Predict(const OperationShape& shape, const Snapshot* now = nullptr) const;
   StepPrediction PredictStep(const ModelShape& model, const StepShape& step, const Snapshot* now = nullptr) const;
 

@@ -63,16 +63,8 @@ enum class Family : uint8_t {
   kExpertInnerHi,
   kExpertBackward,
   kExpertBackwardHi,
-  // Test-time training and the adaptive router: places for operations that this build does not have.
-  kTttBackward,
-  kTttOptimiser,
-  kTttPseudoLabels,
-  kTttFeatureAlignment,
-  kAdapterForward,
-  kAdapterUpdate,
-  kTttGuard,
 };
-inline constexpr int kFamilies = 49;
+inline constexpr int kFamilies = 42;
 inline bool IsExpertBackward(Family family) {
   return family >= Family::kExpertInner && family <= Family::kExpertBackwardHi;
 }
@@ -99,7 +91,6 @@ struct FamilyInfo {
   Family family;
   std::string_view name;      // "linear q", stable: stored profiles use it
   std::string_view function;  // of kernels::Ops; "" where there is none
-  bool in_build;
 };
 // In the order of the enum.
 const std::array<FamilyInfo, kFamilies>& Families();
