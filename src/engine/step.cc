@@ -203,11 +203,10 @@ void EngineImpl::Generate(ActiveRequest* active, LogitRow* logits) {
   if (!request.forced.empty()) {
     event.token = request.forced[result.generated.size()];
     event.logprob = logits->asked_logprob();
-  } else if (const SamplingOptions& sampling = request.sampling;
-             sampling.temperature == 0 && sampling.repetition_penalty == 1) {
-    const kernels::LogitSummary best = logits->best();
-    event.token = best.best;
-    event.logprob = best.best_logit - logits->log_sum_exp();
+  } else if (const kernels::LogitSummary* summary = logits->summary();
+             summary != nullptr && request.sampling.temperature == 0 && request.sampling.repetition_penalty == 1) {
+    event.token = summary->best;
+    event.logprob = summary->best_logit - summary->log_sum_exp;
   } else {
     const size_t window = std::min(tokens.size(), static_cast<size_t>(request.sampling.repetition_window));
     // The penalty changes logits in place, so the model's own probability of the token needs the normaliser from

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cmath>
 
 #include "forward/sample.h"
 #include "forward/step.h"
@@ -31,17 +30,6 @@ bool LogitRow::finite() const { return summary_ != nullptr ? summary_->finite : 
 float LogitRow::log_sum_exp() const { return summary_ != nullptr ? summary_->log_sum_exp : LogSumExp(logits_); }
 float LogitRow::asked_logprob() const {
   return summary_ != nullptr ? summary_->asked_logit - summary_->log_sum_exp : LogProb(logits_, asked_);
-}
-
-kernels::LogitSummary LogitRow::best() const {
-  if (summary_ != nullptr) return *summary_;
-  kernels::LogitSummary best;
-  bool found = false;
-  for (size_t i = 0; i < logits_.size(); ++i) {
-    if (std::isnan(logits_[i]) || (found && logits_[i] <= best.best_logit)) continue;
-    best.best = static_cast<int32_t>(i), best.best_logit = logits_[i], found = true;
-  }
-  return best;
 }
 
 std::span<float> LogitRow::all() {

@@ -78,11 +78,11 @@ class LogitRow {
   LogitRow(const kernels::Ops& ops, std::span<float> logits, const kernels::LogitSummary* summary, int32_t asked)
       : ops_(ops), logits_(logits), summary_(summary), asked_(asked) {}
 
-  bool finite() const;  // all of them
+  const kernels::LogitSummary* summary() const { return summary_; }  // null: the logits are on the host
+  bool finite() const;                                               // all of them
   float log_sum_exp() const;
-  kernels::LogitSummary best() const;  // fields best and best_logit
-  float asked_logprob() const;         // of BatchRow::asked
-  std::span<float> all();              // [V]; may be changed
+  float asked_logprob() const;  // of BatchRow::asked
+  std::span<float> all();       // [V]; may be changed
 
  private:
   const kernels::Ops& ops_;
