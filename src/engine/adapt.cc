@@ -252,19 +252,19 @@ void EngineImpl::Learn(StepContext& step) {
   Update(&record_);
   const int steps = learner_->session->ttt->options().steps;
   for (int round = 1; round < steps; ++round) PassAgain();
-  CountOwn({record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops},
-           record_.expert_bytes - expert_bytes);
+  CountOwn(before, expert_bytes);
 }
 
-// Work of this step that is the learner's alone.
-void EngineImpl::CountOwn(const WorkCount& work, double expert_bytes) {
-  learnt_.weight_bytes += work.weight_bytes;
-  learnt_.kv_bytes += work.kv_bytes;
-  learnt_.flops += work.flops;
+// What the record has gained since it stood so is the learner's alone.
+void EngineImpl::CountOwn(const WorkCount& before, double expert_bytes_before) {
+  const double weight_bytes = record_.weight_bytes - before.weight_bytes, flops = record_.flops - before.flops;
+  learnt_.weight_bytes += weight_bytes;
+  learnt_.kv_bytes += record_.kv_bytes - before.kv_bytes;
+  learnt_.flops += flops;
   StepPart& part = parts_[learner_part_];
-  part.own_bytes += work.weight_bytes;
-  part.own_expert_bytes += expert_bytes;
-  part.own_flops += work.flops;
+  part.own_bytes += weight_bytes;
+  part.own_expert_bytes += record_.expert_bytes - expert_bytes_before;
+  part.own_flops += flops;
 }
 
 void EngineImpl::Update(StepRecord* record) {

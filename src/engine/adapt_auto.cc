@@ -161,9 +161,7 @@ void EngineImpl::GuardPass() {
   const WorkCount before{record_.weight_bytes, record_.kv_bytes, record_.flops};
   const double expert_bytes = record_.expert_bytes, learn_us = record_.times.learn_us;
   PassExtra(nullptr, sink, 0);
-  CountOwn(
-      {record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops},
-      record_.expert_bytes - expert_bytes);
+  CountOwn(before, expert_bytes);
   plan_.guard_us = record_.times.learn_us - learn_us;
   ++plan_.active->session->ttt->stats.guard_passes;
 }
@@ -306,9 +304,7 @@ bool EngineImpl::CatchUp(ActiveRequest* active) {
   learner_seen_ = 0;
   PickTokens(ttt.options(), decision);
   LearnAgain(0);
-  CountOwn(
-      {record_.weight_bytes - before.weight_bytes, record_.kv_bytes - before.kv_bytes, record_.flops - before.flops},
-      record_.expert_bytes - expert_bytes);
+  CountOwn(before, expert_bytes);
   ttt.automatic->spent_j += input.cost[static_cast<size_t>(decision.tier)].joules;
   AdaptOutcome outcome;
   outcome.tier = decision.tier;

@@ -188,7 +188,7 @@ class EngineImpl final : public Engine, private LogitSink {
     double weight_bytes = 0, kv_bytes = 0, flops = 0;
   };
   WorkCount learnt_;  // of this step's totals
-  void CountOwn(const WorkCount& work, double expert_bytes);
+  void CountOwn(const WorkCount& before, double expert_bytes_before);
   SegmentPlan plan_;
   AdaptPricer adapt_pricer_;
   BenefitState benefit_ = MeasuredBenefit();  // what sessions start from
