@@ -229,13 +229,8 @@ class Bench {
         launch.rows = rows;
         launch.x = x.data();
         launch.out = out.data();
-        launch.may_read_hi = true;
-        launch.scratch_bytes = cuda::ExpertFfnScratch(shape.experts, shape.hidden, shape.width, shape.slots, rows);
-        const DeviceArray<std::byte> scratch(launch.scratch_bytes);
+        const DeviceArray<std::byte> scratch(cuda::ExpertFfnScratch(shape.hidden, shape.width, shape.slots, rows));
         launch.scratch = scratch.data();
-        DeviceArray<uint32_t> sync(cuda::kSyncWords);
-        sync.Fill(0);
-        launch.sync = sync.data();
         const double us = TimeGraph(launches, [&](int i, cudaStream_t s) {
           cuda::ExpertFfnLaunch one = launch;
           on_device[static_cast<size_t>(i)].PutInto(&one);
@@ -256,13 +251,10 @@ class Bench {
     for (const int32_t rows : rows_list) {
       const DeviceArray<float> x = RandomActivations(int64_t{rows} * in, 7);
       const DeviceArray<float> y(static_cast<size_t>(rows) * static_cast<size_t>(out));
-      const size_t scratch_bytes = cuda::LinearScratch(rows, in, out);
-      const DeviceArray<std::byte> scratch(scratch_bytes);
-      DeviceArray<uint32_t> sync(cuda::kSyncWords);
-      sync.Fill(0);
+      const DeviceArray<std::byte> scratch(cuda::LinearScratch(rows, in));
       const double us = TimeGraph(copies, [&](int i, cudaStream_t s) {
         BENCH_CUDA(cuda::Linear({weights.views[static_cast<size_t>(i)], x.data(), nullptr, y.data(), rows, true,
-                                 scratch.data(), scratch_bytes, sync.data()},
+                                 scratch.data()},
                                 s));
       });
       Add(prefix + " T=" + std::to_string(rows), us, static_cast<double>(cuda::ReadBytes(type, out, in, Planes::kBoth)),

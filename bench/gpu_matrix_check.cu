@@ -126,8 +126,6 @@ bool CheckLinear(std::mt19937* random, DType type, int32_t rows, int32_t in, std
   for (const int32_t out : outs) matrices.push_back(RandomMatrix(random, type, out, in));
   const std::vector<float> x = RandomRows(random, rows, in, size);
   const DeviceArray<float> device_x(x);
-  DeviceArray<uint32_t> sync(cuda::kSyncWords);
-  sync.Fill(0);
   std::vector<OnDevice> weights;
   std::vector<DeviceArray<float>> results, biases;
   std::vector<std::vector<float>> bias;
@@ -138,16 +136,15 @@ bool CheckLinear(std::mt19937* random, DType type, int32_t rows, int32_t in, std
     results.emplace_back(static_cast<size_t>(rows * outs[m]));
     results.back().Fill(0x7f);
   }
-  const size_t scratch_bytes = cuda::LinearTogetherScratch(rows, in, outs);
-  DeviceArray<std::byte> scratch(scratch_bytes);
+  DeviceArray<std::byte> scratch(cuda::LinearScratch(rows, in));
   scratch.Fill(0x7f);
   std::vector<cuda::LinearLaunch> launches;
   for (size_t m = 0; m < outs.size(); ++m) {
     launches.push_back({weights[m].views[0], device_x.data(), m % 2 == 0 ? biases[m].data() : nullptr,
-                        results[m].data(), rows, true, scratch.data(), scratch_bytes, sync.data()});
+                        results[m].data(), rows, true, scratch.data()});
   }
   double worst = 0;
-  for (int repeat = 0; repeat < 2; ++repeat) {  // twice: the first leaves sync as it found it
+  for (int repeat = 0; repeat < 2; ++repeat) {  // twice: nothing is left behind
     BENCH_CUDA(cuda::LinearTogether(launches, nullptr));
     BENCH_CUDA(cudaDeviceSynchronize());
   }
@@ -189,8 +186,6 @@ bool CheckExperts(std::mt19937* random, DType type, DType down_type, const Shape
   const std::vector<float> x = RandomRows(random, shape.rows, shape.hidden, 1.0f),
                            before = RandomRows(random, shape.rows, shape.hidden, 0.01f);
   const DeviceArray<float> device_x(x);
-  DeviceArray<uint32_t> sync(cuda::kSyncWords);
-  sync.Fill(0);
   cuda::ExpertFfnLaunch launch;
   launch.gate = gate_views.data();
   launch.up = up_views.data();
@@ -205,12 +200,9 @@ bool CheckExperts(std::mt19937* random, DType type, DType down_type, const Shape
   launch.rows = shape.rows;
   launch.x = device_x.data();
   device_routing.PutInto(&launch);
-  launch.may_read_hi = true;
-  launch.scratch_bytes = cuda::ExpertFfnScratch(shape.experts, shape.hidden, shape.width, shape.slots, shape.rows);
-  DeviceArray<std::byte> scratch(launch.scratch_bytes);
+  DeviceArray<std::byte> scratch(cuda::ExpertFfnScratch(shape.hidden, shape.width, shape.slots, shape.rows));
   scratch.Fill(0x7f);
   launch.scratch = scratch.data();
-  launch.sync = sync.data();
   std::vector<float> first;
   double repeats = 0;
   for (int repeat = 0; repeat < 3; ++repeat) {
