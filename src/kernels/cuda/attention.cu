@@ -5,6 +5,7 @@
 #include <cfloat>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/warp.cuh"
 #include "runtime/kv_layout.h"
@@ -17,41 +18,21 @@ constexpr int kDecodeWarps = 4;
 constexpr int kMostSplits = 32, kSplitPositions = 128;  // fewer positions are not worth another block
 static_assert(kTile == 16);
 
-__device__ uint32_t Pack(float low, float high) {
-  const __half2 pair = __floats2half2_rn(fminf(fmaxf(low, -65504.0f), 65504.0f), fminf(fmaxf(high, -65504.0f), 65504.0f));
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-// c [16 x 8] += a [16 x 16] b [16 x 8]; fragments as PTX defines them for mma.m16n8k16.
-__device__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+__device__ uint32_t Pack(float low, float high) { return PackHalves(WithinHalf(low), WithinHalf(high)); }
 
 // Four 8 x 8 tiles of halves, transposed.
 __device__ void LoadTransposed(const __half* row, uint32_t (&out)[4]) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  const uint32_t address = SharedAddress(row);
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(address));
 }
 
 __device__ void LoadPlain(const __half* row, uint32_t (&out)[4]) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  const uint32_t address = SharedAddress(row);
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(address));
-}
-
-__device__ void CopyAsync(__half* to, const __half* from) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from));
-}
-__device__ void CommitCopies() { asm volatile("cp.async.commit_group;"); }
-template <int kLeft>
-__device__ void WaitCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft));
 }
 
 // What 16 rows of queries have seen so far. A thread holds rows lane / 4 and lane / 4 + 8.
@@ -76,7 +57,7 @@ constexpr int kPad = 8;  // halves between rows in shared memory: rows of a matr
 
 template <int kDim>
 struct QueryFragments {
-  uint32_t a[kDim / 16][4];
+  Fragment a[kDim / 16];
 };
 
 // `at(row)` is the address of a row of queries, or null.
@@ -91,7 +72,7 @@ __device__ QueryFragments<kDim> LoadQueries(float scale, At&& at) {
     for (int part = 0; part < 4; ++part) {
       const float* row = rows[part % 2];
       const int d = 16 * k + pair + (part / 2) * 8;
-      q.a[k][part] = row == nullptr ? 0u : Pack(row[d] * scale, row[d + 1] * scale);
+      q.a[k].r[part] = row == nullptr ? 0u : Pack(row[d] * scale, row[d + 1] * scale);
     }
   }
   return q;
@@ -141,8 +122,8 @@ __device__ void SeeTile(const QueryFragments<kDim>& q, const __half* keys, const
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) seen->sum[r] = seen->sum[r] * keep[r] + part[r];
-  const uint32_t p[4] = {Pack(scores[0][0], scores[0][1]), Pack(scores[0][2], scores[0][3]), Pack(scores[1][0], scores[1][1]),
-                         Pack(scores[1][2], scores[1][3])};
+  const Fragment p = {{Pack(scores[0][0], scores[0][1]), Pack(scores[0][2], scores[0][3]), Pack(scores[1][0], scores[1][1]),
+                       Pack(scores[1][2], scores[1][3])}};
 #pragma unroll
   for (int d = 0; d < kDim / 16; ++d) {
     uint32_t b[4];  // dims 0-7: positions low, high; dims 8-15
@@ -185,22 +166,6 @@ struct Partial {
   float most[16];
   float sum[16];
 };
-
-template <int kDim>
-__device__ void WritePartial(const Seen<kDim>& seen, int heads, Partial<kDim>* to) {
-  const int lane = static_cast<int>(threadIdx.x % 32), group = lane / 4, pair = 2 * (lane % 4);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = group + 8 * r;
-    if (row >= heads) continue;
-    if (lane % 4 == 0) to->most[row] = seen.most[r], to->sum[row] = seen.sum[r];
-#pragma unroll
-    for (int d = 0; d < kDim / 8; ++d) {
-      to->out[row][8 * d + pair] = seen.out[d][2 * r];
-      to->out[row][8 * d + pair + 1] = seen.out[d][2 * r + 1];
-    }
-  }
-}
 
 // grid: kv heads, splits, rows. Each warp of a block takes every fourth tile of the block's part.
 template <int kDim>
@@ -407,9 +372,8 @@ __global__ void StoreKernel(StoreLaunch l) {
   for (int i = static_cast<int>(threadIdx.x); i < width; i += static_cast<int>(blockDim.x)) {
     const int head = i / l.cache.head_dim, d = i % l.cache.head_dim;
     const int64_t at = ((int64_t{block} * l.cache.kv_heads + head) * kTile + position % kTile) * l.cache.head_dim + d;
-    const auto store = [&](float value) { return __float2half_rn(fminf(fmaxf(value, -65504.0f), 65504.0f)); };
-    l.cache.keys[at] = store(l.k[row * width + i]);
-    l.cache.values[at] = store(l.v[row * width + i]);
+    l.cache.keys[at] = SaturatedHalf(l.k[row * width + i]);
+    l.cache.values[at] = SaturatedHalf(l.v[row * width + i]);
   }
 }
 

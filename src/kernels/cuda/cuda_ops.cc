@@ -105,15 +105,22 @@ Status CudaOps::Start() {
   Result<PinnedMemory> staging = PinnedMemory::Allocate(kStagingBytes);
   if (!staging.ok()) return staging.status();
   staging_ = std::move(staging).value();
-  Result<DeviceMemory> sync = DeviceMemory::Allocate(Bytes<uint32_t>(kSyncWords), "synchronisation");
-  if (!sync.ok()) return sync.status();
-  sync_ = std::move(sync).value();
-  return CudaStatus(cudaMemset(sync_.data(), 0, static_cast<size_t>(Bytes<uint32_t>(kSyncWords))), "clearing memory");
+  Result<DeviceMemory> done = DeviceMemory::Allocate(Bytes<uint32_t>(1), "synchronisation");
+  if (!done.ok()) return done.status();
+  gate_done_ = std::move(done).value();
+  return CudaStatus(cudaMemset(gate_done_.data(), 0, sizeof(uint32_t)), "clearing memory");
 }
 
 CudaOps::~CudaOps() {
-  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  DropGraphs();
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+void CudaOps::DropGraphs() const {
+  for (const auto& [key, graph] : graphs_) {
+    if (graph != nullptr) cudaGraphExecDestroy(graph);
+  }
+  graphs_.clear();
 }
 
 void CudaOps::Check(cudaError_t error, const char* what) const {
@@ -217,7 +224,7 @@ void CudaOps::SetRows(std::span<const KvRow> rows) const {
       return;
     }
     rows_memory_ = std::move(memory).value();
-    graphs_.clear();  // they have the old addresses
+    DropGraphs();  // they have the old addresses
   }
   auto* words = rows_memory_.as<int32_t>();
   rows_ = {words, words + rows_capacity_, words + 2 * rows_capacity_, table_stride_};
@@ -313,12 +320,10 @@ void CudaOps::Linear(const kernels::LinearArgs& args) const {
   Call call(*this);
   const DeviceMatrix weight = MatrixOf(args.weight, &call);
   const auto rows = static_cast<int32_t>(args.x.rows);
-  const int32_t outs[] = {static_cast<int32_t>(args.weight.rows)};
-  EnsureScratch(static_cast<int64_t>(std::max(LinearScratch(rows, static_cast<int32_t>(args.weight.cols), outs[0]),
-                                              LinearTogetherScratch(rows, static_cast<int32_t>(args.weight.cols), outs))));
+  EnsureScratch(static_cast<int64_t>(LinearScratch(rows, static_cast<int32_t>(args.weight.cols))));
   const float* bias = args.bias.empty() ? nullptr : call.In(args.bias.data(), static_cast<int64_t>(args.bias.size()));
   pending_.push_back(LinearLaunch{weight, call.In(args.x.data, args.x.size()), bias, call.Out(args.out.data, args.out.size()), rows, wgmma_,
-                                  scratch_.data(), static_cast<size_t>(scratch_bytes_), sync_.as<uint32_t>()});
+                                  scratch_.data()});
 }
 
 void CudaOps::Rope(const kernels::RopeArgs& args) const {
@@ -433,8 +438,8 @@ void CudaOps::Select(const kernels::SelectArgs& args) const {
     launch.order = call.Out(out.order.data(), static_cast<int64_t>(out.order.size()));
     launch.counts = counts_ + index;
     launch.expert_slots = expert_slots_ + static_cast<int64_t>(index) * experts;
-    EnsureScratch(SelectScratch(launch.rows, experts));
-    launch.scratch = scratch_.data();
+    EnsureScratch(SelectScratch(launch.rows));
+    launch.scratch = scratch_.data(), launch.done = gate_done_.as<uint32_t>();
     pending_.push_back(launch);
   }
   selected_ = index;
@@ -487,10 +492,8 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
   launch.weight = call.In(selection.weight.data, selection.weight.size());
   launch.expert = call.In(selection.expert.data, selection.expert.size());
   launch.out = call.Out(args.out.data, args.out.size());
-  EnsureScratch(static_cast<int64_t>(std::max(ExpertFfnScratch(launch.experts, launch.hidden, launch.width, launch.slots, launch.rows),
-                                              FewRowsScratch(launch.hidden, launch.width, launch.slots, launch.rows))));
-  launch.scratch = scratch_.data(), launch.scratch_bytes = static_cast<size_t>(scratch_bytes_);
-  launch.sync = sync_.as<uint32_t>();
+  EnsureScratch(static_cast<int64_t>(ExpertFfnScratch(launch.hidden, launch.width, launch.slots, launch.rows)));
+  launch.scratch = scratch_.data();
   pending_.push_back(launch);
   if (tables == &made) {  // before the tables go
     LaunchPending();

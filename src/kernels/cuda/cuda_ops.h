@@ -6,7 +6,6 @@
 // A step of decode rows is captured as a graph the first time and replayed from then on: replayed calls do nothing.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -86,6 +85,7 @@ class CudaOps final : public kernels::Ops {
 
   void Check(cudaError_t error, const char* what) const;
   void LaunchPending() const;
+  void DropGraphs() const;
   void Synchronise() const;
 
   // hold.cc
@@ -133,7 +133,7 @@ class CudaOps final : public kernels::Ops {
   DeviceMemory kv_;
   mutable DeviceMemory scratch_;
   mutable int64_t scratch_bytes_ = 0;
-  DeviceMemory sync_;
+  DeviceMemory gate_done_;
 
   // Inputs of a step, through pinned memory that a copy reads while the host goes on.
   PinnedMemory staging_;

@@ -18,14 +18,9 @@ std::vector<DeviceFacts> Devices() {
     DeviceFacts facts;
     facts.index = i;
     facts.name = properties.name;
-    facts.total_bytes = static_cast<int64_t>(properties.totalGlobalMem);
-    facts.multiprocessors = properties.multiProcessorCount;
     facts.capability = 10 * properties.major + properties.minor;
-    size_t free = 0, total = 0;
-    if (cudaSetDevice(i) == cudaSuccess && cudaMemGetInfo(&free, &total) == cudaSuccess) facts.free_bytes = static_cast<int64_t>(free);
     devices.push_back(std::move(facts));
   }
-  if (count > 0) cudaSetDevice(0);
   return devices;
 }
 

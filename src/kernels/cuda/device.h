@@ -16,8 +16,6 @@ namespace thermoe::cuda {
 struct DeviceFacts {
   int index = 0;
   std::string name;  // "NVIDIA H100 80GB HBM3"
-  int64_t total_bytes = 0, free_bytes = 0;
-  int multiprocessors = 0;
   int capability = 0;  // 90: sm_90
 };
 

@@ -14,14 +14,13 @@ namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kActivationRoom = 64 * 1024;  // bytes of shared memory for activations
-constexpr int kMost = 4;                    // matrices in one launch
 
 struct FewArgs {
   // Linears: matrices side by side, tiles of 16 rows counted through. Experts: of the job's expert.
-  DeviceMatrix linear[kMost];
-  const float* bias[kMost];
-  float* out[kMost];
-  int32_t first_tile[kMost + 1];
+  DeviceMatrix linear[kMostTogether];
+  const float* bias[kMostTogether];
+  float* out[kMostTogether];
+  int32_t first_tile[kMostTogether + 1];
   int32_t linears;
   const DeviceMatrix* first;   // [E] gate, or down
   const DeviceMatrix* second;  // [E] up
@@ -64,15 +63,6 @@ struct Ring {
   // As many tiles as 72 KiB hold for all warps of a block.
   static constexpr int Stages(int mats) { return std::clamp(72 * 1024 / (kWarps * mats * kTile), 2, 8); }
 };
-
-__device__ inline void CopyAsync(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(SharedAddress(to)), "l"(from) : "memory");
-}
-__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kLeft>
-__device__ inline void WaitCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
 
 // Starts the copy of one tile, by one warp.
 template <Packing kPacking, bool kHi>
@@ -180,10 +170,7 @@ __device__ __forceinline__ void Multiply(const Loaded<kPacking>& tile, const uin
   }
 }
 
-__device__ inline uint32_t HalfPair(float2 v) {
-  const auto in = [](float f) { return fminf(fmaxf(f, -65504.0f), 65504.0f); };
-  return PackHalves(in(v.x), in(v.y));
-}
+__device__ inline uint32_t HalfPair(float2 v) { return PackHalves(WithinHalf(v.x), WithinHalf(v.y)); }
 
 // Two neighbouring columns at `column`, 8, 16 and 24 further on, of one row: what a lane has of 32 columns.
 template <Stage kStage>
@@ -342,7 +329,7 @@ __global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewAr
           args.out[which][int64_t{begin + column} * m[0].rows + row] = total[0] + (bias != nullptr ? bias[row] : 0.0f);
         } else if constexpr (kStage == Stage::kGateUp) {
           const float inner = Silu(total[0]) * total[kMats - 1];
-          args.inner[int64_t{first + begin + column} * m[0].rows + row] = __float2half_rn(fminf(fmaxf(inner, -65504.0f), 65504.0f));
+          args.inner[int64_t{first + begin + column} * m[0].rows + row] = SaturatedHalf(inner);
         } else {
           args.slot_out[int64_t{args.order[first + begin + column]} * m[0].rows + row] = total[0];
         }
@@ -420,7 +407,7 @@ size_t Up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 bool LinearOfFewRows(std::span<const LinearLaunch> launches, cudaStream_t stream) {
   const LinearLaunch& one = launches[0];
-  if (launches.size() > kMost) return false;
+  if (launches.size() > kMostTogether) return false;
   FewArgs args{};
   for (size_t i = 0; i < launches.size(); ++i) {
     const LinearLaunch& l = launches[i];

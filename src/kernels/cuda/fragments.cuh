@@ -94,8 +94,23 @@ __device__ inline float HalfScale(float most) {
 }
 __device__ inline float InverseOfPower(float power) { return __uint_as_float((254u << 23) - __float_as_uint(power)); }
 
+// Never infinite; what is not a number becomes the least there is.
+__device__ inline float WithinHalf(float value) { return fminf(fmaxf(value, -65504.0f), 65504.0f); }
+__device__ inline __half SaturatedHalf(float value) { return __float2half_rn(WithinHalf(value)); }
+
 __device__ inline uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// 16 bytes from global to shared memory, in groups that are waited for.
+__device__ inline void CopyAsync(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(SharedAddress(to)), "l"(from) : "memory");
+}
+__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// At most kLeft groups are still under way.
+template <int kLeft>
+__device__ inline void WaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
 }  // namespace thermoe::cuda

@@ -61,17 +61,14 @@ CudaOps::MemoryPlan CudaOps::PlanMemory(const kernels::ResidentModel& model) con
   MemoryPlan plan;
   ForEachMatrix(model, [&](const WeightMatrix& m) {
     plan.weights += Aligned(PackedBytes(m.type, m.rows, m.cols));
-    plan.scratch = std::max(plan.scratch, static_cast<int64_t>(LinearScratch(model.max_rows, static_cast<int32_t>(m.cols), static_cast<int32_t>(m.rows))));
+    plan.scratch = std::max(plan.scratch, static_cast<int64_t>(LinearScratch(model.max_rows, static_cast<int32_t>(m.cols))));
   });
   ForEachVector(model.weights, [&](const std::vector<float>& v) { plan.vectors += Aligned(Bytes<float>(static_cast<int64_t>(v.size()))); });
   plan.table = model.weights.embedding.rows * model.weights.embedding.row_bytes();
   plan.kv = Bytes<__half>(model.kv.floats());
-  const int32_t outs[] = {config.heads * config.head_dim, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim};
-  for (const int64_t bytes : {static_cast<int64_t>(ExpertFfnScratch(config.experts, config.hidden, config.expert_width, config.slots, model.max_rows)),
-                              static_cast<int64_t>(FewRowsScratch(config.hidden, config.expert_width, config.slots, model.max_rows)),
-                              static_cast<int64_t>(LinearTogetherScratch(model.max_rows, config.hidden, outs)),
+  for (const int64_t bytes : {static_cast<int64_t>(ExpertFfnScratch(config.hidden, config.expert_width, config.slots, model.max_rows)),
                               AttentionScratch(std::min(model.max_rows, model.max_sequences), config.heads, config.head_dim),
-                              SelectScratch(model.max_rows, config.experts)}) {
+                              SelectScratch(model.max_rows)}) {
     plan.scratch = std::max(plan.scratch, bytes);
   }
   plan.step = model.step_bytes;
@@ -219,8 +216,7 @@ void CudaOps::EnsureScratch(int64_t bytes) const {
   }
   scratch_ = std::move(memory).value();
   scratch_bytes_ = bytes;
-  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
-  graphs_.clear();  // they have the old address
+  DropGraphs();  // they have the old address
 }
 
 Result<CudaOps::ExpertTables> CudaOps::MakeTables(std::span<const FfnWeights> experts, Call* call) const {

@@ -7,28 +7,31 @@
 namespace thermoe::cuda {
 namespace {
 
-cudaError_t LaunchOne(const EmbedNode& n, cudaStream_t stream) { Embed(n.type, n.table, n.cols, n.row_bytes, n.ids, n.out, n.rows, stream); return cudaSuccess; }
-cudaError_t LaunchOne(const NormLaunch& n, cudaStream_t stream) { RmsNorm(n, stream); return cudaSuccess; }
-cudaError_t LaunchOne(const LinearLaunch& n, cudaStream_t stream) {
-  return Linear(n, stream);
-}
-cudaError_t LaunchOne(const RopeLaunch& n, cudaStream_t stream) { Rope(n, stream); return cudaSuccess; }
-cudaError_t LaunchOne(const StoreLaunch& n, cudaStream_t stream) { StoreKv(n, stream); return cudaSuccess; }
-cudaError_t LaunchOne(const AttentionLaunch& n, cudaStream_t stream) { Attention(n, stream); return cudaSuccess; }
-cudaError_t LaunchOne(const SelectLaunch& n, cudaStream_t stream) { Select(n, stream); return cudaSuccess; }
+void LaunchOne(const EmbedNode& n, cudaStream_t stream) { Embed(n.type, n.table, n.cols, n.row_bytes, n.ids, n.out, n.rows, stream); }
+void LaunchOne(const NormLaunch& n, cudaStream_t stream) { RmsNorm(n, stream); }
+cudaError_t LaunchOne(const LinearLaunch& n, cudaStream_t stream) { return Linear(n, stream); }
+void LaunchOne(const RopeLaunch& n, cudaStream_t stream) { Rope(n, stream); }
+void LaunchOne(const StoreLaunch& n, cudaStream_t stream) { StoreKv(n, stream); }
+void LaunchOne(const AttentionLaunch& n, cudaStream_t stream) { Attention(n, stream); }
+void LaunchOne(const SelectLaunch& n, cudaStream_t stream) { Select(n, stream); }
 cudaError_t LaunchOne(const ExpertFfnLaunch& n, cudaStream_t stream) { return ExpertFfn(n, stream); }
-cudaError_t LaunchOne(const SwiGluNode& n, cudaStream_t stream) { SwiGlu(n.gate, n.up, n.out, n.size, stream); return cudaSuccess; }
-cudaError_t LaunchOne(const AddNode& n, cudaStream_t stream) { Add(n.x, n.gate, n.out, n.rows, n.n, stream); return cudaSuccess; }
-cudaError_t LaunchOne(const ClampNode& n, cudaStream_t stream) { Clamp(n.x, n.size, n.limit, stream); return cudaSuccess; }
-cudaError_t LaunchOne(const GatherNode& n, cudaStream_t stream) { Gather(n.x, n.picked, n.out, n.rows, n.n, stream); return cudaSuccess; }
+void LaunchOne(const SwiGluNode& n, cudaStream_t stream) { SwiGlu(n.gate, n.up, n.out, n.size, stream); }
+void LaunchOne(const AddNode& n, cudaStream_t stream) { Add(n.x, n.gate, n.out, n.rows, n.n, stream); }
+void LaunchOne(const ClampNode& n, cudaStream_t stream) { Clamp(n.x, n.size, n.limit, stream); }
+void LaunchOne(const GatherNode& n, cudaStream_t stream) { Gather(n.x, n.picked, n.out, n.rows, n.n, stream); }
+
+// The node there, if it is one of these.
+template <typename T>
+const T* NodeAt(std::span<const Node> nodes, size_t at) {
+  return at < nodes.size() ? std::get_if<T>(&nodes[at]) : nullptr;
+}
 
 // q, k and v: neighbouring products of the same rows.
 size_t LinearsTogether(std::span<const Node> nodes, cudaStream_t stream, cudaError_t* error) {
-  constexpr size_t kMost = 4;
-  LinearLaunch together[kMost];
+  LinearLaunch together[kMostTogether];
   size_t count = 0;
-  while (count < kMost && count < nodes.size()) {
-    const auto* linear = std::get_if<LinearLaunch>(&nodes[count]);
+  while (count < kMostTogether) {
+    const auto* linear = NodeAt<LinearLaunch>(nodes, count);
     if (linear == nullptr || (count > 0 && (linear->x != together[0].x || linear->rows != together[0].rows))) break;
     together[count++] = *linear;
   }
@@ -39,9 +42,8 @@ size_t LinearsTogether(std::span<const Node> nodes, cudaStream_t stream, cudaErr
 
 // x += y, then out = norm(x): one pass over the rows.
 size_t AddThenNorm(std::span<const Node> nodes, cudaStream_t stream) {
-  if (nodes.size() < 2) return 0;
-  const auto* add = std::get_if<AddNode>(&nodes[0]);
-  const auto* norm = std::get_if<NormLaunch>(&nodes[1]);
+  const auto* add = NodeAt<AddNode>(nodes, 0);
+  const auto* norm = NodeAt<NormLaunch>(nodes, 1);
   if (add == nullptr || norm == nullptr || add->gate != nullptr || norm->x != add->out || norm->out == norm->x || norm->n != add->n) return 0;
   NormLaunch both = *norm;
   both.add = add->x;
@@ -52,28 +54,27 @@ size_t AddThenNorm(std::span<const Node> nodes, cudaStream_t stream) {
 // Norms, clamps and rope of q and k, then the cache.
 size_t ProjectionsTogether(std::span<const Node> nodes, cudaStream_t stream) {
   size_t at = 0;
-  const auto next = [&]<typename T>(const T*) { return at < nodes.size() ? std::get_if<T>(&nodes[at]) : nullptr; };
   FinishLaunch finish;
   const float *normed_q = nullptr, *normed_k = nullptr;
-  if (const auto* norm = next(static_cast<const NormLaunch*>(nullptr)); norm != nullptr && norm->add == nullptr && norm->x == norm->out) {
+  if (const auto* norm = NodeAt<NormLaunch>(nodes, at); norm != nullptr && norm->add == nullptr && norm->x == norm->out) {
     finish.q_norm = *norm, normed_q = norm->x, ++at;
-    const auto* second = next(static_cast<const NormLaunch*>(nullptr));
+    const auto* second = NodeAt<NormLaunch>(nodes, at);
     if (second == nullptr || second->add != nullptr || second->x != second->out) return 0;
     finish.k_norm = *second, normed_k = second->x, ++at;
   }
   const float* clamped[3] = {};
   for (int i = 0; i < 3; ++i) {
-    const auto* clamp = next(static_cast<const ClampNode*>(nullptr));
+    const auto* clamp = NodeAt<ClampNode>(nodes, at);
     if (clamp == nullptr) break;
     finish.limit = clamp->limit, clamped[i] = clamp->x, ++at;
   }
-  const auto* q = next(static_cast<const RopeLaunch*>(nullptr));
+  const auto* q = NodeAt<RopeLaunch>(nodes, at);
   if (q == nullptr) return 0;
   ++at;
-  const auto* k = next(static_cast<const RopeLaunch*>(nullptr));
+  const auto* k = NodeAt<RopeLaunch>(nodes, at);
   if (k == nullptr) return 0;
   ++at;
-  const auto* store = next(static_cast<const StoreLaunch*>(nullptr));
+  const auto* store = NodeAt<StoreLaunch>(nodes, at);
   if (store == nullptr) return 0;
   ++at;
   const bool same = store->k == k->x && q->cosines == k->cosines && q->rope_dim == k->rope_dim && (!finish.q_norm || (normed_q == q->x && normed_k == k->x)) &&
@@ -85,10 +86,10 @@ size_t ProjectionsTogether(std::span<const Node> nodes, cudaStream_t stream) {
 
 // The experts of few rows, whose slots a norm that follows adds up.
 size_t ExpertsThenNorm(std::span<const Node> nodes, cudaStream_t stream) {
-  const auto* experts = std::get_if<ExpertFfnLaunch>(&nodes[0]);
+  const auto* experts = NodeAt<ExpertFfnLaunch>(nodes, 0);
   SlotSums sums;
   if (experts == nullptr || PrefillsExperts(*experts) || !ExpertsOfFewRows(*experts, &sums, stream)) return 0;
-  const auto* norm = nodes.size() < 2 ? nullptr : std::get_if<NormLaunch>(&nodes[1]);
+  const auto* norm = NodeAt<NormLaunch>(nodes, 1);
   if (norm == nullptr || norm->x != experts->out || norm->out == norm->x || norm->n != experts->hidden || norm->n <= 256) {
     AddSlots(sums, experts->out, experts->rows, experts->hidden, stream);
     return 1;
@@ -100,9 +101,8 @@ size_t ExpertsThenNorm(std::span<const Node> nodes, cudaStream_t stream) {
 }
 
 size_t GateThenSelect(std::span<const Node> nodes, cudaStream_t stream) {
-  if (nodes.size() < 2) return 0;
-  const auto* gate = std::get_if<LinearLaunch>(&nodes[0]);
-  const auto* select = std::get_if<SelectLaunch>(&nodes[1]);
+  const auto* gate = NodeAt<LinearLaunch>(nodes, 0);
+  const auto* select = NodeAt<SelectLaunch>(nodes, 1);
   return gate != nullptr && select != nullptr && GateAndSelect(*gate, *select, stream) ? 2 : 0;
 }
 
@@ -118,7 +118,16 @@ cudaError_t Launch(std::span<const Node> nodes, cudaStream_t stream) {
     if (done == 0) done = GateThenSelect(rest, stream);
     if (done == 0) done = ExpertsThenNorm(rest, stream);
     if (done == 0) {
-      error = std::visit([stream](const auto& node) { return LaunchOne(node, stream); }, rest[0]);
+      error = std::visit(
+          [stream](const auto& node) {
+            if constexpr (std::is_void_v<decltype(LaunchOne(node, stream))>) {
+              LaunchOne(node, stream);
+              return cudaSuccess;
+            } else {
+              return LaunchOne(node, stream);
+            }
+          },
+          rest[0]);
       done = 1;
     }
     if (error != cudaSuccess) return error;

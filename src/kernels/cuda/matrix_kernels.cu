@@ -8,8 +8,7 @@
 
 namespace thermoe::cuda {
 
-size_t LinearScratch(int32_t rows, int32_t in, int32_t /*out*/) { return LinearPrefillScratch(rows, in); }
-size_t LinearTogetherScratch(int32_t rows, int32_t in, std::span<const int32_t> /*outs*/) { return LinearPrefillScratch(rows, in); }
+size_t LinearScratch(int32_t rows, int32_t in) { return LinearPrefillScratch(rows, in); }
 
 cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream) { return LinearTogether({&launch, 1}, stream); }
 
@@ -18,21 +17,20 @@ cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t 
   if (std::all_of(launches.begin(), launches.end(), PrefillsLinear)) return LinearPrefill(launches, stream);
   if (LinearOfFewRows(launches, stream)) return cudaSuccess;
   for (const LinearLaunch& launch : launches) {
-    const bool floats = launch.weight.packing == Packing::kF32;
-    if (!floats && !PrefillsLinear(launch)) {
-      if (!LinearOfFewRows({&launch, 1}, stream)) return cudaErrorNotSupported;
-      continue;
+    cudaError_t error = cudaSuccess;
+    if (launch.weight.packing == Packing::kF32) {
+      error = LinearPlain(launch, stream);
+    } else if (PrefillsLinear(launch)) {
+      error = LinearPrefill({&launch, 1}, stream);
+    } else if (!LinearOfFewRows({&launch, 1}, stream)) {
+      error = cudaErrorNotSupported;
     }
-    if (!floats) {
-      if (const cudaError_t error = LinearPrefill({&launch, 1}, stream); error != cudaSuccess) return error;
-      continue;
-    }
-    if (const cudaError_t error = LinearPlain(launch, stream); error != cudaSuccess) return error;
+    if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
 
-size_t ExpertFfnScratch(int32_t /*experts*/, int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
+size_t ExpertFfnScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
   return std::max({ExpertPlainScratch(width, slots, rows), FewRowsScratch(hidden, width, slots, rows),
                    ExpertPrefillScratch(hidden, width, slots, rows)});
 }

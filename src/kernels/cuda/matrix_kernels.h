@@ -2,8 +2,8 @@
 // Products with packed weights (weight_layout.h) on the GPU. Everything is asynchronous on a stream, allocates nothing,
 // reads nothing back and can be captured in a graph: launches depend only on shapes, packings and row counts, never on
 // data. The reference (kernels/reference/linear.cc, experts.cc) says what is computed. Activations are rounded to
-// binary16 after a scaling of each row by a power of two (kF32: not at all); sums are floats, in an order that data do
-// not change.
+// binary16, of few rows saturated, of many after a scaling of each row by a power of two (kF32: not at all); sums are
+// floats, in an order that data do not change.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -16,10 +16,6 @@
 
 namespace thermoe::cuda {
 
-// Words that every launch's `sync` points to: zeroed once by the caller, left zero by each kernel. Launches that may
-// run at the same time need different ones.
-inline constexpr int kSyncWords = 64;
-
 struct LinearLaunch {
   DeviceMatrix weight;          // [out, in]
   const float* x = nullptr;     // [rows, in]
@@ -28,15 +24,12 @@ struct LinearLaunch {
   int32_t rows = 0;
   bool wgmma = true;        // may use Hopper's own tensor-core instructions
   void* scratch = nullptr;  // [LinearScratch], aligned to 256 bytes
-  size_t scratch_bytes = 0;
-  uint32_t* sync = nullptr;  // [kSyncWords]
 };
-size_t LinearScratch(int32_t rows, int32_t in, int32_t out);
+size_t LinearScratch(int32_t rows, int32_t in);
 cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream);
-// Several matrices with the same x, rows, scratch and sync (q, k and v): one kernel where rows are few. At most 4.
+// Several matrices with the same x, rows and scratch (q, k and v): one kernel where rows are few. At most 4.
 inline constexpr size_t kMostTogether = 4;
 cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t stream);
-size_t LinearTogetherScratch(int32_t rows, int32_t in, std::span<const int32_t> outs);
 
 // The same words as kernels::Selection::Job.
 struct Job {
@@ -67,10 +60,8 @@ struct ExpertFfnLaunch {
   const int32_t* expert = nullptr;     // [T, K], -1: empty; empty ones come last
   float* out = nullptr;                // [T, hidden] +=
   void* scratch = nullptr;             // [ExpertFfnScratch], aligned to 256 bytes
-  size_t scratch_bytes = 0;
-  uint32_t* sync = nullptr;  // [kSyncWords]
 };
-size_t ExpertFfnScratch(int32_t experts, int32_t hidden, int32_t width, int32_t slots, int32_t rows);
+size_t ExpertFfnScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
 cudaError_t ExpertFfn(const ExpertFfnLaunch& launch, cudaStream_t stream);
 
 }  // namespace thermoe::cuda

@@ -2,6 +2,7 @@
 // Matrices of floats, in float arithmetic: the router's gate, and models small enough to be kept in F32.
 #include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launches.h"
+#include "kernels/cuda/warp.cuh"
 
 namespace thermoe::cuda {
 namespace {
@@ -10,15 +11,10 @@ constexpr int kWarps = 8;       // of a block
 constexpr int kRowsAtOnce = 4;  // activations that share a read of a weight
 constexpr int kFewRows = 32;    // up to here a warp takes a weight row; beyond, tiles
 
-__device__ float SumOfWarp(float value) {
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  return value;
-}
-
 __device__ float DotOfWarp(const float* a, const float* b, int32_t n, int lane) {
   float sum = 0;
   for (int32_t i = lane; i < n; i += 32) sum += a[i] * b[i];
-  return SumOfWarp(sum);
+  return WarpSum(sum);
 }
 
 // A warp: one weight row, kRowsAtOnce activations.
@@ -39,7 +35,7 @@ __global__ void FewRows(DeviceMatrix weight, const float* x, const float* bias, 
   }
 #pragma unroll
   for (int t = 0; t < kRowsAtOnce; ++t) {
-    const float sum = SumOfWarp(sums[t]);
+    const float sum = WarpSum(sums[t]);
     if (lane == 0 && first + t < rows)
       out[int64_t{first + t} * weight.rows + r] = sum + (bias != nullptr ? bias[r] : 0.0f);
   }

@@ -211,15 +211,13 @@ class Prefill {
       for (int i = 0; i < 4; ++i) {
         const int row = thread_ / 8 + 32 * i;
         if (32 * i < columns_) {
-          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                           SharedAddress(shared_->x[stage] + row * 128 + (thread_ % 8 ^ row % 8) * 16)),
-                       "l"(reinterpret_cast<const uint4*>(args_.x) + source_[i] + k * (kTileCols / 8))
-                       : "memory");
+          CopyAsync(shared_->x[stage] + row * 128 + (thread_ % 8 ^ row % 8) * 16,
+                    reinterpret_cast<const uint4*>(args_.x) + source_[i] + k * (kTileCols / 8));
         }
       }
       if (thread_ == 0) FetchWeights(k, stage);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    CommitCopies();
   }
   __device__ void FetchWeights(int32_t k, int32_t stage) {
     constexpr uint32_t kCodes = kGroupTiles * CodeTileBytes(kPacking), kScales = kGroupTiles * ScaleTileBytes(kPacking);
@@ -300,7 +298,6 @@ class Prefill {
       out[1] = scales[RowInGroup(2)];
     }
   }
-  __device__ static __half Saturated(float value) { return __float2half_rn(fminf(fmaxf(value, -65504.0f), 65504.0f)); }
 
   __device__ __forceinline__ void End(const PrefillItem& item, int parity, const Sums& first, const Sums& second) {
     float a[2], b[2];
@@ -313,7 +310,7 @@ class Prefill {
         if (i % 8 == 0) asm volatile("" ::: "memory");  // registers are short: no loads ahead
         const float f = factor[ColumnOf(i)];
         const float gate = first[i] * f * a[i / 2 % 2], up = second[i] * f * b[i / 2 % 2];
-        shared_->staging[ColumnOf(i)][RowInGroup(i)] = Saturated(Silu(gate) * up);
+        shared_->staging[ColumnOf(i)][RowInGroup(i)] = SaturatedHalf(Silu(gate) * up);
       }
       __syncthreads();
       Copy(item, parity, item.m * kGroupRows);
@@ -325,7 +322,7 @@ class Prefill {
         for (int i = 0; i < kMostColumns / 2; ++i) {
           if (i % 8 == 0) asm volatile("" ::: "memory");
           const float value = stream == 0 ? first[i] * a[i / 2 % 2] : second[i] * b[i / 2 % 2];
-          shared_->staging[ColumnOf(i)][RowInGroup(i)] = Saturated(value * factor[ColumnOf(i)]);
+          shared_->staging[ColumnOf(i)][RowInGroup(i)] = SaturatedHalf(value * factor[ColumnOf(i)]);
         }
         __syncthreads();
         Copy(item, parity, (2 * item.m + stream) * kGroupRows);

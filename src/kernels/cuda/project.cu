@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/project.h"
 #include "kernels/cuda/warp.cuh"
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) FinishKernel(FinishArgs args) {
   for (int i = thread; i < n; i += kThreads) {
     const int head = i / args.head_dim, d = i % args.head_dim;
     part.cache[((int64_t{block} * args.kv_heads + head) * kKvBlock + position % kKvBlock) * args.head_dim + d] =
-        __float2half_rn(fminf(fmaxf(row[i], -65504.0f), 65504.0f));
+        SaturatedHalf(row[i]);
   }
 }
 

@@ -446,8 +446,7 @@ __device__ void GateLogits(const float4* w, const float* x, int quads, int rows,
 
 // Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects.
 template <int kLane>
-__global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights, const float* x, int hidden, float* logits, uint32_t* done,
-                                                           SelectLaunch l) {
+__global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
   __shared__ float parts[kGateWarps];
   __shared__ bool last;
   WaitForBefore();
@@ -481,8 +480,8 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(done, 1) + 1 == gridDim.x;
-    if (last) *done = 0;
+    last = atomicAdd(l.done, 1) + 1 == gridDim.x;
+    if (last) *l.done = 0;
   }
   __syncthreads();
   if (!last) return;
@@ -521,7 +520,7 @@ bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t st
   if (bytes > 64 * 1024) return false;
   cudaFuncSetAttribute(GateKernel<kLane>, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024);
   return LaunchEarly(GateKernel<kLane>, dim3(static_cast<unsigned>(l.experts)), dim3(kGateThreads), static_cast<size_t>(bytes), stream,
-                     reinterpret_cast<const float*>(gate.weight.hi), gate.x, gate.weight.cols, gate.out, gate.sync + kSyncWords - 1, l) == cudaSuccess;
+                     reinterpret_cast<const float*>(gate.weight.hi), gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
 }
 
 template <int kLane>
@@ -546,7 +545,7 @@ void Launch(const SelectLaunch& l, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t SelectScratch(int64_t rows, int64_t /*experts*/) {
+int64_t SelectScratch(int64_t rows) {
   return static_cast<int64_t>(sizeof(Batch)) + rows * static_cast<int64_t>(sizeof(RowTotals));
 }
 

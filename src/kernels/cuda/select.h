@@ -48,8 +48,9 @@ struct SelectLaunch {
   SelectCounts* counts = nullptr;
   int32_t* expert_slots = nullptr;    // [E]
   void* scratch = nullptr;            // SelectScratch bytes
+  uint32_t* done = nullptr;           // zeroed once by the caller, left zero; of no other launch under way
 };
-int64_t SelectScratch(int64_t rows, int64_t experts);
+int64_t SelectScratch(int64_t rows);
 void Select(const SelectLaunch& launch, cudaStream_t stream);
 
 // The product with the gate's float weights and the selection in one launch, for up to so many rows. False: not these shapes.
