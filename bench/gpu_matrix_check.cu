@@ -302,8 +302,8 @@ int CheckAll(uint32_t seed) {
     const int32_t tail = super ? 256 : plain ? 37 : 32;
     count(CheckLinear(&random, type, 1, 256, {64}, 1));
     count(CheckLinear(&random, type, 3, 512 + tail, {80, 33, 7}, 1));
-    count(CheckLinear(&random, type, 13, 2048 + 2 * tail, {100}, 1e6f));
-    count(CheckLinear(&random, type, 30, 3 * 1024, {96, 160}, 1e-6f));
+    count(CheckLinear(&random, type, 13, 2048 + 2 * tail, {100}, 1e3f));
+    count(CheckLinear(&random, type, 30, 3 * 1024, {96, 160}, 1e-2f));
     count(CheckLinear(&random, type, 64, 1024 + tail, {272}, 1));
     count(CheckLinear(&random, type, 77, 512, {128}, 1));
     count(CheckLinear(&random, type, 300, 1024, {320}, 1));

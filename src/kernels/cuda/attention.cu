@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/fragments.cuh"
+#include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/warp.cuh"
 #include "runtime/kv_layout.h"
@@ -167,6 +168,12 @@ struct Partial {
   float sum[16];
 };
 
+__device__ void PutOut(const AttentionLaunch& l, int64_t row, int column, int dim, float value) {
+  const int64_t at = row * l.heads * dim;
+  l.out[at + column] = value;
+  if (l.halves != nullptr) StoreHalf(l.halves + at, column, value);
+}
+
 // grid: kv heads, splits, rows. Each warp of a block takes every fourth tile of the block's part.
 template <int kDim>
 __global__ void __launch_bounds__(32 * kDecodeWarps) DecodeKernel(AttentionLaunch l, Partial<kDim>* partials) {
@@ -233,7 +240,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) DecodeKernel(AttentionLaunc
       out += keep * from[d];
     }
     if (splits == 1) {
-      l.out[(row * l.heads + kv_head * per_kv + head) * kDim + d] = out / sum;
+      PutOut(l, row, (kv_head * per_kv + head) * kDim + d, kDim, out / sum);
     } else {
       Partial<kDim>& to = partials[(row * l.cache.kv_heads + kv_head) * splits + split];
       to.out[head][d] = out;
@@ -259,7 +266,7 @@ __global__ void CombineKernel(AttentionLaunch l, const Partial<kDim>* partials, 
     sum += keep * parts[s].sum[within];
     out += keep * parts[s].out[within][d];
   }
-  l.out[(row * l.heads + head) * kDim + d] = out / sum;
+  PutOut(l, row, head * kDim + d, kDim, out / sum);
 }
 
 constexpr int kPrefillWarps = 4, kPrefillRows = 16 * kPrefillWarps;
@@ -415,6 +422,11 @@ int64_t AttentionScratch(int64_t singles, int32_t heads, int32_t head_dim) {
   // Partials of min(splits) x rows x kv heads, 16 heads each.
   const int64_t most = 264 + singles * heads;
   return (most + kMostSplits) * 16 * (head_dim + 2) * static_cast<int64_t>(sizeof(float));
+}
+
+bool WritesHalves(const AttentionLaunch& l) {
+  const int32_t dim = l.cache.head_dim;
+  return l.single == l.count && l.heads / l.cache.kv_heads <= 16 && (dim == 32 || dim == 64 || dim == 96 || dim == 128);
 }
 
 void Attention(const AttentionLaunch& l, cudaStream_t stream) {

@@ -46,7 +46,9 @@ struct AttentionLaunch {
   int64_t single = 0;
   int32_t longest = 0;  // positions of the longest of them, at least: what launches are planned for
   void* scratch = nullptr;  // AttentionScratch bytes
+  __half* halves = nullptr;  // out once more as half_rows.cuh has it, or null; only where all rows are single and WritesHalves
 };
+bool WritesHalves(const AttentionLaunch& launch);
 // For steps with up to `singles` single rows.
 int64_t AttentionScratch(int64_t singles, int32_t heads, int32_t head_dim);
 void Attention(const AttentionLaunch& launch, cudaStream_t stream);

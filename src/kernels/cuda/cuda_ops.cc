@@ -129,7 +129,7 @@ void CudaOps::Check(cudaError_t error, const char* what) const {
 
 void CudaOps::LaunchPending() const {
   if (pending_.empty()) return;
-  Check(Launch(pending_, stream_), "launching operations");
+  Check(Launch(pending_, {halves_.as<__half>(), half_count_}, stream_), "launching operations");
   pending_.clear();
 }
 

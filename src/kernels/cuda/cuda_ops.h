@@ -134,6 +134,8 @@ class CudaOps final : public kernels::Ops {
   mutable DeviceMemory scratch_;
   mutable int64_t scratch_bytes_ = 0;
   DeviceMemory gate_done_;
+  DeviceMemory halves_;  // HalfRoom
+  int64_t half_count_ = 0;
 
   // Inputs of a step, through pinned memory that a copy reads while the host goes on.
   PinnedMemory staging_;

@@ -7,13 +7,15 @@
 #include "kernels/cuda/few_rows.h"
 #include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/stream_rows.h"
+#include "kernels/cuda/tile_product.cuh"
 #include "kernels/cuda/warp.cuh"
 
 namespace thermoe::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kActivationRoom = 64 * 1024;  // bytes of shared memory for activations
+constexpr int kActivationRoom = 64 * 1024, kRingRoom = 72 * 1024;  // bytes of shared memory for activations and for tiles
 
 struct FewArgs {
   // Linears: matrices side by side, tiles of 16 rows counted through. Experts: of the job's expert.
@@ -37,138 +39,6 @@ struct FewArgs {
 };
 
 enum class Stage { kLinear, kGateUp, kDown };
-
-__device__ inline DeviceMatrix ExpertMatrix(const DeviceMatrix* table, const DeviceMatrix& base, int64_t stride, int expert) {
-  if (stride == 0) return table[expert];
-  DeviceMatrix m = base;
-  m.hi += expert * stride;
-  if (m.lo != nullptr) m.lo += expert * stride;
-  if (m.scales != nullptr) m.scales += expert * stride;
-  return m;
-}
-
-// Codes and scales of one tile, in registers.
-template <Packing kPacking>
-struct Loaded {
-  static constexpr int kWords = kPacking == Packing::kHalf ? 4 : HasLoPlane(kPacking) ? 2 : 1;
-  uint4 codes[kWords];
-  uint4 scales[2];  // of rows g and g + 8, as many bytes as the packing has
-};
-
-// A tile in a warp's ring: codes, the lo plane, scales.
-template <Packing kPacking, bool kHi>
-struct Ring {
-  static constexpr int kCodes = CodeTileBytes(kPacking), kLo = HasLoPlane(kPacking) && !kHi ? kPlaneTileBytes : 0;
-  static constexpr int kScales = ScaleTileBytes(kPacking), kTile = kCodes + kLo + kScales;
-  // As many tiles as 72 KiB hold for all warps of a block.
-  static constexpr int Stages(int mats) { return std::clamp(72 * 1024 / (kWarps * mats * kTile), 2, 8); }
-};
-
-// Starts the copy of one tile, by one warp.
-template <Packing kPacking, bool kHi>
-__device__ __forceinline__ void StartTile(const DeviceMatrix& m, int64_t tile, std::byte* to, int lane) {
-  using R = Ring<kPacking, kHi>;
-#pragma unroll
-  for (int at = 0; at < R::kCodes; at += 512) CopyAsync(to + at + lane * 16, m.hi + tile * R::kCodes + at + lane * 16);
-  if constexpr (R::kLo > 0) CopyAsync(to + R::kCodes + lane * 16, m.lo + tile * R::kLo + lane * 16);
-  if constexpr (R::kScales > 0) {
-    if (lane < R::kScales / 16) CopyAsync(to + R::kCodes + R::kLo + lane * 16, m.scales + tile * R::kScales + lane * 16);
-  }
-}
-
-template <Packing kPacking, bool kHi>
-__device__ __forceinline__ Loaded<kPacking> ReadTile(const std::byte* from, int lane) {
-  using R = Ring<kPacking, kHi>;
-  Loaded<kPacking> tile;
-#pragma unroll
-  for (int at = 0; at < R::kCodes / 512; ++at) tile.codes[at] = reinterpret_cast<const uint4*>(from + at * 512)[lane];
-  if constexpr (R::kLo > 0) tile.codes[1] = reinterpret_cast<const uint4*>(from + R::kCodes)[lane];
-  constexpr int kBytes = R::kScales / kTileRows;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const std::byte* at = from + R::kCodes + R::kLo + (lane / 4 + 8 * half) * kBytes;
-    if constexpr (kBytes == 4) tile.scales[half].x = *reinterpret_cast<const uint32_t*>(at);
-    if constexpr (kBytes == 8) {
-      const uint2 v = *reinterpret_cast<const uint2*>(at);
-      tile.scales[half].x = v.x, tile.scales[half].y = v.y;
-    }
-    if constexpr (kBytes == 16) tile.scales[half] = *reinterpret_cast<const uint4*>(at);
-  }
-  return tile;
-}
-
-// Scale of step s (16 columns) and minimum of block b (32 columns) of row g + 8 half.
-template <Packing kPacking>
-__device__ __forceinline__ float ScaleOf(const uint4& record, int s) {
-  if constexpr (kPacking == Packing::kByteMin) return __uint_as_float(s < 2 ? record.x : record.z);
-  if constexpr (kPacking == Packing::kNibbleMin) return HalfBits(record.x) * static_cast<float>(record.y >> (s < 2 ? 0 : 16) & 255u);
-  if constexpr (kPacking == Packing::kByte16) return HalfBits(record.x) * static_cast<float>(static_cast<int8_t>(record.y >> (8 * s)));
-  if constexpr (kPacking == Packing::kMxfp4) return __uint_as_float(s < 2 ? record.x << 16 : record.x & 0xffff0000u);
-  return HalfBits(s < 2 ? record.x : record.x >> 16);
-}
-template <Packing kPacking>
-__device__ __forceinline__ float MinOf(const uint4& record, int b) {
-  if constexpr (kPacking == Packing::kByteMin) return __uint_as_float(b == 0 ? record.y : record.w);
-  if constexpr (kPacking == Packing::kNibbleMin) return HalfBits(record.x >> 16) * static_cast<float>(record.y >> (b == 0 ? 8 : 24) & 255u);
-  return 0;
-}
-
-// sum += tile * x; x: [2 blocks of 32 columns][NT][32 lanes].
-template <Packing kPacking, bool kHi, int NT>
-__device__ __forceinline__ void Multiply(const Loaded<kPacking>& tile, const uint4* x, int lane, float (&sum)[NT][4]) {
-  if constexpr (kPacking == Packing::kHalf) {
-#pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      const uint4& c = tile.codes[s];
-      const Fragment a = {{c.x, c.y, c.z, c.w}};
-#pragma unroll
-      for (int nt = 0; nt < NT; ++nt) {
-        const uint4 v = x[(s / 2 * NT + nt) * 32 + lane];
-        Mma(sum[nt], a, s % 2 == 0 ? v.x : v.z, s % 2 == 0 ? v.y : v.w);
-      }
-    }
-    return;
-  } else {
-    // What the codes carry on top of their values: taken off by a product with ones, which has the sums of the activations.
-    constexpr bool kNibbles = kPacking == Packing::kNibble || kPacking == Packing::kNibbleMin;
-    constexpr float kOffset = kPacking == Packing::kPlanes8 && kHi ? 1024.0f + 120.5f : kPacking == Packing::kNibble ? 72.0f : kPacking == Packing::kNibbleMin ? 64.0f : 0.0f;
-    constexpr bool kMin = kPacking == Packing::kNibbleMin || kPacking == Packing::kByteMin;
-    constexpr uint32_t kOne = 0x3c003c00u;
-    const Fragment ones = {{kOne, kOne, kOne, kOne}};
-#pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      Fragment a[2];
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        const uint32_t hi = Word(tile.codes[0], 2 * b + s);
-        if constexpr (kPacking == Packing::kPlanes8 && kHi) a[s] = OffsetHiPlane(hi);
-        else if constexpr (kNibbles) a[s] = OffsetNibbles(hi);
-        else if constexpr (kPacking == Packing::kMxfp4) a[s] = FromE2M1(hi);
-        else a[s] = FromBytes(hi, Word(tile.codes[1 % Loaded<kPacking>::kWords], 2 * b + s));
-      }
-#pragma unroll
-      for (int nt = 0; nt < NT; ++nt) {
-        const uint4 v = x[(b * NT + nt) * 32 + lane];
-        float c[4] = {}, total[4] = {};
-        Mma(c, a[0], v.x, v.y);
-        if constexpr (kPacking == Packing::kByte16) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sum[nt][i] += ScaleOf<kPacking>(tile.scales[i / 2], 2 * b) * c[i], c[i] = 0;
-        }
-        Mma(c, a[1], v.z, v.w);
-        if constexpr (kOffset != 0 || kMin) {
-          Mma(total, ones, v.x, v.y);
-          Mma(total, ones, v.z, v.w);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          sum[nt][i] += ScaleOf<kPacking>(tile.scales[i / 2], 2 * b + 1) * (c[i] - kOffset * total[i]);
-          if constexpr (kMin) sum[nt][i] -= MinOf<kPacking>(tile.scales[i / 2], b) * total[i];
-        }
-      }
-    }
-  }
-}
 
 __device__ inline uint32_t HalfPair(float2 v) { return PackHalves(WithinHalf(v.x), WithinHalf(v.y)); }
 
@@ -223,7 +93,7 @@ template <Packing kPacking, bool kHi, int NT, Stage kStage>
 __global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewArgs args) {
   constexpr int kMats = kStage == Stage::kGateUp ? 2 : 1;
   using R = Ring<kPacking, kHi>;
-  constexpr int kStages = R::Stages(kMats);
+  constexpr int kStages = R::Stages(kRingRoom, kWarps, kMats);
   extern __shared__ uint4 staged[];
   __shared__ float partial[kWarps][kMats * NT * 4][32];
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
@@ -285,11 +155,13 @@ __global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewAr
       for (; step < steps && split + step * args.splits < end; ++step) {
         WaitCopies<kStages - 1>();
         __syncwarp();
-        const uint4* x = staged + (split + step * args.splits - slice) * 2 * NT * 32;
+        uint4 x[2][NT];
+#pragma unroll
+        for (int i = 0; i < 2 * NT; ++i) x[i / NT][i % NT] = staged[((split + step * args.splits - slice) * 2 * NT + i) * 32 + lane];
 #pragma unroll
         for (int j = 0; j < kMats; ++j) {
           const Loaded<kPacking> tile_data = ReadTile<kPacking, kHi>(ring + (step % kStages * kMats + j) * R::kTile, lane);
-          Multiply<kPacking, kHi, NT>(tile_data, x, lane, sum[j]);
+          Multiply<kPacking, kHi, NT>(tile_data, x, sum[j]);
         }
         __syncwarp();
         start(step + kStages);
@@ -358,7 +230,7 @@ cudaError_t LaunchGroups(int groups, dim3 grid, FewArgs args, cudaStream_t strea
   using R = Ring<kPacking, kHi>;
   const int k_tiles = (args.cols + kTileCols - 1) / kTileCols, tile_bytes = 1024 * groups;
   args.slice_tiles = std::min(k_tiles, kActivationRoom / tile_bytes);
-  const auto bytes = static_cast<size_t>(args.slice_tiles * tile_bytes + kWarps * R::Stages(kMats) * kMats * R::kTile);
+  const auto bytes = static_cast<size_t>(args.slice_tiles * tile_bytes + kWarps * R::Stages(kRingRoom, kWarps, kMats) * kMats * R::kTile);
   const auto launch = [&](auto* kernel) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     return LaunchEarly(kernel, grid, dim3(kThreads), bytes, stream, args);
@@ -426,10 +298,12 @@ bool LinearOfFewRows(std::span<const LinearLaunch> launches, cudaStream_t stream
 
 size_t FewRowsScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
   const auto kept = static_cast<size_t>(rows) * static_cast<size_t>(slots);
-  return Up(kept * static_cast<size_t>(width) * sizeof(__half)) + Up(kept * static_cast<size_t>(hidden) * sizeof(float));
+  return Up(kept * static_cast<size_t>(width) * sizeof(__half)) + Up(kept * static_cast<size_t>(hidden) * sizeof(float)) +
+         static_cast<size_t>(rows) * static_cast<size_t>(hidden) * sizeof(__half);
 }
 
 bool ExpertsOfFewRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t stream) {
+  if (ExpertsOfStreamedRows(l, sums, stream)) return true;
   if (l.gate_packing != l.up_packing || l.gate_packing == Packing::kF32 || l.down_packing == Packing::kF32) return false;
   const auto kept = static_cast<size_t>(l.rows) * static_cast<size_t>(l.slots);
   auto* inner = static_cast<__half*>(l.scratch);

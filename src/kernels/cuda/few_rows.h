@@ -19,6 +19,7 @@ struct SlotSums {
   int32_t slots = 0;
 };
 bool ExpertsOfFewRows(const ExpertFfnLaunch& launch, SlotSums* sums, cudaStream_t stream);
+// With room for what stream_rows.h wants.
 size_t FewRowsScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
 // out [rows, hidden] += the slots, in their order.
 void AddSlots(const SlotSums& sums, float* out, int64_t rows, int32_t hidden, cudaStream_t stream);

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/errors.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/stream_rows.h"
 
 namespace thermoe::cuda {
 namespace {
@@ -53,7 +54,8 @@ void ForEachVector(const ModelWeights& weights, const Visitor& visit) {
 
 struct CudaOps::MemoryPlan {
   int64_t weights = 0, vectors = 0, table = 0, kv = 0, scratch = 0, step = 0;
-  int64_t total() const { return weights + vectors + table + kv + scratch + step + kReserveBytes; }
+  int64_t halves = 0;  // count, not bytes
+  int64_t total() const { return weights + vectors + table + kv + scratch + step + Bytes<__half>(halves) + kReserveBytes; }
 };
 
 CudaOps::MemoryPlan CudaOps::PlanMemory(const kernels::ResidentModel& model) const {
@@ -72,6 +74,7 @@ CudaOps::MemoryPlan CudaOps::PlanMemory(const kernels::ResidentModel& model) con
     plan.scratch = std::max(plan.scratch, bytes);
   }
   plan.step = model.step_bytes;
+  plan.halves = int64_t{std::min(model.max_rows, kStreamSlots)} * std::max(config.hidden, config.heads * config.head_dim);
   return plan;
 }
 
@@ -112,6 +115,10 @@ Status CudaOps::Hold(const kernels::ResidentModel& model) {
   kv_host_ = model.kv.data, kv_floats_ = model.kv.floats();
   THERMOE_RETURN_IF_ERROR(CudaStatus(cudaMemset(kv_.data(), 0, static_cast<size_t>(plan.kv)), "clearing memory"));
   EnsureScratch(plan.scratch);
+  Result<DeviceMemory> halves = DeviceMemory::Allocate(Bytes<__half>(plan.halves), "rows as halves");
+  if (!halves.ok()) return halves.status();
+  halves_ = std::move(halves).value();
+  half_count_ = plan.halves;
   for (const std::span<const FfnWeights> layer : model.experts) {
     Result<ExpertTables> tables = MakeTables(layer, nullptr);
     if (!tables.ok()) return tables.status();

@@ -3,22 +3,61 @@
 
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/project.h"
+#include "kernels/cuda/stream_rows.h"
 
 namespace thermoe::cuda {
 namespace {
 
 void LaunchOne(const EmbedNode& n, cudaStream_t stream) { Embed(n.type, n.table, n.cols, n.row_bytes, n.ids, n.out, n.rows, stream); }
-void LaunchOne(const NormLaunch& n, cudaStream_t stream) { RmsNorm(n, stream); }
-cudaError_t LaunchOne(const LinearLaunch& n, cudaStream_t stream) { return Linear(n, stream); }
 void LaunchOne(const RopeLaunch& n, cudaStream_t stream) { Rope(n, stream); }
 void LaunchOne(const StoreLaunch& n, cudaStream_t stream) { StoreKv(n, stream); }
-void LaunchOne(const AttentionLaunch& n, cudaStream_t stream) { Attention(n, stream); }
 void LaunchOne(const SelectLaunch& n, cudaStream_t stream) { Select(n, stream); }
-cudaError_t LaunchOne(const ExpertFfnLaunch& n, cudaStream_t stream) { return ExpertFfn(n, stream); }
 void LaunchOne(const SwiGluNode& n, cudaStream_t stream) { SwiGlu(n.gate, n.up, n.out, n.size, stream); }
 void LaunchOne(const AddNode& n, cudaStream_t stream) { Add(n.x, n.gate, n.out, n.rows, n.n, stream); }
 void LaunchOne(const ClampNode& n, cudaStream_t stream) { Clamp(n.x, n.size, n.limit, stream); }
 void LaunchOne(const GatherNode& n, cudaStream_t stream) { Gather(n.x, n.picked, n.out, n.rows, n.n, stream); }
+
+// Which rows of floats the room has as halves.
+class Halves {
+ public:
+  explicit Halves(const HalfRoom& room) : room_(room) {}
+
+  // Null where there is no room or nobody would read them.
+  __half* Take(const float* rows, int64_t count, int64_t cols) {
+    of_ = count <= kStreamSlots && cols % kTileCols == 0 && count * cols <= room_.count ? rows : nullptr;
+    return of_ == nullptr ? nullptr : room_.at;
+  }
+  const __half* Of(const float* rows) const { return rows == of_ ? room_.at : nullptr; }
+  void Forget() { of_ = nullptr; }
+
+ private:
+  HalfRoom room_;
+  const float* of_ = nullptr;
+};
+
+void LaunchOne(NormLaunch n, Halves* halves, cudaStream_t stream) {
+  n.halves = halves->Take(n.out, n.rows, n.n);
+  RmsNorm(n, stream);
+}
+cudaError_t LaunchOne(LinearLaunch n, Halves* halves, cudaStream_t stream) {
+  n.halves = halves->Of(n.x);
+  return Linear(n, stream);
+}
+void LaunchOne(AttentionLaunch n, Halves* halves, cudaStream_t stream) {
+  n.halves = WritesHalves(n) ? halves->Take(n.out, n.count, int64_t{n.heads} * n.cache.head_dim) : nullptr;
+  if (n.halves == nullptr) halves->Forget();
+  Attention(n, stream);
+}
+cudaError_t LaunchOne(ExpertFfnLaunch n, Halves* halves, cudaStream_t stream) {
+  n.halves = halves->Of(n.x);
+  return ExpertFfn(n, stream);
+}
+// What else writes rows: none of them are halves afterwards.
+template <typename Other>
+auto LaunchOne(const Other& n, Halves* halves, cudaStream_t stream) {
+  if constexpr (!std::is_same_v<Other, SelectLaunch>) halves->Forget();
+  return LaunchOne(n, stream);
+}
 
 // The node there, if it is one of these.
 template <typename T>
@@ -27,13 +66,14 @@ const T* NodeAt(std::span<const Node> nodes, size_t at) {
 }
 
 // q, k and v: neighbouring products of the same rows.
-size_t LinearsTogether(std::span<const Node> nodes, cudaStream_t stream, cudaError_t* error) {
+size_t LinearsTogether(std::span<const Node> nodes, const Halves& halves, cudaStream_t stream, cudaError_t* error) {
   LinearLaunch together[kMostTogether];
   size_t count = 0;
   while (count < kMostTogether) {
     const auto* linear = NodeAt<LinearLaunch>(nodes, count);
     if (linear == nullptr || (count > 0 && (linear->x != together[0].x || linear->rows != together[0].rows))) break;
-    together[count++] = *linear;
+    together[count] = *linear;
+    together[count++].halves = halves.Of(linear->x);
   }
   if (count < 2) return 0;
   *error = LinearTogether(std::span(together).first(count), stream);
@@ -41,13 +81,13 @@ size_t LinearsTogether(std::span<const Node> nodes, cudaStream_t stream, cudaErr
 }
 
 // x += y, then out = norm(x): one pass over the rows.
-size_t AddThenNorm(std::span<const Node> nodes, cudaStream_t stream) {
+size_t AddThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t stream) {
   const auto* add = NodeAt<AddNode>(nodes, 0);
   const auto* norm = NodeAt<NormLaunch>(nodes, 1);
   if (add == nullptr || norm == nullptr || add->gate != nullptr || norm->x != add->out || norm->out == norm->x || norm->n != add->n) return 0;
   NormLaunch both = *norm;
   both.add = add->x;
-  RmsNorm(both, stream);
+  LaunchOne(both, halves, stream);
   return 2;
 }
 
@@ -85,10 +125,13 @@ size_t ProjectionsTogether(std::span<const Node> nodes, cudaStream_t stream) {
 }
 
 // The experts of few rows, whose slots a norm that follows adds up.
-size_t ExpertsThenNorm(std::span<const Node> nodes, cudaStream_t stream) {
+size_t ExpertsThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t stream) {
   const auto* experts = NodeAt<ExpertFfnLaunch>(nodes, 0);
+  if (experts == nullptr || PrefillsExperts(*experts)) return 0;
+  ExpertFfnLaunch launch = *experts;
+  launch.halves = halves->Of(launch.x);
   SlotSums sums;
-  if (experts == nullptr || PrefillsExperts(*experts) || !ExpertsOfFewRows(*experts, &sums, stream)) return 0;
+  if (!ExpertsOfFewRows(launch, &sums, stream)) return 0;
   const auto* norm = NodeAt<NormLaunch>(nodes, 1);
   if (norm == nullptr || norm->x != experts->out || norm->out == norm->x || norm->n != experts->hidden || norm->n <= 256) {
     AddSlots(sums, experts->out, experts->rows, experts->hidden, stream);
@@ -96,7 +139,7 @@ size_t ExpertsThenNorm(std::span<const Node> nodes, cudaStream_t stream) {
   }
   NormLaunch both = *norm;
   both.slots = sums;
-  RmsNorm(both, stream);
+  LaunchOne(both, halves, stream);
   return 2;
 }
 
@@ -108,23 +151,24 @@ size_t GateThenSelect(std::span<const Node> nodes, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t Launch(std::span<const Node> nodes, cudaStream_t stream) {
+cudaError_t Launch(std::span<const Node> nodes, const HalfRoom& room, cudaStream_t stream) {
+  Halves halves(room);
   for (size_t i = 0; i < nodes.size();) {
     const std::span<const Node> rest = nodes.subspan(i);
     cudaError_t error = cudaSuccess;
-    size_t done = LinearsTogether(rest, stream, &error);
-    if (done == 0) done = AddThenNorm(rest, stream);
+    size_t done = LinearsTogether(rest, halves, stream, &error);
+    if (done == 0) done = AddThenNorm(rest, &halves, stream);
     if (done == 0) done = ProjectionsTogether(rest, stream);
     if (done == 0) done = GateThenSelect(rest, stream);
-    if (done == 0) done = ExpertsThenNorm(rest, stream);
+    if (done == 0) done = ExpertsThenNorm(rest, &halves, stream);
     if (done == 0) {
       error = std::visit(
-          [stream](const auto& node) {
-            if constexpr (std::is_void_v<decltype(LaunchOne(node, stream))>) {
-              LaunchOne(node, stream);
+          [&](const auto& node) {
+            if constexpr (std::is_void_v<decltype(LaunchOne(node, &halves, stream))>) {
+              LaunchOne(node, &halves, stream);
               return cudaSuccess;
             } else {
-              return LaunchOne(node, stream);
+              return LaunchOne(node, &halves, stream);
             }
           },
           rest[0]);

@@ -45,7 +45,13 @@ struct GatherNode {
 using Node = std::variant<EmbedNode, NormLaunch, LinearLaunch, RopeLaunch, StoreLaunch, AttentionLaunch, SelectLaunch, ExpertFfnLaunch,
                           SwiGluNode, AddNode, ClampNode, GatherNode>;
 
+// Where the newest rows that a norm or attention gave are kept once more as halves, for the product that follows.
+struct HalfRoom {
+  __half* at = nullptr;
+  int64_t count = 0;
+};
+
 // Launches all of them in order on the stream.
-cudaError_t Launch(std::span<const Node> nodes, cudaStream_t stream);
+cudaError_t Launch(std::span<const Node> nodes, const HalfRoom& halves, cudaStream_t stream);
 
 }  // namespace thermoe::cuda

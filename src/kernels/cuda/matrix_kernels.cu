@@ -5,24 +5,25 @@
 #include "kernels/cuda/launches.h"
 #include "kernels/cuda/matrix_kernels.h"
 #include "kernels/cuda/prefill.h"
+#include "kernels/cuda/stream_rows.h"
 
 namespace thermoe::cuda {
 
-size_t LinearScratch(int32_t rows, int32_t in) { return LinearPrefillScratch(rows, in); }
+size_t LinearScratch(int32_t rows, int32_t in) { return std::max(LinearPrefillScratch(rows, in), StreamedLinearScratch(rows, in)); }
 
 cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream) { return LinearTogether({&launch, 1}, stream); }
 
 cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t stream) {
   if (launches.empty() || launches.front().rows == 0) return cudaSuccess;
   if (std::all_of(launches.begin(), launches.end(), PrefillsLinear)) return LinearPrefill(launches, stream);
-  if (LinearOfFewRows(launches, stream)) return cudaSuccess;
+  if (LinearOfStreamedRows(launches, stream) || LinearOfFewRows(launches, stream)) return cudaSuccess;
   for (const LinearLaunch& launch : launches) {
     cudaError_t error = cudaSuccess;
     if (launch.weight.packing == Packing::kF32) {
       error = LinearPlain(launch, stream);
     } else if (PrefillsLinear(launch)) {
       error = LinearPrefill({&launch, 1}, stream);
-    } else if (!LinearOfFewRows({&launch, 1}, stream)) {
+    } else if (!LinearOfStreamedRows({&launch, 1}, stream) && !LinearOfFewRows({&launch, 1}, stream)) {
       error = cudaErrorNotSupported;
     }
     if (error != cudaSuccess) return error;

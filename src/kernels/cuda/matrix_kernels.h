@@ -6,6 +6,7 @@
 // floats, in an order that data do not change.
 #pragma once
 
+#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
@@ -24,6 +25,7 @@ struct LinearLaunch {
   int32_t rows = 0;
   bool wgmma = true;        // may use Hopper's own tensor-core instructions
   void* scratch = nullptr;  // [LinearScratch], aligned to 256 bytes
+  const __half* halves = nullptr;  // x once more as half_rows.cuh has it, or null
 };
 size_t LinearScratch(int32_t rows, int32_t in);
 cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream);
@@ -52,6 +54,7 @@ struct ExpertFfnLaunch {
   bool wgmma = true;                     // may use Hopper's own tensor-core instructions
   bool may_read_hi = false;              // some jobs may be of the hi plane alone
   const float* x = nullptr;  // [T, hidden]
+  const __half* halves = nullptr;        // x once more as half_rows.cuh has it, or null
   // As kernels::Selection has them, in device memory.
   const Job* jobs = nullptr;           // [job_count], of capacity min(E, T * K) * 2
   const int32_t* job_count = nullptr;  // [1]

@@ -3,6 +3,7 @@
 
 #include <cfloat>
 
+#include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/warp.cuh"
@@ -54,10 +55,15 @@ __global__ void __launch_bounds__(kNormThreads) RmsNormKernel(NormLaunch l) {
 #pragma unroll
   for (int k = 0; k < kNormKept; ++k) {
     const int i = static_cast<int>(threadIdx.x) + k * kNormThreads;
-    if (i < l.n) l.out[at + i] = kept[k] * scale * gain[k];
+    if (i >= l.n) continue;
+    const float value = kept[k] * scale * gain[k];
+    l.out[at + i] = value;
+    if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);
   }
   for (int i = static_cast<int>(threadIdx.x) + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
-    l.out[at + i] = x[at + i] * scale * l.gain[i];
+    const float value = x[at + i] * scale * l.gain[i];
+    l.out[at + i] = value;
+    if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);
   }
 }
 
@@ -242,7 +248,7 @@ __global__ void SummaryKernel(const float* logits, int64_t vocab, const Part* pa
 
 void RmsNorm(const NormLaunch& l, cudaStream_t stream) {
   if (l.rows == 0) return;
-  if (l.n <= 256 && l.add == nullptr && l.slots.slot_out == nullptr) {
+  if (l.n <= 256 && l.add == nullptr && l.slots.slot_out == nullptr && l.halves == nullptr) {
     RmsNormWarpKernel<<<static_cast<unsigned>((l.rows + 7) / 8), 256, 0, stream>>>(l.x, l.gain, l.out, l.rows, l.n, l.epsilon);
     return;
   }

@@ -22,6 +22,7 @@ struct NormLaunch {
   // First x += add, or what the slots gave, where there are any (x may then not be const).
   const float* add = nullptr;
   SlotSums slots;
+  __half* halves = nullptr;  // out once more as half_rows.cuh has it, or null
 };
 void RmsNorm(const NormLaunch& launch, cudaStream_t stream);
 

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products for the rows of decoding, bound by the bytes of the weights (stream_rows.cu): as few_rows.h, for at most kStreamRows rows
+// and columns in multiples of 64. False: not these.
+#pragma once
+
+#include <span>
+
+#include "kernels/cuda/few_rows.h"
+
+namespace thermoe::cuda {
+
+inline constexpr int32_t kStreamRows = 32, kStreamSlots = 512;  // rows of a linear; slots (rows times K) of experts
+
+bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t stream);
+bool ExpertsOfStreamedRows(const ExpertFfnLaunch& launch, SlotSums* sums, cudaStream_t stream);
+size_t StreamedLinearScratch(int32_t rows, int32_t in);
+
+}  // namespace thermoe::cuda
