@@ -160,7 +160,8 @@ __global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewAr
         for (int i = 0; i < 2 * NT; ++i) x[i / NT][i % NT] = staged[((split + step * args.splits - slice) * 2 * NT + i) * 32 + lane];
 #pragma unroll
         for (int j = 0; j < kMats; ++j) {
-          const Loaded<kPacking> tile_data = ReadTile<kPacking, kHi>(ring + (step % kStages * kMats + j) * R::kTile, lane);
+          const std::byte* at = ring + (step % kStages * kMats + j) * R::kTile;
+          const Loaded<kPacking> tile_data = ReadTile<kPacking, kHi>(at, at + R::kCodes, at + R::kCodes + R::kLo, lane);
           Multiply<kPacking, kHi, NT>(tile_data, x, sum[j]);
         }
         __syncwarp();

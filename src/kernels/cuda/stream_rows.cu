@@ -1,23 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// One block a multiprocessor, whose warps each work through strips of 16 rows of weights (or a share of a strip's columns), one after
-// the other. Tiles come through a ring of the warp's own that runs ahead across the ends of strips, so memory is never idle. Activations
-// are halves in the order of half_rows.cuh: of a linear all of them in shared memory, of experts the rows of a tile with it in the ring
-// (loads straight to registers would wait behind the ring's). A kernel starts reading weights while the one before it still runs. An
-// expert that some rows want with both planes and others with the hi plane alone is read once.
+// One block a multiprocessor works through units of up to 128 rows of weights. One of its warps brings tiles by bulk copies into a ring
+// that runs ahead across the ends of units and kernels, so memory is never idle; the others multiply a tile each of every stage of the
+// ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all, of experts the rows that a unit meets. An
+// expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
 #include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/stream_rows.h"
 #include "kernels/cuda/tile_product.cuh"
 #include "kernels/cuda/warp.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kRowsOfItem = 8;                     // rows that meet an expert's tile at once
-constexpr int kRowBytes = kTileCols * sizeof(__half);
-constexpr int kActivationRoom = 136 * 1024;        // of a linear
-constexpr int kRowPad = 64;                        // bytes between rows there: two of them fall into different banks
+constexpr int kWarps = 16, kThreads = 32 * (kWarps + 1);  // that multiply, and the one that copies
+constexpr int kMostStages = 12;
+constexpr int kSharedRoom = 226 * 1024, kRingRoom = 112 * 1024;
+constexpr int kRowsOfItem = 8;       // rows that meet an expert's tiles at once
+constexpr int kSliceCols = 2048;     // columns of an expert's rows in shared memory at once
+constexpr int kRowPad = 64;          // bytes between rows there: two of them fall into different banks
+constexpr int kPartialBytes = kWarps * 4 * 32 * static_cast<int>(sizeof(float));
 
 enum class Stage { kLinear, kGateUp, kDown };
 
@@ -27,11 +29,10 @@ struct Item {
 };
 
 struct StreamArgs {
-  // Linears: matrices side by side, strips counted through.
+  // Linears: matrices side by side.
   DeviceMatrix linear[kMostTogether];
   const float* bias[kMostTogether];
   float* out[kMostTogether];
-  int32_t first_strip[kMostTogether + 1];
   int32_t linears;
   // Experts.
   const DeviceMatrix* first;   // [E] gate, or down
@@ -48,6 +49,8 @@ struct StreamArgs {
   // Both.
   const __half* x;             // [rows, cols] or, of inner products, [slots by order, cols]
   int32_t rows, cols, k_tiles;
+  int32_t row_bytes;           // of rows in shared memory, with the pad
+  int32_t stages;              // of the ring
 };
 
 // Jobs as items of at most kRowsOfItem rows each, by one warp. An expert's job for the hi plane follows that for both.
@@ -79,256 +82,323 @@ __device__ int MakeItems(const StreamArgs& args, Item* items) {
   return made;
 }
 
-// Warps that share a strip, for the least time of the busiest: columns of a strip, and what its end costs in columns' worth.
-__device__ inline int ShareOf(int strips, int k_tiles) {
-  int best = 1, least = INT32_MAX;
-  for (int share = 1; share <= kWarps && 2 * share <= k_tiles; share *= 2) {
-    const int at_once = static_cast<int>(gridDim.x) * (kWarps / share), turns = (strips + at_once - 1) / at_once;
-    const int time = turns * ((k_tiles + share - 1) / share + 2);
-    if (time < least) least = time, best = share;
-  }
-  return best;
-}
-
-// All warps of a share of a strip meet.
-__device__ inline void MeetShare(int strip_of_block, int share) {
-  asm volatile("bar.sync %0, %1;" ::"r"(1 + strip_of_block), "r"(32 * share) : "memory");
-}
-
-// Tiles of a stage of the ring, and the rows that meet them.
-template <Packing kPacking, Stage kStage>
-struct Stages {
-  using R = Ring<kPacking, false>;
-  static constexpr int kMats = kStage == Stage::kGateUp ? 2 : 1;
-  static constexpr int kRows = kStage == Stage::kLinear ? 0 : kRowsOfItem * kRowBytes;
-  static constexpr int kBytes = kMats * R::kTile + kRows;
-  static constexpr int kRoom = (kStage == Stage::kLinear ? 72 : kStage == Stage::kGateUp ? 102 : 86) * 1024;
-  static constexpr int kCount = std::clamp(kRoom / (kWarps * kBytes), 2, 8);
+// How the work is cut: units of `tiles` row tiles, each tile by `share` warps with every share-th column tile.
+struct Cut {
+  int tiles, share, steps, units;  // steps: stages of the ring that a unit takes
 };
 
-// All rows of a linear, after each other.
-__device__ inline void LoadRows(const StreamArgs& args, std::byte* to) {
-  constexpr int kTogether = 4;
-  const int each = args.cols / 8, pieces = args.rows * each, stride = args.cols * static_cast<int>(sizeof(__half)) + kRowPad;
-  for (int begin = static_cast<int>(threadIdx.x); begin < pieces; begin += kTogether * kThreads) {
-    uint4 v[kTogether];
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      const int i = begin + j * kThreads;
-      if (i < pieces) v[j] = __ldcg(reinterpret_cast<const uint4*>(args.x) + i);
+// A unit: row tiles of one matrix, or of gate and up of an expert.
+template <int kMats>
+struct Unit {
+  DeviceMatrix m[kMats];
+  int which, tile;  // the first
+  Item item;
+};
+
+template <Stage kStage>
+struct Work {
+  static constexpr int kMats = kStage == Stage::kGateUp ? 2 : 1;
+  const StreamArgs& args;
+  const Item* items;
+  int item_count;
+  Cut cut;
+
+  __device__ int UnitsOf(int rows, int tiles) const { return (rows + kTileRows * tiles - 1) / (kTileRows * tiles); }
+  __device__ int Units(int tiles) const {
+    if constexpr (kStage != Stage::kLinear) return item_count * UnitsOf(args.matrix_rows, tiles);
+    int units = 0;
+    for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, tiles);
+    return units;
+  }
+  // For the least time of the busiest block, in stages; what a unit's end costs is about two.
+  __device__ void MakeCut() {
+    int least = INT32_MAX;
+    for (int tiles = kGroupTiles; tiles >= 1; tiles /= 2) {
+      const int share = kWarps / kMats / tiles, steps = (args.k_tiles + share - 1) / share, units = Units(tiles);
+      const int time = (units + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x) * (steps + 2);
+      if (time < least) least = time, cut = {tiles, share, steps, units};
     }
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      const int i = begin + j * kThreads;
-      if (i < pieces) *reinterpret_cast<uint4*>(to + i / each * stride + i % each * 16) = v[j];
+  }
+  __device__ Unit<kMats> Open(int unit) const {
+    Unit<kMats> u;
+    if constexpr (kStage == Stage::kLinear) {
+      u.which = 0;
+      for (int here = UnitsOf(args.linear[0].rows, cut.tiles); unit >= here; here = UnitsOf(args.linear[u.which].rows, cut.tiles)) unit -= here, ++u.which;
+      u.tile = unit * cut.tiles;
+      u.m[0] = args.linear[u.which];
+      u.item = {0, 0, args.rows, args.rows};
+    } else {
+      const int of_item = UnitsOf(args.matrix_rows, cut.tiles);
+      u.which = 0, u.tile = unit % of_item * cut.tiles;
+      u.item = items[unit / of_item];
+      u.m[0] = ExpertMatrix(args.first, args.base[0], args.stride, u.item.expert);
+      if constexpr (kMats == 2) u.m[1] = ExpertMatrix(args.second, args.base[1], args.stride, u.item.expert);
+    }
+    return u;
+  }
+};
+
+// Barriers of the ring and of the rows' two places.
+struct Barriers {
+  uint64_t full[kMostStages], empty[kMostStages], rows_full[2], rows_empty[2];
+};
+
+// Where things are in shared memory.
+struct Places {
+  std::byte *ring, *rows;
+  float* partial;  // [warps][4][32]
+  int32_t* order;
+  Barriers* barriers;
+};
+
+// Position in a ring of `size`: the place, and how often it has been round.
+struct Turn {
+  int at = 0;
+  uint32_t phase = 0;
+  __device__ void Next(int size) {
+    if (++at == size) at = 0, phase ^= 1;
+  }
+};
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+
+// The tiles of one stage: of each matrix and each share, the row tiles' codes, lo planes and scales.
+template <Packing kPacking, Stage kStage>
+__device__ void CopyStage(const Work<kStage>& work, const Unit<Work<kStage>::kMats>& unit, int step, std::byte* to, uint64_t* full) {
+  using R = Ring<kPacking, false>;
+  constexpr int kMats = Work<kStage>::kMats;
+  const Cut& cut = work.cut;
+  const int lane = static_cast<int>(threadIdx.x % 32), k_tiles = work.args.k_tiles;
+  const bool hi = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear && unit.item.both == 0;
+  const int shares = min(cut.share, k_tiles - step * cut.share);
+  if (lane == 0) ExpectBytes(full, static_cast<uint32_t>(kMats * shares * cut.tiles * (R::kTile - (hi ? R::kLo : 0))));
+  __syncwarp();
+  for (int piece = lane; piece < kMats * shares * 3; piece += 32) {
+    const int part = piece % 3, j = piece / 3 / shares, s = piece / 3 % shares, k = step * cut.share + s;
+    const int64_t tile = (int64_t{unit.tile / kGroupTiles} * k_tiles + k) * kGroupTiles + unit.tile % kGroupTiles;
+    std::byte* at = to + (j * cut.share + s) * cut.tiles * R::kTile;
+    const DeviceMatrix& m = unit.m[kMats == 2 && j == 1 ? kMats - 1 : 0];
+    if (part == 0) BulkCopy(at, m.hi + tile * R::kCodes, static_cast<uint32_t>(cut.tiles * R::kCodes), full);
+    if (part == 1 && R::kLo > 0 && !hi) BulkCopy(at + cut.tiles * R::kCodes, m.lo + tile * R::kLo, static_cast<uint32_t>(cut.tiles * R::kLo), full);
+    if (part == 2 && R::kScales > 0) {
+      BulkCopy(at + cut.tiles * (R::kCodes + R::kLo), m.scales + tile * R::kScales, static_cast<uint32_t>(cut.tiles * R::kScales), full);
+    }
+  }
+}
+
+// Columns [begin, begin + cols) of an item's rows.
+template <Stage kStage>
+__device__ void CopyRows(const StreamArgs& args, const Item& item, const int32_t* order, int begin, int cols, std::byte* to, uint64_t* full) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const auto bytes = static_cast<uint32_t>(cols * static_cast<int>(sizeof(__half)));
+  if (lane == 0) ExpectBytes(full, bytes * static_cast<uint32_t>(item.count));
+  __syncwarp();
+  if (lane >= item.count) return;
+  const int64_t row = kStage == Stage::kGateUp ? order[item.first + lane] / args.slots : item.first + lane;
+  BulkCopy(to + lane * args.row_bytes, reinterpret_cast<const std::byte*>(args.x + row * args.cols + begin), bytes, full);
+}
+
+template <Packing kPacking, Stage kStage>
+__device__ void Produce(const Work<kStage>& work, const Places& places) {
+  constexpr int kStageBytes = kWarps * Ring<kPacking, false>::kTile;
+  const StreamArgs& args = work.args;
+  const Cut& cut = work.cut;
+  Barriers& b = *places.barriers;
+  const int first = static_cast<int>(blockIdx.x), turn = static_cast<int>(gridDim.x);
+  int ahead = 0;  // stages that began before the kernel before had ended
+  if constexpr (kStage != Stage::kGateUp) {
+    for (int unit = first; unit < cut.units && ahead < args.stages; unit += turn) {
+      const auto u = work.Open(unit);
+      for (int step = 0; step < cut.steps && ahead < args.stages; ++step, ++ahead) {
+        CopyStage<kPacking>(work, u, step, places.ring + ahead * kStageBytes, &b.full[ahead]);
+      }
+    }
+    WaitForBefore();
+    LetNextStart();
+  }
+  Turn stage, rows;
+  bool again = false, rows_again = false;  // the places have been used
+  const int slice_steps = kSliceCols / kTileCols / cut.share;
+  for (int unit = first; unit < cut.units; unit += turn) {
+    const auto u = work.Open(unit);
+    for (int step = 0; step < cut.steps; ++step) {
+      if (kStage != Stage::kLinear && step % slice_steps == 0) {
+        if (rows_again) BarrierWait(&b.rows_empty[rows.at], rows.phase ^ 1);
+        const int begin = step * cut.share * kTileCols;
+        CopyRows<kStage>(args, u.item, places.order, begin, min(kSliceCols, args.cols - begin), places.rows + rows.at * kRowsOfItem * args.row_bytes,
+                         &b.rows_full[rows.at]);
+        rows.Next(2);
+        rows_again = rows_again || rows.at == 0;
+      }
+      if (ahead > 0) {
+        --ahead;
+      } else {
+        if (again) BarrierWait(&b.empty[stage.at], stage.phase ^ 1);
+        CopyStage<kPacking>(work, u, step, places.ring + stage.at * kStageBytes, &b.full[stage.at]);
+      }
+      stage.Next(args.stages);
+      again = again || stage.at == 0;
     }
   }
 }
 
 template <Packing kPacking, int NT, Stage kStage>
-__global__ void __launch_bounds__(kThreads, NT <= 2 ? 2 : 1) StreamKernel(StreamArgs args) {
-  using S = Stages<kPacking, kStage>;
-  using R = typename S::R;
-  constexpr int kMats = S::kMats, kStages = S::kCount;
+__device__ void Consume(const Work<kStage>& work, const Places& places) {
+  using R = Ring<kPacking, false>;
+  constexpr int kMats = Work<kStage>::kMats;
   constexpr bool kPlanes = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear, kExperts = kStage != Stage::kLinear;
-  extern __shared__ uint4 shared[];
-  __shared__ float partial[kWarps][kMats * NT * 4][32];
+  const StreamArgs& args = work.args;
+  const Cut cut = work.cut;
+  Barriers& b = *places.barriers;
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int together = kMats * cut.share, tile = warp / together, part = warp % together;  // part: matrix by matrix, share by share
+  // Of this warp's tile in a stage: codes, lo plane, scales.
+  const int chunk = part * cut.tiles * R::kTile, codes = chunk + tile * R::kCodes, lo = chunk + cut.tiles * R::kCodes + tile * R::kLo;
+  const int scales = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales;
+  const int slice_steps = kSliceCols / kTileCols / cut.share;
+  Turn stage, rows;
+  for (int unit = static_cast<int>(blockIdx.x); unit < cut.units; unit += static_cast<int>(gridDim.x)) {
+    const auto u = work.Open(unit);
+    const int count = u.item.count, both = u.item.both, groups = (count + 7) / 8;
+    float sum[NT][4] = {};
+    for (int step = 0; step < cut.steps; ++step) {
+      const int within = kExperts ? step % slice_steps : step;
+      if (kExperts && within == 0) BarrierWait(&b.rows_full[rows.at], rows.phase);
+      BarrierWait(&b.full[stage.at], stage.phase);
+      if (step * cut.share + part % cut.share < args.k_tiles) {
+        const std::byte* from = places.ring + stage.at * kWarps * R::kTile;
+        const std::byte* x_rows = places.rows + (kExperts ? rows.at * kRowsOfItem * args.row_bytes : 0) + (within * cut.share + part % cut.share) * kTileCols * 2 + lane % 4 * 16;
+        uint4 x[2][NT];
+#pragma unroll
+        for (int i = 0; i < 2 * NT; ++i) {
+          const int row = i % NT * 8 + lane / 4;
+          x[i / NT][i % NT] = row < count ? *reinterpret_cast<const uint4*>(x_rows + row * args.row_bytes + i / NT * 64) : uint4{};
+        }
+        if (kPlanes && both == 0) {
+          Multiply<kPacking, kPlanes, NT>(ReadTile<kPacking, kPlanes>(from + codes, from + lo, from + scales, lane), x, sum, groups);
+        } else {
+          const Loaded<kPacking> loaded = ReadTile<kPacking, false>(from + codes, from + lo, from + scales, lane);
+          bool mixed = false;
+          if constexpr (kPlanes) {
+            mixed = both < count;
+            if (mixed) MultiplyMixed<NT>(loaded, x, sum, both, groups);
+          }
+          if (!mixed) Multiply<kPacking, false, NT>(loaded, x, sum, groups);
+        }
+      }
+      __syncwarp();
+      if (lane == 0) BarrierArrive(&b.empty[stage.at]);
+      stage.Next(args.stages);
+      if (kExperts && (within == slice_steps - 1 || step == cut.steps - 1)) {
+        if (lane == 0) BarrierArrive(&b.rows_empty[rows.at]);
+        rows.Next(2);
+      }
+    }
+    // The parts of a tile, added in order by the first of its warps.
+#pragma unroll
+    for (int nt = 0; nt < NT; ++nt) {
+      if (nt >= groups) break;
+      const auto meet = [&] { asm volatile("bar.sync %0, %1;" ::"r"(1 + tile), "r"(32 * together) : "memory"); };
+      float total[kMats][4];
+      if (part != 0) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) places.partial[(warp * 4 + i) * 32 + lane] = sum[nt][i];
+      }
+      meet();
+      if (part == 0) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+#pragma unroll
+          for (int j = 0; j < kMats; ++j) {
+            total[j][i] = j == 0 ? sum[nt][i] : 0.0f;
+            for (int s = j == 0 ? 1 : 0; s < cut.share; ++s) total[j][i] += places.partial[((warp + j * cut.share + s) * 4 + i) * 32 + lane];
+          }
+        }
+      }
+      meet();
+      if (part != 0) continue;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = (u.tile + tile) * kTileRows + lane / 4 + i / 2 * 8, column = nt * 8 + lane % 4 * 2 + i % 2;
+        if (row >= u.m[0].rows || column >= count) continue;
+        if constexpr (kPacking == Packing::kHalf) {
+#pragma unroll
+          for (int j = 0; j < kMats; ++j) total[j][i] *= reinterpret_cast<const float*>(u.m[j].scales)[row];
+        }
+        if constexpr (kStage == Stage::kLinear) {
+          const float* bias = args.bias[u.which];
+          args.out[u.which][int64_t{column} * u.m[0].rows + row] = total[0][i] + (bias != nullptr ? bias[row] : 0.0f);
+        } else if constexpr (kStage == Stage::kGateUp) {
+          StoreHalf(args.inner + int64_t{u.item.first + column} * args.matrix_rows, row, Silu(total[0][i]) * total[kMats - 1][i]);
+        } else {
+          args.slot_out[int64_t{places.order[u.item.first + column]} * args.matrix_rows + row] = total[0][i];
+        }
+      }
+    }
+  }
+}
+
+// All rows of a linear, by the warps that multiply.
+__device__ void LoadRows(const StreamArgs& args, std::byte* to) {
+  constexpr int kTogether = 4, kLoaders = 32 * kWarps;
+  const int each = args.cols / 8, pieces = args.rows * each;
+  for (int begin = static_cast<int>(threadIdx.x); begin < pieces; begin += kTogether * kLoaders) {
+    uint4 v[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int i = begin + j * kLoaders;
+      if (i < pieces) v[j] = __ldcg(reinterpret_cast<const uint4*>(args.x) + i);
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int i = begin + j * kLoaders;
+      if (i < pieces) *reinterpret_cast<uint4*>(to + i / each * args.row_bytes + i % each * 16) = v[j];
+    }
+  }
+  asm volatile("bar.sync 15, %0;" ::"n"(kLoaders) : "memory");
+}
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
+
+template <Packing kPacking, int NT, Stage kStage>
+__global__ void __launch_bounds__(kThreads, 1) StreamKernel(const __grid_constant__ StreamArgs args) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr bool kExperts = kStage != Stage::kLinear;
+  extern __shared__ __align__(128) std::byte shared[];
+  __shared__ Barriers barriers;
   __shared__ int32_t item_count;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  std::byte* ring = reinterpret_cast<std::byte*>(shared) + warp * kStages * S::kBytes;
-  std::byte* after_rings = reinterpret_cast<std::byte*>(shared) + kWarps * kStages * S::kBytes;  // items and order, or a linear's rows
-  auto* items = reinterpret_cast<Item*>(after_rings);
-  auto* order = reinterpret_cast<int32_t*>(items + args.most_items);
-
-  int strips = 0, row_tiles = 0;
-  if constexpr (!kExperts) {
-    strips = args.first_strip[args.linears];
-  } else {
+  Places places;
+  places.ring = shared;
+  places.rows = shared + args.stages * kWarps * Ring<kPacking, false>::kTile;
+  places.partial = reinterpret_cast<float*>(places.rows + (kExperts ? 2 * kRowsOfItem : args.rows) * args.row_bytes);
+  auto* items = reinterpret_cast<Item*>(reinterpret_cast<std::byte*>(places.partial) + kPartialBytes);
+  places.order = reinterpret_cast<int32_t*>(items + args.most_items);
+  places.barriers = &barriers;
+  if (static_cast<int>(threadIdx.x) < args.stages) BarrierInit(&barriers.full[threadIdx.x], 1), BarrierInit(&barriers.empty[threadIdx.x], kWarps);
+  if (threadIdx.x < 2) BarrierInit(&barriers.rows_full[threadIdx.x], 1), BarrierInit(&barriers.rows_empty[threadIdx.x], kWarps);
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  if constexpr (kExperts) {
     // For the second product the jobs are there before the first has ended.
     if constexpr (kStage == Stage::kGateUp) {
       WaitForBefore();
       LetNextStart();
     }
     if (warp == 0) {
-      const int made = MakeItems<kPlanes>(args, items);
+      const int made = MakeItems<kPacking == Packing::kPlanes8>(args, items);
       if (lane == 0) item_count = made;
     } else {
-      for (int i = static_cast<int>(threadIdx.x) - 32; i < args.kept; i += kThreads - 32) order[i] = __ldcg(args.order + i);
-    }
-    __syncthreads();
-    row_tiles = (args.matrix_rows + kTileRows - 1) / kTileRows;
-    strips = item_count * row_tiles;
-  }
-  const int share = ShareOf(strips, args.k_tiles), of_block = kWarps / share, part = warp % share, place = warp / share;
-  const int turn = static_cast<int>(gridDim.x) * of_block, first_strip = static_cast<int>(blockIdx.x) * of_block + place;
-  const int steps = (args.k_tiles - part + share - 1) / share;  // tiles of a strip that are this warp's
-
-  // What a strip is of: its matrices, and its first tile in them.
-  struct Strip {
-    DeviceMatrix m[kMats];
-    int64_t base;
-    int which, tile;
-    Item item;
-  };
-  const auto open = [&](int strip) {
-    Strip s;
-    if constexpr (!kExperts) {
-      s.which = 0;
-      while (strip >= args.first_strip[s.which + 1]) ++s.which;
-      s.tile = strip - args.first_strip[s.which];
-      s.m[0] = args.linear[s.which];
-      s.item = {0, 0, args.rows, args.rows};
-    } else {
-      s.which = 0, s.tile = strip % row_tiles;
-      s.item = items[strip / row_tiles];
-      s.m[0] = ExpertMatrix(args.first, args.base[0], args.stride, s.item.expert);
-      if constexpr (kMats == 2) s.m[1] = ExpertMatrix(args.second, args.base[1], args.stride, s.item.expert);
-    }
-    s.base = int64_t{s.tile / kGroupTiles} * args.k_tiles * kGroupTiles + s.tile % kGroupTiles;
-    return s;
-  };
-
-  // Where the ring's next stages come from.
-  int ahead_strip = first_strip, ahead_step = 0;
-  Strip ahead;
-  const __half* ahead_rows[2];  // of which this lane copies 16 bytes: lane / 8 and that plus 4
-  const auto open_ahead = [&] {
-    if (ahead_strip >= strips) return;
-    ahead = open(ahead_strip);
-    if constexpr (kExperts) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int row = lane / 8 + 4 * j;
-        int64_t from = ahead.item.first + row;
-        if constexpr (kStage == Stage::kGateUp) from = row < ahead.item.count ? order[from] / args.slots : 0;
-        ahead_rows[j] = row < ahead.item.count ? args.x + from * args.cols + lane % 8 * 8 : nullptr;
-      }
-    }
-  };
-  const auto start = [&](int slot, bool tiles, bool rows) {
-    if (ahead_strip < strips) {
-      const int k = part + ahead_step * share;
-      std::byte* to = ring + slot * S::kBytes;
-      if (tiles) {
-        const int64_t tile = ahead.base + int64_t{k} * kGroupTiles;
-        const bool hi = kPlanes && ahead.item.both == 0;
-#pragma unroll
-        for (int j = 0; j < kMats; ++j) {
-          if (hi) StartTile<kPacking, kPlanes>(ahead.m[j], tile, to + j * R::kTile, lane);
-          else StartTile<kPacking, false>(ahead.m[j], tile, to + j * R::kTile, lane);
-        }
-      }
-      if constexpr (kExperts) {
-        if (rows) {
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            const int row = lane / 8 + 4 * j, block = lane % 8 / 4 ^ row % 2;  // neighbouring rows fall into different banks
-            if (ahead_rows[j] != nullptr) CopyAsync(to + kMats * R::kTile + row * kRowBytes + block * 64 + lane % 4 * 16, ahead_rows[j] + k * kTileCols);
-          }
-        }
-      }
-      if (++ahead_step == steps) {
-        ahead_step = 0, ahead_strip += turn;
-        open_ahead();
-      }
-    }
-    CommitCopies();
-  };
-  open_ahead();
-#pragma unroll 1
-  for (int i = 0; i < kStages; ++i) start(i, true, kStage == Stage::kGateUp);
-  if constexpr (kStage != Stage::kGateUp) {
-    WaitForBefore();
-    LetNextStart();
-  }
-  if constexpr (kStage == Stage::kDown) {  // the rows of the stages that are under way
-    ahead_strip = first_strip, ahead_step = 0;
-    open_ahead();
-#pragma unroll 1
-    for (int i = 0; i < kStages; ++i) start(i, false, true);
-  }
-  if constexpr (kStage == Stage::kLinear) {
-    LoadRows(args, after_rings);
-    __syncthreads();
-  }
-
-  int slot = 0;
-#pragma unroll 1
-  for (int strip = first_strip; strip < strips; strip += turn) {
-    const Strip here = open(strip);
-    const int count = here.item.count, groups = (count + 7) / 8;
-    float sum[kMats][NT][4] = {};
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      WaitCopies<kStages - 1>();
-      __syncwarp();
-      const std::byte* from = ring + slot * S::kBytes;
-      uint4 x[2][NT];
-#pragma unroll
-      for (int i = 0; i < 2 * NT; ++i) {
-        const int b = i / NT, row = i % NT * 8 + lane / 4;
-        const std::byte* at = kExperts ? from + kMats * R::kTile + row * kRowBytes + (b ^ row % 2) * 64
-                                       : after_rings + row * (args.cols * 2 + kRowPad) + ((part + step * share) * kTileCols + b * 32) * 2;
-        x[b][i % NT] = row < count ? *reinterpret_cast<const uint4*>(at + lane % 4 * 16) : uint4{};
-      }
-      if (kPlanes && here.item.both == 0) {
-#pragma unroll
-        for (int j = 0; j < kMats; ++j) Multiply<kPacking, kPlanes, NT>(ReadTile<kPacking, kPlanes>(from + j * R::kTile, lane), x, sum[j], groups);
-      } else {
-        bool mixed = false;
-        if constexpr (kPlanes) {
-          mixed = here.item.both < count;
-          if (mixed) {
-#pragma unroll
-            for (int j = 0; j < kMats; ++j) MultiplyMixed<NT>(ReadTile<kPacking, false>(from + j * R::kTile, lane), x, sum[j], here.item.both, groups);
-          }
-        }
-        if (!mixed) {
-#pragma unroll
-          for (int j = 0; j < kMats; ++j) Multiply<kPacking, false, NT>(ReadTile<kPacking, false>(from + j * R::kTile, lane), x, sum[j], groups);
-        }
-      }
-      __syncwarp();
-      start(slot, true, true);
-      slot = slot + 1 == kStages ? 0 : slot + 1;
-    }
-    // The parts of a strip, added in order.
-    if (share > 1) {
-      if (part != 0) {
-#pragma unroll
-        for (int i = 0; i < kMats * NT * 4; ++i) partial[warp][i][lane] = sum[i / (NT * 4)][i / 4 % NT][i % 4];
-      }
-      MeetShare(place, share);
-      if (part == 0) {
-        for (int other = 1; other < share; ++other) {
-#pragma unroll
-          for (int i = 0; i < kMats * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] += partial[warp + other][i][lane];
-        }
-      }
-      MeetShare(place, share);
-      if (part != 0) continue;
-    }
-#pragma unroll
-    for (int i = 0; i < NT * 4; ++i) {
-      const int nt = i / 4, row = here.tile * kTileRows + lane / 4 + i % 4 / 2 * 8, column = nt * 8 + lane % 4 * 2 + i % 2;
-      if (row >= here.m[0].rows || column >= count) continue;
-      float total[kMats];
-#pragma unroll
-      for (int j = 0; j < kMats; ++j) {
-        total[j] = sum[j][nt][i % 4];
-        if constexpr (kPacking == Packing::kHalf) total[j] *= reinterpret_cast<const float*>(here.m[j].scales)[row];
-      }
-      if constexpr (kStage == Stage::kLinear) {
-        const float* bias = args.bias[here.which];
-        args.out[here.which][int64_t{column} * here.m[0].rows + row] = total[0] + (bias != nullptr ? bias[row] : 0.0f);
-      } else if constexpr (kStage == Stage::kGateUp) {
-        StoreHalf(args.inner + int64_t{here.item.first + column} * args.matrix_rows, row, Silu(total[0]) * total[kMats - 1]);
-      } else {
-        args.slot_out[int64_t{order[here.item.first + column]} * args.matrix_rows + row] = total[0];
-      }
+      for (int i = static_cast<int>(threadIdx.x) - 32; i < args.kept; i += kThreads - 32) places.order[i] = __ldcg(args.order + i);
     }
   }
-  WaitCopies<0>();
+  __syncthreads();
+  Work<kStage> work{args, items, kExperts ? item_count : 0, {}};
+  work.MakeCut();
+  if (warp == kWarps) return Produce<kPacking>(work, places);
+  if constexpr (kStage != Stage::kGateUp) WaitForBefore();
+  if constexpr (!kExperts) LoadRows(args, places.rows);
+  Consume<kPacking, NT>(work, places);
+#endif
 }
 
 // Rows of floats that nobody left as halves. grid: columns, rows.
@@ -355,19 +425,18 @@ int Multiprocessors() {
 }
 
 template <Packing kPacking, Stage kStage>
-bool LaunchGroups(int rows, int strips, const StreamArgs& args, cudaStream_t stream) {
-  using S = Stages<kPacking, kStage>;
-  const size_t rings = kWarps * S::kCount * S::kBytes;
-  const size_t others = kStage == Stage::kLinear
-                            ? static_cast<size_t>(args.rows) * (static_cast<size_t>(args.cols) * sizeof(__half) + kRowPad)
-                            : static_cast<size_t>(args.most_items) * sizeof(Item) + static_cast<size_t>(args.kept) * sizeof(int32_t);
-  const auto grid = static_cast<unsigned>(std::min(Multiprocessors(), strips));
+bool LaunchGroups(int rows, int tiles, StreamArgs args, cudaStream_t stream) {
+  constexpr bool kExperts = kStage != Stage::kLinear;
+  constexpr int kStageBytes = kWarps * Ring<kPacking, false>::kTile;
+  args.row_bytes = std::min(args.cols, kExperts ? kSliceCols : args.cols) * static_cast<int>(sizeof(__half)) + kRowPad;
+  const int others = (kExperts ? 2 * kRowsOfItem : args.rows) * args.row_bytes + kPartialBytes + args.most_items * static_cast<int>(sizeof(Item)) +
+                     args.kept * static_cast<int>(sizeof(int32_t));
+  args.stages = std::min({(kSharedRoom - others) / kStageBytes, std::max(kRingRoom / kStageBytes, 2), kMostStages});
+  if (args.stages < 2) return false;
+  const auto grid = static_cast<unsigned>(std::min(Multiprocessors(), tiles)), bytes = static_cast<unsigned>(others + args.stages * kStageBytes);
   const auto launch = [&](auto* kernel) {
-    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(rings + others)) != cudaSuccess) {
-      cudaGetLastError();  // too little shared memory on this device: not these
-      return false;
-    }
-    return LaunchEarly(kernel, dim3(grid), dim3(kThreads), rings + others, stream, args) == cudaSuccess;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)) == cudaSuccess &&
+           LaunchEarly(kernel, dim3(grid), dim3(kThreads), bytes, stream, args) == cudaSuccess;
   };
   if constexpr (kStage == Stage::kLinear) {
     if (rows > 16) return launch(StreamKernel<kPacking, 4, kStage>);
@@ -377,15 +446,15 @@ bool LaunchGroups(int rows, int strips, const StreamArgs& args, cudaStream_t str
 }
 
 template <Stage kStage>
-bool LaunchPacking(Packing packing, int rows, int strips, const StreamArgs& args, cudaStream_t stream) {
+bool LaunchPacking(Packing packing, int rows, int tiles, const StreamArgs& args, cudaStream_t stream) {
   switch (packing) {
-    case Packing::kPlanes8: return LaunchGroups<Packing::kPlanes8, kStage>(rows, strips, args, stream);
-    case Packing::kNibble: return LaunchGroups<Packing::kNibble, kStage>(rows, strips, args, stream);
-    case Packing::kNibbleMin: return LaunchGroups<Packing::kNibbleMin, kStage>(rows, strips, args, stream);
-    case Packing::kByteMin: return LaunchGroups<Packing::kByteMin, kStage>(rows, strips, args, stream);
-    case Packing::kByte16: return LaunchGroups<Packing::kByte16, kStage>(rows, strips, args, stream);
-    case Packing::kMxfp4: return LaunchGroups<Packing::kMxfp4, kStage>(rows, strips, args, stream);
-    case Packing::kHalf: return LaunchGroups<Packing::kHalf, kStage>(rows, strips, args, stream);
+    case Packing::kPlanes8: return LaunchGroups<Packing::kPlanes8, kStage>(rows, tiles, args, stream);
+    case Packing::kNibble: return LaunchGroups<Packing::kNibble, kStage>(rows, tiles, args, stream);
+    case Packing::kNibbleMin: return LaunchGroups<Packing::kNibbleMin, kStage>(rows, tiles, args, stream);
+    case Packing::kByteMin: return LaunchGroups<Packing::kByteMin, kStage>(rows, tiles, args, stream);
+    case Packing::kByte16: return LaunchGroups<Packing::kByte16, kStage>(rows, tiles, args, stream);
+    case Packing::kMxfp4: return LaunchGroups<Packing::kMxfp4, kStage>(rows, tiles, args, stream);
+    case Packing::kHalf: return LaunchGroups<Packing::kHalf, kStage>(rows, tiles, args, stream);
     case Packing::kF32: break;
   }
   return false;
@@ -404,24 +473,25 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
   const LinearLaunch& one = launches.front();
   const int32_t cols = one.weight.cols;
   if (one.rows > kStreamRows || cols % kTileCols != 0 || launches.size() > kMostTogether) return false;
-  if (one.rows * (cols * static_cast<int64_t>(sizeof(__half)) + kRowPad) > kActivationRoom) return false;
+  if (!one.wgmma || one.rows * (cols * static_cast<int64_t>(sizeof(__half)) + kRowPad) > kSharedRoom) return false;
   StreamArgs args{};
+  int tiles = 0;
   for (const LinearLaunch& l : launches) {
     if (l.weight.packing != one.weight.packing || l.weight.packing == Packing::kF32 || l.weight.cols != cols) return false;
     const int i = args.linears++;
     args.linear[i] = l.weight, args.bias[i] = l.bias, args.out[i] = l.out;
-    args.first_strip[i + 1] = args.first_strip[i] + TilesOf(l.weight.rows);
+    tiles += TilesOf(l.weight.rows);
   }
   args.rows = one.rows, args.cols = cols, args.k_tiles = cols / kTileCols;
   args.x = HalvesOf(one.x, one.halves, one.scratch, one.rows, cols, stream);
-  return LaunchPacking<Stage::kLinear>(one.weight.packing, one.rows, args.first_strip[args.linears], args, stream);
+  return LaunchPacking<Stage::kLinear>(one.weight.packing, one.rows, tiles, args, stream);
 }
 
 // Scratch: as of few rows, whose parts these are too, and the rows as halves at its end.
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t stream) {
   const int32_t kept = l.rows * l.slots;
   if (l.gate_packing != l.up_packing || l.gate_packing == Packing::kF32 || l.down_packing == Packing::kF32) return false;
-  if (kept > kStreamSlots || l.hidden % kTileCols != 0 || l.width % kTileCols != 0) return false;
+  if (!l.wgmma || kept > kStreamSlots || l.hidden % kTileCols != 0 || l.width % kTileCols != 0) return false;
   auto* inner = static_cast<__half*>(l.scratch);
   auto* slot_out = reinterpret_cast<float*>(static_cast<std::byte*>(l.scratch) + Up(static_cast<size_t>(kept) * static_cast<size_t>(l.width) * sizeof(__half)));
   std::byte* room = reinterpret_cast<std::byte*>(slot_out) + Up(static_cast<size_t>(kept) * static_cast<size_t>(l.hidden) * sizeof(float));

@@ -47,17 +47,18 @@ __device__ __forceinline__ void StartTile(const DeviceMatrix& m, int64_t tile, s
   }
 }
 
+// kHi: without the lo plane.
 template <Packing kPacking, bool kHi>
-__device__ __forceinline__ Loaded<kPacking> ReadTile(const std::byte* from, int lane) {
+__device__ __forceinline__ Loaded<kPacking> ReadTile(const std::byte* codes, const std::byte* lo, const std::byte* scales, int lane) {
   using R = Ring<kPacking, kHi>;
   Loaded<kPacking> tile;
 #pragma unroll
-  for (int at = 0; at < R::kCodes / 512; ++at) tile.codes[at] = reinterpret_cast<const uint4*>(from + at * 512)[lane];
-  if constexpr (R::kLo > 0) tile.codes[1] = reinterpret_cast<const uint4*>(from + R::kCodes)[lane];
+  for (int at = 0; at < R::kCodes / 512; ++at) tile.codes[at] = reinterpret_cast<const uint4*>(codes + at * 512)[lane];
+  if constexpr (R::kLo > 0) tile.codes[1] = reinterpret_cast<const uint4*>(lo)[lane];
   constexpr int kBytes = R::kScales / kTileRows;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const std::byte* at = from + R::kCodes + R::kLo + (lane / 4 + 8 * half) * kBytes;
+    const std::byte* at = scales + (lane / 4 + 8 * half) * kBytes;
     if constexpr (kBytes == 4) tile.scales[half].x = *reinterpret_cast<const uint32_t*>(at);
     if constexpr (kBytes == 8) {
       const uint2 v = *reinterpret_cast<const uint2*>(at);
