@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One block a multiprocessor works through units of up to 128 rows of weights. One of its warps brings tiles by bulk copies into a ring
-// that runs ahead across the ends of units and kernels, so memory is never idle; the others multiply a tile each of every stage of the
+// One block a multiprocessor works through units of up to 128 rows of weights. A few of its warps bring tiles by bulk copies into a ring
+// that runs ahead across the ends of units and kernels, so memory is never idle; the others multiply their tiles of every stage of the
 // ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all, of experts the rows that a unit meets. An
 // expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
 #include "kernels/cuda/half_rows.cuh"
@@ -13,7 +13,7 @@
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kWarps = 16, kThreads = 32 * (kWarps + 1);  // that multiply, and the one that copies
+constexpr int kWarps = 16, kCopyWarps = 4, kThreads = 32 * (kWarps + kCopyWarps);  // that multiply, and that copy every fourth stage
 constexpr int kMostStages = 12;
 constexpr int kSharedRoom = 226 * 1024, kRingRoom = 112 * 1024;
 constexpr int kRowsOfItem = 8;       // rows that meet an expert's tiles at once
@@ -82,9 +82,13 @@ __device__ int MakeItems(const StreamArgs& args, Item* items) {
   return made;
 }
 
-// How the work is cut: units of `tiles` row tiles, each tile by `share` warps with every share-th column tile.
+// Tiles of a warp in a stage of the ring: their products do not wait for each other.
+template <Packing kPacking>
+inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
+
+// How the work is cut: units of `tiles` row tiles, each tile by `share` (a power of two) warps with every share-th column tile.
 struct Cut {
-  int tiles, share, steps, units;  // steps: stages of the ring that a unit takes
+  int tiles, share, share_log, steps, units;  // steps: stages of the ring that a unit takes
 };
 
 // A unit: row tiles of one matrix, or of gate and up of an expert.
@@ -110,13 +114,15 @@ struct Work {
     for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, tiles);
     return units;
   }
-  // For the least time of the busiest block, in stages; what a unit's end costs is about two.
-  __device__ void MakeCut() {
+  // For the least time of the busiest block, in stages; what a unit's end costs is about one.
+  __device__ void MakeCut(int depth) {
     int least = INT32_MAX;
-    for (int tiles = kGroupTiles; tiles >= 1; tiles /= 2) {
-      const int share = kWarps / kMats / tiles, steps = (args.k_tiles + share - 1) / share, units = Units(tiles);
-      const int time = (units + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x) * (steps + 2);
-      if (time < least) least = time, cut = {tiles, share, steps, units};
+    int share_log = kMats == 2 ? 0 : 1;
+    static_assert(kWarps == 2 * kGroupTiles);
+    for (int tiles = kGroupTiles; tiles >= 1; tiles /= 2, ++share_log) {
+      const int share = 1 << share_log, steps = (args.k_tiles + share * depth - 1) / (share * depth), units = Units(tiles);
+      const int time = (units + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x) * (steps + 1);
+      if (time < least) least = time, cut = {tiles, share, share_log, steps, units};
     }
   }
   __device__ Unit<kMats> Open(int unit) const {
@@ -162,29 +168,39 @@ struct Turn {
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
-// The tiles of one stage: of each matrix and each share, the row tiles' codes, lo planes and scales.
+// What a lane copies of the stages of a unit: the row tiles of one matrix and column tile (of each, in a stage: codes, lo planes, scales).
 template <Packing kPacking, Stage kStage>
-__device__ void CopyStage(const Work<kStage>& work, const Unit<Work<kStage>::kMats>& unit, int step, std::byte* to, uint64_t* full) {
+struct Copier {
   using R = Ring<kPacking, false>;
-  constexpr int kMats = Work<kStage>::kMats;
-  const Cut& cut = work.cut;
-  const int lane = static_cast<int>(threadIdx.x % 32), k_tiles = work.args.k_tiles;
-  const bool hi = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear && unit.item.both == 0;
-  const int shares = min(cut.share, k_tiles - step * cut.share);
-  if (lane == 0) ExpectBytes(full, static_cast<uint32_t>(kMats * shares * cut.tiles * (R::kTile - (hi ? R::kLo : 0))));
-  __syncwarp();
-  for (int piece = lane; piece < kMats * shares * 3; piece += 32) {
-    const int part = piece % 3, j = piece / 3 / shares, s = piece / 3 % shares, k = step * cut.share + s;
+  static constexpr int kMats = Work<kStage>::kMats;
+  const std::byte *codes, *lo, *scales;
+  int tiles, k, step_tiles, k_tiles, chunks;
+  uint32_t chunk_bytes;
+  bool hi;
+
+  __device__ Copier(const Work<kStage>& work, const Unit<kMats>& unit) {
+    const Cut& cut = work.cut;
+    const int lane = static_cast<int>(threadIdx.x % 32), part = lane & ((kMats << cut.share_log) - 1);
+    const DeviceMatrix m = kMats == 2 && part >> cut.share_log != 0 ? unit.m[kMats - 1] : unit.m[0];
+    tiles = cut.tiles, k_tiles = work.args.k_tiles, step_tiles = cut.share * kDepth<kPacking>, chunks = kMats * step_tiles;
+    k = lane < chunks ? lane / (kMats << cut.share_log) * cut.share + (part & (cut.share - 1)) : k_tiles;
+    hi = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear && unit.item.both == 0;
+    chunk_bytes = static_cast<uint32_t>(tiles * (R::kTile - (hi ? R::kLo : 0)));
     const int64_t tile = (int64_t{unit.tile / kGroupTiles} * k_tiles + k) * kGroupTiles + unit.tile % kGroupTiles;
-    std::byte* at = to + (j * cut.share + s) * cut.tiles * R::kTile;
-    const DeviceMatrix& m = unit.m[kMats == 2 && j == 1 ? kMats - 1 : 0];
-    if (part == 0) BulkCopy(at, m.hi + tile * R::kCodes, static_cast<uint32_t>(cut.tiles * R::kCodes), full);
-    if (part == 1 && R::kLo > 0 && !hi) BulkCopy(at + cut.tiles * R::kCodes, m.lo + tile * R::kLo, static_cast<uint32_t>(cut.tiles * R::kLo), full);
-    if (part == 2 && R::kScales > 0) {
-      BulkCopy(at + cut.tiles * (R::kCodes + R::kLo), m.scales + tile * R::kScales, static_cast<uint32_t>(cut.tiles * R::kScales), full);
-    }
+    codes = m.hi + tile * R::kCodes, lo = m.lo + tile * R::kLo, scales = m.scales + tile * R::kScales;
   }
-}
+  __device__ void Copy(int step, std::byte* ring_stage, uint64_t* full) const {
+    const int lane = static_cast<int>(threadIdx.x % 32), before = step * step_tiles;
+    if (lane == 0) ExpectBytes(full, chunk_bytes * static_cast<uint32_t>(kMats * min(step_tiles, k_tiles - before)));
+    __syncwarp();
+    if (before + k >= k_tiles) return;
+    const int64_t tile = int64_t{before} * kGroupTiles;
+    std::byte* to = ring_stage + lane * tiles * R::kTile;
+    BulkCopy(to, codes + tile * R::kCodes, static_cast<uint32_t>(tiles * R::kCodes), full);
+    if (R::kLo > 0 && !hi) BulkCopy(to + tiles * R::kCodes, lo + tile * R::kLo, static_cast<uint32_t>(tiles * R::kLo), full);
+    if (R::kScales > 0) BulkCopy(to + tiles * (R::kCodes + R::kLo), scales + tile * R::kScales, static_cast<uint32_t>(tiles * R::kScales), full);
+  }
+};
 
 // Columns [begin, begin + cols) of an item's rows.
 template <Stage kStage>
@@ -198,46 +214,47 @@ __device__ void CopyRows(const StreamArgs& args, const Item& item, const int32_t
   BulkCopy(to + lane * args.row_bytes, reinterpret_cast<const std::byte*>(args.x + row * args.cols + begin), bytes, full);
 }
 
+// One of the warps that copy: every kCopyWarps-th place of the ring (a place is always the same warp's, so none can be a round ahead), and
+// the first of them the rows.
 template <Packing kPacking, Stage kStage>
-__device__ void Produce(const Work<kStage>& work, const Places& places) {
-  constexpr int kStageBytes = kWarps * Ring<kPacking, false>::kTile;
+__device__ void Produce(const Work<kStage>& work, const Places& places, int which) {
+  constexpr int kStageBytes = kWarps * kDepth<kPacking> * Ring<kPacking, false>::kTile;
   const StreamArgs& args = work.args;
-  const Cut& cut = work.cut;
+  const Cut cut = work.cut;
   Barriers& b = *places.barriers;
   const int first = static_cast<int>(blockIdx.x), turn = static_cast<int>(gridDim.x);
   int ahead = 0;  // stages that began before the kernel before had ended
   if constexpr (kStage != Stage::kGateUp) {
     for (int unit = first; unit < cut.units && ahead < args.stages; unit += turn) {
-      const auto u = work.Open(unit);
+      const Copier<kPacking, kStage> copier(work, work.Open(unit));
       for (int step = 0; step < cut.steps && ahead < args.stages; ++step, ++ahead) {
-        CopyStage<kPacking>(work, u, step, places.ring + ahead * kStageBytes, &b.full[ahead]);
+        if (ahead % kCopyWarps == which) copier.Copy(step, places.ring + ahead * kStageBytes, &b.full[ahead]);
       }
     }
     WaitForBefore();
     LetNextStart();
   }
   Turn stage, rows;
-  bool again = false, rows_again = false;  // the places have been used
-  const int slice_steps = kSliceCols / kTileCols / cut.share;
+  int number = 0;
+  const int slice_mask = (kSliceCols / kTileCols / kDepth<kPacking> >> cut.share_log) - 1;
+  bool rows_again = false;
   for (int unit = first; unit < cut.units; unit += turn) {
     const auto u = work.Open(unit);
-    for (int step = 0; step < cut.steps; ++step) {
-      if (kStage != Stage::kLinear && step % slice_steps == 0) {
+    const Copier<kPacking, kStage> copier(work, u);
+    for (int step = 0; step < cut.steps; ++step, ++number) {
+      if (kStage != Stage::kLinear && which == 0 && (step & slice_mask) == 0) {
         if (rows_again) BarrierWait(&b.rows_empty[rows.at], rows.phase ^ 1);
-        const int begin = step * cut.share * kTileCols;
+        const int begin = step * cut.share * kDepth<kPacking> * kTileCols;
         CopyRows<kStage>(args, u.item, places.order, begin, min(kSliceCols, args.cols - begin), places.rows + rows.at * kRowsOfItem * args.row_bytes,
                          &b.rows_full[rows.at]);
         rows.Next(2);
         rows_again = rows_again || rows.at == 0;
       }
-      if (ahead > 0) {
-        --ahead;
-      } else {
-        if (again) BarrierWait(&b.empty[stage.at], stage.phase ^ 1);
-        CopyStage<kPacking>(work, u, step, places.ring + stage.at * kStageBytes, &b.full[stage.at]);
+      if (number >= ahead && stage.at % kCopyWarps == which) {
+        if (number >= args.stages) BarrierWait(&b.empty[stage.at], stage.phase ^ 1);
+        copier.Copy(step, places.ring + stage.at * kStageBytes, &b.full[stage.at]);
       }
       stage.Next(args.stages);
-      again = again || stage.at == 0;
     }
   }
 }
@@ -251,28 +268,33 @@ __device__ void Consume(const Work<kStage>& work, const Places& places) {
   const Cut cut = work.cut;
   Barriers& b = *places.barriers;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int together = kMats * cut.share, tile = warp / together, part = warp % together;  // part: matrix by matrix, share by share
-  // Of this warp's tile in a stage: codes, lo plane, scales.
+  constexpr int kTiles = kDepth<kPacking>;
+  const int together = kMats << cut.share_log, tile = warp / together, part = warp % together;  // part: matrix by matrix, share by share
+  // Of this warp's first tile in a stage: codes, lo plane, scales; the others follow `next` bytes further on.
   const int chunk = part * cut.tiles * R::kTile, codes = chunk + tile * R::kCodes, lo = chunk + cut.tiles * R::kCodes + tile * R::kLo;
-  const int scales = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales;
-  const int slice_steps = kSliceCols / kTileCols / cut.share;
+  const int scales = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales, next = together * cut.tiles * R::kTile;
+  const int slice_mask = (kSliceCols / kTileCols / kTiles >> cut.share_log) - 1;
   Turn stage, rows;
   for (int unit = static_cast<int>(blockIdx.x); unit < cut.units; unit += static_cast<int>(gridDim.x)) {
     const auto u = work.Open(unit);
     const int count = u.item.count, both = u.item.both, groups = (count + 7) / 8;
     float sum[NT][4] = {};
     for (int step = 0; step < cut.steps; ++step) {
-      const int within = kExperts ? step % slice_steps : step;
+      const int within = kExperts ? step & slice_mask : step;
       if (kExperts && within == 0) BarrierWait(&b.rows_full[rows.at], rows.phase);
+      const std::byte* x_rows = places.rows + (kExperts ? rows.at * kRowsOfItem * args.row_bytes : 0) + lane / 4 * args.row_bytes + lane % 4 * 16;
       BarrierWait(&b.full[stage.at], stage.phase);
-      if (step * cut.share + part % cut.share < args.k_tiles) {
-        const std::byte* from = places.ring + stage.at * kWarps * R::kTile;
-        const std::byte* x_rows = places.rows + (kExperts ? rows.at * kRowsOfItem * args.row_bytes : 0) + (within * cut.share + part % cut.share) * kTileCols * 2 + lane % 4 * 16;
+#pragma unroll
+      for (int h = 0; h < kTiles; ++h) {
+        const int k = part % cut.share + (h << cut.share_log);
+        if (step * kTiles * cut.share + k >= args.k_tiles) break;
+        const std::byte* from = places.ring + stage.at * kWarps * kTiles * R::kTile + h * next;
+        const std::byte* x_tile = x_rows + (within * kTiles * cut.share + k) * kTileCols * 2;
         uint4 x[2][NT];
 #pragma unroll
         for (int i = 0; i < 2 * NT; ++i) {
-          const int row = i % NT * 8 + lane / 4;
-          x[i / NT][i % NT] = row < count ? *reinterpret_cast<const uint4*>(x_rows + row * args.row_bytes + i / NT * 64) : uint4{};
+          const int nt = i % NT;
+          x[i / NT][nt] = nt * 8 + lane / 4 < count ? *reinterpret_cast<const uint4*>(x_tile + nt * 8 * args.row_bytes + i / NT * 64) : uint4{};
         }
         if (kPlanes && both == 0) {
           Multiply<kPacking, kPlanes, NT>(ReadTile<kPacking, kPlanes>(from + codes, from + lo, from + scales, lane), x, sum, groups);
@@ -289,7 +311,7 @@ __device__ void Consume(const Work<kStage>& work, const Places& places) {
       __syncwarp();
       if (lane == 0) BarrierArrive(&b.empty[stage.at]);
       stage.Next(args.stages);
-      if (kExperts && (within == slice_steps - 1 || step == cut.steps - 1)) {
+      if (kExperts && (within == slice_mask || step == cut.steps - 1)) {
         if (lane == 0) BarrierArrive(&b.rows_empty[rows.at]);
         rows.Next(2);
       }
@@ -370,7 +392,7 @@ __global__ void __launch_bounds__(kThreads, 1) StreamKernel(const __grid_constan
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   Places places;
   places.ring = shared;
-  places.rows = shared + args.stages * kWarps * Ring<kPacking, false>::kTile;
+  places.rows = shared + args.stages * kWarps * kDepth<kPacking> * Ring<kPacking, false>::kTile;
   places.partial = reinterpret_cast<float*>(places.rows + (kExperts ? 2 * kRowsOfItem : args.rows) * args.row_bytes);
   auto* items = reinterpret_cast<Item*>(reinterpret_cast<std::byte*>(places.partial) + kPartialBytes);
   places.order = reinterpret_cast<int32_t*>(items + args.most_items);
@@ -393,8 +415,8 @@ __global__ void __launch_bounds__(kThreads, 1) StreamKernel(const __grid_constan
   }
   __syncthreads();
   Work<kStage> work{args, items, kExperts ? item_count : 0, {}};
-  work.MakeCut();
-  if (warp == kWarps) return Produce<kPacking>(work, places);
+  work.MakeCut(kDepth<kPacking>);
+  if (warp >= kWarps) return Produce<kPacking>(work, places, warp - kWarps);
   if constexpr (kStage != Stage::kGateUp) WaitForBefore();
   if constexpr (!kExperts) LoadRows(args, places.rows);
   Consume<kPacking, NT>(work, places);
@@ -427,7 +449,7 @@ int Multiprocessors() {
 template <Packing kPacking, Stage kStage>
 bool LaunchGroups(int rows, int tiles, StreamArgs args, cudaStream_t stream) {
   constexpr bool kExperts = kStage != Stage::kLinear;
-  constexpr int kStageBytes = kWarps * Ring<kPacking, false>::kTile;
+  constexpr int kStageBytes = kWarps * kDepth<kPacking> * Ring<kPacking, false>::kTile;
   args.row_bytes = std::min(args.cols, kExperts ? kSliceCols : args.cols) * static_cast<int>(sizeof(__half)) + kRowPad;
   const int others = (kExperts ? 2 * kRowsOfItem : args.rows) * args.row_bytes + kPartialBytes + args.most_items * static_cast<int>(sizeof(Item)) +
                      args.kept * static_cast<int>(sizeof(int32_t));
