@@ -60,8 +60,14 @@ __device__ inline Fragment BasedNibbles(uint32_t hi) {
   };
   return {{based(hi), based(hi >> 8), based(hi << 4), based(hi >> 4)}};
 }
-__device__ inline Fragment OffsetHiPlane(uint32_t hi) { return BasedNibbles<0x64006400u>(hi); }  // 1024 + 16 n
-__device__ inline Fragment OffsetNibbles(uint32_t hi) { return BasedNibbles<0x54005400u>(hi); }  // 64 + n
+__device__ inline Fragment Less(const Fragment& from, uint32_t each) {
+  return {{SubHalves(from.r[0], each), SubHalves(from.r[1], each), SubHalves(from.r[2], each), SubHalves(from.r[3], each)}};
+}
+// What the hi plane alone stands for, exact: 16 (n - 8) + 7.5.
+__device__ inline Fragment FromHiPlane(uint32_t hi) { return Less(FromBiasedHi(hi), 0x60f160f1u); }  // 632.5
+// n - 8 and n, exact.
+inline constexpr uint32_t kEightOfNibbles = 0x54805480u, kZeroOfNibbles = 0x54005400u;  // 72 and 64
+__device__ inline Fragment FromNibbles(uint32_t hi, uint32_t than) { return Less(BasedNibbles<0x54005400u>(hi), than); }
 
 // Twice an E2M1: its exponent and mantissa are a binary16's, 2^14 times too small.
 __device__ inline Fragment FromE2M1(uint32_t hi) {

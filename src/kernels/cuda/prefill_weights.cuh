@@ -34,14 +34,13 @@ struct TileWords {
   __device__ Fragment Step() const {
     Fragment codes;
     if constexpr (kPacking == Packing::kPlanes8 && kHi) {
-      codes = Minus(FromBiasedHi(Word(hi, kStep)), 0x60f160f1u);
+      codes = FromHiPlane(Word(hi, kStep));
     } else if constexpr (HasLoPlane(kPacking)) {
       codes = FromBytes(Word(hi, kStep), Word(lo, kStep));
     } else if constexpr (kPacking == Packing::kMxfp4) {
       codes = FromE2M1(Word(hi, kStep));
     } else {
-      codes =
-          Minus(OffsetNibbles(Word(hi, kStep)), kPacking == Packing::kNibble ? 0x54805480u : 0x54005400u);  // 72, 64
+      codes = FromNibbles(Word(hi, kStep), kPacking == Packing::kNibble ? kEightOfNibbles : kZeroOfNibbles);
     }
     if constexpr (kPacking == Packing::kNibbleMin || kPacking == Packing::kByteMin) {
       // In floats: what is near zero is a difference of larger numbers.
@@ -61,10 +60,6 @@ struct TileWords {
   }
 
  private:
-  __device__ static Fragment Minus(const Fragment& a, uint32_t offset) {
-    return {
-        {SubHalves(a.r[0], offset), SubHalves(a.r[1], offset), SubHalves(a.r[2], offset), SubHalves(a.r[3], offset)}};
-  }
   struct ScaleMin {
     float scale, min;
   };

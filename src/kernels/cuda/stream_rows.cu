@@ -278,11 +278,14 @@ __device__ void Consume(const Work<kStage>& work, const Places& places) {
   for (int unit = static_cast<int>(blockIdx.x); unit < cut.units; unit += static_cast<int>(gridDim.x)) {
     const auto u = work.Open(unit);
     const int count = u.item.count, both = u.item.both, groups = (count + 7) / 8;
+    int row_at[NT];  // rows that there are not are the last once more: nobody reads what comes of them
+#pragma unroll
+    for (int nt = 0; nt < NT; ++nt) row_at[nt] = min(nt * 8 + lane / 4, count - 1) * args.row_bytes;
     float sum[NT][4] = {};
     for (int step = 0; step < cut.steps; ++step) {
       const int within = kExperts ? step & slice_mask : step;
       if (kExperts && within == 0) BarrierWait(&b.rows_full[rows.at], rows.phase);
-      const std::byte* x_rows = places.rows + (kExperts ? rows.at * kRowsOfItem * args.row_bytes : 0) + lane / 4 * args.row_bytes + lane % 4 * 16;
+      const std::byte* x_rows = places.rows + (kExperts ? rows.at * kRowsOfItem * args.row_bytes : 0) + lane % 4 * 16;
       BarrierWait(&b.full[stage.at], stage.phase);
 #pragma unroll
       for (int h = 0; h < kTiles; ++h) {
@@ -294,7 +297,7 @@ __device__ void Consume(const Work<kStage>& work, const Places& places) {
 #pragma unroll
         for (int i = 0; i < 2 * NT; ++i) {
           const int nt = i % NT;
-          x[i / NT][nt] = nt * 8 + lane / 4 < count ? *reinterpret_cast<const uint4*>(x_tile + nt * 8 * args.row_bytes + i / NT * 64) : uint4{};
+          x[i / NT][nt] = *reinterpret_cast<const uint4*>(x_tile + row_at[nt] + i / NT * 64);
         }
         if (kPlanes && both == 0) {
           Multiply<kPacking, kPlanes, NT>(ReadTile<kPacking, kPlanes>(from + codes, from + lo, from + scales, lane), x, sum, groups);

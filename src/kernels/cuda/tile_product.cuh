@@ -85,8 +85,6 @@ __device__ __forceinline__ float MinOf(const uint4& record, int b) {
   return 0;
 }
 
-constexpr float kHiPlaneOffset = 1024.0f + 120.5f;  // OffsetHiPlane minus what the hi plane alone stands for
-
 // sum += tile * x; x: what a lane has of [2 blocks of 32 columns][NT times 8 rows], the first `groups` of which are wanted.
 template <Packing kPacking, bool kHi, int NT>
 __device__ __forceinline__ void Multiply(const Loaded<kPacking>& tile, const uint4 (&x)[2][NT], float (&sum)[NT][4], int groups = NT) {
@@ -104,9 +102,8 @@ __device__ __forceinline__ void Multiply(const Loaded<kPacking>& tile, const uin
     }
     return;
   } else {
-    // What the codes carry on top of their values: taken off by a product with ones, which has the sums of the activations.
-    constexpr bool kNibbles = kPacking == Packing::kNibble || kPacking == Packing::kNibbleMin;
-    constexpr float kOffset = kPacking == Packing::kPlanes8 && kHi ? kHiPlaneOffset : kPacking == Packing::kNibble ? 72.0f : kPacking == Packing::kNibbleMin ? 64.0f : 0.0f;
+    // What unsigned codes carry on top of their values: taken off exactly. Only minima need the sums of the activations, by a product
+    // with ones.
     constexpr bool kMin = kPacking == Packing::kNibbleMin || kPacking == Packing::kByteMin;
     constexpr uint32_t kOne = 0x3c003c00u;
     const Fragment ones = {{kOne, kOne, kOne, kOne}};
@@ -116,8 +113,9 @@ __device__ __forceinline__ void Multiply(const Loaded<kPacking>& tile, const uin
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         const uint32_t hi = Word(tile.codes[0], 2 * b + s);
-        if constexpr (kPacking == Packing::kPlanes8 && kHi) a[s] = OffsetHiPlane(hi);
-        else if constexpr (kNibbles) a[s] = OffsetNibbles(hi);
+        if constexpr (kPacking == Packing::kPlanes8 && kHi) a[s] = FromHiPlane(hi);
+        else if constexpr (kPacking == Packing::kNibble) a[s] = FromNibbles(hi, kEightOfNibbles);
+        else if constexpr (kPacking == Packing::kNibbleMin) a[s] = FromNibbles(hi, kZeroOfNibbles);
         else if constexpr (kPacking == Packing::kMxfp4) a[s] = FromE2M1(hi);
         else a[s] = FromBytes(hi, Word(tile.codes[1 % Loaded<kPacking>::kWords], 2 * b + s));
       }
@@ -132,13 +130,13 @@ __device__ __forceinline__ void Multiply(const Loaded<kPacking>& tile, const uin
           for (int i = 0; i < 4; ++i) sum[nt][i] += ScaleOf<kPacking>(tile.scales[i / 2], 2 * b) * c[i], c[i] = 0;
         }
         Mma(c, a[1], v.z, v.w);
-        if constexpr (kOffset != 0 || kMin) {
+        if constexpr (kMin) {
           Mma(total, ones, v.x, v.y);
           Mma(total, ones, v.z, v.w);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          sum[nt][i] += ScaleOf<kPacking>(tile.scales[i / 2], 2 * b + 1) * (c[i] - kOffset * total[i]);
+          sum[nt][i] += ScaleOf<kPacking>(tile.scales[i / 2], 2 * b + 1) * c[i];
           if constexpr (kMin) sum[nt][i] -= MinOf<kPacking>(tile.scales[i / 2], b) * total[i];
         }
       }
@@ -150,8 +148,6 @@ __device__ __forceinline__ void Multiply(const Loaded<kPacking>& tile, const uin
 template <int NT>
 __device__ __forceinline__ void MultiplyMixed(const Loaded<Packing::kPlanes8>& tile, const uint4 (&x)[2][NT], float (&sum)[NT][4], int both,
                                               int groups) {
-  constexpr uint32_t kOne = 0x3c003c00u;
-  const Fragment ones = {{kOne, kOne, kOne, kOne}};
   const int column = 2 * (static_cast<int>(threadIdx.x) % 4);
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
@@ -159,22 +155,20 @@ __device__ __forceinline__ void MultiplyMixed(const Loaded<Packing::kPlanes8>& t
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       const uint32_t word = Word(tile.codes[0], 2 * b + s);
-      whole[s] = FromBytes(word, Word(tile.codes[1], 2 * b + s)), hi[s] = OffsetHiPlane(word);
+      whole[s] = FromBytes(word, Word(tile.codes[1], 2 * b + s)), hi[s] = FromHiPlane(word);
     }
 #pragma unroll
     for (int nt = 0; nt < NT; ++nt) {
       if (nt > 0 && nt >= groups) break;
       const uint4& v = x[b][nt];
-      float c[4] = {}, h[4] = {}, total[4] = {};
+      float c[4] = {}, h[4] = {};
       Mma(c, whole[0], v.x, v.y);
       Mma(h, hi[0], v.x, v.y);
-      Mma(total, ones, v.x, v.y);
       Mma(c, whole[1], v.z, v.w);
       Mma(h, hi[1], v.z, v.w);
-      Mma(total, ones, v.z, v.w);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float value = nt * 8 + column + i % 2 < both ? c[i] : h[i] - kHiPlaneOffset * total[i];
+        const float value = nt * 8 + column + i % 2 < both ? c[i] : h[i];
         sum[nt][i] += ScaleOf<Packing::kPlanes8>(tile.scales[i / 2], 2 * b + 1) * value;
       }
     }
