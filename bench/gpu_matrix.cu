@@ -231,6 +231,9 @@ class Bench {
         launch.out = out.data();
         const DeviceArray<std::byte> scratch(cuda::ExpertFfnScratch(shape.hidden, shape.width, shape.slots, rows));
         launch.scratch = scratch.data();
+        DeviceArray<uint32_t> met(2);
+        met.Fill(0);
+        launch.met = met.data();
         const double us = TimeGraph(launches, [&](int i, cudaStream_t s) {
           cuda::ExpertFfnLaunch one = launch;
           on_device[static_cast<size_t>(i)].PutInto(&one);

@@ -203,6 +203,9 @@ bool CheckExperts(std::mt19937* random, DType type, DType down_type, const Shape
   DeviceArray<std::byte> scratch(cuda::ExpertFfnScratch(shape.hidden, shape.width, shape.slots, shape.rows));
   scratch.Fill(0x7f);
   launch.scratch = scratch.data();
+  DeviceArray<uint32_t> met(2);
+  met.Fill(0);
+  launch.met = met.data();
   std::vector<float> first;
   double repeats = 0;
   for (int repeat = 0; repeat < 3; ++repeat) {

@@ -105,10 +105,10 @@ Status CudaOps::Start() {
   Result<PinnedMemory> staging = PinnedMemory::Allocate(kStagingBytes);
   if (!staging.ok()) return staging.status();
   staging_ = std::move(staging).value();
-  Result<DeviceMemory> done = DeviceMemory::Allocate(Bytes<uint32_t>(1), "synchronisation");
+  Result<DeviceMemory> done = DeviceMemory::Allocate(Bytes<uint32_t>(3), "synchronisation");
   if (!done.ok()) return done.status();
-  gate_done_ = std::move(done).value();
-  return CudaStatus(cudaMemset(gate_done_.data(), 0, sizeof(uint32_t)), "clearing memory");
+  counters_ = std::move(done).value();
+  return CudaStatus(cudaMemset(counters_.data(), 0, 3 * sizeof(uint32_t)), "clearing memory");
 }
 
 CudaOps::~CudaOps() {
@@ -439,7 +439,7 @@ void CudaOps::Select(const kernels::SelectArgs& args) const {
     launch.counts = counts_ + index;
     launch.expert_slots = expert_slots_ + static_cast<int64_t>(index) * experts;
     EnsureScratch(SelectScratch(launch.rows));
-    launch.scratch = scratch_.data(), launch.done = gate_done_.as<uint32_t>();
+    launch.scratch = scratch_.data(), launch.done = counters_.as<uint32_t>();
     pending_.push_back(launch);
   }
   selected_ = index;
@@ -494,6 +494,7 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
   launch.out = call.Out(args.out.data, args.out.size());
   EnsureScratch(static_cast<int64_t>(ExpertFfnScratch(launch.hidden, launch.width, launch.slots, launch.rows)));
   launch.scratch = scratch_.data();
+  launch.met = counters_.as<uint32_t>() + 1;
   pending_.push_back(launch);
   if (tables == &made) {  // before the tables go
     LaunchPending();

@@ -133,7 +133,7 @@ class CudaOps final : public kernels::Ops {
   DeviceMemory kv_;
   mutable DeviceMemory scratch_;
   mutable int64_t scratch_bytes_ = 0;
-  DeviceMemory gate_done_;
+  DeviceMemory counters_;  // of blocks: the gate's one, the experts' two
   DeviceMemory halves_;  // HalfRoom
   int64_t half_count_ = 0;
 

@@ -63,6 +63,7 @@ struct ExpertFfnLaunch {
   const int32_t* expert = nullptr;     // [T, K], -1: empty; empty ones come last
   float* out = nullptr;                // [T, hidden] +=
   void* scratch = nullptr;             // [ExpertFfnScratch], aligned to 256 bytes
+  uint32_t* met = nullptr;             // [2] zeroed once by the caller, left zero; of no other launch under way. Null: slower kernels
 };
 size_t ExpertFfnScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
 cudaError_t ExpertFfn(const ExpertFfnLaunch& launch, cudaStream_t stream);

@@ -3,6 +3,8 @@
 // that runs ahead across the ends of units and kernels, so memory is never idle; the others multiply their tiles of every stage of the
 // ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all, of experts the rows that a unit meets. An
 // expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
+#include <climits>
+
 #include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/stream_rows.h"
@@ -13,7 +15,9 @@
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kWarps = 16, kCopyWarps = 4, kThreads = 32 * (kWarps + kCopyWarps);  // that multiply, and that copy every fourth stage
+constexpr int kWarps = 16;     // that multiply
+constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows
+constexpr int kThreads = 32 * (kWarps + kTileWarps + 1);
 constexpr int kMostStages = 12;
 constexpr int kSharedRoom = 226 * 1024, kRingRoom = 112 * 1024;
 constexpr int kRowsOfItem = 8;       // rows that meet an expert's tiles at once
@@ -50,6 +54,7 @@ struct StreamArgs {
   const __half* x;             // [rows, cols] or, of inner products, [slots by order, cols]
   int32_t rows, cols, k_tiles;
   int32_t row_bytes;           // of rows in shared memory, with the pad
+  int32_t rows_place;          // experts: bytes of one of the two places for rows
   int32_t stages;              // of the ring
 };
 
@@ -85,6 +90,9 @@ __device__ int MakeItems(const StreamArgs& args, Item* items) {
 // Tiles of a warp in a stage of the ring: their products do not wait for each other.
 template <Packing kPacking>
 inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
+
+template <Packing kPacking>
+inline constexpr int kStageBytes = kWarps * kDepth<kPacking> * Ring<kPacking, false>::kTile;
 
 // How the work is cut: units of `tiles` row tiles, each tile by `share` (a power of two) warps with every share-th column tile.
 struct Cut {
@@ -157,16 +165,17 @@ struct Places {
   Barriers* barriers;
 };
 
+#if __CUDA_ARCH_FEAT_SM90_ALL
+
 // Position in a ring of `size`: the place, and how often it has been round.
 struct Turn {
   int at = 0;
   uint32_t phase = 0;
+  bool again = false;  // the place has been used
   __device__ void Next(int size) {
-    if (++at == size) at = 0, phase ^= 1;
+    if (++at == size) at = 0, phase ^= 1, again = true;
   }
 };
-
-#if __CUDA_ARCH_FEAT_SM90_ALL
 
 // What a lane copies of the stages of a unit: the row tiles of one matrix and column tile (of each, in a stage: codes, lo planes, scales).
 template <Packing kPacking, Stage kStage>
@@ -202,65 +211,61 @@ struct Copier {
   }
 };
 
-// Columns [begin, begin + cols) of an item's rows.
-template <Stage kStage>
-__device__ void CopyRows(const StreamArgs& args, const Item& item, const int32_t* order, int begin, int cols, std::byte* to, uint64_t* full) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const auto bytes = static_cast<uint32_t>(cols * static_cast<int>(sizeof(__half)));
-  if (lane == 0) ExpectBytes(full, bytes * static_cast<uint32_t>(item.count));
-  __syncwarp();
-  if (lane >= item.count) return;
-  const int64_t row = kStage == Stage::kGateUp ? order[item.first + lane] / args.slots : item.first + lane;
-  BulkCopy(to + lane * args.row_bytes, reinterpret_cast<const std::byte*>(args.x + row * args.cols + begin), bytes, full);
+// By one of the warps that copy tiles: every kTileWarps-th place of the ring. (A place is always the same warp's, so none can be a round
+// ahead.) First those that may begin before the kernel before has ended: how many there are of all warps.
+template <Packing kPacking, Stage kStage>
+__device__ int CopyAhead(const Work<kStage>& work, const Places& places, int which) {
+  int ahead = 0;
+  for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units && ahead < work.args.stages; unit += static_cast<int>(gridDim.x)) {
+    const Copier<kPacking, kStage> copier(work, work.Open(unit));
+    for (int step = 0; step < work.cut.steps && ahead < work.args.stages; ++step, ++ahead) {
+      if (ahead % kTileWarps == which) copier.Copy(step, places.ring + ahead * kStageBytes<kPacking>, &places.barriers->full[ahead]);
+    }
+  }
+  return ahead;
 }
 
-// One of the warps that copy: every kCopyWarps-th place of the ring (a place is always the same warp's, so none can be a round ahead), and
-// the first of them the rows.
+// All but the first `ahead`.
 template <Packing kPacking, Stage kStage>
-__device__ void Produce(const Work<kStage>& work, const Places& places, int which) {
-  constexpr int kStageBytes = kWarps * kDepth<kPacking> * Ring<kPacking, false>::kTile;
-  const StreamArgs& args = work.args;
-  const Cut cut = work.cut;
+__device__ void CopyTiles(const Work<kStage>& work, const Places& places, int which, int ahead, Turn* stage) {
   Barriers& b = *places.barriers;
-  const int first = static_cast<int>(blockIdx.x), turn = static_cast<int>(gridDim.x);
-  int ahead = 0;  // stages that began before the kernel before had ended
-  if constexpr (kStage != Stage::kGateUp) {
-    for (int unit = first; unit < cut.units && ahead < args.stages; unit += turn) {
-      const Copier<kPacking, kStage> copier(work, work.Open(unit));
-      for (int step = 0; step < cut.steps && ahead < args.stages; ++step, ++ahead) {
-        if (ahead % kCopyWarps == which) copier.Copy(step, places.ring + ahead * kStageBytes, &b.full[ahead]);
+  for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units; unit += static_cast<int>(gridDim.x)) {
+    const Copier<kPacking, kStage> copier(work, work.Open(unit));
+    for (int step = 0; step < work.cut.steps; ++step, --ahead) {
+      if (ahead <= 0 && stage->at % kTileWarps == which) {
+        if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
+        copier.Copy(step, places.ring + stage->at * kStageBytes<kPacking>, &b.full[stage->at]);
       }
+      stage->Next(work.args.stages);
     }
-    WaitForBefore();
-    LetNextStart();
   }
-  Turn stage, rows;
-  int number = 0;
-  const int slice_mask = (kSliceCols / kTileCols / kDepth<kPacking> >> cut.share_log) - 1;
-  bool rows_again = false;
-  for (int unit = first; unit < cut.units; unit += turn) {
-    const auto u = work.Open(unit);
-    const Copier<kPacking, kStage> copier(work, u);
-    for (int step = 0; step < cut.steps; ++step, ++number) {
-      if (kStage != Stage::kLinear && which == 0 && (step & slice_mask) == 0) {
-        if (rows_again) BarrierWait(&b.rows_empty[rows.at], rows.phase ^ 1);
-        const int begin = step * cut.share * kDepth<kPacking> * kTileCols;
-        CopyRows<kStage>(args, u.item, places.order, begin, min(kSliceCols, args.cols - begin), places.rows + rows.at * kRowsOfItem * args.row_bytes,
-                         &b.rows_full[rows.at]);
-        rows.Next(2);
-        rows_again = rows_again || rows.at == 0;
+}
+
+// The rows of the units' items, a slice of the columns at a time, by one warp.
+template <Packing kPacking, Stage kStage>
+__device__ void CopyRows(const Work<kStage>& work, const Places& places, Turn* rows) {
+  const StreamArgs& args = work.args;
+  Barriers& b = *places.barriers;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units; unit += static_cast<int>(gridDim.x)) {
+    const Item item = work.Open(unit).item;
+    const int64_t row = kStage == Stage::kGateUp && lane < item.count ? places.order[item.first + lane] / args.slots : item.first + lane;
+    for (int begin = 0; begin < args.cols; begin += kSliceCols) {
+      const auto bytes = static_cast<uint32_t>(min(kSliceCols, args.cols - begin) * static_cast<int>(sizeof(__half)));
+      if (rows->again) BarrierWait(&b.rows_empty[rows->at], rows->phase ^ 1);
+      if (lane == 0) ExpectBytes(&b.rows_full[rows->at], bytes * static_cast<uint32_t>(item.count));
+      __syncwarp();
+      if (lane < item.count) {
+        BulkCopy(places.rows + rows->at * args.rows_place + lane * args.row_bytes, reinterpret_cast<const std::byte*>(args.x + row * args.cols + begin),
+                 bytes, &b.rows_full[rows->at]);
       }
-      if (number >= ahead && stage.at % kCopyWarps == which) {
-        if (number >= args.stages) BarrierWait(&b.empty[stage.at], stage.phase ^ 1);
-        copier.Copy(step, places.ring + stage.at * kStageBytes, &b.full[stage.at]);
-      }
-      stage.Next(args.stages);
+      rows->Next(2);
     }
   }
 }
 
 template <Packing kPacking, int NT, Stage kStage>
-__device__ void Consume(const Work<kStage>& work, const Places& places) {
+__device__ void Consume(const Work<kStage>& work, const Places& places, Turn* stages, Turn* row_places) {
   using R = Ring<kPacking, false>;
   constexpr int kMats = Work<kStage>::kMats;
   constexpr bool kPlanes = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear, kExperts = kStage != Stage::kLinear;
@@ -274,7 +279,7 @@ __device__ void Consume(const Work<kStage>& work, const Places& places) {
   const int chunk = part * cut.tiles * R::kTile, codes = chunk + tile * R::kCodes, lo = chunk + cut.tiles * R::kCodes + tile * R::kLo;
   const int scales = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales, next = together * cut.tiles * R::kTile;
   const int slice_mask = (kSliceCols / kTileCols / kTiles >> cut.share_log) - 1;
-  Turn stage, rows;
+  Turn stage = *stages, rows = *row_places;
   for (int unit = static_cast<int>(blockIdx.x); unit < cut.units; unit += static_cast<int>(gridDim.x)) {
     const auto u = work.Open(unit);
     const int count = u.item.count, both = u.item.both, groups = (count + 7) / 8;
@@ -285,7 +290,7 @@ __device__ void Consume(const Work<kStage>& work, const Places& places) {
     for (int step = 0; step < cut.steps; ++step) {
       const int within = kExperts ? step & slice_mask : step;
       if (kExperts && within == 0) BarrierWait(&b.rows_full[rows.at], rows.phase);
-      const std::byte* x_rows = places.rows + (kExperts ? rows.at * kRowsOfItem * args.row_bytes : 0) + lane % 4 * 16;
+      const std::byte* x_rows = places.rows + (kExperts ? rows.at * args.rows_place : 0) + lane % 4 * 16;
       BarrierWait(&b.full[stage.at], stage.phase);
 #pragma unroll
       for (int h = 0; h < kTiles; ++h) {
@@ -361,6 +366,7 @@ __device__ void Consume(const Work<kStage>& work, const Places& places) {
       }
     }
   }
+  *stages = stage, *row_places = rows;
 }
 
 // All rows of a linear, by the warps that multiply.
@@ -385,44 +391,100 @@ __device__ void LoadRows(const StreamArgs& args, std::byte* to) {
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
-template <Packing kPacking, int NT, Stage kStage>
-__global__ void __launch_bounds__(kThreads, 1) StreamKernel(const __grid_constant__ StreamArgs args) {
+// Lays out shared memory and makes barriers; afterwards all threads must meet.
+template <Packing kPacking>
+__device__ Places MakePlaces(const StreamArgs& args, std::byte* shared, int rows_bytes, Barriers* barriers, Item** items) {
+  Places places;
+  places.ring = shared;
+  places.rows = shared + args.stages * kStageBytes<kPacking>;
+  places.partial = reinterpret_cast<float*>(places.rows + rows_bytes);
+  *items = reinterpret_cast<Item*>(reinterpret_cast<std::byte*>(places.partial) + kPartialBytes);
+  places.order = reinterpret_cast<int32_t*>(*items + args.most_items);
+  places.barriers = barriers;
 #if __CUDA_ARCH_FEAT_SM90_ALL
-  constexpr bool kExperts = kStage != Stage::kLinear;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < args.stages) BarrierInit(&barriers->full[thread], 1), BarrierInit(&barriers->empty[thread], kWarps);
+  if (thread < 2) BarrierInit(&barriers->rows_full[thread], 1), BarrierInit(&barriers->rows_empty[thread], kWarps);
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+  return places;
+}
+
+template <Packing kPacking, int NT>
+__global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constant__ StreamArgs args) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(128) std::byte shared[];
+  __shared__ Barriers barriers;
+  Item* items;
+  const Places places = MakePlaces<kPacking>(args, shared, args.rows * args.row_bytes, &barriers, &items);
+  __syncthreads();
+  Work<Stage::kLinear> work{args, items, 0, {}};
+  work.MakeCut(kDepth<kPacking>);
+  Turn stage, rows;
+  if (const int which = static_cast<int>(threadIdx.x / 32) - kWarps; which >= 0) {
+    const int ahead = which < kTileWarps ? CopyAhead<kPacking>(work, places, which) : 0;
+    WaitForBefore();
+    LetNextStart();
+    if (which < kTileWarps) CopyTiles<kPacking>(work, places, which, ahead, &stage);
+    return;
+  }
+  WaitForBefore();
+  LoadRows(args, places.rows);
+  Consume<kPacking, NT>(work, places, &stage, &rows);
+#endif
+}
+
+struct ExpertsArgs {
+  StreamArgs up, down;
+  uint32_t* met;  // [2] blocks that have done the first product, and that have ended; zero between launches
+};
+
+// Both products of experts. All blocks must run at once: the second begins where the first of all has ended, though its tiles come before.
+template <Packing kPacking>
+__global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_constant__ ExpertsArgs args) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ Barriers barriers;
   __shared__ int32_t item_count;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  Places places;
-  places.ring = shared;
-  places.rows = shared + args.stages * kWarps * kDepth<kPacking> * Ring<kPacking, false>::kTile;
-  places.partial = reinterpret_cast<float*>(places.rows + (kExperts ? 2 * kRowsOfItem : args.rows) * args.row_bytes);
-  auto* items = reinterpret_cast<Item*>(reinterpret_cast<std::byte*>(places.partial) + kPartialBytes);
-  places.order = reinterpret_cast<int32_t*>(items + args.most_items);
-  places.barriers = &barriers;
-  if (static_cast<int>(threadIdx.x) < args.stages) BarrierInit(&barriers.full[threadIdx.x], 1), BarrierInit(&barriers.empty[threadIdx.x], kWarps);
-  if (threadIdx.x < 2) BarrierInit(&barriers.rows_full[threadIdx.x], 1), BarrierInit(&barriers.rows_empty[threadIdx.x], kWarps);
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  if constexpr (kExperts) {
-    // For the second product the jobs are there before the first has ended.
-    if constexpr (kStage == Stage::kGateUp) {
-      WaitForBefore();
-      LetNextStart();
-    }
-    if (warp == 0) {
-      const int made = MakeItems<kPacking == Packing::kPlanes8>(args, items);
-      if (lane == 0) item_count = made;
-    } else {
-      for (int i = static_cast<int>(threadIdx.x) - 32; i < args.kept; i += kThreads - 32) places.order[i] = __ldcg(args.order + i);
-    }
+  Item* items;
+  const Places places = MakePlaces<kPacking>(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
+  WaitForBefore();
+  LetNextStart();
+  if (warp == 0) {
+    const int made = MakeItems<kPacking == Packing::kPlanes8>(args.up, items);
+    if (lane == 0) item_count = made;
+  } else {
+    for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = __ldcg(args.up.order + i);
   }
   __syncthreads();
-  Work<kStage> work{args, items, kExperts ? item_count : 0, {}};
-  work.MakeCut(kDepth<kPacking>);
-  if (warp >= kWarps) return Produce<kPacking>(work, places, warp - kWarps);
-  if constexpr (kStage != Stage::kGateUp) WaitForBefore();
-  if constexpr (!kExperts) LoadRows(args, places.rows);
-  Consume<kPacking, NT>(work, places);
+  Work<Stage::kGateUp> up{args.up, items, item_count, {}};
+  Work<Stage::kDown> down{args.down, items, item_count, {}};
+  up.MakeCut(kDepth<kPacking>), down.MakeCut(kDepth<kPacking>);
+  Turn stage, rows;
+  if (warp >= kWarps + kTileWarps) {
+    CopyRows<kPacking>(up, places, &rows);
+    if (static_cast<int>(blockIdx.x) >= down.cut.units) return;  // nobody would wait for what comes then
+    if (lane == 0) {
+      uint32_t met = 0;
+      while (met < gridDim.x) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(met) : "l"(args.met) : "memory");
+    }
+    __syncwarp();
+    asm volatile("fence.proxy.async;" ::: "memory");
+    return CopyRows<kPacking>(down, places, &rows);
+  }
+  if (warp >= kWarps) {
+    CopyTiles<kPacking>(up, places, warp - kWarps, 0, &stage);
+    return CopyTiles<kPacking>(down, places, warp - kWarps, 0, &stage);
+  }
+  const auto meet = [] { asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory"); };
+  Consume<kPacking, 1>(up, places, &stage, &rows);
+  __threadfence();
+  meet();
+  if (threadIdx.x == 0) atomicAdd(args.met, 1);
+  Consume<kPacking, 1>(down, places, &stage, &rows);
+  meet();
+  if (threadIdx.x == 0 && atomicAdd(args.met + 1, 1) + 1 == gridDim.x) args.met[0] = 0, args.met[1] = 0;
 #endif
 }
 
@@ -449,37 +511,57 @@ int Multiprocessors() {
   return std::max(count, 1);
 }
 
-template <Packing kPacking, Stage kStage>
-bool LaunchGroups(int rows, int tiles, StreamArgs args, cudaStream_t stream) {
-  constexpr bool kExperts = kStage != Stage::kLinear;
-  constexpr int kStageBytes = kWarps * kDepth<kPacking> * Ring<kPacking, false>::kTile;
-  args.row_bytes = std::min(args.cols, kExperts ? kSliceCols : args.cols) * static_cast<int>(sizeof(__half)) + kRowPad;
-  const int others = (kExperts ? 2 * kRowsOfItem : args.rows) * args.row_bytes + kPartialBytes + args.most_items * static_cast<int>(sizeof(Item)) +
-                     args.kept * static_cast<int>(sizeof(int32_t));
-  args.stages = std::min({(kSharedRoom - others) / kStageBytes, std::max(kRingRoom / kStageBytes, 2), kMostStages});
-  if (args.stages < 2) return false;
-  const auto grid = static_cast<unsigned>(std::min(Multiprocessors(), tiles)), bytes = static_cast<unsigned>(others + args.stages * kStageBytes);
-  const auto launch = [&](auto* kernel) {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)) == cudaSuccess &&
-           LaunchEarly(kernel, dim3(grid), dim3(kThreads), bytes, stream, args) == cudaSuccess;
-  };
-  if constexpr (kStage == Stage::kLinear) {
-    if (rows > 16) return launch(StreamKernel<kPacking, 4, kStage>);
-    if (rows > 8) return launch(StreamKernel<kPacking, 2, kStage>);
-  }
-  return launch(StreamKernel<kPacking, 1, kStage>);
+// Stages of the ring beside `others` bytes of shared memory.
+template <Packing kPacking>
+int StagesBeside(int others) {
+  constexpr int kBytes = kStageBytes<kPacking>;
+  return std::min({(kSharedRoom - others) / kBytes, std::max(kRingRoom / kBytes, 2), kMostStages});
 }
 
-template <Stage kStage>
-bool LaunchPacking(Packing packing, int rows, int tiles, const StreamArgs& args, cudaStream_t stream) {
+template <typename Arguments>
+bool LaunchBlocks(void (*kernel)(Arguments), int tiles, int bytes, const Arguments& args, cudaStream_t stream) {
+  const auto grid = static_cast<unsigned>(std::min(Multiprocessors(), tiles));
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess &&
+         LaunchEarly(kernel, dim3(grid), dim3(kThreads), static_cast<size_t>(bytes), stream, args) == cudaSuccess;
+}
+
+template <Packing kPacking>
+bool LaunchLinear(int tiles, StreamArgs args, cudaStream_t stream) {
+  args.row_bytes = args.cols * static_cast<int>(sizeof(__half)) + kRowPad;
+  const int others = args.rows * args.row_bytes + kPartialBytes;
+  args.stages = StagesBeside<kPacking>(others);
+  if (args.stages < 2) return false;
+  const int bytes = others + args.stages * kStageBytes<kPacking>;
+  if (args.rows > 16) return LaunchBlocks(LinearKernel<kPacking, 4>, tiles, bytes, args, stream);
+  if (args.rows > 8) return LaunchBlocks(LinearKernel<kPacking, 2>, tiles, bytes, args, stream);
+  return LaunchBlocks(LinearKernel<kPacking, 1>, tiles, bytes, args, stream);
+}
+
+template <Packing kPacking>
+bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
+  for (StreamArgs* part : {&args.up, &args.down}) {
+    part->row_bytes = std::min(part->cols, kSliceCols) * static_cast<int>(sizeof(__half)) + kRowPad;
+  }
+  const int place = kRowsOfItem * std::max(args.up.row_bytes, args.down.row_bytes);
+  const int others = 2 * place + kPartialBytes + args.up.most_items * static_cast<int>(sizeof(Item)) + args.up.kept * static_cast<int>(sizeof(int32_t));
+  const int stages = StagesBeside<kPacking>(others);
+  if (stages < 2) return false;
+  args.up.rows_place = args.down.rows_place = place;
+  args.up.stages = args.down.stages = stages;
+  return LaunchBlocks(ExpertsKernel<kPacking>, INT_MAX, others + stages * kStageBytes<kPacking>, args, stream);
+}
+
+// `launch` with the packing as its template argument.
+template <typename Launch>
+bool ByPacking(Packing packing, Launch&& launch) {
   switch (packing) {
-    case Packing::kPlanes8: return LaunchGroups<Packing::kPlanes8, kStage>(rows, tiles, args, stream);
-    case Packing::kNibble: return LaunchGroups<Packing::kNibble, kStage>(rows, tiles, args, stream);
-    case Packing::kNibbleMin: return LaunchGroups<Packing::kNibbleMin, kStage>(rows, tiles, args, stream);
-    case Packing::kByteMin: return LaunchGroups<Packing::kByteMin, kStage>(rows, tiles, args, stream);
-    case Packing::kByte16: return LaunchGroups<Packing::kByte16, kStage>(rows, tiles, args, stream);
-    case Packing::kMxfp4: return LaunchGroups<Packing::kMxfp4, kStage>(rows, tiles, args, stream);
-    case Packing::kHalf: return LaunchGroups<Packing::kHalf, kStage>(rows, tiles, args, stream);
+    case Packing::kPlanes8: return launch.template operator()<Packing::kPlanes8>();
+    case Packing::kNibble: return launch.template operator()<Packing::kNibble>();
+    case Packing::kNibbleMin: return launch.template operator()<Packing::kNibbleMin>();
+    case Packing::kByteMin: return launch.template operator()<Packing::kByteMin>();
+    case Packing::kByte16: return launch.template operator()<Packing::kByte16>();
+    case Packing::kMxfp4: return launch.template operator()<Packing::kMxfp4>();
+    case Packing::kHalf: return launch.template operator()<Packing::kHalf>();
     case Packing::kF32: break;
   }
   return false;
@@ -509,32 +591,34 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
   }
   args.rows = one.rows, args.cols = cols, args.k_tiles = cols / kTileCols;
   args.x = HalvesOf(one.x, one.halves, one.scratch, one.rows, cols, stream);
-  return LaunchPacking<Stage::kLinear>(one.weight.packing, one.rows, tiles, args, stream);
+  return ByPacking(one.weight.packing, [&]<Packing kPacking>() { return LaunchLinear<kPacking>(tiles, args, stream); });
 }
 
 // Scratch: as of few rows, whose parts these are too, and the rows as halves at its end.
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t stream) {
   const int32_t kept = l.rows * l.slots;
-  if (l.gate_packing != l.up_packing || l.gate_packing == Packing::kF32 || l.down_packing == Packing::kF32) return false;
+  if (l.gate_packing != l.up_packing || l.gate_packing != l.down_packing || l.gate_packing == Packing::kF32 || l.met == nullptr) return false;
   if (!l.wgmma || kept > kStreamSlots || l.hidden % kTileCols != 0 || l.width % kTileCols != 0) return false;
   auto* inner = static_cast<__half*>(l.scratch);
   auto* slot_out = reinterpret_cast<float*>(static_cast<std::byte*>(l.scratch) + Up(static_cast<size_t>(kept) * static_cast<size_t>(l.width) * sizeof(__half)));
   std::byte* room = reinterpret_cast<std::byte*>(slot_out) + Up(static_cast<size_t>(kept) * static_cast<size_t>(l.hidden) * sizeof(float));
-  StreamArgs args{};
-  args.jobs = l.jobs, args.job_count = l.job_count, args.order = l.order;
-  args.slots = l.slots, args.rows = l.rows, args.kept = kept;
-  const int experts = std::min(l.experts, kept);
-  args.most_jobs = std::min(l.may_read_hi ? 2 * experts : experts, kept);
-  args.most_items = args.most_jobs + kept / kRowsOfItem + 1;
-  args.x = HalvesOf(l.x, l.halves, room, l.rows, l.hidden, stream);
-  args.cols = l.hidden, args.k_tiles = l.hidden / kTileCols, args.matrix_rows = l.width;
-  args.first = l.gate, args.second = l.up, args.base[0] = l.gate_base, args.base[1] = l.up_base, args.stride = l.stride;
-  args.inner = inner;
-  if (!LaunchPacking<Stage::kGateUp>(l.gate_packing, l.rows, experts * TilesOf(l.width), args, stream)) return false;
-  args.x = inner, args.slot_out = slot_out;
-  args.cols = l.width, args.k_tiles = l.width / kTileCols, args.matrix_rows = l.hidden;
-  args.first = l.down, args.second = nullptr, args.base[0] = l.down_base;
-  if (!LaunchPacking<Stage::kDown>(l.down_packing, l.rows, experts * TilesOf(l.hidden), args, stream)) return false;
+  ExpertsArgs both{};
+  StreamArgs& up = both.up;
+  up.jobs = l.jobs, up.job_count = l.job_count, up.order = l.order;
+  up.slots = l.slots, up.rows = l.rows, up.kept = kept;
+  up.most_jobs = std::min(l.may_read_hi ? 2 * std::min(l.experts, kept) : l.experts, kept);
+  up.most_items = up.most_jobs + kept / kRowsOfItem + 1;
+  both.down = up;
+  up.x = HalvesOf(l.x, l.halves, room, l.rows, l.hidden, stream);
+  up.cols = l.hidden, up.k_tiles = l.hidden / kTileCols, up.matrix_rows = l.width;
+  up.first = l.gate, up.second = l.up, up.base[0] = l.gate_base, up.base[1] = l.up_base, up.stride = l.stride;
+  up.inner = inner;
+  StreamArgs& down = both.down;
+  down.x = inner, down.slot_out = slot_out;
+  down.cols = l.width, down.k_tiles = l.width / kTileCols, down.matrix_rows = l.hidden;
+  down.first = l.down, down.base[0] = l.down_base, down.stride = l.stride;
+  both.met = l.met;
+  if (!ByPacking(l.gate_packing, [&]<Packing kPacking>() { return LaunchExperts<kPacking>(both, stream); })) return false;
   *sums = {slot_out, l.weight, l.expert, l.slots};
   return true;
 }
