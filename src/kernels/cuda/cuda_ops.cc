@@ -12,6 +12,7 @@ namespace thermoe::cuda {
 namespace {
 
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
+constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
 
 template <typename T>
 int64_t Bytes(int64_t count) { return count * static_cast<int64_t>(sizeof(T)); }
@@ -128,19 +129,21 @@ void CudaOps::Check(cudaError_t error, const char* what) const {
 }
 
 void CudaOps::LaunchPending() const {
+  FlushStaged();
   if (pending_.empty()) return;
   Check(Launch(pending_, {halves_.as<__half>(), half_count_}, stream_), "launching operations");
   pending_.clear();
 }
 
 void CudaOps::Synchronise() const {
+  FlushStaged();
   Check(cudaStreamSynchronize(stream_), "computing");
   staging_used_ = 0;
 }
 
 void CudaOps::Stage(void* to, const void* from, int64_t bytes) const {
   if (bytes == 0 || to == nullptr) return;
-  LaunchPending();  // what was called before must not see it
+  if (!pending_.empty()) LaunchPending();  // what was called before must not see it
   if (bytes > kStagingBytes) {
     Synchronise();
     Check(cudaMemcpy(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault), "writing a step's inputs");
@@ -150,7 +153,20 @@ void CudaOps::Stage(void* to, const void* from, int64_t bytes) const {
   std::byte* at = staging_.data() + staging_used_;
   std::memcpy(at, from, static_cast<size_t>(bytes));
   staging_used_ += (bytes + 63) / 64 * 64;
-  Check(cudaMemcpyAsync(to, at, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "writing a step's inputs");
+  if (bytes > kScatterBytes) {
+    FlushStaged();
+    Check(cudaMemcpyAsync(to, at, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "writing a step's inputs");
+    return;
+  }
+  staged_.pieces[staged_.count++] = {static_cast<std::byte*>(to), at, bytes};
+  if (staged_.count == kMostPieces) FlushStaged();
+}
+
+void CudaOps::FlushStaged() const {
+  if (staged_.count == 0) return;
+  Scatter(staged_, stream_);
+  staged_.count = 0;
+  Check(cudaGetLastError(), "writing a step's inputs");
 }
 
 DeviceMatrix CudaOps::MatrixOf(const WeightMatrix& matrix, Call* call) const {
@@ -258,6 +274,7 @@ void CudaOps::EndStep() const {
     replaying_ = false;
   } else if (key_ != 0 && graphs_.contains(key_)) {
     cudaGraph_t graph = nullptr;
+    FlushStaged();
     Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "capturing a step");
     LaunchPending();
     Check(cudaStreamEndCapture(stream_, &graph), "capturing a step");

@@ -140,7 +140,9 @@ class CudaOps final : public kernels::Ops {
   // Inputs of a step, through pinned memory that a copy reads while the host goes on.
   PinnedMemory staging_;
   mutable int64_t staging_used_ = 0;
+  mutable ScatterLaunch staged_;  // small inputs that are not under way yet
   void Stage(void* to, const void* from, int64_t bytes) const;
+  void FlushStaged() const;
 
   mutable DeviceMemory rows_memory_;
   mutable RowTable rows_;

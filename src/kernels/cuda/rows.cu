@@ -116,6 +116,14 @@ __global__ void GatherKernel(const float* x, const int32_t* picked, float* out, 
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) to[i] = from[i];
 }
 
+// grid: pieces.
+__global__ void ScatterKernel(ScatterLaunch l) {
+  const ScatterLaunch::Piece piece = l.pieces[blockIdx.x];
+  const int64_t quads = reinterpret_cast<uintptr_t>(piece.to) % 16 == 0 ? piece.bytes / 16 : 0;
+  for (int64_t i = threadIdx.x; i < quads; i += blockDim.x) reinterpret_cast<uint4*>(piece.to)[i] = reinterpret_cast<const uint4*>(piece.from)[i];
+  for (int64_t i = quads * 16 + threadIdx.x; i < piece.bytes; i += blockDim.x) piece.to[i] = piece.from[i];
+}
+
 __device__ float Half(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 __device__ uint16_t Load16(const std::byte* p) { return static_cast<uint16_t>(static_cast<unsigned>(p[0]) | static_cast<unsigned>(p[1]) << 8); }
 
@@ -258,6 +266,10 @@ void RmsNorm(const NormLaunch& l, cudaStream_t stream) {
 void Rope(const RopeLaunch& launch, cudaStream_t stream) {
   const int64_t size = launch.rows * launch.heads * (launch.rope_dim / 2);
   if (size > 0) RopeKernel<<<BlocksFor(size), kThreads, 0, stream>>>(launch);
+}
+
+void Scatter(const ScatterLaunch& l, cudaStream_t stream) {
+  if (l.count > 0) ScatterKernel<<<static_cast<unsigned>(l.count), 256, 0, stream>>>(l);
 }
 
 void SwiGlu(const float* gate, const float* up, float* out, int64_t size, cudaStream_t stream) {
