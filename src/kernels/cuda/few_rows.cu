@@ -161,7 +161,8 @@ __global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewAr
 #pragma unroll
         for (int j = 0; j < kMats; ++j) {
           const std::byte* at = ring + (step % kStages * kMats + j) * R::kTile;
-          const Loaded<kPacking> tile_data = ReadTile<kPacking, kHi>(at, at + R::kCodes, at + R::kCodes + R::kLo, lane);
+          const LaneOffsets<kPacking> mine(lane);
+          const Loaded<kPacking> tile_data = ReadTile<kPacking, kHi>(at + mine.code, at + R::kCodes + mine.code, at + R::kCodes + R::kLo + mine.scale);
           Multiply<kPacking, kHi, NT>(tile_data, x, sum[j]);
         }
         __syncwarp();

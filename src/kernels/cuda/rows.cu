@@ -215,7 +215,7 @@ __device__ Part BlockMerge(Part part) {
   return part;  // whole in thread 0
 }
 
-constexpr int kSummaryParts = 16;
+constexpr int kSummaryParts = 64;
 
 __global__ void SummaryPartKernel(const float* logits, int64_t vocab, Part* parts) {
   const float* row = logits + blockIdx.y * vocab;
@@ -240,10 +240,11 @@ __global__ void SummaryPartKernel(const float* logits, int64_t vocab, Part* part
 }
 
 __global__ void SummaryKernel(const float* logits, int64_t vocab, const Part* parts, const int32_t* asked, kernels::LogitSummary* out) {
-  if (threadIdx.x != 0) return;
   const int64_t row = blockIdx.x;
-  Part part = parts[row * kSummaryParts];
-  for (int i = 1; i < kSummaryParts; ++i) part = Merge(part, parts[row * kSummaryParts + i]);
+  Part part = parts[row * kSummaryParts + threadIdx.x];
+  for (int i = 32; i < kSummaryParts; i += 32) part = Merge(part, parts[row * kSummaryParts + i + threadIdx.x]);
+  part = BlockMerge(part);
+  if (threadIdx.x != 0) return;
   kernels::LogitSummary& summary = out[row];
   summary.log_sum_exp = part.most + logf(part.sum);
   summary.best = part.best == INT32_MAX ? 0 : part.best;

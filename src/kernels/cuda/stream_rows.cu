@@ -96,7 +96,7 @@ inline constexpr int kStageBytes = kWarps * kDepth<kPacking> * Ring<kPacking, fa
 
 // How the work is cut: units of `tiles` row tiles, each tile by `share` (a power of two) warps with every share-th column tile.
 struct Cut {
-  int tiles, share, share_log, steps, units;  // steps: stages of the ring that a unit takes
+  int tiles, tiles_log, share, share_log, steps, units;  // steps: stages of the ring that a unit takes
 };
 
 // A unit: row tiles of one matrix, or of gate and up of an expert.
@@ -115,34 +115,36 @@ struct Work {
   int item_count;
   Cut cut;
 
-  __device__ int UnitsOf(int rows, int tiles) const { return (rows + kTileRows * tiles - 1) / (kTileRows * tiles); }
-  __device__ int Units(int tiles) const {
-    if constexpr (kStage != Stage::kLinear) return item_count * UnitsOf(args.matrix_rows, tiles);
+  // Units of 2^tiles_log tiles.
+  __device__ int UnitsOf(int rows, int tiles_log) const { return (rows + (kTileRows << tiles_log) - 1) / kTileRows >> tiles_log; }
+  __device__ int Units(int tiles_log) const {
+    if constexpr (kStage != Stage::kLinear) return item_count * UnitsOf(args.matrix_rows, tiles_log);
     int units = 0;
-    for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, tiles);
+    for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, tiles_log);
     return units;
   }
-  // For the least time of the busiest block, in stages; what a unit's end costs is about one.
+  __device__ int StepsOf(int share_log, int depth) const { return (args.k_tiles + (depth << share_log) - 1) / depth >> share_log; }
+  // For the least time of the busiest block, in stages; what a unit's end costs is about one. Lanes try the ways to cut side by side.
   __device__ void MakeCut(int depth) {
-    int least = INT32_MAX;
-    int share_log = kMats == 2 ? 0 : 1;
-    static_assert(kWarps == 2 * kGroupTiles);
-    for (int tiles = kGroupTiles; tiles >= 1; tiles /= 2, ++share_log) {
-      const int share = 1 << share_log, steps = (args.k_tiles + share * depth - 1) / (share * depth), units = Units(tiles);
-      const int time = (units + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x) * (steps + 1);
-      if (time < least) least = time, cut = {tiles, share, share_log, steps, units};
-    }
+    constexpr int kFirstShare = kMats == 2 ? 0 : 1, kWays = 4;
+    static_assert(kWarps == 2 * kGroupTiles && kGroupTiles == 1 << (kWays - 1));
+    const int way = static_cast<int>(threadIdx.x) % kWays, tiles_log = kWays - 1 - way, share_log = kFirstShare + way;
+    const int units = Units(tiles_log), steps = StepsOf(share_log, depth);
+    const uint32_t turns = (static_cast<uint32_t>(units) + gridDim.x - 1) / gridDim.x;
+    const int best = static_cast<int>(__reduce_min_sync(kAllLanes, turns * static_cast<uint32_t>(steps + 1) * kWays + static_cast<uint32_t>(way))) % kWays;
+    cut = {1 << (kWays - 1 - best), kWays - 1 - best, 1 << (kFirstShare + best), kFirstShare + best, StepsOf(kFirstShare + best, depth),
+           __shfl_sync(kAllLanes, units, best)};
   }
   __device__ Unit<kMats> Open(int unit) const {
     Unit<kMats> u;
     if constexpr (kStage == Stage::kLinear) {
       u.which = 0;
-      for (int here = UnitsOf(args.linear[0].rows, cut.tiles); unit >= here; here = UnitsOf(args.linear[u.which].rows, cut.tiles)) unit -= here, ++u.which;
+      for (int here = UnitsOf(args.linear[0].rows, cut.tiles_log); unit >= here; here = UnitsOf(args.linear[u.which].rows, cut.tiles_log)) unit -= here, ++u.which;
       u.tile = unit * cut.tiles;
       u.m[0] = args.linear[u.which];
       u.item = {0, 0, args.rows, args.rows};
     } else {
-      const int of_item = UnitsOf(args.matrix_rows, cut.tiles);
+      const int of_item = UnitsOf(args.matrix_rows, cut.tiles_log);
       u.which = 0, u.tile = unit % of_item * cut.tiles;
       u.item = items[unit / of_item];
       u.m[0] = ExpertMatrix(args.first, args.base[0], args.stride, u.item.expert);
@@ -264,6 +266,8 @@ __device__ void CopyRows(const Work<kStage>& work, const Places& places, Turn* r
   }
 }
 
+constexpr int kRowTileBytes = kTileCols * static_cast<int>(sizeof(__half));
+
 template <Packing kPacking, int NT, Stage kStage>
 __device__ void Consume(const Work<kStage>& work, const Places& places, Turn* stages, Turn* row_places) {
   using R = Ring<kPacking, false>;
@@ -275,39 +279,46 @@ __device__ void Consume(const Work<kStage>& work, const Places& places, Turn* st
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   constexpr int kTiles = kDepth<kPacking>;
   const int together = kMats << cut.share_log, tile = warp / together, part = warp % together;  // part: matrix by matrix, share by share
-  // Of this warp's first tile in a stage: codes, lo plane, scales; the others follow `next` bytes further on.
-  const int chunk = part * cut.tiles * R::kTile, codes = chunk + tile * R::kCodes, lo = chunk + cut.tiles * R::kCodes + tile * R::kLo;
-  const int scales = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales, next = together * cut.tiles * R::kTile;
+  const int own_k = part & (cut.share - 1), step_k = kTiles << cut.share_log;
+  // This lane's of the warp's first tile in a stage: codes, lo plane, scales; the others follow `next` bytes further on.
+  const LaneOffsets<kPacking> lanes(lane);
+  const std::byte* chunk = places.ring + part * cut.tiles * R::kTile;
+  const std::byte* codes = chunk + tile * R::kCodes + lanes.code;
+  const std::byte* lo = chunk + cut.tiles * R::kCodes + tile * R::kLo + lanes.code;
+  const std::byte* scales = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales + lanes.scale;
+  const int next = together * cut.tiles * R::kTile;
   const int slice_mask = (kSliceCols / kTileCols / kTiles >> cut.share_log) - 1;
   Turn stage = *stages, rows = *row_places;
+  int stage_at = stage.at * kStageBytes<kPacking>;
   for (int unit = static_cast<int>(blockIdx.x); unit < cut.units; unit += static_cast<int>(gridDim.x)) {
     const auto u = work.Open(unit);
     const int count = u.item.count, both = u.item.both, groups = (count + 7) / 8;
     int row_at[NT];  // rows that there are not are the last once more: nobody reads what comes of them
 #pragma unroll
-    for (int nt = 0; nt < NT; ++nt) row_at[nt] = min(nt * 8 + lane / 4, count - 1) * args.row_bytes;
+    for (int nt = 0; nt < NT; ++nt) row_at[nt] = min(nt * 8 + lane / 4, count - 1) * args.row_bytes + lane % 4 * 16 + own_k * kRowTileBytes;
     float sum[NT][4] = {};
-    for (int step = 0; step < cut.steps; ++step) {
-      const int within = kExperts ? step & slice_mask : step;
-      if (kExperts && within == 0) BarrierWait(&b.rows_full[rows.at], rows.phase);
-      const std::byte* x_rows = places.rows + (kExperts ? rows.at * args.rows_place : 0) + lane % 4 * 16;
+    const std::byte* x_rows = places.rows;
+    int left = args.k_tiles - own_k;  // column tiles from this warp's next to the end
+    for (int step = 0; step < cut.steps; ++step, left -= step_k, x_rows += step_k * kRowTileBytes) {
+      if (kExperts && (step & slice_mask) == 0) {
+        BarrierWait(&b.rows_full[rows.at], rows.phase);
+        x_rows = places.rows + rows.at * args.rows_place;
+      }
       BarrierWait(&b.full[stage.at], stage.phase);
 #pragma unroll
       for (int h = 0; h < kTiles; ++h) {
-        const int k = part % cut.share + (h << cut.share_log);
-        if (step * kTiles * cut.share + k >= args.k_tiles) break;
-        const std::byte* from = places.ring + stage.at * kWarps * kTiles * R::kTile + h * next;
-        const std::byte* x_tile = x_rows + (within * kTiles * cut.share + k) * kTileCols * 2;
+        if (left <= h << cut.share_log) break;
+        const int from = stage_at + h * next;
         uint4 x[2][NT];
 #pragma unroll
         for (int i = 0; i < 2 * NT; ++i) {
           const int nt = i % NT;
-          x[i / NT][nt] = *reinterpret_cast<const uint4*>(x_tile + row_at[nt] + i / NT * 64);
+          x[i / NT][nt] = *reinterpret_cast<const uint4*>(x_rows + row_at[nt] + (h << cut.share_log) * kRowTileBytes + i / NT * 64);
         }
         if (kPlanes && both == 0) {
-          Multiply<kPacking, kPlanes, NT>(ReadTile<kPacking, kPlanes>(from + codes, from + lo, from + scales, lane), x, sum, groups);
+          Multiply<kPacking, kPlanes, NT>(ReadTile<kPacking, kPlanes>(codes + from, lo + from, scales + from), x, sum, groups);
         } else {
-          const Loaded<kPacking> loaded = ReadTile<kPacking, false>(from + codes, from + lo, from + scales, lane);
+          const Loaded<kPacking> loaded = ReadTile<kPacking, false>(codes + from, lo + from, scales + from);
           bool mixed = false;
           if constexpr (kPlanes) {
             mixed = both < count;
@@ -319,7 +330,8 @@ __device__ void Consume(const Work<kStage>& work, const Places& places, Turn* st
       __syncwarp();
       if (lane == 0) BarrierArrive(&b.empty[stage.at]);
       stage.Next(args.stages);
-      if (kExperts && (within == slice_mask || step == cut.steps - 1)) {
+      stage_at = stage.at == 0 ? 0 : stage_at + kStageBytes<kPacking>;
+      if (kExperts && ((step & slice_mask) == slice_mask || step == cut.steps - 1)) {
         if (lane == 0) BarrierArrive(&b.rows_empty[rows.at]);
         rows.Next(2);
       }

@@ -47,18 +47,25 @@ __device__ __forceinline__ void StartTile(const DeviceMatrix& m, int64_t tile, s
   }
 }
 
-// kHi: without the lo plane.
+// Where a lane finds its part of a tile.
+template <Packing kPacking>
+struct LaneOffsets {
+  int code, scale;
+  __device__ explicit LaneOffsets(int lane) : code(lane * 16), scale(lane / 4 * (ScaleTileBytes(kPacking) / kTileRows)) {}
+};
+
+// codes, lo, scales: the lane's own. kHi: without the lo plane.
 template <Packing kPacking, bool kHi>
-__device__ __forceinline__ Loaded<kPacking> ReadTile(const std::byte* codes, const std::byte* lo, const std::byte* scales, int lane) {
+__device__ __forceinline__ Loaded<kPacking> ReadTile(const std::byte* codes, const std::byte* lo, const std::byte* scales) {
   using R = Ring<kPacking, kHi>;
   Loaded<kPacking> tile;
 #pragma unroll
-  for (int at = 0; at < R::kCodes / 512; ++at) tile.codes[at] = reinterpret_cast<const uint4*>(codes + at * 512)[lane];
-  if constexpr (R::kLo > 0) tile.codes[1] = reinterpret_cast<const uint4*>(lo)[lane];
+  for (int at = 0; at < R::kCodes / 512; ++at) tile.codes[at] = *reinterpret_cast<const uint4*>(codes + at * 512);
+  if constexpr (R::kLo > 0) tile.codes[1] = *reinterpret_cast<const uint4*>(lo);
   constexpr int kBytes = R::kScales / kTileRows;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const std::byte* at = scales + (lane / 4 + 8 * half) * kBytes;
+    const std::byte* at = scales + 8 * half * kBytes;
     if constexpr (kBytes == 4) tile.scales[half].x = *reinterpret_cast<const uint32_t*>(at);
     if constexpr (kBytes == 8) {
       const uint2 v = *reinterpret_cast<const uint2*>(at);
