@@ -19,7 +19,7 @@ constexpr int kWarps = 16;     // that multiply
 constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows
 constexpr int kThreads = 32 * (kWarps + kTileWarps + 1);
 constexpr int kMostStages = 12;
-constexpr int kSharedRoom = 226 * 1024, kRingRoom = 112 * 1024;
+constexpr int kSharedRoom = 226 * 1024;
 constexpr int kRowsOfItem = 8;       // rows that meet an expert's tiles at once
 constexpr int kSliceCols = 2048;     // columns of an expert's rows in shared memory at once
 constexpr int kRowPad = 64;          // bytes between rows there: two of them fall into different banks
@@ -55,12 +55,12 @@ struct StreamArgs {
   int32_t rows, cols, k_tiles;
   int32_t row_bytes;           // of rows in shared memory, with the pad
   int32_t rows_place;          // experts: bytes of one of the two places for rows
-  int32_t stages;              // of the ring
+  int32_t ring_bytes;
 };
 
 // Jobs as items of at most kRowsOfItem rows each, by one warp. An expert's job for the hi plane follows that for both.
 template <bool kPlanes>
-__device__ int MakeItems(const StreamArgs& args, Item* items) {
+__device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
   const int lane = static_cast<int>(threadIdx.x % 32), jobs = __ldcg(args.job_count);
   const auto job_at = [&](int j) {  // does not wait for the number of jobs
     const int4 job = j >= 0 && j < args.most_jobs ? __ldcg(reinterpret_cast<const int4*>(args.jobs) + j) : int4{-1, 0, 0, 0};
@@ -83,6 +83,7 @@ __device__ int MakeItems(const StreamArgs& args, Item* items) {
       items[made + upto - mine + i] = {job.x, job.z + i * kRowsOfItem, min(max(both - i * kRowsOfItem, 0), count), count};
     }
     made += __shfl_sync(kAllLanes, upto, 31);
+    *some_lo = *some_lo || __any_sync(kAllLanes, both > 0);
   }
   return made;
 }
@@ -92,7 +93,19 @@ template <Packing kPacking>
 inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
 
 template <Packing kPacking>
-inline constexpr int kStageBytes = kWarps * kDepth<kPacking> * Ring<kPacking, false>::kTile;
+inline constexpr int kStageTiles = kWarps * kDepth<kPacking>;
+
+// The ring as this launch uses it: without room for lo planes where nobody reads them.
+template <Packing kPacking>
+struct RingShape {
+  int lo_bytes, tile_bytes, stage_bytes, stages;
+  __device__ RingShape(int ring_bytes, bool all_hi) {
+    using R = Ring<kPacking, false>;
+    lo_bytes = all_hi ? 0 : R::kLo, tile_bytes = R::kCodes + lo_bytes + R::kScales, stage_bytes = kStageTiles<kPacking> * tile_bytes;
+    const int fit = all_hi ? ring_bytes / (kStageTiles<kPacking> * (R::kCodes + R::kScales)) : ring_bytes / (kStageTiles<kPacking> * R::kTile);
+    stages = fit < kMostStages ? fit : kMostStages;
+  }
+};
 
 // How the work is cut: units of `tiles` row tiles, each tile by `share` (a power of two) warps with every share-th column tile.
 struct Cut {
@@ -107,10 +120,11 @@ struct Unit {
   Item item;
 };
 
-template <Stage kStage>
+template <Packing kPacking, Stage kStage>
 struct Work {
   static constexpr int kMats = kStage == Stage::kGateUp ? 2 : 1;
   const StreamArgs& args;
+  const RingShape<kPacking>& ring;
   const Item* items;
   int item_count;
   Cut cut;
@@ -183,18 +197,19 @@ struct Turn {
 template <Packing kPacking, Stage kStage>
 struct Copier {
   using R = Ring<kPacking, false>;
-  static constexpr int kMats = Work<kStage>::kMats;
+  static constexpr int kMats = Work<kPacking, kStage>::kMats;
   const std::byte *codes, *lo, *scales;
-  int tiles, k, step_tiles, k_tiles, chunks;
+  int tiles, k, step_tiles, k_tiles, lo_bytes, chunk_place;
   uint32_t chunk_bytes;
   bool hi;
 
-  __device__ Copier(const Work<kStage>& work, const Unit<kMats>& unit) {
+  __device__ Copier(const Work<kPacking, kStage>& work, const Unit<kMats>& unit) {
     const Cut& cut = work.cut;
     const int lane = static_cast<int>(threadIdx.x % 32), part = lane & ((kMats << cut.share_log) - 1);
     const DeviceMatrix m = kMats == 2 && part >> cut.share_log != 0 ? unit.m[kMats - 1] : unit.m[0];
-    tiles = cut.tiles, k_tiles = work.args.k_tiles, step_tiles = cut.share * kDepth<kPacking>, chunks = kMats * step_tiles;
-    k = lane < chunks ? lane / (kMats << cut.share_log) * cut.share + (part & (cut.share - 1)) : k_tiles;
+    tiles = cut.tiles, k_tiles = work.args.k_tiles, step_tiles = cut.share * kDepth<kPacking>;
+    lo_bytes = work.ring.lo_bytes, chunk_place = lane * tiles * work.ring.tile_bytes;
+    k = lane < kMats * step_tiles ? lane / (kMats << cut.share_log) * cut.share + (part & (cut.share - 1)) : k_tiles;
     hi = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear && unit.item.both == 0;
     chunk_bytes = static_cast<uint32_t>(tiles * (R::kTile - (hi ? R::kLo : 0)));
     const int64_t tile = (int64_t{unit.tile / kGroupTiles} * k_tiles + k) * kGroupTiles + unit.tile % kGroupTiles;
@@ -206,22 +221,22 @@ struct Copier {
     __syncwarp();
     if (before + k >= k_tiles) return;
     const int64_t tile = int64_t{before} * kGroupTiles;
-    std::byte* to = ring_stage + lane * tiles * R::kTile;
+    std::byte* to = ring_stage + chunk_place;
     BulkCopy(to, codes + tile * R::kCodes, static_cast<uint32_t>(tiles * R::kCodes), full);
     if (R::kLo > 0 && !hi) BulkCopy(to + tiles * R::kCodes, lo + tile * R::kLo, static_cast<uint32_t>(tiles * R::kLo), full);
-    if (R::kScales > 0) BulkCopy(to + tiles * (R::kCodes + R::kLo), scales + tile * R::kScales, static_cast<uint32_t>(tiles * R::kScales), full);
+    if (R::kScales > 0) BulkCopy(to + tiles * (R::kCodes + lo_bytes), scales + tile * R::kScales, static_cast<uint32_t>(tiles * R::kScales), full);
   }
 };
 
 // By one of the warps that copy tiles: every kTileWarps-th place of the ring. (A place is always the same warp's, so none can be a round
 // ahead.) First those that may begin before the kernel before has ended: how many there are of all warps.
 template <Packing kPacking, Stage kStage>
-__device__ int CopyAhead(const Work<kStage>& work, const Places& places, int which) {
+__device__ int CopyAhead(const Work<kPacking, kStage>& work, const Places& places, int which) {
   int ahead = 0;
-  for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units && ahead < work.args.stages; unit += static_cast<int>(gridDim.x)) {
+  for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units && ahead < work.ring.stages; unit += static_cast<int>(gridDim.x)) {
     const Copier<kPacking, kStage> copier(work, work.Open(unit));
-    for (int step = 0; step < work.cut.steps && ahead < work.args.stages; ++step, ++ahead) {
-      if (ahead % kTileWarps == which) copier.Copy(step, places.ring + ahead * kStageBytes<kPacking>, &places.barriers->full[ahead]);
+    for (int step = 0; step < work.cut.steps && ahead < work.ring.stages; ++step, ++ahead) {
+      if (ahead % kTileWarps == which) copier.Copy(step, places.ring + ahead * work.ring.stage_bytes, &places.barriers->full[ahead]);
     }
   }
   return ahead;
@@ -229,23 +244,23 @@ __device__ int CopyAhead(const Work<kStage>& work, const Places& places, int whi
 
 // All but the first `ahead`.
 template <Packing kPacking, Stage kStage>
-__device__ void CopyTiles(const Work<kStage>& work, const Places& places, int which, int ahead, Turn* stage) {
+__device__ void CopyTiles(const Work<kPacking, kStage>& work, const Places& places, int which, int ahead, Turn* stage) {
   Barriers& b = *places.barriers;
   for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units; unit += static_cast<int>(gridDim.x)) {
     const Copier<kPacking, kStage> copier(work, work.Open(unit));
     for (int step = 0; step < work.cut.steps; ++step, --ahead) {
       if (ahead <= 0 && stage->at % kTileWarps == which) {
         if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
-        copier.Copy(step, places.ring + stage->at * kStageBytes<kPacking>, &b.full[stage->at]);
+        copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
       }
-      stage->Next(work.args.stages);
+      stage->Next(work.ring.stages);
     }
   }
 }
 
 // The rows of the units' items, a slice of the columns at a time, by one warp.
 template <Packing kPacking, Stage kStage>
-__device__ void CopyRows(const Work<kStage>& work, const Places& places, Turn* rows) {
+__device__ void CopyRows(const Work<kPacking, kStage>& work, const Places& places, Turn* rows) {
   const StreamArgs& args = work.args;
   Barriers& b = *places.barriers;
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -269,9 +284,9 @@ __device__ void CopyRows(const Work<kStage>& work, const Places& places, Turn* r
 constexpr int kRowTileBytes = kTileCols * static_cast<int>(sizeof(__half));
 
 template <Packing kPacking, int NT, Stage kStage>
-__device__ void Consume(const Work<kStage>& work, const Places& places, Turn* stages, Turn* row_places) {
+__device__ void Consume(const Work<kPacking, kStage>& work, const Places& places, Turn* stages, Turn* row_places) {
   using R = Ring<kPacking, false>;
-  constexpr int kMats = Work<kStage>::kMats;
+  constexpr int kMats = Work<kPacking, kStage>::kMats;
   constexpr bool kPlanes = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear, kExperts = kStage != Stage::kLinear;
   const StreamArgs& args = work.args;
   const Cut cut = work.cut;
@@ -282,14 +297,15 @@ __device__ void Consume(const Work<kStage>& work, const Places& places, Turn* st
   const int own_k = part & (cut.share - 1), step_k = kTiles << cut.share_log;
   // This lane's of the warp's first tile in a stage: codes, lo plane, scales; the others follow `next` bytes further on.
   const LaneOffsets<kPacking> lanes(lane);
-  const std::byte* chunk = places.ring + part * cut.tiles * R::kTile;
+  const RingShape<kPacking> ring = work.ring;
+  const std::byte* chunk = places.ring + part * cut.tiles * ring.tile_bytes;
   const std::byte* codes = chunk + tile * R::kCodes + lanes.code;
   const std::byte* lo = chunk + cut.tiles * R::kCodes + tile * R::kLo + lanes.code;
-  const std::byte* scales = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales + lanes.scale;
-  const int next = together * cut.tiles * R::kTile;
+  const std::byte* scales = chunk + cut.tiles * (R::kCodes + ring.lo_bytes) + tile * R::kScales + lanes.scale;
+  const int next = together * cut.tiles * ring.tile_bytes;
   const int slice_mask = (kSliceCols / kTileCols / kTiles >> cut.share_log) - 1;
   Turn stage = *stages, rows = *row_places;
-  int stage_at = stage.at * kStageBytes<kPacking>;
+  int stage_at = stage.at * ring.stage_bytes;
   for (int unit = static_cast<int>(blockIdx.x); unit < cut.units; unit += static_cast<int>(gridDim.x)) {
     const auto u = work.Open(unit);
     const int count = u.item.count, both = u.item.both, groups = (count + 7) / 8;
@@ -305,15 +321,12 @@ __device__ void Consume(const Work<kStage>& work, const Places& places, Turn* st
         x_rows = places.rows + rows.at * args.rows_place;
       }
       BarrierWait(&b.full[stage.at], stage.phase);
-#pragma unroll
-      for (int h = 0; h < kTiles; ++h) {
-        if (left <= h << cut.share_log) break;
+      const auto multiply = [&](int h) {
         const int from = stage_at + h * next;
         uint4 x[2][NT];
 #pragma unroll
         for (int i = 0; i < 2 * NT; ++i) {
-          const int nt = i % NT;
-          x[i / NT][nt] = *reinterpret_cast<const uint4*>(x_rows + row_at[nt] + (h << cut.share_log) * kRowTileBytes + i / NT * 64);
+          x[i / NT][i % NT] = *reinterpret_cast<const uint4*>(x_rows + row_at[i % NT] + (h << cut.share_log) * kRowTileBytes + i / NT * 64);
         }
         if (kPlanes && both == 0) {
           Multiply<kPacking, kPlanes, NT>(ReadTile<kPacking, kPlanes>(codes + from, lo + from, scales + from), x, sum, groups);
@@ -326,11 +339,17 @@ __device__ void Consume(const Work<kStage>& work, const Places& places, Turn* st
           }
           if (!mixed) Multiply<kPacking, false, NT>(loaded, x, sum, groups);
         }
+      };
+      if (left > (kTiles - 1) << cut.share_log) {
+#pragma unroll
+        for (int h = 0; h < kTiles; ++h) multiply(h);  // in one go: they do not wait for each other
+      } else if (left > 0) {
+        multiply(0);
       }
       __syncwarp();
       if (lane == 0) BarrierArrive(&b.empty[stage.at]);
-      stage.Next(args.stages);
-      stage_at = stage.at == 0 ? 0 : stage_at + kStageBytes<kPacking>;
+      stage.Next(ring.stages);
+      stage_at = stage.at == 0 ? 0 : stage_at + ring.stage_bytes;
       if (kExperts && ((step & slice_mask) == slice_mask || step == cut.steps - 1)) {
         if (lane == 0) BarrierArrive(&b.rows_empty[rows.at]);
         rows.Next(2);
@@ -408,14 +427,14 @@ template <Packing kPacking>
 __device__ Places MakePlaces(const StreamArgs& args, std::byte* shared, int rows_bytes, Barriers* barriers, Item** items) {
   Places places;
   places.ring = shared;
-  places.rows = shared + args.stages * kStageBytes<kPacking>;
+  places.rows = shared + args.ring_bytes;
   places.partial = reinterpret_cast<float*>(places.rows + rows_bytes);
   *items = reinterpret_cast<Item*>(reinterpret_cast<std::byte*>(places.partial) + kPartialBytes);
   places.order = reinterpret_cast<int32_t*>(*items + args.most_items);
   places.barriers = barriers;
 #if __CUDA_ARCH_FEAT_SM90_ALL
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread < args.stages) BarrierInit(&barriers->full[thread], 1), BarrierInit(&barriers->empty[thread], kWarps);
+  if (thread < kMostStages) BarrierInit(&barriers->full[thread], 1), BarrierInit(&barriers->empty[thread], kWarps);
   if (thread < 2) BarrierInit(&barriers->rows_full[thread], 1), BarrierInit(&barriers->rows_empty[thread], kWarps);
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
@@ -430,7 +449,8 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   Item* items;
   const Places places = MakePlaces<kPacking>(args, shared, args.rows * args.row_bytes, &barriers, &items);
   __syncthreads();
-  Work<Stage::kLinear> work{args, items, 0, {}};
+  const RingShape<kPacking> ring(args.ring_bytes, false);
+  Work<kPacking, Stage::kLinear> work{args, ring, items, 0, {}};
   work.MakeCut(kDepth<kPacking>);
   Turn stage, rows;
   if (const int which = static_cast<int>(threadIdx.x / 32) - kWarps; which >= 0) {
@@ -458,20 +478,23 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ Barriers barriers;
   __shared__ int32_t item_count;
+  __shared__ bool all_hi;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   Item* items;
   const Places places = MakePlaces<kPacking>(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
   WaitForBefore();
   LetNextStart();
   if (warp == 0) {
-    const int made = MakeItems<kPacking == Packing::kPlanes8>(args.up, items);
-    if (lane == 0) item_count = made;
+    bool some_lo = false;
+    const int made = MakeItems<kPacking == Packing::kPlanes8>(args.up, items, &some_lo);
+    if (lane == 0) item_count = made, all_hi = !some_lo;
   } else {
     for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = __ldcg(args.up.order + i);
   }
   __syncthreads();
-  Work<Stage::kGateUp> up{args.up, items, item_count, {}};
-  Work<Stage::kDown> down{args.down, items, item_count, {}};
+  const RingShape<kPacking> ring(args.up.ring_bytes, kPacking == Packing::kPlanes8 && all_hi);
+  Work<kPacking, Stage::kGateUp> up{args.up, ring, items, item_count, {}};
+  Work<kPacking, Stage::kDown> down{args.down, ring, items, item_count, {}};
   up.MakeCut(kDepth<kPacking>), down.MakeCut(kDepth<kPacking>);
   Turn stage, rows;
   if (warp >= kWarps + kTileWarps) {
@@ -523,11 +546,12 @@ int Multiprocessors() {
   return std::max(count, 1);
 }
 
-// Stages of the ring beside `others` bytes of shared memory.
+// Of the ring beside `others` bytes of shared memory; 0: too little.
 template <Packing kPacking>
-int StagesBeside(int others) {
-  constexpr int kBytes = kStageBytes<kPacking>;
-  return std::min({(kSharedRoom - others) / kBytes, std::max(kRingRoom / kBytes, 2), kMostStages});
+int RingBytesBeside(int others) {
+  constexpr int kBytes = kStageTiles<kPacking> * Ring<kPacking, false>::kTile;
+  const int stages = std::min((kSharedRoom - others) / kBytes, kMostStages);
+  return stages < 2 ? 0 : stages * kBytes;
 }
 
 template <typename Arguments>
@@ -541,9 +565,9 @@ template <Packing kPacking>
 bool LaunchLinear(int tiles, StreamArgs args, cudaStream_t stream) {
   args.row_bytes = args.cols * static_cast<int>(sizeof(__half)) + kRowPad;
   const int others = args.rows * args.row_bytes + kPartialBytes;
-  args.stages = StagesBeside<kPacking>(others);
-  if (args.stages < 2) return false;
-  const int bytes = others + args.stages * kStageBytes<kPacking>;
+  args.ring_bytes = RingBytesBeside<kPacking>(others);
+  if (args.ring_bytes == 0) return false;
+  const int bytes = others + args.ring_bytes;
   if (args.rows > 16) return LaunchBlocks(LinearKernel<kPacking, 4>, tiles, bytes, args, stream);
   if (args.rows > 8) return LaunchBlocks(LinearKernel<kPacking, 2>, tiles, bytes, args, stream);
   return LaunchBlocks(LinearKernel<kPacking, 1>, tiles, bytes, args, stream);
@@ -556,11 +580,11 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   }
   const int place = kRowsOfItem * std::max(args.up.row_bytes, args.down.row_bytes);
   const int others = 2 * place + kPartialBytes + args.up.most_items * static_cast<int>(sizeof(Item)) + args.up.kept * static_cast<int>(sizeof(int32_t));
-  const int stages = StagesBeside<kPacking>(others);
-  if (stages < 2) return false;
+  const int ring_bytes = RingBytesBeside<kPacking>(others);
+  if (ring_bytes == 0) return false;
   args.up.rows_place = args.down.rows_place = place;
-  args.up.stages = args.down.stages = stages;
-  return LaunchBlocks(ExpertsKernel<kPacking>, INT_MAX, others + stages * kStageBytes<kPacking>, args, stream);
+  args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
+  return LaunchBlocks(ExpertsKernel<kPacking>, INT_MAX, others + ring_bytes, args, stream);
 }
 
 // `launch` with the packing as its template argument.
