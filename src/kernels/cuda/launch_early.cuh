@@ -13,6 +13,8 @@ namespace thermoe::cuda {
 template <typename... Parameters, typename... Arguments>
 cudaError_t LaunchEarlyInClusters(unsigned cluster, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                                   Arguments&&... arguments) {
+  // All kernels of a step with the same division of the L1 cache: a multiprocessor must be idle to change it.
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes, config.stream = stream;
   cudaLaunchAttribute attributes[2] = {};

@@ -321,30 +321,35 @@ __device__ void Consume(const Work<kPacking, kStage>& work, const Places& places
         x_rows = places.rows + rows.at * args.rows_place;
       }
       BarrierWait(&b.full[stage.at], stage.phase);
-      const auto multiply = [&](int h) {
+      const auto multiply = [&](int h, auto&& product) {
         const int from = stage_at + h * next;
         uint4 x[2][NT];
 #pragma unroll
         for (int i = 0; i < 2 * NT; ++i) {
           x[i / NT][i % NT] = *reinterpret_cast<const uint4*>(x_rows + row_at[i % NT] + (h << cut.share_log) * kRowTileBytes + i / NT * 64);
         }
-        if (kPlanes && both == 0) {
-          Multiply<kPacking, kPlanes, NT>(ReadTile<kPacking, kPlanes>(codes + from, lo + from, scales + from), x, sum, groups);
-        } else {
-          const Loaded<kPacking> loaded = ReadTile<kPacking, false>(codes + from, lo + from, scales + from);
-          bool mixed = false;
-          if constexpr (kPlanes) {
-            mixed = both < count;
-            if (mixed) MultiplyMixed<NT>(loaded, x, sum, both, groups);
-          }
-          if (!mixed) Multiply<kPacking, false, NT>(loaded, x, sum, groups);
+        product(from, x);
+      };
+      const auto multiply_all = [&](auto&& product) {
+        if (left > (kTiles - 1) << cut.share_log) {
+#pragma unroll
+          for (int h = 0; h < kTiles; ++h) multiply(h, product);  // nothing between them: they do not wait for each other
+        } else if (left > 0) {
+          multiply(0, product);
         }
       };
-      if (left > (kTiles - 1) << cut.share_log) {
-#pragma unroll
-        for (int h = 0; h < kTiles; ++h) multiply(h);  // in one go: they do not wait for each other
-      } else if (left > 0) {
-        multiply(0);
+      if (kPlanes && both == 0) {
+        multiply_all([&](int from, const uint4(&x)[2][NT]) {
+          Multiply<kPacking, kPlanes, NT>(ReadTile<kPacking, kPlanes>(codes + from, lo + from, scales + from), x, sum, groups);
+        });
+      } else if (kPlanes && both < count) {
+        multiply_all([&](int from, const uint4(&x)[2][NT]) {
+          if constexpr (kPlanes) MultiplyMixed<NT>(ReadTile<kPacking, false>(codes + from, lo + from, scales + from), x, sum, both, groups);
+        });
+      } else {
+        multiply_all([&](int from, const uint4(&x)[2][NT]) {
+          Multiply<kPacking, false, NT>(ReadTile<kPacking, false>(codes + from, lo + from, scales + from), x, sum, groups);
+        });
       }
       __syncwarp();
       if (lane == 0) BarrierArrive(&b.empty[stage.at]);
@@ -368,11 +373,13 @@ __device__ void Consume(const Work<kPacking, kStage>& work, const Places& places
       meet();
       if (part == 0) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < kMats; ++j) {
 #pragma unroll
-          for (int j = 0; j < kMats; ++j) {
-            total[j][i] = j == 0 ? sum[nt][i] : 0.0f;
-            for (int s = j == 0 ? 1 : 0; s < cut.share; ++s) total[j][i] += places.partial[((warp + j * cut.share + s) * 4 + i) * 32 + lane];
+          for (int i = 0; i < 4; ++i) total[j][i] = j == 0 ? sum[nt][i] : 0.0f;
+#pragma unroll 4
+          for (int s = j == 0 ? 1 : 0; s < cut.share; ++s) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) total[j][i] += places.partial[((warp + j * cut.share + s) * 4 + i) * 32 + lane];
           }
         }
       }
