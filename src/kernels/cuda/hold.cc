@@ -74,7 +74,7 @@ CudaOps::MemoryPlan CudaOps::PlanMemory(const kernels::ResidentModel& model) con
     plan.scratch = std::max(plan.scratch, bytes);
   }
   plan.step = model.step_bytes;
-  plan.halves = int64_t{std::min(model.max_rows, kStreamSlots)} * std::max(config.hidden, config.heads * config.head_dim);
+  plan.halves = int64_t{std::min(model.max_rows, kHalfRows)} * std::max(config.hidden, config.heads * config.head_dim);
   return plan;
 }
 

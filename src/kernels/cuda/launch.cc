@@ -24,7 +24,7 @@ class Halves {
 
   // Null where there is no room or nobody would read them.
   __half* Take(const float* rows, int64_t count, int64_t cols) {
-    of_ = count <= kStreamSlots && cols % kTileCols == 0 && count * cols <= room_.count ? rows : nullptr;
+    of_ = count <= kHalfRows && cols % kTileCols == 0 && count * cols <= room_.count ? rows : nullptr;
     return of_ == nullptr ? nullptr : room_.at;
   }
   const __half* Of(const float* rows) const { return rows == of_ ? room_.at : nullptr; }

@@ -20,8 +20,9 @@ constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows
 constexpr int kThreads = 32 * (kWarps + kTileWarps + 1);
 constexpr int kMostStages = 12;
 constexpr int kSharedRoom = 226 * 1024;
-constexpr int kRowsOfItem = 8;       // rows that meet an expert's tiles at once
-constexpr int kSliceCols = 2048;     // columns of an expert's rows in shared memory at once
+// Rows that meet an expert's tiles at once are 8 NT, their columns in shared memory at once these:
+template <int NT>
+inline constexpr int kSliceCols = 2048 / NT;
 constexpr int kRowPad = 64;          // bytes between rows there: two of them fall into different banks
 constexpr int kPartialBytes = kWarps * 4 * 32 * static_cast<int>(sizeof(float));
 
@@ -58,8 +59,8 @@ struct StreamArgs {
   int32_t ring_bytes;
 };
 
-// Jobs as items of at most kRowsOfItem rows each, by one warp. An expert's job for the hi plane follows that for both.
-template <bool kPlanes>
+// Jobs as items of at most kMost rows each, by one warp. An expert's job for the hi plane follows that for both.
+template <int kMost, bool kPlanes>
 __device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
   const int lane = static_cast<int>(threadIdx.x % 32), jobs = __ldcg(args.job_count);
   const auto job_at = [&](int j) {  // does not wait for the number of jobs
@@ -72,15 +73,15 @@ __device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
     const int4 before = job_at(begin + lane - 1), job = job_at(begin + lane), after = job_at(begin + lane + 1);
     const bool joined = of_hi(job) && before.x == job.x, joins = !of_hi(job) && of_hi(after) && after.x == job.x;
     const int both = of_hi(job) ? 0 : job.w, total = job.w + (joins ? after.w : 0);
-    const int mine = joined ? 0 : (total + kRowsOfItem - 1) / kRowsOfItem;
+    const int mine = joined ? 0 : (total + kMost - 1) / kMost;
     int upto = mine;
     for (int offset = 1; offset < 32; offset *= 2) {
       const int below = __shfl_up_sync(kAllLanes, upto, offset);
       if (lane >= offset) upto += below;
     }
     for (int i = 0; i < mine; ++i) {
-      const int count = min(kRowsOfItem, total - i * kRowsOfItem);
-      items[made + upto - mine + i] = {job.x, job.z + i * kRowsOfItem, min(max(both - i * kRowsOfItem, 0), count), count};
+      const int count = min(kMost, total - i * kMost);
+      items[made + upto - mine + i] = {job.x, job.z + i * kMost, min(max(both - i * kMost, 0), count), count};
     }
     made += __shfl_sync(kAllLanes, upto, 31);
     *some_lo = *some_lo || __any_sync(kAllLanes, both > 0);
@@ -89,20 +90,18 @@ __device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
 }
 
 // Tiles of a warp in a stage of the ring: their products do not wait for each other.
-template <Packing kPacking>
-inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
-
-template <Packing kPacking>
-inline constexpr int kStageTiles = kWarps * kDepth<kPacking>;
+template <Packing kPacking, bool kExperts>
+inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 576 && kExperts ? 4 : Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
 
 // The ring as this launch uses it: without room for lo planes where nobody reads them.
-template <Packing kPacking>
+template <Packing kPacking, bool kExperts>
 struct RingShape {
+  static constexpr int kStageTiles = kWarps * kDepth<kPacking, kExperts>;
   int lo_bytes, tile_bytes, stage_bytes, stages;
   __device__ RingShape(int ring_bytes, bool all_hi) {
     using R = Ring<kPacking, false>;
-    lo_bytes = all_hi ? 0 : R::kLo, tile_bytes = R::kCodes + lo_bytes + R::kScales, stage_bytes = kStageTiles<kPacking> * tile_bytes;
-    const int fit = all_hi ? ring_bytes / (kStageTiles<kPacking> * (R::kCodes + R::kScales)) : ring_bytes / (kStageTiles<kPacking> * R::kTile);
+    lo_bytes = all_hi ? 0 : R::kLo, tile_bytes = R::kCodes + lo_bytes + R::kScales, stage_bytes = kStageTiles * tile_bytes;
+    const int fit = all_hi ? ring_bytes / (kStageTiles * (R::kCodes + R::kScales)) : ring_bytes / (kStageTiles * R::kTile);
     stages = fit < kMostStages ? fit : kMostStages;
   }
 };
@@ -120,11 +119,13 @@ struct Unit {
   Item item;
 };
 
-template <Packing kPacking, Stage kStage>
+template <Packing kPacking, int NT, Stage kStage>
 struct Work {
   static constexpr int kMats = kStage == Stage::kGateUp ? 2 : 1;
+  static constexpr bool kExperts = kStage != Stage::kLinear;
+  static constexpr int kTiles = kDepth<kPacking, kExperts>;  // of a warp in a stage
   const StreamArgs& args;
-  const RingShape<kPacking>& ring;
+  const RingShape<kPacking, kExperts>& ring;
   const Item* items;
   int item_count;
   Cut cut;
@@ -139,14 +140,18 @@ struct Work {
   }
   __device__ int StepsOf(int share_log, int depth) const { return (args.k_tiles + (depth << share_log) - 1) / depth >> share_log; }
   // For the least time of the busiest block, in stages; what a unit's end costs is about one. Lanes try the ways to cut side by side.
-  __device__ void MakeCut(int depth) {
-    constexpr int kFirstShare = kMats == 2 ? 0 : 1, kWays = 4;
-    static_assert(kWarps == 2 * kGroupTiles && kGroupTiles == 1 << (kWays - 1));
-    const int way = static_cast<int>(threadIdx.x) % kWays, tiles_log = kWays - 1 - way, share_log = kFirstShare + way;
-    const int units = Units(tiles_log), steps = StepsOf(share_log, depth);
+  __device__ void MakeCut() {
+    constexpr int kFirstShare = kMats == 2 ? 0 : 1, kMostTiles = 3, kWays = 4;
+    static_assert(kWarps == 2 * kGroupTiles && kGroupTiles == 1 << kMostTiles);
+    // A slice of an expert's rows is a whole number of stages, and a lane has at most one piece of a stage to copy.
+    constexpr int kSliceStages = kSliceCols<NT> / kTileCols / kTiles;
+    const int way = static_cast<int>(threadIdx.x) % kWays, tiles_log = kMostTiles - way, share_log = kFirstShare + way;
+    const int units = Units(tiles_log), steps = StepsOf(share_log, kTiles);
     const uint32_t turns = (static_cast<uint32_t>(units) + gridDim.x - 1) / gridDim.x;
-    const int best = static_cast<int>(__reduce_min_sync(kAllLanes, turns * static_cast<uint32_t>(steps + 1) * kWays + static_cast<uint32_t>(way))) % kWays;
-    cut = {1 << (kWays - 1 - best), kWays - 1 - best, 1 << (kFirstShare + best), kFirstShare + best, StepsOf(kFirstShare + best, depth),
+    const bool may = (!kExperts || kSliceStages >> share_log > 0) && (kMats * kTiles << share_log) <= 32;
+    const uint32_t cost = may ? turns * static_cast<uint32_t>(steps + 1) * kWays + static_cast<uint32_t>(way) : UINT32_MAX;
+    const int best = static_cast<int>(__reduce_min_sync(kAllLanes, cost)) % kWays;
+    cut = {1 << (kMostTiles - best), kMostTiles - best, 1 << (kFirstShare + best), kFirstShare + best, StepsOf(kFirstShare + best, kTiles),
            __shfl_sync(kAllLanes, units, best)};
   }
   __device__ Unit<kMats> Open(int unit) const {
@@ -194,20 +199,20 @@ struct Turn {
 };
 
 // What a lane copies of the stages of a unit: the row tiles of one matrix and column tile (of each, in a stage: codes, lo planes, scales).
-template <Packing kPacking, Stage kStage>
+template <Packing kPacking, int NT, Stage kStage>
 struct Copier {
   using R = Ring<kPacking, false>;
-  static constexpr int kMats = Work<kPacking, kStage>::kMats;
+  static constexpr int kMats = Work<kPacking, NT, kStage>::kMats;
   const std::byte *codes, *lo, *scales;
   int tiles, k, step_tiles, k_tiles, lo_bytes, chunk_place;
   uint32_t chunk_bytes;
   bool hi;
 
-  __device__ Copier(const Work<kPacking, kStage>& work, const Unit<kMats>& unit) {
+  __device__ Copier(const Work<kPacking, NT, kStage>& work, const Unit<kMats>& unit) {
     const Cut& cut = work.cut;
     const int lane = static_cast<int>(threadIdx.x % 32), part = lane & ((kMats << cut.share_log) - 1);
     const DeviceMatrix m = kMats == 2 && part >> cut.share_log != 0 ? unit.m[kMats - 1] : unit.m[0];
-    tiles = cut.tiles, k_tiles = work.args.k_tiles, step_tiles = cut.share * kDepth<kPacking>;
+    tiles = cut.tiles, k_tiles = work.args.k_tiles, step_tiles = cut.share * Work<kPacking, NT, kStage>::kTiles;
     lo_bytes = work.ring.lo_bytes, chunk_place = lane * tiles * work.ring.tile_bytes;
     k = lane < kMats * step_tiles ? lane / (kMats << cut.share_log) * cut.share + (part & (cut.share - 1)) : k_tiles;
     hi = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear && unit.item.both == 0;
@@ -230,11 +235,11 @@ struct Copier {
 
 // By one of the warps that copy tiles: every kTileWarps-th place of the ring. (A place is always the same warp's, so none can be a round
 // ahead.) First those that may begin before the kernel before has ended: how many there are of all warps.
-template <Packing kPacking, Stage kStage>
-__device__ int CopyAhead(const Work<kPacking, kStage>& work, const Places& places, int which) {
+template <Packing kPacking, int NT, Stage kStage>
+__device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& places, int which) {
   int ahead = 0;
   for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units && ahead < work.ring.stages; unit += static_cast<int>(gridDim.x)) {
-    const Copier<kPacking, kStage> copier(work, work.Open(unit));
+    const Copier<kPacking, NT, kStage> copier(work, work.Open(unit));
     for (int step = 0; step < work.cut.steps && ahead < work.ring.stages; ++step, ++ahead) {
       if (ahead % kTileWarps == which) copier.Copy(step, places.ring + ahead * work.ring.stage_bytes, &places.barriers->full[ahead]);
     }
@@ -243,11 +248,11 @@ __device__ int CopyAhead(const Work<kPacking, kStage>& work, const Places& place
 }
 
 // All but the first `ahead`.
-template <Packing kPacking, Stage kStage>
-__device__ void CopyTiles(const Work<kPacking, kStage>& work, const Places& places, int which, int ahead, Turn* stage) {
+template <Packing kPacking, int NT, Stage kStage>
+__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Turn* stage) {
   Barriers& b = *places.barriers;
   for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units; unit += static_cast<int>(gridDim.x)) {
-    const Copier<kPacking, kStage> copier(work, work.Open(unit));
+    const Copier<kPacking, NT, kStage> copier(work, work.Open(unit));
     for (int step = 0; step < work.cut.steps; ++step, --ahead) {
       if (ahead <= 0 && stage->at % kTileWarps == which) {
         if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
@@ -259,16 +264,16 @@ __device__ void CopyTiles(const Work<kPacking, kStage>& work, const Places& plac
 }
 
 // The rows of the units' items, a slice of the columns at a time, by one warp.
-template <Packing kPacking, Stage kStage>
-__device__ void CopyRows(const Work<kPacking, kStage>& work, const Places& places, Turn* rows) {
+template <Packing kPacking, int NT, Stage kStage>
+__device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* rows) {
   const StreamArgs& args = work.args;
   Barriers& b = *places.barriers;
   const int lane = static_cast<int>(threadIdx.x % 32);
   for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units; unit += static_cast<int>(gridDim.x)) {
     const Item item = work.Open(unit).item;
     const int64_t row = kStage == Stage::kGateUp && lane < item.count ? places.order[item.first + lane] / args.slots : item.first + lane;
-    for (int begin = 0; begin < args.cols; begin += kSliceCols) {
-      const auto bytes = static_cast<uint32_t>(min(kSliceCols, args.cols - begin) * static_cast<int>(sizeof(__half)));
+    for (int begin = 0; begin < args.cols; begin += kSliceCols<NT>) {
+      const auto bytes = static_cast<uint32_t>(min(kSliceCols<NT>, args.cols - begin) * static_cast<int>(sizeof(__half)));
       if (rows->again) BarrierWait(&b.rows_empty[rows->at], rows->phase ^ 1);
       if (lane == 0) ExpectBytes(&b.rows_full[rows->at], bytes * static_cast<uint32_t>(item.count));
       __syncwarp();
@@ -284,26 +289,26 @@ __device__ void CopyRows(const Work<kPacking, kStage>& work, const Places& place
 constexpr int kRowTileBytes = kTileCols * static_cast<int>(sizeof(__half));
 
 template <Packing kPacking, int NT, Stage kStage>
-__device__ void Consume(const Work<kPacking, kStage>& work, const Places& places, Turn* stages, Turn* row_places) {
+__device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* stages, Turn* row_places) {
   using R = Ring<kPacking, false>;
-  constexpr int kMats = Work<kPacking, kStage>::kMats;
+  constexpr int kMats = Work<kPacking, NT, kStage>::kMats;
   constexpr bool kPlanes = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear, kExperts = kStage != Stage::kLinear;
   const StreamArgs& args = work.args;
   const Cut cut = work.cut;
   Barriers& b = *places.barriers;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  constexpr int kTiles = kDepth<kPacking>;
+  constexpr int kTiles = Work<kPacking, NT, kStage>::kTiles;
   const int together = kMats << cut.share_log, tile = warp / together, part = warp % together;  // part: matrix by matrix, share by share
   const int own_k = part & (cut.share - 1), step_k = kTiles << cut.share_log;
   // This lane's of the warp's first tile in a stage: codes, lo plane, scales; the others follow `next` bytes further on.
   const LaneOffsets<kPacking> lanes(lane);
-  const RingShape<kPacking> ring = work.ring;
+  const RingShape<kPacking, kExperts> ring = work.ring;
   const std::byte* chunk = places.ring + part * cut.tiles * ring.tile_bytes;
   const std::byte* codes = chunk + tile * R::kCodes + lanes.code;
   const std::byte* lo = chunk + cut.tiles * R::kCodes + tile * R::kLo + lanes.code;
   const std::byte* scales = chunk + cut.tiles * (R::kCodes + ring.lo_bytes) + tile * R::kScales + lanes.scale;
   const int next = together * cut.tiles * ring.tile_bytes;
-  const int slice_mask = (kSliceCols / kTileCols / kTiles >> cut.share_log) - 1;
+  const int slice_mask = (kSliceCols<NT> / kTileCols / kTiles >> cut.share_log) - 1;
   Turn stage = *stages, rows = *row_places;
   int stage_at = stage.at * ring.stage_bytes;
   for (int unit = static_cast<int>(blockIdx.x); unit < cut.units; unit += static_cast<int>(gridDim.x)) {
@@ -334,8 +339,8 @@ __device__ void Consume(const Work<kPacking, kStage>& work, const Places& places
         if (left > (kTiles - 1) << cut.share_log) {
 #pragma unroll
           for (int h = 0; h < kTiles; ++h) multiply(h, product);  // nothing between them: they do not wait for each other
-        } else if (left > 0) {
-          multiply(0, product);
+        } else {
+          for (int h = 0; h < kTiles && left > h << cut.share_log; ++h) multiply(h, product);
         }
       };
       if (kPlanes && both == 0) {
@@ -456,20 +461,20 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   Item* items;
   const Places places = MakePlaces<kPacking>(args, shared, args.rows * args.row_bytes, &barriers, &items);
   __syncthreads();
-  const RingShape<kPacking> ring(args.ring_bytes, false);
-  Work<kPacking, Stage::kLinear> work{args, ring, items, 0, {}};
-  work.MakeCut(kDepth<kPacking>);
+  const RingShape<kPacking, false> ring(args.ring_bytes, false);
+  Work<kPacking, NT, Stage::kLinear> work{args, ring, items, 0, {}};
+  work.MakeCut();
   Turn stage, rows;
   if (const int which = static_cast<int>(threadIdx.x / 32) - kWarps; which >= 0) {
-    const int ahead = which < kTileWarps ? CopyAhead<kPacking>(work, places, which) : 0;
+    const int ahead = which < kTileWarps ? CopyAhead(work, places, which) : 0;
     WaitForBefore();
     LetNextStart();
-    if (which < kTileWarps) CopyTiles<kPacking>(work, places, which, ahead, &stage);
+    if (which < kTileWarps) CopyTiles(work, places, which, ahead, &stage);
     return;
   }
   WaitForBefore();
   LoadRows(args, places.rows);
-  Consume<kPacking, NT>(work, places, &stage, &rows);
+  Consume(work, places, &stage, &rows);
 #endif
 }
 
@@ -479,7 +484,7 @@ struct ExpertsArgs {
 };
 
 // Both products of experts. All blocks must run at once: the second begins where the first of all has ended, though its tiles come before.
-template <Packing kPacking>
+template <Packing kPacking, int NT>
 __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_constant__ ExpertsArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) std::byte shared[];
@@ -493,19 +498,19 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   LetNextStart();
   if (warp == 0) {
     bool some_lo = false;
-    const int made = MakeItems<kPacking == Packing::kPlanes8>(args.up, items, &some_lo);
+    const int made = MakeItems<8 * NT, kPacking == Packing::kPlanes8>(args.up, items, &some_lo);
     if (lane == 0) item_count = made, all_hi = !some_lo;
   } else {
     for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = __ldcg(args.up.order + i);
   }
   __syncthreads();
-  const RingShape<kPacking> ring(args.up.ring_bytes, kPacking == Packing::kPlanes8 && all_hi);
-  Work<kPacking, Stage::kGateUp> up{args.up, ring, items, item_count, {}};
-  Work<kPacking, Stage::kDown> down{args.down, ring, items, item_count, {}};
-  up.MakeCut(kDepth<kPacking>), down.MakeCut(kDepth<kPacking>);
+  const RingShape<kPacking, true> ring(args.up.ring_bytes, kPacking == Packing::kPlanes8 && all_hi);
+  Work<kPacking, NT, Stage::kGateUp> up{args.up, ring, items, item_count, {}};
+  Work<kPacking, NT, Stage::kDown> down{args.down, ring, items, item_count, {}};
+  up.MakeCut(), down.MakeCut();
   Turn stage, rows;
   if (warp >= kWarps + kTileWarps) {
-    CopyRows<kPacking>(up, places, &rows);
+    CopyRows(up, places, &rows);
     if (static_cast<int>(blockIdx.x) >= down.cut.units) return;  // nobody would wait for what comes then
     if (lane == 0) {
       uint32_t met = 0;
@@ -513,18 +518,18 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
     }
     __syncwarp();
     asm volatile("fence.proxy.async;" ::: "memory");
-    return CopyRows<kPacking>(down, places, &rows);
+    return CopyRows(down, places, &rows);
   }
   if (warp >= kWarps) {
-    CopyTiles<kPacking>(up, places, warp - kWarps, 0, &stage);
-    return CopyTiles<kPacking>(down, places, warp - kWarps, 0, &stage);
+    CopyTiles(up, places, warp - kWarps, 0, &stage);
+    return CopyTiles(down, places, warp - kWarps, 0, &stage);
   }
   const auto meet = [] { asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory"); };
-  Consume<kPacking, 1>(up, places, &stage, &rows);
+  Consume(up, places, &stage, &rows);
   __threadfence();
   meet();
   if (threadIdx.x == 0) atomicAdd(args.met, 1);
-  Consume<kPacking, 1>(down, places, &stage, &rows);
+  Consume(down, places, &stage, &rows);
   meet();
   if (threadIdx.x == 0 && atomicAdd(args.met + 1, 1) + 1 == gridDim.x) args.met[0] = 0, args.met[1] = 0;
 #endif
@@ -554,9 +559,9 @@ int Multiprocessors() {
 }
 
 // Of the ring beside `others` bytes of shared memory; 0: too little.
-template <Packing kPacking>
+template <Packing kPacking, bool kExperts>
 int RingBytesBeside(int others) {
-  constexpr int kBytes = kStageTiles<kPacking> * Ring<kPacking, false>::kTile;
+  constexpr int kBytes = RingShape<kPacking, kExperts>::kStageTiles * Ring<kPacking, false>::kTile;
   const int stages = std::min((kSharedRoom - others) / kBytes, kMostStages);
   return stages < 2 ? 0 : stages * kBytes;
 }
@@ -572,7 +577,7 @@ template <Packing kPacking>
 bool LaunchLinear(int tiles, StreamArgs args, cudaStream_t stream) {
   args.row_bytes = args.cols * static_cast<int>(sizeof(__half)) + kRowPad;
   const int others = args.rows * args.row_bytes + kPartialBytes;
-  args.ring_bytes = RingBytesBeside<kPacking>(others);
+  args.ring_bytes = RingBytesBeside<kPacking, false>(others);
   if (args.ring_bytes == 0) return false;
   const int bytes = others + args.ring_bytes;
   if (args.rows > 16) return LaunchBlocks(LinearKernel<kPacking, 4>, tiles, bytes, args, stream);
@@ -580,18 +585,19 @@ bool LaunchLinear(int tiles, StreamArgs args, cudaStream_t stream) {
   return LaunchBlocks(LinearKernel<kPacking, 1>, tiles, bytes, args, stream);
 }
 
-template <Packing kPacking>
+template <Packing kPacking, int NT>
 bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
+  args.up.most_items = args.down.most_items = args.up.most_jobs + args.up.kept / (8 * NT) + 1;
   for (StreamArgs* part : {&args.up, &args.down}) {
-    part->row_bytes = std::min(part->cols, kSliceCols) * static_cast<int>(sizeof(__half)) + kRowPad;
+    part->row_bytes = std::min(part->cols, kSliceCols<NT>) * static_cast<int>(sizeof(__half)) + kRowPad;
   }
-  const int place = kRowsOfItem * std::max(args.up.row_bytes, args.down.row_bytes);
+  const int place = 8 * NT * std::max(args.up.row_bytes, args.down.row_bytes);
   const int others = 2 * place + kPartialBytes + args.up.most_items * static_cast<int>(sizeof(Item)) + args.up.kept * static_cast<int>(sizeof(int32_t));
-  const int ring_bytes = RingBytesBeside<kPacking>(others);
+  const int ring_bytes = RingBytesBeside<kPacking, true>(others);
   if (ring_bytes == 0) return false;
   args.up.rows_place = args.down.rows_place = place;
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
-  return LaunchBlocks(ExpertsKernel<kPacking>, INT_MAX, others + ring_bytes, args, stream);
+  return LaunchBlocks(ExpertsKernel<kPacking, NT>, INT_MAX, others + ring_bytes, args, stream);
 }
 
 // `launch` with the packing as its template argument.
@@ -650,7 +656,6 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   up.jobs = l.jobs, up.job_count = l.job_count, up.order = l.order;
   up.slots = l.slots, up.rows = l.rows, up.kept = kept;
   up.most_jobs = std::min(l.may_read_hi ? 2 * std::min(l.experts, kept) : l.experts, kept);
-  up.most_items = up.most_jobs + kept / kRowsOfItem + 1;
   both.down = up;
   up.x = HalvesOf(l.x, l.halves, room, l.rows, l.hidden, stream);
   up.cols = l.hidden, up.k_tiles = l.hidden / kTileCols, up.matrix_rows = l.width;
@@ -661,7 +666,11 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   down.cols = l.width, down.k_tiles = l.width / kTileCols, down.matrix_rows = l.hidden;
   down.first = l.down, down.base[0] = l.down_base, down.stride = l.stride;
   both.met = l.met;
-  if (!ByPacking(l.gate_packing, [&]<Packing kPacking>() { return LaunchExperts<kPacking>(both, stream); })) return false;
+  const bool many = kept > 5 * l.experts;  // many of an expert's rows would come in two items of 8
+  const bool done = ByPacking(l.gate_packing, [&]<Packing kPacking>() {
+    return many ? LaunchExperts<kPacking, 2>(both, stream) : LaunchExperts<kPacking, 1>(both, stream);
+  });
+  if (!done) return false;
   *sums = {slot_out, l.weight, l.expert, l.slots};
   return true;
 }

@@ -9,7 +9,8 @@
 
 namespace thermoe::cuda {
 
-inline constexpr int32_t kStreamRows = 32, kStreamSlots = 512;  // rows of a linear; slots (rows times K) of experts
+inline constexpr int32_t kStreamRows = 32, kStreamSlots = 2048;  // rows of a linear; slots (rows times K) of experts
+inline constexpr int32_t kHalfRows = 256;                       // rows that norms and attention leave as halves, too
 
 bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t stream);
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& launch, SlotSums* sums, cudaStream_t stream);
