@@ -93,16 +93,17 @@ __device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
 template <Packing kPacking, bool kExperts>
 inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 576 && kExperts ? 4 : Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
 
-// The ring as this launch uses it: without room for lo planes where nobody reads them.
+// The ring as this launch uses it: without room for lo planes where nobody reads them. A stage has a place of at least `place_bytes`.
 template <Packing kPacking, bool kExperts>
 struct RingShape {
-  static constexpr int kStageTiles = kWarps * kDepth<kPacking, kExperts>;
+  using R = Ring<kPacking, false>;
+  static constexpr int kStageTiles = kWarps * kDepth<kPacking, kExperts>, kStageBytes = kStageTiles * R::kTile;
   int lo_bytes, tile_bytes, stage_bytes, stages;
-  __device__ RingShape(int ring_bytes, bool all_hi) {
-    using R = Ring<kPacking, false>;
-    lo_bytes = all_hi ? 0 : R::kLo, tile_bytes = R::kCodes + lo_bytes + R::kScales, stage_bytes = kStageTiles * tile_bytes;
-    const int fit = all_hi ? ring_bytes / (kStageTiles * (R::kCodes + R::kScales)) : ring_bytes / (kStageTiles * R::kTile);
-    stages = fit < kMostStages ? fit : kMostStages;
+  __device__ RingShape(int ring_bytes, bool all_hi, int place_bytes) {
+    lo_bytes = all_hi ? 0 : R::kLo, tile_bytes = R::kCodes + lo_bytes + R::kScales;
+    stage_bytes = all_hi ? kStageTiles * (R::kCodes + R::kScales) : place_bytes;
+    stages = all_hi ? ring_bytes / (kStageTiles * (R::kCodes + R::kScales)) : ring_bytes / place_bytes;
+    if (stages > kMostStages) stages = kMostStages;
   }
 };
 
@@ -435,7 +436,6 @@ __device__ void LoadRows(const StreamArgs& args, std::byte* to) {
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
 // Lays out shared memory and makes barriers; afterwards all threads must meet.
-template <Packing kPacking>
 __device__ Places MakePlaces(const StreamArgs& args, std::byte* shared, int rows_bytes, Barriers* barriers, Item** items) {
   Places places;
   places.ring = shared;
@@ -459,9 +459,9 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ Barriers barriers;
   Item* items;
-  const Places places = MakePlaces<kPacking>(args, shared, args.rows * args.row_bytes, &barriers, &items);
+  const Places places = MakePlaces(args, shared, args.rows * args.row_bytes, &barriers, &items);
   __syncthreads();
-  const RingShape<kPacking, false> ring(args.ring_bytes, false);
+  const RingShape<kPacking, false> ring(args.ring_bytes, false, RingShape<kPacking, false>::kStageBytes);
   Work<kPacking, NT, Stage::kLinear> work{args, ring, items, 0, {}};
   work.MakeCut();
   Turn stage, rows;
@@ -484,7 +484,10 @@ struct ExpertsArgs {
 };
 
 // Both products of experts. All blocks must run at once: the second begins where the first of all has ended, though its tiles come before.
-template <Packing kPacking, int NT>
+template <Packing kUp, Packing kDown>
+inline constexpr int kPlaceBytes = std::max(RingShape<kUp, true>::kStageBytes, RingShape<kDown, true>::kStageBytes);
+
+template <Packing kUp, Packing kDown, int NT>
 __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_constant__ ExpertsArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) std::byte shared[];
@@ -493,20 +496,23 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   __shared__ bool all_hi;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   Item* items;
-  const Places places = MakePlaces<kPacking>(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
+  const Places places = MakePlaces(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
   WaitForBefore();
   LetNextStart();
   if (warp == 0) {
     bool some_lo = false;
-    const int made = MakeItems<8 * NT, kPacking == Packing::kPlanes8>(args.up, items, &some_lo);
+    const int made = MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, items, &some_lo);
     if (lane == 0) item_count = made, all_hi = !some_lo;
   } else {
     for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = __ldcg(args.up.order + i);
   }
   __syncthreads();
-  const RingShape<kPacking, true> ring(args.up.ring_bytes, kPacking == Packing::kPlanes8 && all_hi);
-  Work<kPacking, NT, Stage::kGateUp> up{args.up, ring, items, item_count, {}};
-  Work<kPacking, NT, Stage::kDown> down{args.down, ring, items, item_count, {}};
+  constexpr int kPlace = kPlaceBytes<kUp, kDown>;
+  const bool compact = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8 && all_hi;
+  const RingShape<kUp, true> up_ring(args.up.ring_bytes, compact, kPlace);
+  const RingShape<kDown, true> down_ring(args.up.ring_bytes, compact, kPlace);
+  Work<kUp, NT, Stage::kGateUp> up{args.up, up_ring, items, item_count, {}};
+  Work<kDown, NT, Stage::kDown> down{args.down, down_ring, items, item_count, {}};
   up.MakeCut(), down.MakeCut();
   Turn stage, rows;
   if (warp >= kWarps + kTileWarps) {
@@ -558,12 +564,10 @@ int Multiprocessors() {
   return std::max(count, 1);
 }
 
-// Of the ring beside `others` bytes of shared memory; 0: too little.
-template <Packing kPacking, bool kExperts>
-int RingBytesBeside(int others) {
-  constexpr int kBytes = RingShape<kPacking, kExperts>::kStageTiles * Ring<kPacking, false>::kTile;
-  const int stages = std::min((kSharedRoom - others) / kBytes, kMostStages);
-  return stages < 2 ? 0 : stages * kBytes;
+// Of a ring with such places beside `others` bytes of shared memory; 0: too little.
+int RingBytesBeside(int others, int place_bytes) {
+  const int stages = std::min((kSharedRoom - others) / place_bytes, kMostStages);
+  return stages < 2 ? 0 : stages * place_bytes;
 }
 
 template <typename Arguments>
@@ -577,7 +581,7 @@ template <Packing kPacking>
 bool LaunchLinear(int tiles, StreamArgs args, cudaStream_t stream) {
   args.row_bytes = args.cols * static_cast<int>(sizeof(__half)) + kRowPad;
   const int others = args.rows * args.row_bytes + kPartialBytes;
-  args.ring_bytes = RingBytesBeside<kPacking, false>(others);
+  args.ring_bytes = RingBytesBeside(others, RingShape<kPacking, false>::kStageBytes);
   if (args.ring_bytes == 0) return false;
   const int bytes = others + args.ring_bytes;
   if (args.rows > 16) return LaunchBlocks(LinearKernel<kPacking, 4>, tiles, bytes, args, stream);
@@ -585,7 +589,7 @@ bool LaunchLinear(int tiles, StreamArgs args, cudaStream_t stream) {
   return LaunchBlocks(LinearKernel<kPacking, 1>, tiles, bytes, args, stream);
 }
 
-template <Packing kPacking, int NT>
+template <Packing kUp, Packing kDown, int NT>
 bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   args.up.most_items = args.down.most_items = args.up.most_jobs + args.up.kept / (8 * NT) + 1;
   for (StreamArgs* part : {&args.up, &args.down}) {
@@ -593,11 +597,11 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   }
   const int place = 8 * NT * std::max(args.up.row_bytes, args.down.row_bytes);
   const int others = 2 * place + kPartialBytes + args.up.most_items * static_cast<int>(sizeof(Item)) + args.up.kept * static_cast<int>(sizeof(int32_t));
-  const int ring_bytes = RingBytesBeside<kPacking, true>(others);
+  const int ring_bytes = RingBytesBeside(others, kPlaceBytes<kUp, kDown>);
   if (ring_bytes == 0) return false;
   args.up.rows_place = args.down.rows_place = place;
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
-  return LaunchBlocks(ExpertsKernel<kPacking, NT>, INT_MAX, others + ring_bytes, args, stream);
+  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT>, INT_MAX, others + ring_bytes, args, stream);
 }
 
 // `launch` with the packing as its template argument.
@@ -646,7 +650,7 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
 // Scratch: as of few rows, whose parts these are too, and the rows as halves at its end.
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t stream) {
   const int32_t kept = l.rows * l.slots;
-  if (l.gate_packing != l.up_packing || l.gate_packing != l.down_packing || l.gate_packing == Packing::kF32 || l.met == nullptr) return false;
+  if (l.gate_packing != l.up_packing || l.gate_packing == Packing::kF32 || l.met == nullptr) return false;
   if (!l.wgmma || kept > kStreamSlots || l.hidden % kTileCols != 0 || l.width % kTileCols != 0) return false;
   auto* inner = static_cast<__half*>(l.scratch);
   auto* slot_out = reinterpret_cast<float*>(static_cast<std::byte*>(l.scratch) + Up(static_cast<size_t>(kept) * static_cast<size_t>(l.width) * sizeof(__half)));
@@ -667,9 +671,17 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   down.first = l.down, down.base[0] = l.down_base, down.stride = l.stride;
   both.met = l.met;
   const bool many = kept > 5 * l.experts;  // many of an expert's rows would come in two items of 8
-  const bool done = ByPacking(l.gate_packing, [&]<Packing kPacking>() {
-    return many ? LaunchExperts<kPacking, 2>(both, stream) : LaunchExperts<kPacking, 1>(both, stream);
-  });
+  const auto launch = [&]<Packing kUp, Packing kDown>() {
+    return many ? LaunchExperts<kUp, kDown, 2>(both, stream) : LaunchExperts<kUp, kDown, 1>(both, stream);
+  };
+  bool done = false;
+  if (l.gate_packing == l.down_packing) {
+    done = ByPacking(l.gate_packing, [&]<Packing kPacking>() { return launch.template operator()<kPacking, kPacking>(); });
+  } else if (l.gate_packing == Packing::kNibbleMin && l.down_packing == Packing::kByte16) {  // Q4_K and Q6_K, as files often have them
+    done = launch.template operator()<Packing::kNibbleMin, Packing::kByte16>();
+  } else if (l.gate_packing == Packing::kByteMin && l.down_packing == Packing::kByte16) {  // Q5_K and Q6_K
+    done = launch.template operator()<Packing::kByteMin, Packing::kByte16>();
+  }
   if (!done) return false;
   *sums = {slot_out, l.weight, l.expert, l.slots};
   return true;
