@@ -261,7 +261,7 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::stri
       if (plain) {
         rounds[i].plain.push_back(plain->tokens / plain->seconds);
         rounds[i].gains.push_back(rate / rounds[i].plain.back());
-        rounds[i].experts_gains.push_back(plain->stages.experts_us / plain->tokens / (run->stages.experts_us / run->tokens));
+        if (run->stages.experts_us > 0) rounds[i].experts_gains.push_back(plain->stages.experts_us / plain->tokens / (run->stages.experts_us / run->tokens));
       }
       rounds[i].joules.push_back(run->joules / run->tokens);
       results[i].source = run->source;
@@ -284,7 +284,7 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::stri
     if (flags.baseline) {
       results[i].plain = SpreadOf(rounds[i].plain);
       results[i].gain = SpreadOf(rounds[i].gains);
-      results[i].experts_gain = SpreadOf(rounds[i].experts_gains);
+      if (!rounds[i].experts_gains.empty()) results[i].experts_gain = SpreadOf(rounds[i].experts_gains);
     }
     if (flags.vs.empty()) continue;
     results[i].peer = SpreadOf(rounds[i].peers);
@@ -320,9 +320,11 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlVie
     entry["tokens_per_s"] = SpreadJson(result.rate);
     entry["bytes_per_token"] = result.bytes_per_token;
     entry["expert_bytes_per_token"] = result.expert_bytes_per_token;
-    const bool simulated = engine.telemetry().simulated;  // which has no stages, and is not this machine
+    const bool simulated = engine.telemetry().simulated;  // which is not this machine
+    // Nor are stages known of a GPU, which takes a step as a whole.
+    const bool no_stages = simulated || result.stages_per_token.experts_us == 0;
     for (const auto& [name, stage] : kStages) {
-      entry["stage_us_per_token"][name] = simulated ? Json() : Json(result.stages_per_token.*stage);
+      entry["stage_us_per_token"][name] = no_stages ? Json() : Json(result.stages_per_token.*stage);
     }
     entry["bandwidth_frac"] = simulated ? Json() : Json(result.rate.median * result.bytes_per_token / (read_gbps * 1e9));
     entry["joules_per_token"] = result.joules ? SpreadJson(*result.joules) : Json();
@@ -383,7 +385,7 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
                              fmt::format("{:+.2f} to {:+.2f} %", 100 * cost->low_frac, 100 * cost->high_frac)});
     }
     const auto times = [](double value) { return fmt::format("{:.2f}", value); };
-    if (result.gain) row.insert(row.end(), {rate(result.plain->median), times(result.gain->median), times(result.experts_gain->median)});
+    if (result.gain) row.insert(row.end(), {rate(result.plain->median), times(result.gain->median), result.experts_gain ? times(result.experts_gain->median) : "-"});
     if (result.ratio) {
       row.insert(row.end(), {rate(result.peer->median), times(result.ratio->median), times(result.ratio->least),
                              times(result.ratio->most)});

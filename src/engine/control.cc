@@ -74,7 +74,7 @@ void EngineImpl::StartPricing() {
   std::vector<CostPoint> points;
   std::error_code error;
   if (const std::string& path = options_.profile_path; !path.empty() && std::filesystem::exists(path, error)) {
-    Result<std::vector<CostPoint>> loaded = LoadProfile(path, *model_, Describe());
+    Result<std::vector<CostPoint>> loaded = LoadProfile(path, *model_, Describe(), ops_->device_name());
     if (loaded.ok()) {
       points = std::move(*loaded);
     } else {

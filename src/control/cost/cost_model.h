@@ -112,6 +112,8 @@ class KernelCostModel {
   static Key KeyOf(const OperationShape& shape);
   static Coords CoordsOf(const OperationShape& shape);
   static void MakeMonotone(Table* table);
+  // Watts of nodes whose energy was not measured, from those of the table that were.
+  static void FillWatts(Table* table);
   static Reading ReadLine(const Line& line, double y);
   static Reading Read(const Table& table, const Coords& at);
   double RooflineUs(const OperationShape& shape) const;
@@ -143,5 +145,7 @@ struct CostErrors {
   double median_frac = 0, p95_frac = 0;
 };
 CostErrors ErrorsOf(const KernelCostModel& model, const std::vector<CostPoint>& held_out);
+// The same of joules, of points that have them measured.
+CostErrors EnergyErrorsOf(const KernelCostModel& model, const std::vector<CostPoint>& held_out);
 
 }  // namespace thermoe

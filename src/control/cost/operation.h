@@ -139,6 +139,8 @@ struct LayerShape {
   MatrixShape expert_gate, expert_down;                               // of one expert; up has gate's shape
   MatrixShape shared_gate_proj, shared_up, shared_down, shared_gate;  // rows 0: the model has none
   int64_t q_norm = 0, k_norm = 0;                                     // widths of their gains; 0: none
+
+  bool operator==(const LayerShape&) const = default;
 };
 
 // A model as the cost model sees it: sizes and types, no weights.

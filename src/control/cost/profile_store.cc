@@ -256,6 +256,19 @@ Status ProfileStore::Add(const ProfileKey& key, const CostPoint& point) {
   return Execute("COMMIT");
 }
 
+Result<std::vector<std::string>> ProfileStore::Engines(const std::string& model) {
+  Statement select(db_, "SELECT DISTINCT device, backend FROM profiles WHERE model = ? ORDER BY profiles.rowid");
+  select.Bind(model);
+  std::vector<std::string> engines;
+  while (select.Step()) {
+    select.FirstColumn();
+    const std::string device = select.Text();
+    engines.push_back(device + ": " + select.Text());
+  }
+  if (!select.ok()) return Failed();
+  return engines;
+}
+
 Status ProfileStore::Clear(const ProfileKey& key) {
   Statement remove(db_, "DELETE FROM profiles WHERE device = ? AND backend = ? AND model = ? AND build = ?");
   remove.Bind(key.device).Bind(key.backend).Bind(key.model).Bind(key.build).Step();

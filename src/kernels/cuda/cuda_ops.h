@@ -22,12 +22,15 @@ namespace thermoe::cuda {
 
 class CudaOps final : public kernels::Ops {
  public:
-  // kUnsupported where there is no device. `threads` pack weights; must outlive the result. isa: "" (the best), "mma" or "wgmma".
-  static Result<std::unique_ptr<Ops>> Create(ThreadPool* threads, std::string_view isa);
+  // kUnsupported where there is no device. `threads` pack weights; must outlive the result. isa: "" (the best), "mma" or "wgmma"; device:
+  // as ChooseDevice.
+  static Result<std::unique_ptr<Ops>> Create(ThreadPool* threads, std::string_view isa, std::string_view device);
   ~CudaOps() override;
 
   std::string_view name() const override { return name_; }
   bool on_device() const override { return true; }
+  std::string device_name() const override { return device_.name; }
+  std::string sensors() const override { return "nvml:" + device_.uuid; }
   Status Hold(const kernels::ResidentModel& model) override;
   void Adopt(std::span<std::byte> buffer) override;
   void Publish(std::span<const std::byte> bytes) const override;
@@ -39,6 +42,7 @@ class CudaOps final : public kernels::Ops {
   void EndStep() const override;
   void FinishRecords() const override;
   Status Health() const override { return health_; }
+  std::unique_ptr<kernels::MeasuredStep> Measure(std::function<void()> record) const override;  // measure.cc
 
   void Embed(const WeightMatrix& table, std::span<const int32_t> ids, MutRows out) const override;
   void RmsNorm(const kernels::RmsNormArgs& args) const override;
@@ -81,6 +85,7 @@ class CudaOps final : public kernels::Ops {
 
   class Call;  // the operands of one operation
   struct ForeignKv;
+  class MeasuredGraph;
   bool Holds(const KvLayer& cache) const;
 
   void Check(cudaError_t error, const char* what) const;
