@@ -295,6 +295,18 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::stri
 
 Json SpreadJson(const Spread& spread) { return {{"median", spread.median}, {"min", spread.least}, {"max", spread.most}}; }
 
+Json LoadJson(const DeviceLoad& load) {
+  if (load.bytes == 0) return {};
+  const auto bytes = static_cast<double>(load.bytes);
+  return {{"bytes", load.bytes}, {"gbps", 1e-9 * bytes / load.seconds}, {"pack_gbps", 1e-9 * bytes / load.pack_seconds}, {"link_gbps", load.link_gbps}};
+}
+
+std::string LoadText(const DeviceLoad& load) {
+  const double gbps = 1e-9 * static_cast<double>(load.bytes) / load.seconds;
+  return fmt::format("{} onto the GPU in {:.2f} s: {:.1f} GB/s, {:.0f} % of what the link does ({:.1f}); packing them took {:.2f} s",
+                     BytesText(static_cast<double>(load.bytes)), load.seconds, gbps, 100 * gbps / load.link_gbps, load.link_gbps, load.pack_seconds);
+}
+
 Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlView& view, double read_gbps,
                const std::vector<CaseResult>& results) {
   Json json = NewDocument();
@@ -305,6 +317,7 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlVie
   device["memory_read_gbps"] = read_gbps > 0 ? Json(read_gbps) : Json();
   device["telemetry"] = TelemetryJson(engine.telemetry());
   device["cost_model"] = CostJson(engine.cost_view());
+  device["load"] = LoadJson(engine.device_load());
   json["device"] = std::move(device);
   json["steering"] = SteeringJson(flags.steering);
   json["control"] = ControlJson(view);
@@ -393,6 +406,7 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
     table.Add(std::move(row));
   }
   table.Print();
+  if (engine.device_load().bytes > 0) Print("\nloaded: " + LoadText(engine.device_load()) + "\n");
   if (const std::string text = CostText(engine.cost_view()); !text.empty()) Print("\ncost model: " + text + "\n");
 }
 

@@ -104,6 +104,14 @@ struct EngineOptions {
   std::string ttt_state_path;
 };
 
+// How the weights came onto a device with memory of its own. bytes 0: there is none.
+struct DeviceLoad {
+  int64_t bytes = 0;
+  double seconds = 0;       // from the first to the last, packing included
+  double pack_seconds = 0;  // of these, while the host packed
+  double link_gbps = 0;     // what the link does when nothing else is done
+};
+
 class Engine {
  public:
   // Errors: kInvalidArgument (options, a limit above the device's own), kResourceExhausted (the KV cache does not fit; says what
@@ -175,6 +183,7 @@ class Engine {
   // The control loop and the sensors now. Cheap: a few copies.
   virtual ControlView control_view() = 0;
   virtual CostView cost_view() const = 0;
+  virtual DeviceLoad device_load() const = 0;
   // Writes state_path and what is left of the decision log; nothing without them. Errors: of writing.
   virtual Status SaveControl() = 0;
 

@@ -99,6 +99,11 @@ CostView EngineImpl::cost_view() const {
   return view;
 }
 
+DeviceLoad EngineImpl::device_load() const {
+  const kernels::LoadFacts facts = ops_->load_facts();
+  return {facts.bytes, facts.seconds, facts.pack_seconds, 1e-9 * facts.link_bytes_per_s};
+}
+
 Status EngineImpl::StartControl(Supervisor* supervisor) {
   if (!options_.control.on()) return Status::Ok();
   Result<ControlConfig> config = ConfigFrom(options_.control);

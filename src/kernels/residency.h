@@ -62,6 +62,14 @@ class MeasuredStep {
   virtual double Run(int times) = 0;
 };
 
+// How Hold's weights came onto the device.
+struct LoadFacts {
+  int64_t bytes = 0;         // of weights, as the device has them
+  double seconds = 0;        // from the first to the last, packing included
+  double pack_seconds = 0;   // of these, while the host packed
+  double link_bytes_per_s = 0;  // what the link does when nothing else is done; 0: nothing was loaded
+};
+
 class Residency {
  public:
   virtual ~Residency() = default;
@@ -92,6 +100,7 @@ class Residency {
   virtual std::unique_ptr<MeasuredStep> Measure(std::function<void()> record) const;
   // Whether operations run on a device with memory of its own.
   virtual bool on_device() const { return false; }
+  virtual LoadFacts load_facts() const { return {}; }
   // Its name, "" for the host, and the telemetry source that shows it (EngineOptions::telemetry).
   virtual std::string device_name() const { return ""; }
   virtual std::string sensors() const { return "linux"; }

@@ -29,6 +29,7 @@ class CudaOps final : public kernels::Ops {
 
   std::string_view name() const override { return name_; }
   bool on_device() const override { return true; }
+  kernels::LoadFacts load_facts() const override { return load_; }
   std::string device_name() const override { return device_.name; }
   std::string sensors() const override { return "nvml:" + device_.uuid; }
   Status Hold(const kernels::ResidentModel& model) override;
@@ -136,6 +137,8 @@ class CudaOps final : public kernels::Ops {
   const float* kv_host_ = nullptr;
   int64_t kv_floats_ = 0;
   DeviceMemory kv_;
+  kernels::LoadFacts load_;
+  void MeasureLink(const PinnedMemory& from, int64_t bytes);
   mutable DeviceMemory scratch_;
   mutable int64_t scratch_bytes_ = 0;
   DeviceMemory gate_done_;

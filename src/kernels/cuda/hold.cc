@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What lives on the device from the start: weights, keys and values, tables of experts, steering.
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "base/check.h"
@@ -11,8 +12,12 @@ namespace thermoe::cuda {
 namespace {
 
 constexpr int64_t kAlign = 256;
-constexpr int64_t kSliceBytes = int64_t{64} << 20;    // packed and copied together
+constexpr int64_t kSliceBytes = int64_t{32} << 20;    // packed and copied together
+constexpr int64_t kPieceGroups = 2;                    // of rows, packed by a thread at a time: some 0.5 MiB
+constexpr int kLinkCopies = 8;
 constexpr int64_t kReserveBytes = int64_t{512} << 20;  // CUDA's own, graphs and kernels
+
+using Clock = std::chrono::steady_clock;
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -157,24 +162,41 @@ Status CudaOps::UploadMatrices(const kernels::ResidentModel& model, const Memory
     halves[h] = std::move(pinned).value();
     Check(cudaEventCreateWithFlags(&copied[h], cudaEventDisableTiming), "loading weights");
   }
+  struct Piece {
+    const Item* item;
+    int64_t first, count;  // groups of rows
+  };
+  std::vector<Piece> pieces;
+  const auto seconds_since = [](Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  const auto start = Clock::now();
   int half = 0;
   for (size_t first = 0; first < items.size(); half ^= 1) {
     size_t last = first;
     int64_t bytes = 0;
-    while (last < items.size() && bytes + items[last].bytes <= slice) bytes += items[last++].bytes;
+    pieces.clear();
+    for (; last < items.size() && bytes + items[last].bytes <= slice; ++last) {
+      const int64_t groups = GroupsOf(items[last].matrix->rows);
+      for (int64_t g = 0; g < groups; g += kPieceGroups) pieces.push_back({&items[last], g, std::min(kPieceGroups, groups - g)});
+      bytes += items[last].bytes;
+    }
     Check(cudaEventSynchronize(copied[half]), "loading weights");
     std::byte* staged = halves[half].data();
     const int64_t from = items[first].to;
-    threads_->ParallelFor(static_cast<int64_t>(last - first), [&](int64_t i, int) {
-      const Item& item = items[first + static_cast<size_t>(i)];
-      Pack(*item.matrix, staged + (item.to - from));
+    const auto packing = Clock::now();
+    threads_->ParallelFor(static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
+      const Piece& piece = pieces[static_cast<size_t>(i)];
+      PackGroups(*piece.item->matrix, piece.first, piece.count, staged + (piece.item->to - from));
     });
+    load_.pack_seconds += seconds_since(packing);
     Check(cudaMemcpyAsync(base + from, staged, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "loading weights");
     Check(cudaEventRecord(copied[half], stream_), "loading weights");
     first = last;
   }
   Synchronise();
+  load_.bytes = at;
+  load_.seconds = seconds_since(start);
   for (cudaEvent_t event : copied) cudaEventDestroy(event);
+  MeasureLink(halves[0], std::min(at, slice));
   for (const Item& item : items) {
     const WeightMatrix& m = *item.matrix;
     matrices_[m.data] = View(m.type, m.rows, m.cols, base + item.to);
@@ -187,6 +209,24 @@ Status CudaOps::UploadMatrices(const kernels::ResidentModel& model, const Memory
   tables_of_rows_[table.data] = memory->data();
   owned_.push_back(std::move(memory).value());
   return health_;
+}
+
+// By copies of a slice to memory that nobody uses.
+void CudaOps::MeasureLink(const PinnedMemory& from, int64_t bytes) {
+  Result<DeviceMemory> target = DeviceMemory::Allocate(std::max<int64_t>(bytes, 1), "measuring the link");
+  if (!target.ok() || bytes == 0) return;
+  cudaEvent_t begin = nullptr, end = nullptr;
+  for (cudaEvent_t* event : {&begin, &end}) Check(cudaEventCreate(event), "measuring the link");
+  Check(cudaEventRecord(begin, stream_), "measuring the link");
+  for (int i = 0; i < kLinkCopies; ++i) {
+    Check(cudaMemcpyAsync(target->data(), from.data(), static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "measuring the link");
+  }
+  Check(cudaEventRecord(end, stream_), "measuring the link");
+  Synchronise();
+  float ms = 0;
+  Check(cudaEventElapsedTime(&ms, begin, end), "measuring the link");
+  if (ms > 0) load_.link_bytes_per_s = static_cast<double>(bytes) * kLinkCopies / (1e-3 * static_cast<double>(ms));
+  for (cudaEvent_t event : {begin, end}) cudaEventDestroy(event);
 }
 
 Status CudaOps::UploadVectors(const kernels::ResidentModel& model) {

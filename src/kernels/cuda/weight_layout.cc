@@ -16,7 +16,6 @@ namespace {
 
 constexpr int kLanes = 32;
 constexpr int kSteps = 4;  // of 16 columns in a tile
-constexpr int kOrder[4] = {0, 2, 1, 3};
 constexpr int64_t kAlignment = 256;
 
 int64_t AlignUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
@@ -64,16 +63,26 @@ void Store(std::byte* to, T value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
+// Sixteen bytes as one value, which compilers turn into vector instructions: loading weights must keep up with the link to the device.
+using Bytes16 = uint8_t __attribute__((vector_size(16)));
+using Words4 = uint32_t __attribute__((vector_size(16)));
+
+template <typename T>
+Bytes16 Load16(const T* from) {
+  Bytes16 value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
 void BytesOfQ8(const std::byte* codes, uint8_t* out) {
   for (int j = 0; j < kQuantBlock; ++j) out[j] = static_cast<uint8_t>(static_cast<uint8_t>(codes[j]) ^ 0x80u);
 }
 
 void BytesOfPlanes(const std::byte* hi, const std::byte* lo, uint8_t* out) {
-  for (int j = 0; j < kQuantBlock / 2; ++j) {
-    const auto h = static_cast<unsigned>(hi[j]), l = static_cast<unsigned>(lo[j]);
-    out[j] = static_cast<uint8_t>((h & 15u) << 4 | (l & 15u));
-    out[j + kQuantBlock / 2] = static_cast<uint8_t>((h & 0xf0u) | l >> 4);
-  }
+  static_assert(kQuantBlock == 32);
+  const Bytes16 h = Load16(hi), l = Load16(lo);
+  Store(reinterpret_cast<std::byte*>(out), (h << 4) | (l & 15));
+  Store(reinterpret_cast<std::byte*>(out + 16), (h & 0xf0) | (l >> 4));
 }
 
 // Block b of 32 weights of a row. codes: [32]. scales: this row's place in the tile; half: which 32 columns of the
@@ -85,10 +94,11 @@ void PackBlock(const WeightMatrix& from, int64_t row, int64_t b, uint8_t* codes,
   const auto plus = [&](int add) {
     for (int j = 0; j < kQuantBlock; ++j) codes[j] = static_cast<uint8_t>(codes[j] + add);
   };
-  uint8_t raw[kQuantBlock];
-  const auto unpack = [&] {
-    UnpackCodes(from.type, block, s, raw);
-    std::memcpy(codes, raw, sizeof(raw));
+  const auto unpack = [&] { UnpackCodes(from.type, block, s, reinterpret_cast<uint8_t(&)[kQuantBlock]>(*codes)); };
+  const auto nibbles = [&](size_t at) {
+    const Bytes16 both = Load16(block + at);
+    Store(reinterpret_cast<std::byte*>(codes), both & 15);
+    Store(reinterpret_cast<std::byte*>(codes + 16), both >> 4);
   };
   switch (from.type) {
     case DType::kNested8:
@@ -103,12 +113,14 @@ void PackBlock(const WeightMatrix& from, int64_t row, int64_t b, uint8_t* codes,
       plus(128 - 16);
       return Store(scales + half * 2, Load<uint16_t>(block));
     case DType::kIQ4NL:
-      unpack();
-      for (int j = 0; j < kQuantBlock; ++j) codes[j] = static_cast<uint8_t>(kIQ4NLValues[raw[j]] + 128);
+      nibbles(offsetof(BlockQ4_0, nibbles));
+      for (int j = 0; j < kQuantBlock; ++j) codes[j] = static_cast<uint8_t>(kIQ4NLValues[codes[j]] + 128);
       return Store(scales + half * 2, Load<uint16_t>(block));
-    case DType::kQ4_0: unpack(); return Store(scales + half * 2, Load<uint16_t>(block));
+    case DType::kQ4_0:
+      nibbles(offsetof(BlockQ4_0, nibbles));
+      return Store(scales + half * 2, Load<uint16_t>(block));
     case DType::kMXFP4:
-      unpack();
+      nibbles(offsetof(BlockMXFP4, nibbles));
       return Store(scales + half * 2,
                    static_cast<uint16_t>(std::bit_cast<uint32_t>(E8M0Half(static_cast<uint8_t>(block[0]))) >> 16));
     case DType::kQ5_1:
@@ -145,17 +157,27 @@ void PackBlock(const WeightMatrix& from, int64_t row, int64_t b, uint8_t* codes,
   }
 }
 
-uint32_t NibbleWord(const Codes& codes, int lane, int step, int shift, bool first_high) {
-  uint32_t word = 0;
-  for (int j = 0; j < 4; ++j) {
-    const int i = kOrder[j];
-    const auto nibble = [&](int at) {
-      return static_cast<uint32_t>(codes.code[RowOf(lane, at)][ColOf(lane, step, at)] >> shift & 15);
-    };
-    const uint32_t first = nibble(i), second = nibble(4 + i);
-    word |= (first_high ? first << 4 | second : second << 4 | first) << (8 * j);
-  }
-  return word;
+// Eight rows apart, a row's 16 columns of a step each: byte j of lane q's word is of value 0, 2, 1, 3 of the fragment, with value 4, 6, 5, 7 as its
+// other nibble (RowOf, ColOf). Halves of a row lie in one byte: the first as its upper (`first_high`) or its lower nibble.
+Bytes16 NibbleWords(Bytes16 row, Bytes16 below, bool upper_nibbles, bool first_high) {
+  const auto pair = [&](Bytes16 of) {  // the first half of the columns and the second, in the lower 8 bytes
+    const Bytes16 second = __builtin_shufflevector(of, of, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+    if (upper_nibbles) return (of & 0xf0) | (second >> 4);
+    return first_high ? (of << 4) | (second & 15) : (second << 4) | (of & 15);
+  };
+  return __builtin_shufflevector(pair(row), pair(below), 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+
+// The words of four steps, lane by lane.
+void StoreLanes(const Bytes16 (&steps)[kSteps], std::byte* to) {
+  const auto a = reinterpret_cast<Words4>(steps[0]), b = reinterpret_cast<Words4>(steps[1]), c = reinterpret_cast<Words4>(steps[2]),
+             d = reinterpret_cast<Words4>(steps[3]);
+  const Words4 ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Words4 ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  Store(to, __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5));
+  Store(to + 16, __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7));
+  Store(to + 32, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
+  Store(to + 48, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
 }
 
 void PackTile(const WeightMatrix& from, Packing packing, int64_t row_tile, int64_t k_tile, std::byte* hi, std::byte* lo,
@@ -175,12 +197,18 @@ void PackTile(const WeightMatrix& from, Packing packing, int64_t row_tile, int64
       PackBlock(from, row, b, codes.code[r] + half * kQuantBlock, scales + r * row_scale_bytes, half);
     }
   }
-  for (int lane = 0; lane < kLanes; ++lane) {
+  constexpr int kLaneBytes = kSteps * 4, kRowLanes = 4;
+  for (int r = 0; r < kTileRows / 2; ++r) {
+    Bytes16 words[kSteps];
     for (int step = 0; step < kSteps; ++step) {
-      const int at = (lane * kSteps + step) * 4;
-      Store(hi + at, NibbleWord(codes, lane, step, bytes ? 4 : 0, true));
-      if (bytes) Store(lo + at, NibbleWord(codes, lane, step, 0, false));
+      words[step] = NibbleWords(Load16(codes.code[r] + step * 16), Load16(codes.code[r + 8] + step * 16), bytes, true);
     }
+    StoreLanes(words, hi + r * kRowLanes * kLaneBytes);
+    if (!bytes) continue;
+    for (int step = 0; step < kSteps; ++step) {
+      words[step] = NibbleWords(Load16(codes.code[r] + step * 16), Load16(codes.code[r + 8] + step * 16), false, false);
+    }
+    StoreLanes(words, lo + r * kRowLanes * kLaneBytes);
   }
 }
 
@@ -248,21 +276,28 @@ int64_t ReadBytes(DType type, int64_t rows, int64_t cols, Planes planes) {
   return tiles * (CodeTileBytes(packing) + lo_bytes + ScaleTileBytes(packing));
 }
 
-void Pack(const WeightMatrix& from, std::byte* to) {
+int64_t GroupsOf(int64_t rows) { return (rows + kGroupRows - 1) / kGroupRows; }
+
+void Pack(const WeightMatrix& from, std::byte* to) { PackGroups(from, 0, GroupsOf(from.rows), to); }
+
+void PackGroups(const WeightMatrix& from, int64_t first, int64_t count, std::byte* to) {
   THERMOE_CHECK(!from.interleaved());
   const Packing packing = PackingOf(from.type);
   const Parts parts = PartsOf(packing, from.rows, from.cols);
   if (packing == Packing::kF32) {
-    const auto bytes = static_cast<size_t>(from.rows * from.cols * 4);
-    std::memcpy(to, from.data, bytes);
-    std::memset(to + bytes, 0, static_cast<size_t>(parts.bytes) - bytes);
+    const int64_t row_bytes = from.cols * 4, begin = first * kGroupRows, end = std::min(from.rows, begin + count * kGroupRows);
+    std::memcpy(to + begin * row_bytes, from.data + begin * row_bytes, static_cast<size_t>((end - begin) * row_bytes));
+    if (end == from.rows) std::memset(to + end * row_bytes, 0, static_cast<size_t>(parts.bytes - end * row_bytes));
     return;
   }
   const int64_t tiles = parts.row_tiles * parts.k_tiles;
   const auto clear = [&](int64_t begin, int64_t end) { std::memset(to + begin, 0, static_cast<size_t>(end - begin)); };
-  clear(tiles * CodeTileBytes(packing), parts.lo);
-  if (parts.scales > parts.lo) clear(parts.lo + tiles * kPlaneTileBytes, parts.scales);
-  for (int64_t r = 0; r < parts.row_tiles; ++r) {
+  if (first == 0) {
+    clear(tiles * CodeTileBytes(packing), parts.lo);
+    if (parts.scales > parts.lo) clear(parts.lo + tiles * kPlaneTileBytes, parts.scales);
+    clear(parts.scales + (packing == Packing::kHalf ? parts.row_tiles * kTileRows * 4 : tiles * ScaleTileBytes(packing)), parts.bytes);
+  }
+  for (int64_t r = first * kGroupTiles; r < (first + count) * kGroupTiles; ++r) {
     if (packing == Packing::kHalf) {
       PackHalfRows(from, r, parts.k_tiles, to, to + parts.scales + r * kTileRows * 4);
       continue;
@@ -273,9 +308,6 @@ void Pack(const WeightMatrix& from, std::byte* to) {
                to + parts.scales + tile * ScaleTileBytes(packing));
     }
   }
-  const int64_t scale_bytes =
-      packing == Packing::kHalf ? parts.row_tiles * kTileRows * 4 : tiles * ScaleTileBytes(packing);
-  clear(parts.scales + scale_bytes, parts.bytes);
 }
 
 DeviceMatrix View(DType type, int64_t rows, int64_t cols, const std::byte* packed) {

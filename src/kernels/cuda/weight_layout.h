@@ -82,6 +82,9 @@ int64_t PackedBytes(DType type, int64_t rows, int64_t cols);
 int64_t ReadBytes(DType type, int64_t rows, int64_t cols, Planes planes);
 // `from` in the layout of files (Layout::kRows), any type; `to`: [PackedBytes] every byte is written.
 void Pack(const WeightMatrix& from, std::byte* to);
+// The same for `count` groups of kGroupRows rows from `first` on, of GroupsOf(from.rows): groups may be packed side by side.
+int64_t GroupsOf(int64_t rows);
+void PackGroups(const WeightMatrix& from, int64_t first, int64_t count, std::byte* to);
 // What Pack's result is once it lies at `packed` (device memory, aligned to 256 bytes).
 DeviceMatrix View(DType type, int64_t rows, int64_t cols, const std::byte* packed);
 
