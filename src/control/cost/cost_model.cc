@@ -331,22 +331,18 @@ std::optional<LearntStep> KernelCostModel::Learn(const ModelShape& model, const 
   StepShapeFrom(record, model, &learnt_step_);
   OperationsOfStep(model, learnt_step_, &learnt_plan_);
   const std::array<double, kStages> plain = PlainStages(learnt_plan_);
-  std::array<double, kStages> corrected = {};
-  double all_us = 0, known_us = 0;
-  for (size_t s = 0; s < kStages; ++s) {
-    if (plain[s] > 0) corrected[s] = corrections_[s].Apply(plain[s]);
-    all_us += corrected[s];
-    known_us += measured[s];
-  }
+  double plain_us = 0, known_us = 0;
+  for (size_t s = 0; s < kStages; ++s) plain_us += plain[s], known_us += measured[s];
   // Of a step on a device only the whole is known: its stages are taken to be off alike.
-  const bool whole = known_us == 0 && times.total_us > 0 && all_us > 0;
+  const bool whole = known_us == 0 && times.total_us > 0 && plain_us > 0;
   LearntStep step;
   for (size_t s = 0; s < kStages; ++s) {
     if (plain[s] <= 0) continue;
-    const double took_us = whole ? times.total_us * corrected[s] / all_us : measured[s];
+    const double took_us = whole ? times.total_us * plain[s] / plain_us : measured[s];
+    const double corrected_us = corrections_[s].Apply(plain[s]);
     if (!corrections_[s].Learn(plain[s], took_us)) continue;
     step.measured_us += took_us;
-    step.corrected_us += corrected[s];
+    step.corrected_us += corrected_us;
     step.plain_us += plain[s];
   }
   if (step.measured_us <= 0) return std::nullopt;

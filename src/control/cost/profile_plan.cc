@@ -49,9 +49,9 @@ const Grid kQuickHost = {.rows = {1, 2, 4, 8, 32, 128},
                          .held_out_attention = 0};
 // On a GPU kernels change at some sizes at once: where a tile of rows (8, 32, 128) is full, where kernels for many rows take over (64 rows,
 // 16 of an expert), where a context passes a power of two. Both sides of each are in the grid.
-const Grid kDevice = {.rows = {1,  2,  3,   4,   6,   8,   9,   12,  16,  17,  24,  25,   32,   33,   40,   48,  56,
-                               64, 65, 80,  96,  128, 129, 192, 256, 257, 384, 385, 512,  768,  1024, 1536, 2048, 3072, 4096},
-                      .held_out_rows = {5, 7, 10, 14, 20, 22, 28, 30, 36, 44, 52, 60, 72, 112, 150, 224, 320, 448, 640, 900, 1300, 2500},
+const Grid kDevice = {.rows = {1,  2,  3,   4,   5,   6,   8,   9,   12,  16,  17,  24,  25,   32,   33,   40,   48,  56,
+                               64, 65, 80,  96,  128, 129, 192, 256, 257, 384, 385, 512,  768,  1024, 1536, 2048, 2049, 3072, 4096},
+                      .held_out_rows = {7, 10, 11, 14, 20, 22, 28, 30, 36, 44, 52, 60, 72, 112, 150, 224, 320, 448, 640, 900, 1300, 2500},
                       .prefill_rows = {4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096},
                       .prefill_past = {0, 1, 3, 7, 15},
                       .decode_rows = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256},
@@ -228,6 +228,10 @@ class Planner {
     for (int64_t d = 1; d < all; d *= 2) {
       counts.insert(d);
       if (!quick_ && d >= 2 && 3 * d / 2 < all) counts.insert(3 * d / 2);
+      if (quick_ || !in_steps_ || d < 8) continue;
+      for (const int64_t quarters : {5, 7}) {  // where another wave of blocks begins is a step
+        if (quarters * d / 4 < all) counts.insert(quarters * d / 4);
+      }
     }
     for (const LayerShape& layer : model_.layers) {
       for (const int64_t d : counts) {

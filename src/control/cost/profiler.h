@@ -103,7 +103,7 @@ class Profiler {
   void PublishSlots() const;
 
   // profiler_steps.cc: with in_steps. Operations of a step that depend on nothing but its rows are timed together, in runs of a layer that
-  // share kernels (Part), and each gets its share by what it takes alone: so all of a step sum up to what the step takes.
+  // share kernels (Part), up to one operation and up to the next: so all of a step sum up to what the step takes.
   enum class Part : uint8_t { kBeforeAttention, kAfterAttention, kExperts, kShared, kLogits, kAlone };
   struct Timed {
     double us = 0, spread_frac = 0;
@@ -120,7 +120,7 @@ class Profiler {
   Part PartOf(const OperationShape& shape) const;
   size_t LayerOf(const OperationShape& shape) const;  // the first that has such an operation
   std::vector<OperationShape> MembersOf(Part part, size_t layer, int64_t rows) const;
-  Call PartCall(Part part, size_t layer, int64_t rows);
+  Call PartCall(Part part, size_t layer, int64_t rows, int last);
   Timed TimeCall(const Call& call, const kernels::OpCost& cost, bool energy);
   const PartTime& TimePart(Part part, size_t layer, int64_t rows, bool energy);
   double MicrosecondsInStep(const OperationShape& shape);

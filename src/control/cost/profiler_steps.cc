@@ -26,15 +26,17 @@ constexpr int kLongCalls = 4;
 // A visit lasts this long at least; a point is the median of its visits, one after another: nothing else uses the device.
 constexpr double kVisit_us = 1500;
 constexpr int kVisits = 5, kQuickVisits = 3, kMostReplays = 64;
-// At least so much of a part's time is its own members', whatever those of other parts take elsewhere.
-constexpr double kLeastOwnFrac = 0.2;
+// At least so much of a part's time is its own members', whatever those of other parts take elsewhere, and so much a segment's.
+constexpr double kLeastOwnFrac = 0.2, kLeastSegmentFrac = 0.02;
+constexpr int64_t kGateWithSelectRows = 64;
+constexpr int kAllSegments = 9;
 // Energy: a counter that changes ten times a second is watched over three changes, after one that other work had a part in and one more, for
 // sensors lag.
 constexpr double kChunk_us = 10000, kMostEnergy_s = 1.2;
 constexpr size_t kSkippedChanges = 1, kLeastChanges = 3, kChanges = 4;
 constexpr auto kLook = std::chrono::milliseconds(1);
 // Of steps that are timed from outside.
-constexpr int kWarmSteps = 4, kTimedSteps = 21;
+constexpr int kWarmSteps = 4, kTimedSteps = 61;
 constexpr uint64_t kStepKey = uint64_t{1} << 20;
 
 class Waiting final : public kernels::MeasuredStep {
@@ -50,6 +52,23 @@ double SecondsSince(Clock::time_point start) { return std::chrono::duration<doub
 double MedianOf(std::vector<double>* values) {
   std::sort(values->begin(), values->end());
   return (*values)[values->size() / 2];
+}
+
+double GuessOf(const kernels::OpCost& cost) { return kLaunch_us + BytesOf(cost) / kGuessBytesPer_us + cost.flops / kGuessFlopsPer_us; }
+
+// Where in its part an operation stands: parts are timed up to the end of each of these. The gate's product and the selection are one where a
+// backend may do them at once.
+int SegmentOf(Family family, int64_t rows) {
+  switch (family) {
+    case Family::kRope:
+    case Family::kStoreKv:
+    case Family::kClamp:
+    case Family::kAdd:
+    case Family::kNorm: return 1;
+    case Family::kLinearGate: return 2;
+    case Family::kSelect: return rows > kGateWithSelectRows ? 3 : 2;
+    default: return 0;
+  }
 }
 
 bool HasRole(const LayerShape& layer, Family family, const MatrixShape& matrix) {
@@ -189,7 +208,9 @@ std::vector<OperationShape> Profiler::MembersOf(Part part, size_t layer, int64_t
   return members;
 }
 
-Profiler::Call Profiler::PartCall(Part part, size_t layer, int64_t rows) {
+// Up to the end of segment `last`. Turns have inputs of their own where the first product's would be the last one's too: products of the same
+// rows may be done together.
+Profiler::Call Profiler::PartCall(Part part, size_t layer, int64_t rows, int last) {
   const ModelConfig& config = *target_.config;
   std::vector<size_t> alike;
   for (size_t l = 0; l < model_.layers.size(); ++l) {
@@ -215,9 +236,11 @@ Profiler::Call Profiler::PartCall(Part part, size_t layer, int64_t rows) {
       const MutRows cosines = view(cosines_, half), sines = view(sines_, half);
       return [=, this, &config](size_t turn) {
         const LayerWeights& weights = target_.weights->layers[alike[turn % alike.size()]];
-        ops_->Linear({h, weights.q, weights.q_bias, q});
-        ops_->Linear({h, weights.k, weights.k_bias, k});
-        ops_->Linear({h, weights.v, weights.v_bias, v});
+        const MutRows from = turn % 2 == 0 ? h : x;
+        ops_->Linear({from, weights.q, weights.q_bias, q});
+        ops_->Linear({from, weights.k, weights.k_bias, k});
+        ops_->Linear({from, weights.v, weights.v_bias, v});
+        if (last < 1) return;
         if (config.attention.qk_norm != QkNorm::kNone) norm_heads(q, weights.q_norm), norm_heads(k, weights.k_norm);
         if (config.attention.clip_qkv > 0) {
           for (const MutRows& values : {q, k, v}) ops_->Clamp(values, config.attention.clip_qkv);
@@ -235,10 +258,13 @@ Profiler::Call Profiler::PartCall(Part part, size_t layer, int64_t rows) {
       const MutRows logits = view(gate_logits_, config.experts);
       return [=, this, &config](size_t turn) {
         const LayerWeights& weights = target_.weights->layers[alike[turn % alike.size()]];
-        ops_->Linear({attended, weights.o, {}, h});
+        ops_->Linear({turn % 2 == 0 ? attended : q, weights.o, {}, h});
+        if (last < 1) return;
         ops_->Add({h, {}, x});
         ops_->RmsNorm({x, weights.expert_norm, epsilon, h});
+        if (last < 2) return;
         ops_->Linear({h, weights.gate, {}, logits});
+        if (last < 3 && rows > kGateWithSelectRows) return;
         ops_->Select({logits, config.gate, config.slots, model_.nested, nullptr, std::span(kinds_).first(static_cast<size_t>(rows)), &selection_});
       };
     }
@@ -271,7 +297,7 @@ Profiler::Call Profiler::PartCall(Part part, size_t layer, int64_t rows) {
 
 // One of `call`'s calls inside a run of them.
 Profiler::Timed Profiler::TimeCall(const Call& call, const kernels::OpCost& cost, bool energy) {
-  const double guess_us = kLaunch_us + BytesOf(cost) / kGuessBytesPer_us + cost.flops / kGuessFlopsPer_us;
+  const double guess_us = GuessOf(cost);
   const size_t layers = std::min(model_.layers.size(), kMostLayers);
   size_t calls = kLongCalls;
   if (ops_->on_device() && guess_us < kLong_us) {
@@ -339,18 +365,22 @@ const Profiler::PartTime& Profiler::TimePart(Part part, size_t layer, int64_t ro
   if (const auto found = parts_.find(key); found != parts_.end() && (!energy || found->second.energy_tried)) return found->second;
   PartTime time;
   time.energy_tried = energy;
-  kernels::OpCost cost;
-  std::map<std::string, double> alone_us;
-  double own_us = 0;
-  for (const OperationShape& member : MembersOf(part, layer, rows)) {
-    cost += CostOf(member);
-    if (PartOf(member) != part) {
+  // A segment's time is divided by what its members would take for one row: by launches and weights, alike for all sizes.
+  const std::vector<OperationShape> members = MembersOf(part, layer, rows);
+  const auto one_row_us = [](OperationShape member) {
+    member.tokens = 1;
+    return GuessOf(CostOf(member));
+  };
+  std::map<int, kernels::OpCost> costs;
+  std::map<int, double> own_us;
+  for (const OperationShape& member : members) {
+    const int segment = SegmentOf(member.family, rows);
+    costs[segment] += CostOf(member);
+    if (PartOf(member) == part) {
+      own_us[segment] += one_row_us(member);
+    } else {
       time.known_us += MicrosecondsInStep(member);
-      continue;
     }
-    const std::string text = TextOf(member);
-    if (!alone_us.contains(text)) alone_us[text] = TimeCall(CallOf(member), CostOf(member), false).us;
-    own_us += alone_us[text];
   }
   if (part == Part::kShared) {  // and the norm that follows
     OperationShape norm;
@@ -359,9 +389,23 @@ const Profiler::PartTime& Profiler::TimePart(Part part, size_t layer, int64_t ro
     norm.tokens = rows;
     time.known_us += MicrosecondsInStep(norm);
   }
-  time.all = TimeCall(PartCall(part, layer, rows), cost, energy);
+  kernels::OpCost cost;
+  std::map<int, double> segment_us;
+  double until_us = 0, sum_us = 0;
+  for (const auto& [segment, of_segment] : costs) {
+    cost += of_segment;
+    const bool all = segment == costs.rbegin()->first;
+    time.all = TimeCall(PartCall(part, layer, rows, segment), cost, energy && all);
+    if (!own_us.contains(segment)) continue;  // others' alone
+    segment_us[segment] = std::max(time.all.us - until_us, kLeastSegmentFrac * time.all.us);
+    sum_us += segment_us[segment];
+    until_us = time.all.us;
+  }
   time.known_us = std::min(time.known_us, (1 - kLeastOwnFrac) * time.all.us);
-  for (const auto& [text, us] : alone_us) time.share_frac[text] = us / own_us;
+  for (const OperationShape& member : members) {
+    const int segment = SegmentOf(member.family, rows);
+    if (PartOf(member) == part) time.share_frac[TextOf(member)] = segment_us[segment] / sum_us * one_row_us(member) / own_us[segment];
+  }
   return parts_[key] = std::move(time);
 }
 
@@ -410,7 +454,7 @@ Profiler::Timed Profiler::TimeAroundStep(const OperationShape& shape, bool energ
   const size_t layers = model_.layers.size();
   const double operations_us = MicrosecondsInStep(embed) + static_cast<double>(layers) * TimePart(Part::kBeforeAttention, 0, rows, false).all.us +
                                TimePart(Part::kLogits, 0, rows, false).all.us;
-  const Call body = PartCall(Part::kBeforeAttention, 0, rows);
+  const Call body = PartCall(Part::kBeforeAttention, 0, rows, kAllSegments);
   const MutRows x{x_.data(), rows, config.hidden}, picked{logit_rows_.data(), rows, config.hidden}, logits{logits_.data(), rows, config.vocab};
   const auto step = [&] {
     ops_->Publish(std::as_bytes(std::span(ids_).first(n)));
@@ -437,7 +481,7 @@ Profiler::Timed Profiler::TimeAroundStep(const OperationShape& shape, bool energ
     if (i >= kWarmSteps) steps_us.push_back(1e6 * SecondsSince(start));
   }
   Timed timed;
-  timed.us = std::max(MedianOf(&steps_us) - operations_us, 1.0);
+  timed.us = std::max(MedianOf(&steps_us) - operations_us, 1.0);  // sorts
   timed.spread_frac = (steps_us[steps_us.size() * 3 / 4] - steps_us[steps_us.size() / 4]) / 2 / timed.us;
   if (energy) {  // meanwhile the device waits
     Waiting waiting;

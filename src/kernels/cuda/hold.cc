@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What lives on the device from the start: weights, keys and values, tables of experts, steering.
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
 #include "base/check.h"
@@ -12,12 +11,7 @@ namespace thermoe::cuda {
 namespace {
 
 constexpr int64_t kAlign = 256;
-constexpr int64_t kSliceBytes = int64_t{32} << 20;    // packed and copied together
-constexpr int64_t kPieceGroups = 2;                    // of rows, packed by a thread at a time: some 0.5 MiB
-constexpr int kLinkCopies = 8;
 constexpr int64_t kReserveBytes = int64_t{512} << 20;  // CUDA's own, graphs and kernels
-
-using Clock = std::chrono::steady_clock;
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -133,75 +127,26 @@ Status CudaOps::Hold(const kernels::ResidentModel& model) {
   return health_;
 }
 
-// Packed by all threads into pinned memory, one half while the other is copied.
+// Each place once, tied matrices share one; then the embedding, whose rows are read as the file has them.
 Status CudaOps::UploadMatrices(const kernels::ResidentModel& model, const MemoryPlan& plan) {
-  struct Item {
-    const WeightMatrix* matrix;
-    int64_t bytes, to;
-  };
-  std::vector<Item> items;
-  std::unordered_map<const std::byte*, size_t> seen;  // tied matrices lie once
-  int64_t at = 0, largest = 0;
+  std::vector<UploadItem> items;
+  std::unordered_map<const std::byte*, size_t> seen;
+  int64_t bytes = 0;
   ForEachMatrix(model, [&](const WeightMatrix& m) {
     if (seen.contains(m.data)) return;
     seen[m.data] = items.size();
-    const int64_t bytes = Aligned(PackedBytes(m.type, m.rows, m.cols));
-    items.push_back({&m, bytes, at});
-    at += bytes, largest = std::max(largest, bytes);
+    items.push_back({&m, bytes, Aligned(PackedBytes(m.type, m.rows, m.cols))});
+    bytes += items.back().bytes;
   });
-  Result<DeviceMemory> weights = DeviceMemory::Allocate(std::max<int64_t>(at, 1), "the weights");
+  Result<DeviceMemory> weights = DeviceMemory::Allocate(std::max<int64_t>(bytes, 1), "the weights");
   if (!weights.ok()) return weights.status();
   std::byte* base = weights->data();
   owned_.push_back(std::move(weights).value());
-  const int64_t slice = std::max(largest, kSliceBytes);
-  PinnedMemory halves[2];
-  cudaEvent_t copied[2] = {};
-  for (int h = 0; h < 2; ++h) {
-    Result<PinnedMemory> pinned = PinnedMemory::Allocate(slice);
-    if (!pinned.ok()) return pinned.status();
-    halves[h] = std::move(pinned).value();
-    Check(cudaEventCreateWithFlags(&copied[h], cudaEventDisableTiming), "loading weights");
-  }
-  struct Piece {
-    const Item* item;
-    int64_t first, count;  // groups of rows
-  };
-  std::vector<Piece> pieces;
-  const auto seconds_since = [](Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); };
-  const auto start = Clock::now();
-  int half = 0;
-  for (size_t first = 0; first < items.size(); half ^= 1) {
-    size_t last = first;
-    int64_t bytes = 0;
-    pieces.clear();
-    for (; last < items.size() && bytes + items[last].bytes <= slice; ++last) {
-      const int64_t groups = GroupsOf(items[last].matrix->rows);
-      for (int64_t g = 0; g < groups; g += kPieceGroups) pieces.push_back({&items[last], g, std::min(kPieceGroups, groups - g)});
-      bytes += items[last].bytes;
-    }
-    Check(cudaEventSynchronize(copied[half]), "loading weights");
-    std::byte* staged = halves[half].data();
-    const int64_t from = items[first].to;
-    const auto packing = Clock::now();
-    threads_->ParallelFor(static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
-      const Piece& piece = pieces[static_cast<size_t>(i)];
-      PackGroups(*piece.item->matrix, piece.first, piece.count, staged + (piece.item->to - from));
-    });
-    load_.pack_seconds += seconds_since(packing);
-    Check(cudaMemcpyAsync(base + from, staged, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "loading weights");
-    Check(cudaEventRecord(copied[half], stream_), "loading weights");
-    first = last;
-  }
-  Synchronise();
-  load_.bytes = at;
-  load_.seconds = seconds_since(start);
-  for (cudaEvent_t event : copied) cudaEventDestroy(event);
-  MeasureLink(halves[0], std::min(at, slice));
-  for (const Item& item : items) {
+  THERMOE_RETURN_IF_ERROR(Upload(items, base));
+  for (const UploadItem& item : items) {
     const WeightMatrix& m = *item.matrix;
     matrices_[m.data] = View(m.type, m.rows, m.cols, base + item.to);
   }
-  // Rows of the embedding are read as the file has them.
   const WeightMatrix& table = model.weights.embedding;
   Result<DeviceMemory> memory = DeviceMemory::Allocate(std::max<int64_t>(plan.table, 1), "the embedding");
   if (!memory.ok()) return memory.status();
@@ -209,24 +154,6 @@ Status CudaOps::UploadMatrices(const kernels::ResidentModel& model, const Memory
   tables_of_rows_[table.data] = memory->data();
   owned_.push_back(std::move(memory).value());
   return health_;
-}
-
-// By copies of a slice to memory that nobody uses.
-void CudaOps::MeasureLink(const PinnedMemory& from, int64_t bytes) {
-  Result<DeviceMemory> target = DeviceMemory::Allocate(std::max<int64_t>(bytes, 1), "measuring the link");
-  if (!target.ok() || bytes == 0) return;
-  cudaEvent_t begin = nullptr, end = nullptr;
-  for (cudaEvent_t* event : {&begin, &end}) Check(cudaEventCreate(event), "measuring the link");
-  Check(cudaEventRecord(begin, stream_), "measuring the link");
-  for (int i = 0; i < kLinkCopies; ++i) {
-    Check(cudaMemcpyAsync(target->data(), from.data(), static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "measuring the link");
-  }
-  Check(cudaEventRecord(end, stream_), "measuring the link");
-  Synchronise();
-  float ms = 0;
-  Check(cudaEventElapsedTime(&ms, begin, end), "measuring the link");
-  if (ms > 0) load_.link_bytes_per_s = static_cast<double>(bytes) * kLinkCopies / (1e-3 * static_cast<double>(ms));
-  for (cudaEvent_t event : {begin, end}) cudaEventDestroy(event);
 }
 
 Status CudaOps::UploadVectors(const kernels::ResidentModel& model) {

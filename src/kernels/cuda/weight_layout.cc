@@ -212,8 +212,8 @@ void PackTile(const WeightMatrix& from, Packing packing, int64_t row_tile, int64
   }
 }
 
-// 16 rows as halves, each scaled so that its largest magnitude is just below 2^15.
-void PackHalfRows(const WeightMatrix& from, int64_t row_tile, int64_t k_tiles, std::byte* to, std::byte* row_scales) {
+// 16 rows as halves, each scaled so that its largest magnitude is just below 2^15. They become row tile `to_tile` of `to`.
+void PackHalfRows(const WeightMatrix& from, int64_t row_tile, int64_t to_tile, int64_t k_tiles, std::byte* to, std::byte* row_scales) {
   std::vector<uint16_t> rows(static_cast<size_t>(kTileRows * k_tiles * kTileCols));
   std::vector<float> values(static_cast<size_t>(from.cols));
   for (int r = 0; r < kTileRows; ++r) {
@@ -238,7 +238,7 @@ void PackHalfRows(const WeightMatrix& from, int64_t row_tile, int64_t k_tiles, s
         for (int i = 0; i < 8; ++i) {
           fragment[i] = rows[static_cast<size_t>((RowOf(lane, i) * k_tiles + k) * kTileCols + ColOf(lane, step, i))];
         }
-        std::memcpy(to + ((TileNumber(row_tile, k, k_tiles) * kSteps + step) * kLanes + lane) * 16, fragment,
+        std::memcpy(to + ((TileNumber(to_tile, k, k_tiles) * kSteps + step) * kLanes + lane) * 16, fragment,
                     sizeof(fragment));
       }
     }
@@ -278,34 +278,54 @@ int64_t ReadBytes(DType type, int64_t rows, int64_t cols, Planes planes) {
 
 int64_t GroupsOf(int64_t rows) { return (rows + kGroupRows - 1) / kGroupRows; }
 
-void Pack(const WeightMatrix& from, std::byte* to) { PackGroups(from, 0, GroupsOf(from.rows), to); }
+std::array<PackedRange, 3> RangesOf(DType type, int64_t rows, int64_t cols, int64_t first, int64_t count) {
+  const Packing packing = PackingOf(type);
+  const Parts parts = PartsOf(packing, rows, cols);
+  if (packing == Packing::kF32) {
+    const int64_t begin = first * kGroupRows, end = std::min(rows, begin + count * kGroupRows);
+    return {{{begin * cols * 4, (end - begin) * cols * 4}, {0, 0}, {0, 0}}};
+  }
+  const int64_t group_tiles = parts.k_tiles * kGroupTiles;
+  const auto range = [&](int64_t at, int64_t group_bytes) { return PackedRange{at + first * group_bytes, count * group_bytes}; };
+  return {range(0, group_tiles * CodeTileBytes(packing)), range(parts.lo, HasLoPlane(packing) ? group_tiles * kPlaneTileBytes : 0),
+          range(parts.scales, packing == Packing::kHalf ? kGroupRows * 4 : group_tiles * ScaleTileBytes(packing))};
+}
 
-void PackGroups(const WeightMatrix& from, int64_t first, int64_t count, std::byte* to) {
+void Pack(const WeightMatrix& from, std::byte* to) {
+  const int64_t groups = GroupsOf(from.rows);
+  std::array<std::byte*, 3> places{};
+  int64_t end = 0;
+  // What is between the parts, to align them.
+  for (size_t i = 0; i < places.size(); ++i) {
+    const PackedRange range = RangesOf(from.type, from.rows, from.cols, 0, groups)[i];
+    if (range.bytes == 0) continue;
+    places[i] = to + range.at;
+    std::memset(to + end, 0, static_cast<size_t>(range.at - end));
+    end = range.at + range.bytes;
+  }
+  std::memset(to + end, 0, static_cast<size_t>(PackedBytes(from.type, from.rows, from.cols) - end));
+  PackGroups(from, 0, groups, places);
+}
+
+void PackGroups(const WeightMatrix& from, int64_t first, int64_t count, const std::array<std::byte*, 3>& to) {
   THERMOE_CHECK(!from.interleaved());
   const Packing packing = PackingOf(from.type);
   const Parts parts = PartsOf(packing, from.rows, from.cols);
+  const auto& [hi, lo, scales] = to;
   if (packing == Packing::kF32) {
-    const int64_t row_bytes = from.cols * 4, begin = first * kGroupRows, end = std::min(from.rows, begin + count * kGroupRows);
-    std::memcpy(to + begin * row_bytes, from.data + begin * row_bytes, static_cast<size_t>((end - begin) * row_bytes));
-    if (end == from.rows) std::memset(to + end * row_bytes, 0, static_cast<size_t>(parts.bytes - end * row_bytes));
+    const PackedRange range = RangesOf(from.type, from.rows, from.cols, first, count)[0];
+    std::memcpy(hi, from.data + range.at, static_cast<size_t>(range.bytes));
     return;
   }
-  const int64_t tiles = parts.row_tiles * parts.k_tiles;
-  const auto clear = [&](int64_t begin, int64_t end) { std::memset(to + begin, 0, static_cast<size_t>(end - begin)); };
-  if (first == 0) {
-    clear(tiles * CodeTileBytes(packing), parts.lo);
-    if (parts.scales > parts.lo) clear(parts.lo + tiles * kPlaneTileBytes, parts.scales);
-    clear(parts.scales + (packing == Packing::kHalf ? parts.row_tiles * kTileRows * 4 : tiles * ScaleTileBytes(packing)), parts.bytes);
-  }
-  for (int64_t r = first * kGroupTiles; r < (first + count) * kGroupTiles; ++r) {
+  const int64_t first_row_tile = first * kGroupTiles;
+  for (int64_t r = first_row_tile; r < first_row_tile + count * kGroupTiles; ++r) {
     if (packing == Packing::kHalf) {
-      PackHalfRows(from, r, parts.k_tiles, to, to + parts.scales + r * kTileRows * 4);
+      PackHalfRows(from, r, r - first_row_tile, parts.k_tiles, hi, scales + (r - first_row_tile) * kTileRows * 4);
       continue;
     }
     for (int64_t k = 0; k < parts.k_tiles; ++k) {
-      const int64_t tile = TileNumber(r, k, parts.k_tiles);
-      PackTile(from, packing, r, k, to + tile * kPlaneTileBytes, to + parts.lo + tile * kPlaneTileBytes,
-               to + parts.scales + tile * ScaleTileBytes(packing));
+      const int64_t tile = TileNumber(r - first_row_tile, k, parts.k_tiles);
+      PackTile(from, packing, r, k, hi + tile * kPlaneTileBytes, lo + tile * kPlaneTileBytes, scales + tile * ScaleTileBytes(packing));
     }
   }
 }
