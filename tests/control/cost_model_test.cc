@@ -235,11 +235,15 @@ TEST(CostModel, CompletesWattsFromTheSizesThatHaveThem) {
 // On a device a step's stages are not known: what the whole took moves them alike.
 TEST(CostModel, LearnsFromStepsWhoseStagesAreNotKnown) {
   ModelShape shape;
-  shape.config.layers = 2, shape.config.hidden = 64, shape.config.heads = shape.config.kv_heads = 4, shape.config.head_dim = 16;
-  shape.config.experts = 8, shape.config.slots = 2, shape.config.expert_width = 32, shape.config.vocab = 100;
-  const MatrixShape square{DType::kQ8_0, 64, 64, false};
-  shape.embedding = shape.output = {DType::kQ8_0, 100, 64, false};
-  shape.layers.assign(2, {square, square, square, square, {DType::kF32, 8, 64, false}, {DType::kQ8_0, 32, 64, false}, {DType::kQ8_0, 64, 32, false}, {}, {}, {}, {}, 0, 0});
+  shape.config.layers = 2, shape.config.hidden = 1024, shape.config.heads = shape.config.kv_heads = 16, shape.config.head_dim = 64;
+  shape.config.experts = 64, shape.config.slots = 2, shape.config.expert_width = 512, shape.config.vocab = 20000;
+  const MatrixShape square{DType::kQ8_0, 1024, 1024, false};
+  shape.embedding = shape.output = {DType::kQ8_0, 20000, 1024, false};
+  LayerShape of_model;
+  of_model.q = of_model.k = of_model.v = of_model.o = square;
+  of_model.gate = {DType::kF32, 64, 1024, false};
+  of_model.expert_gate = {DType::kQ8_0, 512, 1024, false}, of_model.expert_down = {DType::kQ8_0, 1024, 512, false};
+  shape.layers.assign(2, of_model);
   StepRecord record;
   record.tokens = record.decode_tokens = record.logit_rows = 1;
   record.layers.resize(2);
