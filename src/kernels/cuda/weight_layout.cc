@@ -276,6 +276,15 @@ int64_t ReadBytes(DType type, int64_t rows, int64_t cols, Planes planes) {
   return tiles * (CodeTileBytes(packing) + lo_bytes + ScaleTileBytes(packing));
 }
 
+namespace {
+
+// Sixteen rows are read side by side, which no processor foresees, but the next sixteen lie behind them.
+void FetchAhead(const std::byte* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
+}
+
+}  // namespace
+
 int64_t GroupsOf(int64_t rows) { return (rows + kGroupRows - 1) / kGroupRows; }
 
 std::array<PackedRange, 3> RangesOf(DType type, int64_t rows, int64_t cols, int64_t first, int64_t count) {
@@ -323,8 +332,10 @@ void PackGroups(const WeightMatrix& from, int64_t first, int64_t count, const st
       PackHalfRows(from, r, r - first_row_tile, parts.k_tiles, hi, scales + (r - first_row_tile) * kTileRows * 4);
       continue;
     }
+    const int64_t next_row = (r + 1) * kTileRows, tile_bytes = kTileRows * from.row_bytes() / parts.k_tiles;
     for (int64_t k = 0; k < parts.k_tiles; ++k) {
       const int64_t tile = TileNumber(r - first_row_tile, k, parts.k_tiles);
+      if (next_row + kTileRows <= from.rows) FetchAhead(from.row(next_row) + k * tile_bytes, tile_bytes);
       PackTile(from, packing, r, k, hi + tile * kPlaneTileBytes, lo + tile * kPlaneTileBytes, scales + tile * ScaleTileBytes(packing));
     }
   }
