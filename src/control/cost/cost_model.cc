@@ -147,8 +147,11 @@ KernelCostModel::Coords KernelCostModel::CoordsOf(const OperationShape& shape) {
 
 KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPrices& prices) : prices_(prices) {
   std::erase_if(points, [](const CostPoint& point) {
-    return point.held_out || !std::isfinite(point.latency_us) || point.latency_us <= 0 || IsMixed(point.shape);
+    return point.held_out || !std::isfinite(point.latency_us) || point.latency_us <= 0;
   });
+  std::vector<CostPoint> mixed;
+  std::copy_if(points.begin(), points.end(), std::back_inserter(mixed), [](const CostPoint& point) { return IsMixed(point.shape); });
+  std::erase_if(points, [](const CostPoint& point) { return IsMixed(point.shape); });
   points_ = points.size();
   if (points.empty()) return;
   std::map<Key, std::map<double, std::map<double, Node>>> grids;
@@ -184,6 +187,20 @@ KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPric
     ratios[static_cast<size_t>(point.shape.family)].push_back(point.latency_us / RooflineUs(point.shape));
   }
   for (size_t f = 0; f < ratios.size(); ++f) slowness_[f] = Median(std::move(ratios[f]));
+  LearnMixing(mixed);
+}
+
+void KernelCostModel::LearnMixing(const std::vector<CostPoint>& mixed) {
+  std::vector<double> apart;
+  for (const CostPoint& point : mixed) {
+    double watts = 0;
+    apart_frac_ = 0;
+    const double together_us = Plain(point.shape, &watts).latency_us;
+    apart_frac_ = 1;
+    const double apart_us = Plain(point.shape, &watts).latency_us;
+    if (std::abs(apart_us - together_us) > 0.02 * together_us) apart.push_back((point.latency_us - together_us) / (apart_us - together_us));
+  }
+  apart_frac_ = std::clamp(Median(std::move(apart)), 0.0, 1.0);
 }
 
 double KernelCostModel::RooflineUs(const OperationShape& shape) const {
@@ -229,12 +246,19 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
     return one;
   }
   // Jobs of both kinds share a call, its forks and its threads: each kind costs its share of a call of as many jobs
-  // like its own.
+  // like its own. Where they were measured together and were slower than that, somewhere between this and calls of their own.
   double full_w = 0, hi_w = 0;
   const CostPrediction full = Single(AllLike(shape, true), &full_w), hi = Single(AllLike(shape, false), &hi_w);
   const double share =
       static_cast<double>(shape.experts_full) / static_cast<double>(shape.experts_full + shape.experts_hi);
-  const double full_us = share * full.latency_us, hi_us = (1 - share) * hi.latency_us;
+  double full_us = share * full.latency_us, hi_us = (1 - share) * hi.latency_us;
+  if (apart_frac_ > 0) {
+    OperationShape full_alone = shape, hi_alone = shape;
+    full_alone.experts = shape.experts_full, full_alone.experts_hi = full_alone.slots_hi = 0, full_alone.family = FamilyLike(shape.family, true);
+    hi_alone.experts = shape.experts_hi, hi_alone.experts_full = hi_alone.slots_full = 0;
+    full_us += apart_frac_ * (Single(full_alone, &full_w).latency_us - full_us);
+    hi_us += apart_frac_ * (Single(hi_alone, &hi_w).latency_us - hi_us);
+  }
   CostPrediction sum;
   sum.basis = std::max(full.basis, hi.basis);
   sum.latency_us = full_us + hi_us;

@@ -66,7 +66,7 @@ void KernelCostModel::MakeMonotone(Table* table) {
   }
 }
 
-// Along a line between the nearest that know, at its ends as the nearest; a line without any as the nearest line.
+// Between the nearest that know, along a line and then from line to line; at the ends as the nearest.
 void KernelCostModel::FillWatts(Table* table) {
   std::vector<Line*> known;
   for (Line& line : table->lines) {
@@ -91,11 +91,13 @@ void KernelCostModel::FillWatts(Table* table) {
   if (known.empty()) return;
   for (Line& line : table->lines) {
     if (line.nodes.front().watts > 0) continue;
-    const Line* nearest = known.front();
-    for (const Line* other : known) {
-      if (std::abs(other->x - line.x) < std::abs(nearest->x - line.x)) nearest = other;
+    const auto found = std::lower_bound(known.begin(), known.end(), line.x, [](const Line* other, double x) { return other->x < x; });
+    const Line *above = found == known.end() ? known.back() : *found, *below = found == known.begin() ? known.front() : *std::prev(found);
+    const double t = above->x > below->x ? (line.x - below->x) / (above->x - below->x) : 0;
+    for (Node& node : line.nodes) {
+      const double below_w = ReadLine(*below, node.y).watts;
+      node.watts = below_w + t * (ReadLine(*above, node.y).watts - below_w);
     }
-    for (Node& node : line.nodes) node.watts = ReadLine(*nearest, node.y).watts;
   }
 }
 

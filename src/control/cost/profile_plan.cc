@@ -76,7 +76,7 @@ const Grid kQuickDevice = {.rows = {1, 4, 8, 16, 32, 33, 64, 65, 128, 256, 512},
 
 // Energy takes the better part of a second a point on a device, whose counters are slow: these sizes have it, and some held-out ones.
 const std::set<int64_t> kEnergyRows = {1, 8, 32, 128, 512, 2048}, kHeldOutEnergyRows = {20, 320};
-const std::set<int64_t> kEnergyContexts = {128, 1024, 4096}, kEnergySlots = {1, 4, 16, 64, 256};
+const std::set<int64_t> kEnergyContexts = {16, 128, 1024, 4096}, kEnergySlots = {1, 4, 16, 64, 256};
 
 class Planner {
  public:
@@ -106,12 +106,12 @@ class Planner {
     if (IsExpert(shape.family)) {
       if (held_out) return ++held_out_experts_ % 4 == 0;
       const int64_t all = model_.config.experts, experts = shape.experts;
-      return (experts == all || experts * 8 == all || experts == 1) && kEnergySlots.contains((shape.slots_full + shape.slots_hi) / experts);
+      return (experts == all || experts * 2 == all || experts * 8 == all || experts == 1) && kEnergySlots.contains((shape.slots_full + shape.slots_hi) / experts);
     }
     if (IsAttention(shape.family)) {
       if (held_out) return ++held_out_attention_ % 10 == 0;
       const bool context = shape.family == Family::kAttentionDecode ? kEnergyContexts.contains(shape.positions / tokens)
-                                                                    : shape.distinct_positions == tokens;
+                                                                    : shape.distinct_positions == tokens || shape.distinct_positions == 4 * tokens;
       return context && kEnergyRows.contains(tokens);
     }
     return (held_out ? kHeldOutEnergyRows : kEnergyRows).contains(tokens);
@@ -254,7 +254,7 @@ class Planner {
                     slots_full = full * (1 + static_cast<int64_t>(random.Below(4)));
       const int64_t slots_hi = hi * (1 + static_cast<int64_t>(random.Below(4)));
       if (slots_full + slots_hi <= most_slots)
-        Add(Experts(layer, std::max(d, std::max(full, hi)), full, hi, slots_full, slots_hi), true);
+        Add(Experts(layer, std::max(d, std::max(full, hi)), full, hi, slots_full, slots_hi), !in_steps_ || i % 3 != 0);
     }
   }
 

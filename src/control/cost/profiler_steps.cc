@@ -24,10 +24,10 @@ constexpr double kGraph_us = 400, kLong_us = 200, kLaunch_us = 3, kGuessBytesPer
 constexpr size_t kMostCalls = 96, kMostLayers = 48;
 constexpr int kLongCalls = 4;
 // A visit lasts this long at least; a point is the median of its visits, one after another: nothing else uses the device.
-constexpr double kVisit_us = 1500;
-constexpr int kVisits = 5, kQuickVisits = 3, kMostReplays = 64;
+constexpr double kVisit_us = 1000;
+constexpr int kVisits = 3, kQuickVisits = 2, kMostReplays = 64;
 // At least so much of a part's time is its own members', whatever those of other parts take elsewhere, and so much a segment's.
-constexpr double kLeastOwnFrac = 0.2, kLeastSegmentFrac = 0.02;
+constexpr double kLeastOwnFrac = 0.2, kLeastSegmentFrac = 0.005;
 constexpr int64_t kGateWithSelectRows = 64;
 constexpr int kAllSegments = 9;
 // Energy: a counter that changes ten times a second is watched over three changes, after one that other work had a part in and one more, for
