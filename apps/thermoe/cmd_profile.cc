@@ -16,6 +16,7 @@
 #include "base/cpu_name.h"
 #include "base/errors.h"
 #include "command.h"
+#include "control/cost/cost_file.h"
 #include "control/cost/profile_store.h"
 #include "control/cost/profiler.h"
 #include "control/telemetry/find_sources.h"
@@ -63,7 +64,7 @@ const HelpPage kPage = {"thermoe profile [MODEL] [FLAGS...]",
 struct ProfileFlags {
   ModelFlags model;
   std::string experts = "native";
-  std::string plot, store;
+  std::string plot, store, exported;
   bool show = false, quick = false, force = false, json = false;
 };
 
@@ -249,6 +250,9 @@ Status Profile(const ProfileFlags& flags) {
   }
   Report report = MakeReport(std::move(points).value());
   report.measured = measured;
+  if (!flags.exported.empty()) {
+    THERMOE_RETURN_IF_ERROR(WriteFile(flags.exported, CostFileText({key, report.points}), "--export"));
+  }
   if (!flags.plot.empty()) THERMOE_RETURN_IF_ERROR(WritePlot(flags.plot, report));
   if (flags.json) return PrintJson(key, gpu, model, *path, report);
   PrintReport(key, model, *path, report);
@@ -276,6 +280,9 @@ Command MakeProfileCommand(CLI::App* root) {
   app->add_option("--store", flags->store, "The SQLite file; default profiles.sqlite in the state folder.")
       ->type_name("FILE")
       ->group(kGroup);
+  app->add_option("--export", flags->exported, "Write the points as text, for a scenario's device.costs (thermoe simulate).")
+      ->type_name("FILE.csv")
+      ->group("Output options");
   app->add_option("--plot", flags->plot, "Draw measured against predicted latency of held-out points as SVG.")
       ->type_name("FILE")
       ->group("Output options");

@@ -97,6 +97,8 @@ const std::array<FamilyInfo, kFamilies>& Families();
 const FamilyInfo& InfoOf(Family family);
 // Null for a name that no family has.
 const FamilyInfo* FindFamily(std::string_view name);
+// False for a name that no type of weights has.
+bool FindType(std::string_view name, DType* type);
 
 // A weight matrix without its data; for other operations rows and cols are named in OperationShape.
 struct MatrixShape {

@@ -84,16 +84,6 @@ class Statement {
   int bound_ = 0, column_ = 0;
 };
 
-bool FindType(const std::string& name, DType* type) {
-  for (int i = 0; i < kDTypes; ++i) {
-    if (TraitsOf(static_cast<DType>(i)).name == name) {
-      *type = static_cast<DType>(i);
-      return true;
-    }
-  }
-  return false;
-}
-
 // A row as the SELECT in Load orders it. False for values that no version of this schema writes.
 bool ReadPoint(Statement* row, CostPoint* point) {
   row->FirstColumn();
