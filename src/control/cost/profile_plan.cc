@@ -74,9 +74,13 @@ const Grid kQuickDevice = {.rows = {1, 4, 8, 16, 32, 33, 64, 65, 128, 256, 512},
                            .held_out_experts = 8,
                            .held_out_attention = 0};
 
-// Energy takes the better part of a second a point on a device, whose counters are slow: these sizes have it, and some held-out ones.
-const std::set<int64_t> kEnergyRows = {1, 8, 32, 128, 512, 2048}, kHeldOutEnergyRows = {20, 320};
-const std::set<int64_t> kEnergyContexts = {16, 128, 1024, 4096}, kEnergySlots = {1, 4, 16, 64, 256};
+// Energy takes half a second a point on a device, whose counters are slow: these sizes have it, and some held-out ones.
+struct EnergySizes {
+  std::set<int64_t> rows, held_out_rows, contexts, slots_each;
+  std::set<int64_t> expert_shares;  // of so many, one is in use
+};
+const EnergySizes kEnergy = {{1, 8, 32, 128, 512, 2048}, {20, 320}, {16, 128, 1024, 4096}, {1, 4, 16, 64, 256}, {1, 2, 8}};
+const EnergySizes kQuickEnergy = {{1, 32, 512}, {48}, {128, 1024}, {1, 16}, {1, 8}};
 
 class Planner {
  public:
@@ -103,18 +107,20 @@ class Planner {
   }
   bool NeedsEnergy(const OperationShape& shape, bool held_out) {
     const int64_t tokens = shape.tokens;
+    const EnergySizes& sizes = quick_ ? kQuickEnergy : kEnergy;
     if (IsExpert(shape.family)) {
       if (held_out) return ++held_out_experts_ % 4 == 0;
       const int64_t all = model_.config.experts, experts = shape.experts;
-      return (experts == all || experts * 2 == all || experts * 8 == all || experts == 1) && kEnergySlots.contains((shape.slots_full + shape.slots_hi) / experts);
+      const bool share = all % experts == 0 && (sizes.expert_shares.contains(all / experts) || (!quick_ && experts == 1));
+      return share && sizes.slots_each.contains((shape.slots_full + shape.slots_hi) / experts);
     }
     if (IsAttention(shape.family)) {
       if (held_out) return ++held_out_attention_ % 10 == 0;
-      const bool context = shape.family == Family::kAttentionDecode ? kEnergyContexts.contains(shape.positions / tokens)
+      const bool context = shape.family == Family::kAttentionDecode ? sizes.contexts.contains(shape.positions / tokens)
                                                                     : shape.distinct_positions == tokens || shape.distinct_positions == 4 * tokens;
-      return context && kEnergyRows.contains(tokens);
+      return context && sizes.rows.contains(tokens);
     }
-    return (held_out ? kHeldOutEnergyRows : kEnergyRows).contains(tokens);
+    return (held_out ? sizes.held_out_rows : sizes.rows).contains(tokens);
   }
 
   // Whatever a step of that many rows launches, in the engine's own list.
