@@ -115,7 +115,7 @@ class Profiler {
     double known_us = 0;                       // of operations that other parts have the time of
     std::map<std::string, double> share_frac;  // of what is left, by TextOf(shape)
   };
-  Status MakeStepBuffers(int64_t rows);
+  Status MakeStepBuffers(int64_t rows);  // profiler_buffers.cc
   Status FillKeys(int64_t rows);
   Part PartOf(const OperationShape& shape) const;
   size_t LayerOf(const OperationShape& shape) const;  // the first that has such an operation
