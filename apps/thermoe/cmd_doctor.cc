@@ -16,8 +16,8 @@
 #include "base/errors.h"
 #include "command.h"
 #include "control/telemetry/find_sources.h"
+#include "engine/gpus.h"
 #include "help.h"
-#include "kernels/dispatch.h"
 #include "interrupt.h"
 #include "json_out.h"
 #include "output.h"
@@ -135,23 +135,12 @@ std::string SlowNote(const Finding& finding) {
                      finding.slowest_s, kStaleAfter_s);
 }
 
-// The GPUs that --backend cuda could use, and the one that it would.
-struct Gpus {
-  std::vector<cuda::DeviceFacts> all;
-  Result<cuda::DeviceFacts> chosen;
-};
-Gpus FindGpus(const std::string& wish) {
-  std::vector<cuda::DeviceFacts> all = kernels::CudaDevices();
-  Result<cuda::DeviceFacts> chosen = cuda::ChooseDevice(all, kernels::WishedDevice(wish));
-  return {std::move(all), std::move(chosen)};
-}
-
 Status PrintJson(const Gpus& gpus, const std::vector<Finding>& findings) {
   Json json = NewDocument();
   json["gpus"] = Json::array();
-  for (const cuda::DeviceFacts& gpu : gpus.all) {
-    json["gpus"].push_back({{"number", gpu.index}, {"name", gpu.name}, {"uuid", gpu.uuid}, {"capability", gpu.capability / 10.0},
-                            {"memory_bytes", gpu.memory_bytes}, {"chosen", gpus.chosen.ok() && gpus.chosen->index == gpu.index}});
+  for (const Gpu& gpu : gpus.all) {
+    json["gpus"].push_back({{"number", gpu.number}, {"name", gpu.name}, {"uuid", gpu.uuid}, {"capability", gpu.capability},
+                            {"memory_bytes", gpu.memory_bytes}, {"chosen", gpus.chosen == gpu.number}});
   }
   json["sources"] = Json::array();
   for (const Finding& finding : findings) {
@@ -178,9 +167,9 @@ void PrintGpus(const Gpus& gpus) {
   if (gpus.all.empty()) return;
   Print(Bold("GPUs for --backend cuda", STDOUT_FILENO) + "\n");
   std::vector<std::pair<std::string, std::string>> lines;
-  for (const cuda::DeviceFacts& gpu : gpus.all) {
-    const bool chosen = gpus.chosen.ok() && gpus.chosen->index == gpu.index;
-    lines.emplace_back(fmt::format("  {}", gpu.index), fmt::format("{}, {} GiB, {}{}", gpu.name, gpu.memory_bytes >> 30, gpu.uuid, chosen ? "; chosen" : ""));
+  for (const Gpu& gpu : gpus.all) {
+    lines.emplace_back(fmt::format("  {}", gpu.number), fmt::format("{}, {} GiB, {}{}", gpu.name, gpu.memory_bytes >> 30, gpu.uuid,
+                                                                    gpus.chosen == gpu.number ? "; chosen" : ""));
   }
   PrintFields(lines);
   Print("\n");
@@ -205,10 +194,11 @@ void PrintReport(const std::vector<Finding>& findings) {
 
 Status Doctor(const DoctorFlags& flags) {
   const Gpus gpus = FindGpus(flags.device);
-  if (!gpus.all.empty() && !gpus.chosen.ok()) return gpus.chosen.status();
+  if (!gpus.all.empty() && !gpus.wish.ok()) return gpus.wish;
   std::vector<Finding> findings;
   if (flags.telemetry.empty()) {
-    findings.push_back(Examine(gpus.chosen.ok() ? "nvml:" + gpus.chosen->uuid : "nvml"));
+    const auto chosen = std::find_if(gpus.all.begin(), gpus.all.end(), [&](const Gpu& gpu) { return gpu.number == gpus.chosen; });
+    findings.push_back(Examine(chosen == gpus.all.end() ? "nvml" : "nvml:" + chosen->uuid));
     findings.push_back(Examine("linux"));
   } else {
     const Result<std::string> choice = ResolveTelemetry(flags.telemetry);
