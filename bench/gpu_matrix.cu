@@ -12,7 +12,6 @@ namespace thermoe::bench {
 namespace {
 
 constexpr int kLaunches = 16;  // of a graph
-constexpr int kReplays = 11;
 
 struct Result {
   std::string name;
@@ -92,41 +91,6 @@ Weights RandomWeights(DType type, int64_t rows, int64_t cols, int count, uint32_
   }
   BENCH_CUDA(cudaDeviceSynchronize());
   return out;
-}
-
-// Median time of one of the launches of a graph, in us.
-template <typename Launch>
-double TimeGraph(int launches, Launch launch) {
-  cudaStream_t stream;
-  BENCH_CUDA(cudaStreamCreate(&stream));
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  for (int i = 0; i < launches; ++i) launch(i, stream);
-  BENCH_CUDA(cudaStreamSynchronize(stream));
-  BENCH_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  for (int i = 0; i < launches; ++i) launch(i, stream);
-  BENCH_CUDA(cudaStreamEndCapture(stream, &graph));
-  BENCH_CUDA(cudaGraphInstantiate(&exec, graph, 0));
-  cudaEvent_t begin, end;
-  BENCH_CUDA(cudaEventCreate(&begin));
-  BENCH_CUDA(cudaEventCreate(&end));
-  std::vector<double> times;
-  for (int i = 0; i < kReplays + 2; ++i) {
-    BENCH_CUDA(cudaEventRecord(begin, stream));
-    BENCH_CUDA(cudaGraphLaunch(exec, stream));
-    BENCH_CUDA(cudaEventRecord(end, stream));
-    BENCH_CUDA(cudaStreamSynchronize(stream));
-    float ms = 0;
-    BENCH_CUDA(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 2) times.push_back(static_cast<double>(ms) * 1e3 / launches);
-  }
-  std::nth_element(times.begin(), times.begin() + kReplays / 2, times.end());
-  BENCH_CUDA(cudaEventDestroy(begin));
-  BENCH_CUDA(cudaEventDestroy(end));
-  BENCH_CUDA(cudaGraphExecDestroy(exec));
-  BENCH_CUDA(cudaGraphDestroy(graph));
-  BENCH_CUDA(cudaStreamDestroy(stream));
-  return times[kReplays / 2];
 }
 
 DeviceArray<float> RandomActivations(int64_t count, uint32_t seed) {

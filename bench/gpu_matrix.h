@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What gpu_matrix.cu (timing) and gpu_matrix_check.cu (against double arithmetic) share.
+// What gpu_matrix.cu, gpu_gate.cu (timing) and gpu_matrix_check.cu (against double arithmetic) share.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -48,6 +49,42 @@ class DeviceArray {
   T* data_ = nullptr;
   size_t count_ = 0;
 };
+
+// Median time of one of the launches of a graph, in us.
+inline constexpr int kReplays = 11;
+template <typename Launch>
+double TimeGraph(int launches, Launch launch) {
+  cudaStream_t stream;
+  BENCH_CUDA(cudaStreamCreate(&stream));
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  for (int i = 0; i < launches; ++i) launch(i, stream);
+  BENCH_CUDA(cudaStreamSynchronize(stream));
+  BENCH_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  for (int i = 0; i < launches; ++i) launch(i, stream);
+  BENCH_CUDA(cudaStreamEndCapture(stream, &graph));
+  BENCH_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+  cudaEvent_t begin, end;
+  BENCH_CUDA(cudaEventCreate(&begin));
+  BENCH_CUDA(cudaEventCreate(&end));
+  std::vector<double> times;
+  for (int i = 0; i < kReplays + 2; ++i) {
+    BENCH_CUDA(cudaEventRecord(begin, stream));
+    BENCH_CUDA(cudaGraphLaunch(exec, stream));
+    BENCH_CUDA(cudaEventRecord(end, stream));
+    BENCH_CUDA(cudaStreamSynchronize(stream));
+    float ms = 0;
+    BENCH_CUDA(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= 2) times.push_back(static_cast<double>(ms) * 1e3 / launches);
+  }
+  std::nth_element(times.begin(), times.begin() + kReplays / 2, times.end());
+  BENCH_CUDA(cudaEventDestroy(begin));
+  BENCH_CUDA(cudaEventDestroy(end));
+  BENCH_CUDA(cudaGraphExecDestroy(exec));
+  BENCH_CUDA(cudaGraphDestroy(graph));
+  BENCH_CUDA(cudaStreamDestroy(stream));
+  return times[kReplays / 2];
+}
 
 // Which experts the rows take: as Select writes it.
 struct Routing {

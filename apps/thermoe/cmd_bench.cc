@@ -261,7 +261,7 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::stri
       if (plain) {
         rounds[i].plain.push_back(plain->tokens / plain->seconds);
         rounds[i].gains.push_back(rate / rounds[i].plain.back());
-        rounds[i].experts_gains.push_back(plain->stages.experts_us / plain->tokens / (run->stages.experts_us / run->tokens));
+        if (run->stages.experts_us > 0) rounds[i].experts_gains.push_back(plain->stages.experts_us / plain->tokens / (run->stages.experts_us / run->tokens));
       }
       rounds[i].joules.push_back(run->joules / run->tokens);
       results[i].source = run->source;
@@ -284,7 +284,7 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::stri
     if (flags.baseline) {
       results[i].plain = SpreadOf(rounds[i].plain);
       results[i].gain = SpreadOf(rounds[i].gains);
-      results[i].experts_gain = SpreadOf(rounds[i].experts_gains);
+      if (!rounds[i].experts_gains.empty()) results[i].experts_gain = SpreadOf(rounds[i].experts_gains);
     }
     if (flags.vs.empty()) continue;
     results[i].peer = SpreadOf(rounds[i].peers);
@@ -294,6 +294,18 @@ Result<std::vector<CaseResult>> Measure(const BenchFlags& flags, const std::stri
 }
 
 Json SpreadJson(const Spread& spread) { return {{"median", spread.median}, {"min", spread.least}, {"max", spread.most}}; }
+
+Json LoadJson(const DeviceLoad& load) {
+  if (load.bytes == 0) return {};
+  const auto bytes = static_cast<double>(load.bytes);
+  return {{"bytes", load.bytes}, {"gbps", 1e-9 * bytes / load.seconds}, {"pack_gbps", 1e-9 * bytes / load.pack_seconds}, {"link_gbps", load.link_gbps}};
+}
+
+std::string LoadText(const DeviceLoad& load) {
+  const double gbps = 1e-9 * static_cast<double>(load.bytes) / load.seconds;
+  return fmt::format("{} onto the GPU in {:.2f} s: {:.1f} GB/s, {:.0f} % of what the link does ({:.1f}); packing them took {:.2f} s",
+                     BytesText(static_cast<double>(load.bytes)), load.seconds, gbps, 100 * gbps / load.link_gbps, load.link_gbps, load.pack_seconds);
+}
 
 Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlView& view, double read_gbps,
                const std::vector<CaseResult>& results) {
@@ -305,6 +317,7 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlVie
   device["memory_read_gbps"] = read_gbps > 0 ? Json(read_gbps) : Json();
   device["telemetry"] = TelemetryJson(engine.telemetry());
   device["cost_model"] = CostJson(engine.cost_view());
+  device["load"] = LoadJson(engine.device_load());
   json["device"] = std::move(device);
   json["steering"] = SteeringJson(flags.steering);
   json["control"] = ControlJson(view);
@@ -320,9 +333,11 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlVie
     entry["tokens_per_s"] = SpreadJson(result.rate);
     entry["bytes_per_token"] = result.bytes_per_token;
     entry["expert_bytes_per_token"] = result.expert_bytes_per_token;
-    const bool simulated = engine.telemetry().simulated;  // which has no stages, and is not this machine
+    const bool simulated = engine.telemetry().simulated;  // which is not this machine
+    // Nor are stages known of a GPU, which takes a step as a whole.
+    const bool no_stages = simulated || result.stages_per_token.experts_us == 0;
     for (const auto& [name, stage] : kStages) {
-      entry["stage_us_per_token"][name] = simulated ? Json() : Json(result.stages_per_token.*stage);
+      entry["stage_us_per_token"][name] = no_stages ? Json() : Json(result.stages_per_token.*stage);
     }
     entry["bandwidth_frac"] = simulated ? Json() : Json(result.rate.median * result.bytes_per_token / (read_gbps * 1e9));
     entry["joules_per_token"] = result.joules ? SpreadJson(*result.joules) : Json();
@@ -383,7 +398,7 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
                              fmt::format("{:+.2f} to {:+.2f} %", 100 * cost->low_frac, 100 * cost->high_frac)});
     }
     const auto times = [](double value) { return fmt::format("{:.2f}", value); };
-    if (result.gain) row.insert(row.end(), {rate(result.plain->median), times(result.gain->median), times(result.experts_gain->median)});
+    if (result.gain) row.insert(row.end(), {rate(result.plain->median), times(result.gain->median), result.experts_gain ? times(result.experts_gain->median) : "-"});
     if (result.ratio) {
       row.insert(row.end(), {rate(result.peer->median), times(result.ratio->median), times(result.ratio->least),
                              times(result.ratio->most)});
@@ -391,6 +406,7 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
     table.Add(std::move(row));
   }
   table.Print();
+  if (engine.device_load().bytes > 0) Print("\nloaded: " + LoadText(engine.device_load()) + "\n");
   if (const std::string text = CostText(engine.cost_view()); !text.empty()) Print("\ncost model: " + text + "\n");
 }
 

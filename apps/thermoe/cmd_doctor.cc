@@ -16,6 +16,7 @@
 #include "base/errors.h"
 #include "command.h"
 #include "control/telemetry/find_sources.h"
+#include "engine/gpus.h"
 #include "help.h"
 #include "interrupt.h"
 #include "json_out.h"
@@ -35,8 +36,8 @@ constexpr std::chrono::duration<double> kMostReading(2);  // no further reading 
 constexpr std::chrono::duration<double> kMostAnswer(6);   // what has not answered by then is left alone
 
 const HelpPage kPage = {
-    "thermoe doctor [--telemetry SOURCE] [--json]",
-    "Reads every sensor that thermoe knows for half a second and says what was found, what is missing, why, and what "
+    "thermoe doctor [--telemetry SOURCE] [--device GPU] [--json]",
+    "Lists the GPUs that --backend cuda could use, reads every sensor that thermoe knows for half a second and says what was found, what is missing, why, and what "
     "to do about it: NVML for NVIDIA GPUs; RAPL, hwmon, thermal zones, cpufreq and /proc/stat for the processor. A "
     "sensor "
     "that is missing is unknown to thermoe, never 0. A source that does not answer within 6 s is given up.",
@@ -44,7 +45,7 @@ const HelpPage kPage = {
     " thermoe doctor --telemetry nvml:1 --json"};
 
 struct DoctorFlags {
-  std::string telemetry;
+  std::string telemetry, device;
   bool json = false;
 };
 
@@ -134,8 +135,13 @@ std::string SlowNote(const Finding& finding) {
                      finding.slowest_s, kStaleAfter_s);
 }
 
-Status PrintJson(const std::vector<Finding>& findings) {
+Status PrintJson(const Gpus& gpus, const std::vector<Finding>& findings) {
   Json json = NewDocument();
+  json["gpus"] = Json::array();
+  for (const Gpu& gpu : gpus.all) {
+    json["gpus"].push_back({{"number", gpu.number}, {"name", gpu.name}, {"uuid", gpu.uuid}, {"capability", gpu.capability},
+                            {"memory_bytes", gpu.memory_bytes}, {"chosen", gpus.chosen == gpu.number}});
+  }
   json["sources"] = Json::array();
   for (const Finding& finding : findings) {
     Json source;
@@ -157,6 +163,18 @@ Status PrintJson(const std::vector<Finding>& findings) {
   return PrintJsonLine(json);
 }
 
+void PrintGpus(const Gpus& gpus) {
+  if (gpus.all.empty()) return;
+  Print(Bold("GPUs for --backend cuda", STDOUT_FILENO) + "\n");
+  std::vector<std::pair<std::string, std::string>> lines;
+  for (const Gpu& gpu : gpus.all) {
+    lines.emplace_back(fmt::format("  {}", gpu.number), fmt::format("{}, {} GiB, {}{}", gpu.name, gpu.memory_bytes >> 30, gpu.uuid,
+                                                                    gpus.chosen == gpu.number ? "; chosen" : ""));
+  }
+  PrintFields(lines);
+  Print("\n");
+}
+
 void PrintReport(const std::vector<Finding>& findings) {
   bool first = true;
   for (const Finding& finding : findings) {
@@ -175,9 +193,12 @@ void PrintReport(const std::vector<Finding>& findings) {
 }
 
 Status Doctor(const DoctorFlags& flags) {
+  const Gpus gpus = FindGpus(flags.device);
+  if (!gpus.all.empty() && !gpus.wish.ok()) return gpus.wish;
   std::vector<Finding> findings;
   if (flags.telemetry.empty()) {
-    findings.push_back(Examine("nvml"));
+    const auto chosen = std::find_if(gpus.all.begin(), gpus.all.end(), [&](const Gpu& gpu) { return gpu.number == gpus.chosen; });
+    findings.push_back(Examine(chosen == gpus.all.end() ? "nvml" : "nvml:" + chosen->uuid));
     findings.push_back(Examine("linux"));
   } else {
     const Result<std::string> choice = ResolveTelemetry(flags.telemetry);
@@ -186,7 +207,8 @@ Status Doctor(const DoctorFlags& flags) {
     if (!findings.back().opened.ok()) return findings.back().opened;
   }
   if (Interrupted()) return InterruptedStatus();
-  if (flags.json) return PrintJson(findings);
+  if (flags.json) return PrintJson(gpus, findings);
+  PrintGpus(gpus);
   PrintReport(findings);
   return Status::Ok();
 }
@@ -198,6 +220,7 @@ Command MakeDoctorCommand(CLI::App* root) {
   auto flags = std::make_shared<DoctorFlags>();
   SetHelpPage(app, kPage);
   app->add_option("--telemetry", flags->telemetry, "Only this source: " + SourceChoices() + ".")->type_name("SOURCE");
+  app->add_option("--device", flags->device, "The GPU that --backend cuda would use: a number, a UUID or its beginning, a part of a name.")->type_name("GPU");
   app->add_flag("--json", flags->json, "Print one JSON object; errors become JSON too.");
   return {app, [flags] { return Doctor(*flags); }};
 }

@@ -13,8 +13,10 @@
 #include <utility>
 #include <vector>
 
+#include "base/cpu_name.h"
 #include "base/errors.h"
 #include "command.h"
+#include "control/cost/cost_file.h"
 #include "control/cost/profile_store.h"
 #include "control/cost/profiler.h"
 #include "control/telemetry/find_sources.h"
@@ -50,15 +52,19 @@ const HelpPage kPage = {"thermoe profile [MODEL] [FLAGS...]",
                         "its predictions for these. "
                         "Where the processor's energy counter can be read, each operation's joules are measured over "
                         "many changes of it; without one "
-                        "energy is an estimate.",
+                        "energy is an estimate.\n"
+                        "\n"
+                        "With --backend cuda operations are timed on the GPU, in runs as a step launches them, and joules by its energy counter "
+                        "at some sizes; test-time training does not run there and is left out.",
                         " thermoe profile\n"
+                        " thermoe profile model.gguf --backend cuda --quick\n"
                         " thermoe profile model.gguf --experts nested --threads 4 --plot errors.svg\n"
                         " thermoe profile --show"};
 
 struct ProfileFlags {
   ModelFlags model;
   std::string experts = "native";
-  std::string plot, store;
+  std::string plot, store, exported;
   bool show = false, quick = false, force = false, json = false;
 };
 
@@ -72,7 +78,7 @@ struct Report {
   KernelCostModel cost;
   int with_energy = 0;  // points whose joules a counter measured
   std::vector<CostPoint> points;
-  CostErrors all;
+  CostErrors all, energy;
   std::vector<FamilyErrors> families;
   int measured = 0;  // in this run
 };
@@ -89,6 +95,7 @@ Report MakeReport(std::vector<CostPoint> points) {
   Report report;
   report.cost = KernelCostModel(points);
   report.all = ErrorsOf(report.cost, HeldOut(points, nullptr));
+  report.energy = EnergyErrorsOf(report.cost, HeldOut(points, nullptr));
   for (const FamilyInfo& family : Families()) {
     const auto known = std::count_if(points.begin(), points.end(), [&](const CostPoint& point) {
       return !point.held_out && point.shape.family == family.family;
@@ -125,10 +132,10 @@ Result<int> MeasureMissing(Profiler* profiler, ProfileStore* store, const Profil
   return measured;
 }
 
-Status PrintJson(const ProfileKey& key, const Model& model, const std::string& path, const Report& report) {
+Status PrintJson(const ProfileKey& key, const std::string& gpu, const Model& model, const std::string& path, const Report& report) {
   Json json = NewDocument();
   json["model"] = ModelJson(model.info());
-  json["device"] = {{"cpu", key.device}, {"engine", key.backend}};
+  json["device"] = {{"cpu", CpuName()}, {"gpu", gpu.empty() ? Json() : Json(gpu)}, {"engine", key.backend}};
   json["store"] = path;
   json["measured"] = report.measured;
   json["points"] = report.cost.points();
@@ -141,6 +148,7 @@ Status PrintJson(const ProfileKey& key, const Model& model, const std::string& p
     return {{"points", of.points}, {"median_frac", of.median_frac}, {"p95_frac", of.p95_frac}};
   };
   json["held_out"] = errors(report.all);
+  json["held_out_energy"] = errors(report.energy);
   json["families"] = Json::array();
   for (const FamilyErrors& family : report.families) {
     json["families"].push_back({{"name", family.name}, {"points", family.points}, {"held_out", errors(family.errors)}});
@@ -161,7 +169,11 @@ void PrintReport(const ProfileKey& key, const Model& model, const std::string& p
        {"latency", report.all.points == 0
                        ? std::string("no points were held out")
                        : fmt::format("error on {} held-out shapes: median {}, 95th percentile {}", report.all.points,
-                                     percent(report.all.median_frac), percent(report.all.p95_frac))}});
+                                     percent(report.all.median_frac), percent(report.all.p95_frac))},
+       {"joules", report.energy.points == 0
+                      ? std::string("none were measured at held-out shapes")
+                      : fmt::format("error on {} held-out shapes: median {}, 95th percentile {}", report.energy.points,
+                                    percent(report.energy.median_frac), percent(report.energy.p95_frac))}});
   Print("\n");
   Table table({"operation", "points", "held out", "median error", "95th percentile"});
   for (const FamilyErrors& family : report.families) {
@@ -186,13 +198,23 @@ Status WritePlot(const std::string& path, const Report& report) {
   return WriteFile(path, svg, "--plot");
 }
 
-// The processor's counter, where it can be read.
-std::function<std::optional<double>()> EnergyCounter() {
-  Result<std::unique_ptr<TelemetrySource>> source = FindSource("linux");
+// The counter of what computes, where it can be read.
+std::function<std::optional<double>()> EnergyCounter(const std::string& sensors) {
+  Result<std::unique_ptr<TelemetrySource>> source = FindSource(sensors);
   if (!source.ok()) return {};
   const std::shared_ptr<TelemetrySource> shared = std::move(source).value();
   if (!shared->Read().energy_j) return {};
   return [shared] { return shared->Read().energy_j; };
+}
+
+// Why nothing is shown, with what could be.
+Status NoProfile(ProfileStore* store, const ProfileKey& key) {
+  const Result<std::vector<std::string>> engines = store->Engines(key.model);
+  std::string others;
+  for (size_t i = 0; engines.ok() && i < engines->size(); ++i) others += (i == 0 ? " (it has: " : "; ") + (*engines)[i];
+  if (!others.empty()) others += ")";
+  return NotFound("{}: no profile of this model on {} with {}{}; run 'thermoe profile' without --show first", store->path(), key.device,
+                  key.backend, others);
 }
 
 Status Profile(const ProfileFlags& flags) {
@@ -208,10 +230,13 @@ Status Profile(const ProfileFlags& flags) {
   ProfilerOptions options;
   options.threads = flags.model.threads;
   options.quick = flags.quick;
-  if (!flags.show) options.energy_j = EnergyCounter();
+  options.backend = flags.model.backend;
+  options.device = flags.model.device;
   Result<std::unique_ptr<Profiler>> profiler = Profiler::Create(ProfileTargetOf(model), options);
   if (!profiler.ok()) return profiler.status();
-  const ProfileKey key = ProfileKeyOf(model, (*profiler)->Describe(), flags.quick);
+  if (!flags.show) (*profiler)->SetEnergyCounter(EnergyCounter((*profiler)->sensors()));
+  const std::string gpu = (*profiler)->device_name();
+  const ProfileKey key = ProfileKeyOf(model, (*profiler)->Describe(), gpu, flags.quick);
   if (flags.force && !flags.show) THERMOE_RETURN_IF_ERROR((*store)->Clear(key));
   Result<std::vector<CostPoint>> points = (*store)->Load(key);
   if (!points.ok()) return points.status();
@@ -221,14 +246,15 @@ Status Profile(const ProfileFlags& flags) {
     if (!added.ok()) return added.status();
     measured = *added;
   } else if (points->empty()) {
-    return NotFound(
-        "{}: no profile of this model on this machine with these threads; run 'thermoe profile' without --show first",
-        *path);
+    return NoProfile(store->get(), key);
   }
   Report report = MakeReport(std::move(points).value());
   report.measured = measured;
+  if (!flags.exported.empty()) {
+    THERMOE_RETURN_IF_ERROR(WriteFile(flags.exported, CostFileText({key, report.points}), "--export"));
+  }
   if (!flags.plot.empty()) THERMOE_RETURN_IF_ERROR(WritePlot(flags.plot, report));
-  if (flags.json) return PrintJson(key, model, *path, report);
+  if (flags.json) return PrintJson(key, gpu, model, *path, report);
   PrintReport(key, model, *path, report);
   if (flags.show) Print("\n" + report.cost.Describe());
   return Status::Ok();
@@ -246,6 +272,7 @@ Command MakeProfileCommand(CLI::App* root) {
       ->group(kGroup);
   AddNumber(app, "--threads", &flags->model.threads, {1, 1024}, "Threads; default: one per core this process may use.")
       ->group(kGroup);
+  AddBackendFlags(app, &flags->model, kGroup);
   app->add_flag("--in-float", flags->model.in_float, "Leave 8- and 4-bit weights as the file has them.")->group(kGroup);
   app->add_flag("--quick", flags->quick, "A coarse grid, in seconds; kept apart from full profiles.")->group(kGroup);
   app->add_flag("--force", flags->force, "Forget the points and measure again.")->group(kGroup);
@@ -253,6 +280,9 @@ Command MakeProfileCommand(CLI::App* root) {
   app->add_option("--store", flags->store, "The SQLite file; default profiles.sqlite in the state folder.")
       ->type_name("FILE")
       ->group(kGroup);
+  app->add_option("--export", flags->exported, "Write the points as text, for a scenario's device.costs (thermoe simulate).")
+      ->type_name("FILE.csv")
+      ->group("Output options");
   app->add_option("--plot", flags->plot, "Draw measured against predicted latency of held-out points as SVG.")
       ->type_name("FILE")
       ->group("Output options");

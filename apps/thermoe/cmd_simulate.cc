@@ -13,6 +13,7 @@
 
 #include "base/errors.h"
 #include "command.h"
+#include "control/cost/cost_file.h"
 #include "control/simulate/sim_routers.h"
 #include "flags.h"
 #include "help.h"
@@ -90,6 +91,10 @@ Result<SimScenario> OpenScenario(const SimulateFlags& flags) {
     if (!routers.ok()) return InvalidArgument("--routers: {}", routers.status().message());
     scenario->routers = std::move(routers).value();
   }
+  if (scenario->costs.empty()) return scenario;
+  Result<CostFile> costs = ReadCostFile(FromFolderOf(scenario->path, scenario->costs));
+  if (!costs.ok()) return costs.status();
+  scenario->cost_model = std::make_shared<KernelCostModel>(std::move(costs->points));
   return scenario;
 }
 

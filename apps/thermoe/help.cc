@@ -28,6 +28,7 @@ constexpr const char* kEnvironment =
     "  THERMOE_MODEL    the model used when none is given, instead of the bundled one\n"
     "  THERMOE_BACKEND  cpu (default), cuda (an NVIDIA GPU) or reference, the slow specification\n"
     "  THERMOE_ISA      portable, avx2 or avx512: instruction set of the cpu backend, mma or wgmma of cuda; default: the best there is\n"
+    "  THERMOE_DEVICE   which GPU, for cuda: a number, a UUID or its beginning, a part of a name; default: the first\n"
     "  NO_COLOR         when set and not empty, no colours";
 
 std::string OptionName(const CLI::Option& option) {

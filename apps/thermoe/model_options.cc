@@ -52,13 +52,21 @@ void AddEngineFlags(CLI::App* app, ModelFlags* flags) {
   AddNumber(app, "--prefill-chunk", &flags->prefill_chunk, {1, 8192},
             "Prompt tokens computed in one step; default 256. Results do not depend on it.")
       ->group("Engine options");
-  app->add_option("--backend", flags->backend, "What computes: cpu (default), cuda (an NVIDIA GPU) or reference (plain and slow).")
-      ->type_name("NAME")
-      ->check(CLI::IsMember({"cpu", "cuda", "reference"}))
-      ->group("Engine options");
+  AddBackendFlags(app, flags, "Engine options");
   app->add_flag("--in-float", flags->in_float,
                 "Leave 8- and 4-bit weights as the file has them and compute in float: slower, exact activations.")
       ->group("Engine options");
+}
+
+void AddBackendFlags(CLI::App* app, ModelFlags* flags, const std::string& group) {
+  app->add_option("--backend", flags->backend, "What computes: cpu (default), cuda (an NVIDIA GPU) or reference (plain and slow).")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"cpu", "cuda", "reference"}))
+      ->group(group);
+  app->add_option("--device", flags->device,
+                  "Which GPU, for --backend cuda: its number, its UUID or the beginning of it, or a part of its name; default the first. thermoe doctor lists them.")
+      ->type_name("GPU")
+      ->group(group);
 }
 
 Result<std::string> ResolveModel(const std::string& given) {
@@ -115,6 +123,7 @@ EngineOptions EngineOptionsFrom(const ModelFlags& flags) {
   if (const Result<std::string> path = ProfilePath(); path.ok()) options.profile_path = *path;
   options.threads = flags.threads;
   options.backend = flags.backend;
+  options.device = flags.device;
   options.prefill_chunk = flags.prefill_chunk;
   return options;
 }

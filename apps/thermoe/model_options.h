@@ -18,10 +18,12 @@ struct ModelFlags {
   int prefill_chunk = 256;
   bool in_float = false;
   std::string backend;  // empty: THERMOE_BACKEND, else cpu
+  std::string device;   // of cuda; empty: THERMOE_DEVICE, else the first
 };
 
 CLI::Option* AddModelArgument(CLI::App* app, ModelFlags* flags, bool required);
 void AddEngineFlags(CLI::App* app, ModelFlags* flags);
+void AddBackendFlags(CLI::App* app, ModelFlags* flags, const std::string& group);  // part of the above
 
 // The path to load: `given`, else THERMOE_MODEL, else the bundled model beside the program or in the source tree.
 // kNotFound names the path and, for what looks like text, where text goes.

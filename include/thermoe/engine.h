@@ -92,6 +92,7 @@ struct EngineOptions {
   int prefill_chunk = 256;    // most prompt tokens computed in one step
   std::string backend;        // "", "cpu", "cuda" (a model loaded with interleave off) or "reference"; "": THERMOE_BACKEND, else cpu
   std::string isa;            // "", "portable", "avx2", "avx512"; cuda: "mma", "wgmma"; "": THERMOE_ISA, else the best the machine has
+  std::string device;         // of the cuda backend: a number, a UUID or its beginning, a part of a name; "": THERMOE_DEVICE, else the first
   // Where readings of power and temperature come from: "none"; "auto" (the sensors of the device that computes), "nvml[:N]", "linux",
   // "replay:FILE" (a recording), "plant:FILE" (a simulated device in virtual time, from a profile as data/profiles/small.toml).
   std::string telemetry = "none";
@@ -101,6 +102,14 @@ struct EngineOptions {
   // What automatic sessions of test-time training gained, read when the engine is made and written by Engine::SaveControl: later ones start
   // from it. "": every session starts from what was measured.
   std::string ttt_state_path;
+};
+
+// How the weights came onto a device with memory of its own. bytes 0: there is none.
+struct DeviceLoad {
+  int64_t bytes = 0;
+  double seconds = 0;       // from the first to the last, packing included
+  double pack_seconds = 0;  // of these, while the host packed
+  double link_gbps = 0;     // what the link does when nothing else is done
 };
 
 class Engine {
@@ -174,6 +183,7 @@ class Engine {
   // The control loop and the sensors now. Cheap: a few copies.
   virtual ControlView control_view() = 0;
   virtual CostView cost_view() const = 0;
+  virtual DeviceLoad device_load() const = 0;
   // Writes state_path and what is left of the decision log; nothing without them. Errors: of writing.
   virtual Status SaveControl() = 0;
 

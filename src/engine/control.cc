@@ -74,7 +74,7 @@ void EngineImpl::StartPricing() {
   std::vector<CostPoint> points;
   std::error_code error;
   if (const std::string& path = options_.profile_path; !path.empty() && std::filesystem::exists(path, error)) {
-    Result<std::vector<CostPoint>> loaded = LoadProfile(path, *model_, Describe());
+    Result<std::vector<CostPoint>> loaded = LoadProfile(path, *model_, Describe(), ops_->device_name());
     if (loaded.ok()) {
       points = std::move(*loaded);
     } else {
@@ -97,6 +97,11 @@ CostView EngineImpl::cost_view() const {
     view.adapt_profile_error_frac[tier] = errors.plain_error_frac;
   }
   return view;
+}
+
+DeviceLoad EngineImpl::device_load() const {
+  const kernels::LoadFacts facts = ops_->load_facts();
+  return {facts.bytes, facts.seconds, facts.pack_seconds, 1e-9 * facts.link_bytes_per_s};
 }
 
 Status EngineImpl::StartControl(Supervisor* supervisor) {

@@ -89,14 +89,14 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> mode
   THERMOE_RETURN_IF_ERROR(CheckOptions(options, config));
   const int context = options.context > 0 ? options.context : config.context;
   auto threads = std::make_unique<ThreadPool>(options.threads);
-  Result<std::unique_ptr<kernels::Ops>> ops = kernels::MakeOps(options.backend, options.isa, threads.get());
+  Result<std::unique_ptr<kernels::Ops>> ops = kernels::MakeOps(options.backend, options.isa, threads.get(), options.device);
   if (!ops.ok()) return ops.status();
   const bool on_device = ops.value()->on_device();
   if (!on_device) THERMOE_RETURN_IF_ERROR(CheckMemory(config, context, options));
   Result<std::unique_ptr<KvCache>> cache = KvCache::Create(KvShapeOf(config), KvPositions(context, options.max_sequences));
   if (!cache.ok()) return cache.status();
   if (on_device) THERMOE_RETURN_IF_ERROR(HoldModel(model->impl(), context, options, cache->get(), ops->get()));
-  Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(options.telemetry, ShapeOf(ProfileTargetOf(*model)), on_device);
+  Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(options.telemetry, ShapeOf(ProfileTargetOf(*model)), ops.value()->sensors());
   if (!supervisor.ok()) return supervisor.status();
   auto engine = std::make_unique<EngineImpl>(std::move(model), options, context, std::move(threads), std::move(ops).value(),
                                              std::move(cache).value(), std::move(supervisor).value());
@@ -237,7 +237,7 @@ void EngineImpl::SetSupervisor(std::unique_ptr<Supervisor> supervisor) {
 
 Status EngineImpl::SetTelemetry(const std::string& telemetry) {
   if (!queue_.empty() || !running_.empty()) return InvalidArgument("requests are running; change the telemetry when they are done");
-  Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(telemetry, ShapeOf(ProfileTargetOf(*model_)), ops_->on_device());
+  Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(telemetry, ShapeOf(ProfileTargetOf(*model_)), ops_->sensors());
   if (!supervisor.ok()) return supervisor.status();
   THERMOE_RETURN_IF_ERROR(SaveControl());
   if (loop_ != nullptr) steering_ = nullptr;  // a new loop starts plain

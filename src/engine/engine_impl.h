@@ -48,6 +48,7 @@ class EngineImpl final : public Engine, private LogitSink {
   void SettleEnergy(double most_s) override { supervisor_->Settle(most_s); }
   ControlView control_view() override;
   CostView cost_view() const override;
+  DeviceLoad device_load() const override;
   Status SaveControl() override;
   const StepRecord& last_step() const override { return record_; }
   std::string Describe() const override;

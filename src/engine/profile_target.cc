@@ -34,20 +34,20 @@ ProfileTarget ProfileTargetOf(const Model& model) {
   return target;
 }
 
-ProfileKey ProfileKeyOf(const Model& model, const std::string& engine, bool quick) {
+ProfileKey ProfileKeyOf(const Model& model, const std::string& engine, const std::string& device_name, bool quick) {
   const ModelWeights& weights = model.impl().loaded().weights;
-  const bool in_float = !weights.output.interleaved() && !model.impl().experts().layer(0).front().gate.interleaved();
-  return {CpuName(), engine + (quick ? ", quick" : ""),
+  const bool in_float = device_name.empty() && !weights.output.interleaved() && !model.impl().experts().layer(0).front().gate.interleaved();
+  return {device_name.empty() ? CpuName() : device_name, engine + (quick ? ", quick" : ""),
           fmt::format("{} {}{}", model.info().identity, model.info().expert_type, in_float ? " in float" : ""),
           THERMOE_VERSION};
 }
 
-Result<std::vector<CostPoint>> LoadProfile(const std::string& path, const Model& model, const std::string& engine) {
+Result<std::vector<CostPoint>> LoadProfile(const std::string& path, const Model& model, const std::string& engine, const std::string& device_name) {
   const Result<std::unique_ptr<ProfileStore>> store = ProfileStore::OpenToRead(path);
   if (!store.ok()) return store.status();
-  Result<std::vector<CostPoint>> points = (*store)->Load(ProfileKeyOf(model, engine, false));
+  Result<std::vector<CostPoint>> points = (*store)->Load(ProfileKeyOf(model, engine, device_name, false));
   if (!points.ok() || !points->empty()) return points;
-  return (*store)->Load(ProfileKeyOf(model, engine, true));
+  return (*store)->Load(ProfileKeyOf(model, engine, device_name, true));
 }
 
 }  // namespace thermoe

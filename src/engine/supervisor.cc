@@ -48,7 +48,7 @@ double LongestSeconds(const DeviceProfile& profile, const Work& work) {
 
 }  // namespace
 
-Result<std::unique_ptr<Supervisor>> Supervisor::Create(const std::string& telemetry, const ModelShape& model, bool on_gpu) {
+Result<std::unique_ptr<Supervisor>> Supervisor::Create(const std::string& telemetry, const ModelShape& model, const std::string& own) {
   if (telemetry == "none") return std::unique_ptr<Supervisor>(new Supervisor());
   if (telemetry.starts_with(kPlant) && telemetry.size() > kPlant.size()) {
     Result<std::unique_ptr<Plant>> plant = OpenPlant(telemetry.substr(kPlant.size()));
@@ -64,7 +64,7 @@ Result<std::unique_ptr<Supervisor>> Supervisor::Create(const std::string& teleme
     return supervisor;
   }
   // A GPU that idles beside a processor that computes says nothing about the steps, nor the other way round.
-  Result<std::unique_ptr<TelemetrySource>> source = FindSource(telemetry == "auto" ? (on_gpu ? "nvml" : "linux") : telemetry);
+  Result<std::unique_ptr<TelemetrySource>> source = FindSource(telemetry == "auto" || (telemetry == kNvml && own.starts_with(kNvml)) ? own : telemetry);
   if (!source.ok()) {
     if (!source.status().message().ends_with(SourceChoices())) return source.status();
     return Status(source.status().code(), source.status().message() + "; none is without telemetry");

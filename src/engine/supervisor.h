@@ -22,8 +22,9 @@ namespace thermoe {
 
 class Supervisor {
  public:
-  // `telemetry`: as EngineOptions; `on_gpu`: what "auto" looks at. Errors: those of the source or profile.
-  static Result<std::unique_ptr<Supervisor>> Create(const std::string& telemetry, const ModelShape& model, bool on_gpu);
+  // `telemetry`: as EngineOptions; `own`: the source that shows what computes, which "auto" means, and "nvml" on such a device. Errors: those of
+  // the source or profile.
+  static Result<std::unique_ptr<Supervisor>> Create(const std::string& telemetry, const ModelShape& model, const std::string& own);
   // For tests: a source of the caller's, read every `period_s`.
   static std::unique_ptr<Supervisor> Watch(std::unique_ptr<TelemetrySource> source, const ModelShape& model,
                                            double period_s);

@@ -88,18 +88,29 @@ Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool* threads, std::string_view is
   return std::unique_ptr<Ops>(std::make_unique<cpu::CpuOps>(chosen, threads));
 }
 
-Result<std::unique_ptr<Ops>> MakeCudaOps([[maybe_unused]] ThreadPool* threads, [[maybe_unused]] std::string_view isa) {
+std::vector<cuda::DeviceFacts> CudaDevices() {
 #if defined(THERMOE_HAS_CUDA)
-  return cuda::CudaOps::Create(threads, isa);
+  return cuda::Devices();
+#else
+  return {};
+#endif
+}
+
+std::string_view WishedDevice(std::string_view device) { return FromEnvironment(device, "THERMOE_DEVICE"); }
+
+Result<std::unique_ptr<Ops>> MakeCudaOps([[maybe_unused]] ThreadPool* threads, [[maybe_unused]] std::string_view isa,
+                                         [[maybe_unused]] std::string_view device) {
+#if defined(THERMOE_HAS_CUDA)
+  return cuda::CudaOps::Create(threads, isa, device);
 #else
   return Unsupported("this build has no CUDA backend; build thermoe where the CUDA toolkit (nvcc) is installed, or leave --backend out");
 #endif
 }
 
-Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view isa, ThreadPool* threads) {
+Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view isa, ThreadPool* threads, std::string_view device) {
   const std::string_view name = FromEnvironment(backend, "THERMOE_BACKEND");
   if (name == "reference") return MakeReferenceOps();
-  if (name == "cuda") return MakeCudaOps(threads, FromEnvironment(isa, "THERMOE_ISA"));
+  if (name == "cuda") return MakeCudaOps(threads, FromEnvironment(isa, "THERMOE_ISA"), WishedDevice(device));
   if (name.empty() || name == "cpu") return MakeCpuOps(threads, FromEnvironment(isa, "THERMOE_ISA"));
   return InvalidArgument(
       "unknown backend \"{}\" (option backend, or THERMOE_BACKEND): this build has cpu (instruction sets {}){} and "
@@ -108,6 +119,7 @@ Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view 
 }
 
 std::string Describe(const Ops& ops, const ThreadPool& threads) {
+  if (ops.on_device()) return std::string(ops.name());
   return fmt::format("{}, {} thread{}", ops.name(), threads.size(), threads.size() == 1 ? "" : "s");
 }
 

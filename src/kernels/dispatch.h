@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/cuda/choose_device.h"
 #include "kernels/ops.h"
 #include "thermoe/status.h"
 
@@ -25,14 +26,18 @@ Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool* threads, std::string_view is
 // Instruction sets of the CPU backend that this machine can run, slowest first ("portable" always).
 std::vector<std::string> SupportedIsas();
 
-// The first CUDA device. isa: "" (the best it has), "mma", or "wgmma" on Hopper. kUnsupported where this build has no CUDA backend or the
-// machine no device; kInvalidArgument for an unknown isa.
-Result<std::unique_ptr<Ops>> MakeCudaOps(ThreadPool* threads, std::string_view isa = {});
+// isa: "" (the best the device has), "mma", or "wgmma" on Hopper; device: as cuda::ChooseDevice. kUnsupported where this build has no CUDA
+// backend or the machine no device; kInvalidArgument for an unknown isa or device.
+Result<std::unique_ptr<Ops>> MakeCudaOps(ThreadPool* threads, std::string_view isa = {}, std::string_view device = {});
+// Every CUDA device that the driver shows; none where this build has no CUDA backend.
+std::vector<cuda::DeviceFacts> CudaDevices();
+// The wish for one of them: `device`, else THERMOE_DEVICE.
+std::string_view WishedDevice(std::string_view device);
 
-// backend: "" or "cpu", "cuda" or "reference". Empty arguments are read from THERMOE_BACKEND and THERMOE_ISA first.
-Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view isa, ThreadPool* threads);
+// backend: "" or "cpu", "cuda" or "reference". Empty arguments are read from THERMOE_BACKEND, THERMOE_ISA and THERMOE_DEVICE first.
+Result<std::unique_ptr<Ops>> MakeOps(std::string_view backend, std::string_view isa, ThreadPool* threads, std::string_view device = {});
 
-// "cpu/avx512, 2 threads".
+// "cpu/avx512, 2 threads"; "cuda (NVIDIA H100 80GB HBM3)": a device does not compute with the host's threads.
 std::string Describe(const Ops& ops, const ThreadPool& threads);
 
 }  // namespace thermoe::kernels

@@ -7,7 +7,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
+#include <string>
 
 #include "base/views.h"
 #include "model/config.h"
@@ -51,6 +54,22 @@ struct ResidentModel {
   int32_t context = 0;        // positions of a sequence
 };
 
+// Operations that are done again and again to be measured.
+class MeasuredStep {
+ public:
+  virtual ~MeasuredStep() = default;
+  // Does them `times` times and waits; microseconds of once, by the device's clock where it has one.
+  virtual double Run(int times) = 0;
+};
+
+// How Hold's weights came onto the device.
+struct LoadFacts {
+  int64_t bytes = 0;         // of weights, as the device has them
+  double seconds = 0;        // from the first to the last, packing included
+  double pack_seconds = 0;   // of these, while the host packed
+  double link_bytes_per_s = 0;  // what the link does when nothing else is done; 0: nothing was loaded
+};
+
 class Residency {
  public:
   virtual ~Residency() = default;
@@ -76,8 +95,15 @@ class Residency {
   virtual void FinishRecords() const {}
   // kInternal once the device has failed: nothing computed since is of use.
   virtual Status Health() const { return Status::Ok(); }
+  // What `record` calls, as a step: a graph where steps are graphs. Its operands must be adopted or resident, outlive the result and have
+  // no other use while it runs.
+  virtual std::unique_ptr<MeasuredStep> Measure(std::function<void()> record) const;
   // Whether operations run on a device with memory of its own.
   virtual bool on_device() const { return false; }
+  virtual LoadFacts load_facts() const { return {}; }
+  // Its name, "" for the host, and the telemetry source that shows it (EngineOptions::telemetry).
+  virtual std::string device_name() const { return ""; }
+  virtual std::string sensors() const { return "linux"; }
 
   virtual void Gather(const GatherArgs& args) const {
     for (int64_t i = 0; i < args.out.rows; ++i) std::copy_n(args.x.row(args.picked[static_cast<size_t>(i)]), args.out.cols, args.out.row(i));

@@ -25,19 +25,20 @@ TEST_F(ProfileTest, MeasuresKeepsShowsAndPlots) {
   const Json first = ThermoeJson(Arguments({"--json", "--plot", Path("errors.svg")}));
   EXPECT_THAT(Keys(first), UnorderedElementsAre("schema_version", "model", "device", "store", "measured", "points",
                                                 "peak_gbps", "peak_gflops", "energy_source", "points_with_energy",
-                                                "held_out", "families"));
+                                                "held_out", "held_out_energy", "families"));
   EXPECT_GT(first["measured"], first["points"]) << "held-out points are measured, not learnt from";
   EXPECT_GT(first["held_out"]["points"], 10);
   EXPECT_THAT(ReadAll(Path("errors.svg")), HasSubstr("held-out operations"));
   const std::string source = first["energy_source"];
   EXPECT_EQ(source, first["points_with_energy"] == 0 ? "estimate" : "counter");
 
-  const Json again = ThermoeJson(Arguments({"--json"}));
+  const Json again = ThermoeJson(Arguments({"--json", "--export", Path("costs.csv")}));
+  EXPECT_THAT(ReadAll(Path("costs.csv")), HasSubstr("# thermoe costs 1\n# device: "));
   EXPECT_EQ(again["measured"], 0) << "a complete profile is only read";
   EXPECT_EQ(again["held_out"], first["held_out"]);
 
   ExpectRefused({"profile", TinyModel(), "--threads", "2", "--store", Path("profiles.sqlite"), "--show"},
-                {"no profile of this model", "without --show"});
+                {"no profile of this model", "with cpu/", "it has", "1 thread, quick", "without --show"});
 
   const ProcessResult shown = Thermoe(Arguments({"--show"}));
   EXPECT_EQ(shown.exit_code, 0) << shown.err;

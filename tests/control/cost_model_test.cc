@@ -207,6 +207,58 @@ TEST(CostModel, PrintsItself) {
   EXPECT_THAT(text, HasSubstr("norm: not measured; roofline"));
 }
 
+// Where only some sizes have joules, what lies between them and beyond is as they are.
+TEST(CostModel, CompletesWattsFromTheSizesThatHaveThem) {
+  std::vector<CostPoint> points = LinearPoints();
+  for (CostPoint& point : points) {
+    if (point.shape.tokens == 2) point.energy_j = 100 * point.latency_us * 1e-6;
+    if (point.shape.tokens == 32) point.energy_j = 300 * point.latency_us * 1e-6;
+  }
+  const KernelCostModel model(points);
+  const auto watts = [&](int64_t tokens) {
+    const CostPrediction prediction = model.Predict(Linear(tokens));
+    EXPECT_TRUE(prediction.energy_measured) << tokens;
+    return prediction.energy_j / (prediction.latency_us * 1e-6);
+  };
+  EXPECT_NEAR(watts(1), 100, 1e-6);
+  EXPECT_NEAR(watts(2), 100, 1e-6);
+  EXPECT_NEAR(watts(8), 200, 1e-6);
+  EXPECT_NEAR(watts(32), 300, 1e-6);
+  EXPECT_NEAR(watts(64), 300, 1e-6);
+  CostPoint held = PointOf(Linear(8));
+  held.energy_j = 160 * held.latency_us * 1e-6;
+  CostPoint without = PointOf(Linear(4));
+  EXPECT_EQ(EnergyErrorsOf(model, {held, without}).points, 1);
+  EXPECT_NEAR(EnergyErrorsOf(model, {held, without}).median_frac, 0.25, 1e-6);
+}
+
+// On a device a step's stages are not known: what the whole took moves them alike.
+TEST(CostModel, LearnsFromStepsWhoseStagesAreNotKnown) {
+  ModelShape shape;
+  shape.config.layers = 2, shape.config.hidden = 1024, shape.config.heads = shape.config.kv_heads = 16, shape.config.head_dim = 64;
+  shape.config.experts = 64, shape.config.slots = 2, shape.config.expert_width = 512, shape.config.vocab = 20000;
+  const MatrixShape square{DType::kQ8_0, 1024, 1024, false};
+  shape.embedding = shape.output = {DType::kQ8_0, 20000, 1024, false};
+  LayerShape of_model;
+  of_model.q = of_model.k = of_model.v = of_model.o = square;
+  of_model.gate = {DType::kF32, 64, 1024, false};
+  of_model.expert_gate = {DType::kQ8_0, 512, 1024, false}, of_model.expert_down = {DType::kQ8_0, 1024, 512, false};
+  shape.layers.assign(2, of_model);
+  StepRecord record;
+  record.tokens = record.decode_tokens = record.logit_rows = 1;
+  record.layers.resize(2);
+  for (LayerRecord& layer : record.layers) layer.distinct_experts = layer.distinct_full_experts = layer.slots_full = 2;
+  KernelCostModel model;
+  const double plain_us = model.PredictStep(shape, StepShapeFrom(record, shape)).total.latency_us;
+  record.times.total_us = 3 * plain_us;
+  std::optional<LearntStep> learnt;
+  for (int i = 0; i < 200; ++i) learnt = model.Learn(shape, record);
+  ASSERT_TRUE(learnt);
+  EXPECT_NEAR(learnt->measured_us, 3 * plain_us, 1e-6 * plain_us);
+  EXPECT_NEAR(learnt->plain_us, plain_us, 1e-6 * plain_us);
+  EXPECT_NEAR(model.PredictStep(shape, StepShapeFrom(record, shape)).total.latency_us, 3 * plain_us, 0.15 * plain_us);
+}
+
 TEST(StageCorrection, ConvergesOnDrift) {
   StageCorrection correction;
   Random random(2);

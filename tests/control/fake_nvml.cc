@@ -86,7 +86,9 @@ const char* nvmlErrorString(int code) {
 }
 int nvmlDeviceGetCount_v2(unsigned* out) { return Answer(kFakeCount, out, script.devices); }
 int nvmlDeviceGetName(Device*, char* out, unsigned bytes) { return Text(kFakeName, script.name, out, bytes); }
-int nvmlDeviceGetUUID(Device*, char* out, unsigned bytes) { return Text(kFakeUuid, script.uuid, out, bytes); }
+int nvmlDeviceGetUUID(Device* device, char* out, unsigned bytes) {
+  return Text(kFakeUuid, device == &devices[0] ? script.uuid : script.other_uuid, out, bytes);
+}
 int nvmlDeviceGetTotalEnergyConsumption(Device*, unsigned long long* out) {
   return Answer(kFakeEnergy, out, script.energy_mj);
 }

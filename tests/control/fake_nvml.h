@@ -33,6 +33,7 @@ struct FakeNvml {
   unsigned devices = 1;
   const char* name = "Fake GPU";
   const char* uuid = "GPU-0";
+  const char* other_uuid = "GPU-another";  // of all but the first device
   unsigned long long energy_mj = 2612232;
   unsigned power_mw = 71000, limit_mw = 700000, instant_mw = 71200;
   unsigned temperature_c = 34, memory_temp_c = 36;

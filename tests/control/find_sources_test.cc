@@ -34,6 +34,16 @@ TEST_F(FindSourceTest, EveryChoice) {
   EXPECT_EQ(NameOf("replay:" + file), "replay:" + file);
 }
 
+// The device that computes is named by its UUID: numbers of the driver are not always those of NVML.
+TEST_F(FindSourceTest, NvmlByUuid) {
+  fake_->devices = 2;
+  EXPECT_EQ(NameOf("nvml:GPU-0"), "nvml:0 Fake GPU");
+  EXPECT_EQ(NameOf("nvml:GPU-ano"), "nvml:1 Fake GPU");
+  EXPECT_THAT(NameOf("nvml:GPU-gone"), HasSubstr("no device of this UUID"));
+  fake_->devices = 1;
+  EXPECT_EQ(NameOf("nvml:MIG-12"), "nvml:0 Fake GPU") << "a part of the only one";
+}
+
 TEST_F(FindSourceTest, AutoTakesTheGpuIfItAnswers) {
   EXPECT_EQ(NameOf("auto"), "nvml:0 Fake GPU");
   fake_->ret[kFakeInit] = 9;

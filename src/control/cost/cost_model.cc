@@ -63,34 +63,6 @@ OperationShape AllLike(const OperationShape& shape, bool full) {
   return all;
 }
 
-// Least squares under the order of the line, by pooling neighbours that break it.
-void PoolAdjacent(std::vector<double*>* values) {
-  struct Block {
-    double sum;
-    int count;
-  };
-  std::vector<Block> blocks;
-  for (const double* value : *values) {
-    blocks.push_back({*value, 1});
-    while (blocks.size() > 1) {
-      const Block last = blocks.back();
-      Block& before = blocks[blocks.size() - 2];
-      if (before.sum / before.count <= last.sum / last.count) break;
-      before.sum += last.sum;
-      before.count += last.count;
-      blocks.pop_back();
-    }
-  }
-  size_t i = 0;
-  for (const Block& block : blocks) {
-    if (block.count == 1) {  // not touched, to the last bit
-      ++i;
-      continue;
-    }
-    for (int n = 0; n < block.count; ++n) *(*values)[i++] = block.sum / block.count;
-  }
-}
-
 }  // namespace
 
 const char* PredictionBasisName(PredictionBasis basis) {
@@ -175,8 +147,11 @@ KernelCostModel::Coords KernelCostModel::CoordsOf(const OperationShape& shape) {
 
 KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPrices& prices) : prices_(prices) {
   std::erase_if(points, [](const CostPoint& point) {
-    return point.held_out || !std::isfinite(point.latency_us) || point.latency_us <= 0 || IsMixed(point.shape);
+    return point.held_out || !std::isfinite(point.latency_us) || point.latency_us <= 0;
   });
+  std::vector<CostPoint> mixed;
+  std::copy_if(points.begin(), points.end(), std::back_inserter(mixed), [](const CostPoint& point) { return IsMixed(point.shape); });
+  std::erase_if(points, [](const CostPoint& point) { return IsMixed(point.shape); });
   points_ = points.size();
   if (points.empty()) return;
   std::map<Key, std::map<double, std::map<double, Node>>> grids;
@@ -204,6 +179,7 @@ KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPric
       table.lines.push_back(std::move(line));
     }
     MakeMonotone(&table);
+    FillWatts(&table);
     tables_[key] = std::move(table);
   }
   std::array<std::vector<double>, kFamilies> ratios;
@@ -211,94 +187,20 @@ KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPric
     ratios[static_cast<size_t>(point.shape.family)].push_back(point.latency_us / RooflineUs(point.shape));
   }
   for (size_t f = 0; f < ratios.size(); ++f) slowness_[f] = Median(std::move(ratios[f]));
+  LearnMixing(mixed);
 }
 
-// Noise can make a larger operation look faster. Pooling along each axis takes out most of it without bias; what is
-// left is lifted.
-void KernelCostModel::MakeMonotone(Table* table) {
-  for (int round = 0; round < 4; ++round) {
-    for (Line& line : table->lines) {
-      std::vector<double*> values;
-      for (Node& node : line.nodes) values.push_back(&node.log_latency);
-      PoolAdjacent(&values);
-    }
-    std::map<double, std::vector<double*>> columns;
-    for (Line& line : table->lines) {
-      for (Node& node : line.nodes) columns[node.y].push_back(&node.log_latency);
-    }
-    for (auto& [y, values] : columns) PoolAdjacent(&values);
+void KernelCostModel::LearnMixing(const std::vector<CostPoint>& mixed) {
+  std::vector<double> apart;
+  for (const CostPoint& point : mixed) {
+    double watts = 0;
+    apart_frac_ = 0;
+    const double together_us = Plain(point.shape, &watts).latency_us;
+    apart_frac_ = 1;
+    const double apart_us = Plain(point.shape, &watts).latency_us;
+    if (std::abs(apart_us - together_us) > 0.02 * together_us) apart.push_back((point.latency_us - together_us) / (apart_us - together_us));
   }
-  for (size_t i = 0; i < table->lines.size(); ++i) {
-    for (Node& node : table->lines[i].nodes) {
-      for (size_t j = 0; j <= i; ++j) {
-        for (const Node& smaller : table->lines[j].nodes) {
-          if (smaller.y <= node.y) node.log_latency = std::max(node.log_latency, smaller.log_latency);
-        }
-      }
-    }
-  }
-}
-
-KernelCostModel::Reading KernelCostModel::ReadLine(const Line& line, double y) {
-  const std::vector<Node>& nodes = line.nodes;
-  const auto above =
-      std::lower_bound(nodes.begin(), nodes.end(), y, [](const Node& node, double at) { return node.y < at; });
-  if (above != nodes.end() && above->y == y) return {above->log_latency, above->spread_frac, 0, above->watts, false};
-  if (above == nodes.begin() || above == nodes.end()) {
-    // Beyond the edge: on along the last segment, at most proportionally to size.
-    const bool low = above == nodes.begin();
-    const Node& edge = low ? nodes.front() : nodes.back();
-    double slope = low ? 0 : 1;
-    if (nodes.size() > 1) {
-      const Node& next = low ? nodes[1] : nodes[nodes.size() - 2];
-      slope = std::clamp((next.log_latency - edge.log_latency) / (next.y - edge.y), 0.0, 1.0);
-    }
-    return {edge.log_latency + slope * (y - edge.y), edge.spread_frac, std::abs(y - edge.y), edge.watts, true};
-  }
-  const Node &a = *std::prev(above), &b = *above;
-  const double t = (y - a.y) / (b.y - a.y);
-  return {a.log_latency + t * (b.log_latency - a.log_latency), std::max(a.spread_frac, b.spread_frac),
-          std::min(y - a.y, b.y - y), a.watts > 0 && b.watts > 0 ? a.watts + t * (b.watts - a.watts) : 0, false};
-}
-
-KernelCostModel::Reading KernelCostModel::Read(const Table& table, const Coords& at) {
-  const std::vector<Line>& lines = table.lines;
-  // Beyond their ends lines may cross: a line is read as no less than those before it.
-  const auto read = [&](std::ptrdiff_t index) {
-    Reading reading = ReadLine(lines[static_cast<size_t>(index)], at[1]);
-    for (std::ptrdiff_t i = 0; i < index; ++i) {
-      reading.log_latency = std::max(reading.log_latency, ReadLine(lines[static_cast<size_t>(i)], at[1]).log_latency);
-    }
-    return reading;
-  };
-  const auto found =
-      std::lower_bound(lines.begin(), lines.end(), at[0], [](const Line& line, double x) { return line.x < x; });
-  const std::ptrdiff_t above = found - lines.begin(), count = std::ssize(lines);
-  if (above < count && found->x == at[0]) return read(above);
-  if (above == 0 || above == count) {
-    const std::ptrdiff_t edge = above == 0 ? 0 : count - 1;
-    const double away = at[0] - lines[static_cast<size_t>(edge)].x;
-    Reading reading = read(edge);
-    double slope = above == 0 ? 0 : 1;
-    if (count > 1) {
-      const std::ptrdiff_t next = above == 0 ? 1 : count - 2;
-      const double rise = read(next).log_latency - reading.log_latency;
-      slope = std::clamp(rise / (lines[static_cast<size_t>(next)].x - lines[static_cast<size_t>(edge)].x), 0.0, 1.0);
-    }
-    reading.log_latency += slope * away;
-    reading.distance += std::abs(away);
-    reading.outside = true;
-    return reading;
-  }
-  const double a = lines[static_cast<size_t>(above - 1)].x, b = found->x, t = (at[0] - a) / (b - a);
-  const Reading from = read(above - 1), to = read(above);
-  Reading reading;
-  reading.log_latency = from.log_latency + t * (to.log_latency - from.log_latency);
-  reading.spread_frac = std::max(from.spread_frac, to.spread_frac);
-  reading.distance = std::min(at[0] - a, b - at[0]) + std::max(from.distance, to.distance);
-  reading.watts = from.watts > 0 && to.watts > 0 ? from.watts + t * (to.watts - from.watts) : 0;
-  reading.outside = from.outside || to.outside;
-  return reading;
+  apart_frac_ = std::clamp(Median(std::move(apart)), 0.0, 1.0);
 }
 
 double KernelCostModel::RooflineUs(const OperationShape& shape) const {
@@ -344,12 +246,19 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
     return one;
   }
   // Jobs of both kinds share a call, its forks and its threads: each kind costs its share of a call of as many jobs
-  // like its own.
+  // like its own. Where they were measured together and were slower than that, somewhere between this and calls of their own.
   double full_w = 0, hi_w = 0;
   const CostPrediction full = Single(AllLike(shape, true), &full_w), hi = Single(AllLike(shape, false), &hi_w);
   const double share =
       static_cast<double>(shape.experts_full) / static_cast<double>(shape.experts_full + shape.experts_hi);
-  const double full_us = share * full.latency_us, hi_us = (1 - share) * hi.latency_us;
+  double full_us = share * full.latency_us, hi_us = (1 - share) * hi.latency_us;
+  if (apart_frac_ > 0) {
+    OperationShape full_alone = shape, hi_alone = shape;
+    full_alone.experts = shape.experts_full, full_alone.experts_hi = full_alone.slots_hi = 0, full_alone.family = FamilyLike(shape.family, true);
+    hi_alone.experts = shape.experts_hi, hi_alone.experts_full = hi_alone.slots_full = 0;
+    full_us += apart_frac_ * (Single(full_alone, &full_w).latency_us - full_us);
+    hi_us += apart_frac_ * (Single(hi_alone, &hi_w).latency_us - hi_us);
+  }
   CostPrediction sum;
   sum.basis = std::max(full.basis, hi.basis);
   sum.latency_us = full_us + hi_us;
@@ -446,12 +355,17 @@ std::optional<LearntStep> KernelCostModel::Learn(const ModelShape& model, const 
   StepShapeFrom(record, model, &learnt_step_);
   OperationsOfStep(model, learnt_step_, &learnt_plan_);
   const std::array<double, kStages> plain = PlainStages(learnt_plan_);
+  double plain_us = 0, known_us = 0;
+  for (size_t s = 0; s < kStages; ++s) plain_us += plain[s], known_us += measured[s];
+  // Of a step on a device only the whole is known: its stages are taken to be off alike.
+  const bool whole = known_us == 0 && times.total_us > 0 && plain_us > 0;
   LearntStep step;
   for (size_t s = 0; s < kStages; ++s) {
     if (plain[s] <= 0) continue;
+    const double took_us = whole ? times.total_us * plain[s] / plain_us : measured[s];
     const double corrected_us = corrections_[s].Apply(plain[s]);
-    if (!corrections_[s].Learn(plain[s], measured[s])) continue;
-    step.measured_us += measured[s];
+    if (!corrections_[s].Learn(plain[s], took_us)) continue;
+    step.measured_us += took_us;
     step.corrected_us += corrected_us;
     step.plain_us += plain[s];
   }
@@ -484,11 +398,9 @@ std::string KernelCostModel::Describe() const {
   return text;
 }
 
-CostErrors ErrorsOf(const KernelCostModel& model, const std::vector<CostPoint>& held_out) {
-  std::vector<double> errors;
-  for (const CostPoint& point : held_out) {
-    if (point.latency_us > 0) errors.push_back(std::abs(model.Predict(point.shape).latency_us / point.latency_us - 1));
-  }
+namespace {
+
+CostErrors ErrorsFrom(std::vector<double> errors) {
   CostErrors result;
   result.points = static_cast<int>(errors.size());
   if (errors.empty()) return result;
@@ -496,6 +408,27 @@ CostErrors ErrorsOf(const KernelCostModel& model, const std::vector<CostPoint>& 
   result.median_frac = errors[errors.size() / 2];
   result.p95_frac = errors[std::min(errors.size() - 1, errors.size() * 95 / 100)];
   return result;
+}
+
+}  // namespace
+
+CostErrors ErrorsOf(const KernelCostModel& model, const std::vector<CostPoint>& held_out) {
+  std::vector<double> errors;
+  for (const CostPoint& point : held_out) {
+    if (point.latency_us > 0) errors.push_back(std::abs(model.Predict(point.shape).latency_us / point.latency_us - 1));
+  }
+  return ErrorsFrom(std::move(errors));
+}
+
+CostErrors EnergyErrorsOf(const KernelCostModel& model, const std::vector<CostPoint>& held_out) {
+  std::vector<double> errors;
+  for (const CostPoint& point : held_out) {
+    if (!point.energy_j || *point.energy_j <= 0) continue;
+    if (const CostPrediction predicted = model.Predict(point.shape); predicted.energy_measured) {
+      errors.push_back(std::abs(predicted.energy_j / *point.energy_j - 1));
+    }
+  }
+  return ErrorsFrom(std::move(errors));
 }
 
 }  // namespace thermoe

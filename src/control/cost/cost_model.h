@@ -71,7 +71,8 @@ struct LearntStep {
 class KernelCostModel {
  public:
   KernelCostModel() = default;
-  // Points that were held out, are not finite or not above 0 are left out.
+  // Points that were held out, are not finite or not above 0 are left out. Steps that mix precisions say how far from one another their two
+  // kinds of jobs are done.
   explicit KernelCostModel(std::vector<CostPoint> points, const EnergyPrices& prices = {});
 
   // One call. Family factors of the correction apply, offsets (of whole stages) do not. `now`: the power it shows
@@ -112,12 +113,15 @@ class KernelCostModel {
   static Key KeyOf(const OperationShape& shape);
   static Coords CoordsOf(const OperationShape& shape);
   static void MakeMonotone(Table* table);
+  // Watts of nodes whose energy was not measured, from those of the table that were.
+  static void FillWatts(Table* table);
   static Reading ReadLine(const Line& line, double y);
   static Reading Read(const Table& table, const Coords& at);
   double RooflineUs(const OperationShape& shape) const;
   // Latency, uncertainty and basis of one call without correction.
   CostPrediction Plain(const OperationShape& shape, double* watts) const;
   CostPrediction Single(const OperationShape& shape, double* watts) const;
+  void LearnMixing(const std::vector<CostPoint>& mixed);
   void Finish(const OperationShape& shape, double watts, const Snapshot* now, CostPrediction* prediction) const;
   std::array<double, kStages> PlainStages(std::span<const PlannedOperation> plan) const;
 
@@ -126,6 +130,7 @@ class KernelCostModel {
   // What a machine of which nothing is known is taken to reach: 10 GB/s, 20 GFLOP/s, 1 us a call.
   double roof_bytes_per_us_ = 1e4, roof_flops_per_us_ = 2e4, call_us_ = 1;
   EnergyPrices prices_;
+  double apart_frac_ = 0;  // of mixed experts: 0 jobs of both kinds share a call, 1 each kind has its own
   size_t points_ = 0;
   std::array<StageCorrection, kStages> corrections_;
   // Of Learn, kept for their memory.
@@ -143,5 +148,7 @@ struct CostErrors {
   double median_frac = 0, p95_frac = 0;
 };
 CostErrors ErrorsOf(const KernelCostModel& model, const std::vector<CostPoint>& held_out);
+// The same of joules, of points that have them measured.
+CostErrors EnergyErrorsOf(const KernelCostModel& model, const std::vector<CostPoint>& held_out);
 
 }  // namespace thermoe

@@ -227,6 +227,16 @@ const FamilyInfo* FindFamily(std::string_view name) {
   return nullptr;
 }
 
+bool FindType(std::string_view name, DType* type) {
+  for (int i = 0; i < kDTypes; ++i) {
+    if (TraitsOf(static_cast<DType>(i)).name == name) {
+      *type = static_cast<DType>(i);
+      return true;
+    }
+  }
+  return false;
+}
+
 MatrixShape ShapeOf(const WeightMatrix& matrix) {
   return {matrix.type, matrix.rows, matrix.cols, matrix.interleaved()};
 }

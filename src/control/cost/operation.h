@@ -97,6 +97,8 @@ const std::array<FamilyInfo, kFamilies>& Families();
 const FamilyInfo& InfoOf(Family family);
 // Null for a name that no family has.
 const FamilyInfo* FindFamily(std::string_view name);
+// False for a name that no type of weights has.
+bool FindType(std::string_view name, DType* type);
 
 // A weight matrix without its data; for other operations rows and cols are named in OperationShape.
 struct MatrixShape {
@@ -139,6 +141,8 @@ struct LayerShape {
   MatrixShape expert_gate, expert_down;                               // of one expert; up has gate's shape
   MatrixShape shared_gate_proj, shared_up, shared_down, shared_gate;  // rows 0: the model has none
   int64_t q_norm = 0, k_norm = 0;                                     // widths of their gains; 0: none
+
+  bool operator==(const LayerShape&) const = default;
 };
 
 // A model as the cost model sees it: sizes and types, no weights.

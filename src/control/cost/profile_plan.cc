@@ -10,26 +10,90 @@
 namespace thermoe {
 namespace {
 
-// Half octaves; the sizes between them test the model. Blocks of rows that kernels do together (2, 4, 8) make corners
-// there, and forking, which sets in somewhere near 100 rows, a drop.
-const std::vector<int64_t> kRows = {1,  2,  3,  4,  5,  6,   8,   10,  12,  16,  20,
-                                    24, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256};
-const std::vector<int64_t> kHeldOutRows = {7, 9, 11, 14, 18, 28, 40, 56, 80, 104, 120, 144, 176, 208, 240};
-const std::vector<int64_t> kQuickRows = {1, 2, 4, 8, 32, 128};
-const std::vector<int64_t> kQuickHeldOutRows = {3, 16, 64};
-constexpr int64_t kMostPositions = 8192;  // of all rows' keys in a decode point
+using Sizes = std::vector<int64_t>;
+
+// The sizes that are measured, and those that test the model.
+struct Grid {
+  Sizes rows, held_out_rows;
+  Sizes prefill_rows, prefill_past;           // a chunk of so many rows after so many times as many positions
+  Sizes decode_rows, contexts;
+  int64_t most_positions = 0;                 // of all rows' keys in a decode point
+  Sizes slots_each;                           // of an expert
+  int64_t most_rows_of_experts = 0;
+  int held_out_experts = 0, held_out_attention = 0;  // drawn ones
+};
+
+// Half octaves. Blocks of rows that kernels do together (2, 4, 8) make corners there, and forking, which sets in somewhere near 100 rows,
+// a drop.
+const Grid kHost = {.rows = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256},
+                    .held_out_rows = {7, 9, 11, 14, 18, 28, 40, 56, 80, 104, 120, 144, 176, 208, 240},
+                    .prefill_rows = {1, 2, 4, 8, 16, 32, 64, 128, 256},
+                    .prefill_past = {0, 1, 3, 7, 15},
+                    .decode_rows = {1, 2, 4, 8, 16, 32},
+                    .contexts = {1, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096},
+                    .most_positions = 8192,
+                    .slots_each = {1, 2, 3, 4, 6, 8, 12, 16, 32, 64},
+                    .most_rows_of_experts = 256,
+                    .held_out_experts = 24,
+                    .held_out_attention = 20};
+const Grid kQuickHost = {.rows = {1, 2, 4, 8, 32, 128},
+                         .held_out_rows = {3, 16, 64},
+                         .prefill_rows = {1, 8, 64, 256},
+                         .prefill_past = {0, 7},
+                         .decode_rows = {1, 8, 32},
+                         .contexts = {1, 64, 1024},
+                         .most_positions = 8192,
+                         .slots_each = {1, 4, 16},
+                         .most_rows_of_experts = 64,
+                         .held_out_experts = 6,
+                         .held_out_attention = 0};
+// On a GPU kernels change at some sizes at once: where a tile of rows (8, 32, 128) is full, where kernels for many rows take over (64 rows,
+// 16 of an expert), where a context passes a power of two. Both sides of each are in the grid.
+const Grid kDevice = {.rows = {1,  2,  3,   4,   5,   6,   8,   9,   12,  16,  17,  24,  25,   32,   33,   40,   48,  56,
+                               64, 65, 80,  96,  128, 129, 192, 256, 257, 384, 385, 512,  768,  1024, 1536, 2048, 2049, 3072, 4096},
+                      .held_out_rows = {7, 10, 11, 14, 20, 22, 28, 30, 36, 44, 52, 60, 72, 112, 150, 224, 320, 448, 640, 900, 1300, 2500},
+                      .prefill_rows = {4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096},
+                      .prefill_past = {0, 1, 3, 7, 15},
+                      .decode_rows = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256},
+                      .contexts = {1,   16,  32,  64,  96,   128,  129,  192,  256,  257,  320,  384,  512,
+                                   513, 640, 768, 1024, 1025, 1536, 2048, 2049, 3072, 4096},
+                      .most_positions = 32768,
+                      .slots_each = {1, 2, 3, 4, 6, 8, 9, 12, 16, 17, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512},
+                      .most_rows_of_experts = 4096,
+                      .held_out_experts = 40,
+                      .held_out_attention = 30};
+const Grid kQuickDevice = {.rows = {1, 4, 8, 16, 32, 33, 64, 65, 128, 256, 512},
+                           .held_out_rows = {2, 12, 48, 200},
+                           .prefill_rows = {16, 64, 128, 256, 512},
+                           .prefill_past = {0, 3},
+                           .decode_rows = {1, 4, 8, 32, 64},
+                           .contexts = {16, 128, 256, 512, 1024, 2048},
+                           .most_positions = 16384,
+                           .slots_each = {1, 2, 4, 8, 16, 17, 32, 64},
+                           .most_rows_of_experts = 512,
+                           .held_out_experts = 8,
+                           .held_out_attention = 0};
+
+// Energy takes half a second a point on a device, whose counters are slow: these sizes have it, and some held-out ones.
+struct EnergySizes {
+  std::set<int64_t> rows, held_out_rows, contexts, slots_each;
+  std::set<int64_t> expert_shares;  // of so many, one is in use
+};
+const EnergySizes kEnergy = {{1, 8, 32, 128, 512, 2048}, {20, 320}, {16, 128, 1024, 4096}, {1, 4, 16, 64, 256}, {1, 2, 8}};
+const EnergySizes kQuickEnergy = {{1, 32, 512}, {48}, {128, 1024}, {1, 16}, {1, 8}};
 
 class Planner {
  public:
-  Planner(const ModelShape& model, bool quick) : model_(model), quick_(quick) {}
+  Planner(const ModelShape& model, bool quick, bool in_steps)
+      : model_(model), quick_(quick), in_steps_(in_steps), grid_(in_steps ? (quick ? kQuickDevice : kDevice) : quick ? kQuickHost : kHost) {}
 
   std::vector<PlannedPoint> Make() {
-    AddRowOperations(quick_ ? kQuickRows : kRows, false);
-    AddRowOperations(quick_ ? kQuickHeldOutRows : kHeldOutRows, true);
+    AddRowOperations(grid_.rows, false);
+    AddRowOperations(grid_.held_out_rows, true);
     AddPrefill();
     AddDecode();
     AddExperts();
-    AddBackward();
+    if (!in_steps_) AddBackward();
     // Neighbours in a table are measured minutes apart: what disturbs the machine for a while does not bend a whole
     // curve.
     Random random(1);
@@ -39,11 +103,28 @@ class Planner {
 
  private:
   void Add(const OperationShape& shape, bool held_out) {
-    if (seen_.insert(TextOf(shape)).second) points_.push_back({shape, held_out});
+    if (seen_.insert(TextOf(shape)).second) points_.push_back({shape, held_out, !in_steps_ || NeedsEnergy(shape, held_out)});
+  }
+  bool NeedsEnergy(const OperationShape& shape, bool held_out) {
+    const int64_t tokens = shape.tokens;
+    const EnergySizes& sizes = quick_ ? kQuickEnergy : kEnergy;
+    if (IsExpert(shape.family)) {
+      if (held_out) return ++held_out_experts_ % 4 == 0;
+      const int64_t all = model_.config.experts, experts = shape.experts;
+      const bool share = all % experts == 0 && (sizes.expert_shares.contains(all / experts) || (!quick_ && experts == 1));
+      return share && sizes.slots_each.contains((shape.slots_full + shape.slots_hi) / experts);
+    }
+    if (IsAttention(shape.family)) {
+      if (held_out) return ++held_out_attention_ % 10 == 0;
+      const bool context = shape.family == Family::kAttentionDecode ? sizes.contexts.contains(shape.positions / tokens)
+                                                                    : shape.distinct_positions == tokens || shape.distinct_positions == 4 * tokens;
+      return context && sizes.rows.contains(tokens);
+    }
+    return (held_out ? sizes.held_out_rows : sizes.rows).contains(tokens);
   }
 
   // Whatever a step of that many rows launches, in the engine's own list.
-  void AddRowOperations(const std::vector<int64_t>& sizes, bool held_out) {
+  void AddRowOperations(const Sizes& sizes, bool held_out) {
     for (const int64_t rows : sizes) {
       StepShape step;
       step.decode_tokens = rows;
@@ -72,12 +153,8 @@ class Planner {
     Add(Attention(Family::kAttentionPrefill, rows, rows * past + rows * (rows + 1) / 2, past + rows), held_out);
   }
   void AddPrefill() {
-    const std::vector<int64_t> rows =
-        quick_ ? std::vector<int64_t>{1, 8, 64, 256} : std::vector<int64_t>{1, 2, 4, 8, 16, 32, 64, 128, 256};
-    for (const int64_t t : rows) {
-      for (const int64_t times : {0, 1, 3, 7, 15}) {
-        if (!quick_ || times % 7 == 0) AddPrefill(t, t * times, false);
-      }
+    for (const int64_t t : grid_.prefill_rows) {
+      for (const int64_t times : grid_.prefill_past) AddPrefill(t, t * times, false);
     }
     for (const auto& [t, past] : std::vector<std::pair<int64_t, int64_t>>{{24, 0},
                                                                           {48, 100},
@@ -94,24 +171,19 @@ class Planner {
       AddPrefill(t, past, true);
     }
     Random random(3);
-    for (int i = 0; i < (quick_ ? 0 : 20); ++i) {
-      const auto t = static_cast<int64_t>(2 * std::exp2(7 * random.Uniform()));
+    for (int i = 0; i < grid_.held_out_attention; ++i) {
+      const auto t = static_cast<int64_t>((in_steps_ ? 16 : 2) * std::exp2(7 * random.Uniform()));
       AddPrefill(t, static_cast<int64_t>(random.Below(static_cast<uint64_t>(8 * t))), true);
     }
   }
 
   void AddDecode(int64_t rows, int64_t context, bool held_out) {
-    if (context > model_.config.context || rows * context > kMostPositions) return;
+    if (context > model_.config.context || rows * context > grid_.most_positions) return;
     Add(Attention(Family::kAttentionDecode, rows, rows * context, rows * context), held_out);
   }
   void AddDecode() {
-    const std::vector<int64_t> rows =
-        quick_ ? std::vector<int64_t>{1, 8, 32} : std::vector<int64_t>{1, 2, 4, 8, 16, 32};
-    const std::vector<int64_t> contexts =
-        quick_ ? std::vector<int64_t>{1, 64, 1024}
-               : std::vector<int64_t>{1, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096};
-    for (const int64_t b : rows) {
-      for (const int64_t c : contexts) AddDecode(b, c, false);
+    for (const int64_t b : grid_.decode_rows) {
+      for (const int64_t c : grid_.contexts) AddDecode(b, c, false);
     }
     for (const auto& [b, c] : std::vector<std::pair<int64_t, int64_t>>{{1, 80},
                                                                        {1, 200},
@@ -128,7 +200,7 @@ class Planner {
       AddDecode(b, c, true);
     }
     Random random(4);
-    for (int i = 0; i < (quick_ ? 0 : 20); ++i) {
+    for (int i = 0; i < grid_.held_out_attention; ++i) {
       const auto b = static_cast<int64_t>(std::exp2(5 * random.Uniform()));
       AddDecode(b, static_cast<int64_t>(8 * std::exp2(8 * random.Uniform())), true);
     }
@@ -157,23 +229,27 @@ class Planner {
     if (model_.nested) Add(Experts(layer, experts, 0, experts, 0, slots), held_out);
   }
   void AddExperts() {
-    const int64_t all = model_.config.experts, k = model_.config.slots, most_slots = (quick_ ? 64 : 256) * k;
+    const int64_t all = model_.config.experts, k = model_.config.slots, most_slots = grid_.most_rows_of_experts * k;
     std::set<int64_t> counts = {all};
     for (int64_t d = 1; d < all; d *= 2) {
       counts.insert(d);
       if (!quick_ && d >= 2 && 3 * d / 2 < all) counts.insert(3 * d / 2);
+      if (quick_ || !in_steps_ || d < 8) continue;
+      for (const int64_t quarters : {5, 7}) {  // where another wave of blocks begins is a step
+        if (quarters * d / 4 < all) counts.insert(quarters * d / 4);
+      }
     }
     for (const LayerShape& layer : model_.layers) {
       for (const int64_t d : counts) {
-        for (const int64_t each :
-             quick_ ? std::vector<int64_t>{1, 4, 16} : std::vector<int64_t>{1, 2, 3, 4, 6, 8, 12, 16, 32, 64}) {
-          if (d * each <= most_slots) AddPure(layer, d, d * each, false);
+        for (const int64_t each : grid_.slots_each) {
+          // A step with as many slots of few experts is none that a gate makes.
+          if (d * each <= most_slots && (d == all || each <= 64)) AddPure(layer, d, d * each, false);
         }
       }
     }
     Random random(2);
     const LayerShape& layer = model_.layers.front();
-    for (int i = 0; i < (quick_ ? 6 : 24); ++i) {
+    for (int i = 0; i < grid_.held_out_experts; ++i) {
       const auto d = static_cast<int64_t>(1 + random.Below(static_cast<uint64_t>(all)));
       const auto slots = static_cast<int64_t>(static_cast<double>(d) * std::exp2(5 * random.Uniform()));
       if (slots <= most_slots) AddPure(layer, d, slots, true);
@@ -184,7 +260,7 @@ class Planner {
                     slots_full = full * (1 + static_cast<int64_t>(random.Below(4)));
       const int64_t slots_hi = hi * (1 + static_cast<int64_t>(random.Below(4)));
       if (slots_full + slots_hi <= most_slots)
-        Add(Experts(layer, std::max(d, std::max(full, hi)), full, hi, slots_full, slots_hi), true);
+        Add(Experts(layer, std::max(d, std::max(full, hi)), full, hi, slots_full, slots_hi), !in_steps_ || i % 3 != 0);
     }
   }
 
@@ -259,13 +335,15 @@ class Planner {
   }
 
   const ModelShape& model_;
-  bool quick_;
+  bool quick_, in_steps_;
+  const Grid& grid_;
+  int held_out_experts_ = 0, held_out_attention_ = 0;
   std::set<std::string> seen_;
   std::vector<PlannedPoint> points_;
 };
 
 }  // namespace
 
-std::vector<PlannedPoint> PlanProfile(const ModelShape& model, bool quick) { return Planner(model, quick).Make(); }
+std::vector<PlannedPoint> PlanProfile(const ModelShape& model, bool quick, bool in_steps) { return Planner(model, quick, in_steps).Make(); }
 
 }  // namespace thermoe

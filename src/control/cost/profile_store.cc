@@ -84,16 +84,6 @@ class Statement {
   int bound_ = 0, column_ = 0;
 };
 
-bool FindType(const std::string& name, DType* type) {
-  for (int i = 0; i < kDTypes; ++i) {
-    if (TraitsOf(static_cast<DType>(i)).name == name) {
-      *type = static_cast<DType>(i);
-      return true;
-    }
-  }
-  return false;
-}
-
 // A row as the SELECT in Load orders it. False for values that no version of this schema writes.
 bool ReadPoint(Statement* row, CostPoint* point) {
   row->FirstColumn();
@@ -254,6 +244,19 @@ Status ProfileStore::Add(const ProfileKey& key, const CostPoint& point) {
     return failed;
   }
   return Execute("COMMIT");
+}
+
+Result<std::vector<std::string>> ProfileStore::Engines(const std::string& model) {
+  Statement select(db_, "SELECT DISTINCT device, backend FROM profiles WHERE model = ? ORDER BY profiles.rowid");
+  select.Bind(model);
+  std::vector<std::string> engines;
+  while (select.Step()) {
+    select.FirstColumn();
+    const std::string device = select.Text();
+    engines.push_back(device + ": " + select.Text());
+  }
+  if (!select.ok()) return Failed();
+  return engines;
 }
 
 Status ProfileStore::Clear(const ProfileKey& key) {

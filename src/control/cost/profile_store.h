@@ -38,6 +38,8 @@ class ProfileStore {
   Result<std::vector<CostPoint>> Load(const ProfileKey& key);
   // Replaces a point of the same shape.
   Status Add(const ProfileKey& key, const CostPoint& point);
+  // Backends that the store has points of this model for, "device: backend".
+  Result<std::vector<std::string>> Engines(const std::string& model);
   // Forgets the key's points.
   Status Clear(const ProfileKey& key);
 

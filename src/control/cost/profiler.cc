@@ -27,9 +27,9 @@ constexpr double kRound_s = 2;
 // counter changes ten times a second, RAPL's a thousand times.
 constexpr double kReading_us = 2000, kMostEnergy_s = 2;
 constexpr int kCounterChanges = 20, kLeastChanges = 5;
-// Layers of keys and values that calls go through in turn.
-constexpr int32_t kMostKvLayers = 4;
-constexpr int64_t kKvPositions = 16384;
+// Layers of keys and values that calls go through in turn; in steps so many that no cache holds them.
+constexpr int32_t kMostKvLayers = 4, kMostKvLayersInSteps = 16;
+constexpr int64_t kKvPositions = 16384, kKvPositionsInSteps = 32768;
 
 const WeightMatrix* MatrixOfRole(const ModelWeights& weights, const LayerWeights& layer, Family family,
                                  const MatrixShape& shape) {
@@ -65,29 +65,33 @@ ModelShape ShapeOf(const ProfileTarget& target) {
   return ShapeOf(*target.config, *target.weights, experts);
 }
 
+Status ProfileStopped() { return {StatusCode::kCancelled, "the profile was stopped; run it again to go on from here"}; }
+
 Result<std::unique_ptr<Profiler>> Profiler::Create(const ProfileTarget& target, const ProfilerOptions& options) {
   std::unique_ptr<Profiler> profiler(new Profiler(target, options));
   profiler->model_ = ShapeOf(target);
   profiler->threads_ = std::make_unique<ThreadPool>(options.threads);
-  Result<std::unique_ptr<kernels::Ops>> ops = kernels::MakeOps(options.backend, options.isa, profiler->threads_.get());
+  Result<std::unique_ptr<kernels::Ops>> ops = kernels::MakeOps(options.backend, options.isa, profiler->threads_.get(), options.device);
   if (!ops.ok()) return ops.status();
   profiler->ops_ = std::move(ops).value();
+  profiler->options_.in_steps = options.in_steps || profiler->ops_->on_device();
   return profiler;
 }
 
 // Not before something is to be measured: a complete profile is only read, and keys and values may take a gigabyte.
 Status Profiler::MakeBuffers() {
   const ModelConfig& config = *target_.config;
-  kv_layers_ = std::min(config.layers, kMostKvLayers);
-  Result<std::unique_ptr<KvCache>> cache =
-      KvCache::Create({kv_layers_, config.kv_heads, config.head_dim}, kKvPositions);
+  const bool in_steps = options_.in_steps;
+  kv_layers_ = std::min(config.layers, in_steps ? kMostKvLayersInSteps : kMostKvLayers);
+  const int64_t positions = in_steps ? kKvPositionsInSteps : kKvPositions;
+  Result<std::unique_ptr<KvCache>> cache = KvCache::Create({kv_layers_, config.kv_heads, config.head_dim}, positions);
   if (!cache.ok()) return cache.status();
   cache_ = std::move(cache).value();
   KvSequence all;
-  THERMOE_RETURN_IF_ERROR(cache_->Reserve(&all, static_cast<int32_t>(kKvPositions)));
+  THERMOE_RETURN_IF_ERROR(cache_->Reserve(&all, static_cast<int32_t>(positions)));
   kv_blocks_ = all.blocks;
   Random random(3);
-  for (int32_t l = 0; l < kv_layers_; ++l) {  // pages that were never written are all one page
+  for (int32_t l = 0; l < kv_layers_ && !in_steps; ++l) {  // pages that were never written are all one page
     const KvLayer layer = cache_->layer(l);
     const int64_t floats = static_cast<int64_t>(kv_blocks_.size()) * layer.kv_heads * kKvBlock * layer.head_dim;
     for (int64_t i = 0; i < floats; ++i) {
@@ -95,8 +99,8 @@ Status Profiler::MakeBuffers() {
       layer.values[i] = static_cast<float>(random.Uniform() - 0.5);
     }
   }
-  int64_t floats = 1, rows = 1, widest = 1;
-  for (const PlannedPoint& point : PlanProfile(model_, options_.quick)) {
+  int64_t floats = 1, rows = 1, widest = 1, step_rows = 1;
+  for (const PlannedPoint& point : PlanProfile(model_, options_.quick, in_steps)) {
     const OperationShape& shape = point.shape;
     const int64_t width = IsAttention(shape.family)        ? shape.matrix.rows * shape.matrix.cols
                           : shape.family == Family::kEmbed ? shape.matrix.cols
@@ -104,6 +108,7 @@ Status Profiler::MakeBuffers() {
     floats = std::max(floats, width * shape.tokens);
     rows = std::max(rows, shape.tokens);
     widest = std::max(widest, width);
+    if (shape.family != Family::kNorm) step_rows = std::max(step_rows, shape.tokens);  // a norm's may be heads
   }
   FillUniform(&in_, floats, 4);
   FillUniform(&out_, floats, 5);
@@ -115,7 +120,8 @@ Status Profiler::MakeBuffers() {
   ids_.resize(static_cast<size_t>(rows));
   for (int32_t& id : ids_) id = static_cast<int32_t>(random.Below(static_cast<uint64_t>(config.vocab)));
   kinds_.assign(static_cast<size_t>(rows), kernels::RowKind::kDecode);
-  return Status::Ok();
+  records_.resize(static_cast<size_t>(config.layers));
+  return in_steps ? MakeStepBuffers(step_rows) : Status::Ok();
 }
 
 std::string Profiler::Describe() const { return kernels::Describe(*ops_, *threads_); }
@@ -159,9 +165,10 @@ Profiler::Call Profiler::LinearCall(const OperationShape& shape) {
       ops_->Embed(*matrices.front(), std::span(ids_).first(static_cast<size_t>(shape.tokens)), out);
     };
   }
-  const ConstRows x{in_.data(), shape.tokens, shape.matrix.cols};
+  // Products of the same rows may be done together where operations are a step: turns have rows of their own there.
+  const ConstRows x{in_.data(), shape.tokens, shape.matrix.cols}, odd{options_.in_steps ? third_.data() : in_.data(), x.rows, x.cols};
   const MutRows out{out_.data(), shape.tokens, shape.matrix.rows};
-  return [=, this](size_t turn) { ops_->Linear({x, *matrices[turn % matrices.size()], {}, out}); };
+  return [=, this](size_t turn) { ops_->Linear({turn % 2 == 0 ? x : odd, *matrices[turn % matrices.size()], {}, out}); };
 }
 
 // Prefill and stored rows: one sequence. Decode: one for each row, with blocks of its own while there are some.
@@ -174,10 +181,12 @@ void Profiler::PlaceRows(const OperationShape& shape) {
     for (int64_t t = 0; t < rows; ++t) {
       kv_rows_.push_back({kv_blocks_.data() + t % sequences * blocks, static_cast<int32_t>(context - 1)});
     }
+    ops_->SetRows(kv_rows_);
     return;
   }
   const int64_t past = IsAttention(shape.family) ? shape.distinct_positions - rows : 0;
   for (int64_t t = 0; t < rows; ++t) kv_rows_.push_back({kv_blocks_.data(), static_cast<int32_t>(past + t)});
+  ops_->SetRows(kv_rows_);
 }
 
 Profiler::Call Profiler::KvCall(const OperationShape& shape) {
@@ -189,7 +198,7 @@ Profiler::Call Profiler::KvCall(const OperationShape& shape) {
       ops_->StoreKv({k, v, kv_rows_, cache_->layer(static_cast<int32_t>(turn % layers))});
     };
   }
-  if (shape.distinct_positions > kKvPositions && shape.family != Family::kAttentionDecode) return {};
+  if (shape.distinct_positions > static_cast<int64_t>(kv_blocks_.size()) * kKvBlock && shape.family != Family::kAttentionDecode) return {};
   const auto heads = static_cast<int32_t>(shape.matrix.rows);
   const int64_t width = shape.matrix.rows * shape.matrix.cols;
   const ConstRows q{in_.data(), shape.tokens, width};
@@ -228,7 +237,16 @@ void Profiler::PlaceSlots(const OperationShape& shape) {
   selection_.planes = {slot_planes_.data(), rows, slots};
   selection_.jobs = jobs_;
   selection_.order = order_;
-  selection_.record = &record_;
+  selection_.record = records_.data();
+}
+
+// What the host wrote of the slots, to a device that has them too.
+void Profiler::PublishSlots() const {
+  for (const std::span<const std::byte> bytes :
+       {std::as_bytes(std::span(slot_expert_)), std::as_bytes(std::span(slot_weight_)), std::as_bytes(std::span(slot_planes_)),
+        std::as_bytes(std::span(order_)), std::as_bytes(std::span(jobs_)), std::as_bytes(std::span(&selection_.job_count, 1))}) {
+    ops_->Publish(bytes);
+  }
 }
 
 Profiler::Call Profiler::SelectCall(const OperationShape& shape) {
@@ -268,8 +286,11 @@ Profiler::Call Profiler::ExpertCall(const OperationShape& shape) {
   for (int64_t i = 0; i < slots; ++i) slot_expert_[static_cast<size_t>(i)] = 0;
   const int64_t all = shape.tokens * target_.config->slots, width = target_.config->expert_width,
                 hidden = target_.config->hidden;
-  inner_.resize(static_cast<size_t>(all * width));
-  slot_out_.resize(static_cast<size_t>(all * hidden));
+  PublishSlots();
+  if (!ops_->on_device()) {  // which has its own
+    inner_.resize(static_cast<size_t>(all * width));
+    slot_out_.resize(static_cast<size_t>(all * hidden));
+  }
   if (IsExpertBackward(shape.family)) return ExpertBackwardCall(shape, std::move(layers));
   const ConstRows x{in_.data(), shape.tokens, hidden};
   const MutRows inner{inner_.data(), all, width}, slot_out{slot_out_.data(), all, hidden},
@@ -354,15 +375,16 @@ Status Profiler::Run(const std::vector<CostPoint>& known, const std::function<St
                      const std::function<bool(double done_frac)>& go_on) {
   std::set<std::string> have;
   for (const CostPoint& point : known) have.insert(TextOf(point.shape));
-  const std::vector<PlannedPoint> plan = PlanProfile(model_, options_.quick);
+  const std::vector<PlannedPoint> plan = PlanProfile(model_, options_.quick, options_.in_steps);
   std::vector<const PlannedPoint*> missing;
   for (const PlannedPoint& point : plan) {
     if (have.count(TextOf(point.shape)) == 0) missing.push_back(&point);
   }
   if (missing.empty()) return Status::Ok();
   if (cache_ == nullptr) THERMOE_RETURN_IF_ERROR(MakeBuffers());
-  const Status stopped(StatusCode::kCancelled, "the profile was stopped; run it again to go on from here");
   const size_t visits = options_.quick ? kQuickVisits : kVisits, all = plan.size();
+  if (options_.in_steps) return RunInSteps(missing, all, on_point, go_on);
+  const Status stopped = ProfileStopped();
   for (size_t first = 0; first < missing.size();) {
     std::vector<std::vector<double>> round_us;  // [points of the round][visits]
     double round_s = 0;

@@ -80,7 +80,7 @@ double Plant::WorkSeconds(const Work& work, double clock_mhz) const {
   const double bandwidth = profile_.bandwidth_gbps * 1e9 * std::min(1.0, clock_mhz / profile_.bandwidth_knee_mhz);
   const double compute =
       profile_.compute_tflops * 1e12 * std::pow(clock_mhz / profile_.nominal_mhz, profile_.compute_exponent);
-  return std::max(work.bytes / bandwidth, work.flops / compute);
+  return std::max({work.bytes / bandwidth, work.flops / compute, work.least_s / std::min(1.0, clock_mhz / profile_.bandwidth_knee_mhz)});
 }
 
 // `work` takes `seconds` of the whole device; others have background_frac of its time.
@@ -98,7 +98,8 @@ Plant::Load Plant::LoadOf(const Work& work, double energy_factor, double seconds
   const double traffic_w = (work.bytes * ours * energy_factor + others) * byte_j;
   const double compute_w = work.flops * ours * energy_factor * flop_j;
   load.memory_w = traffic_w * profile_.memory_traffic_frac;
-  load.die_w = traffic_w - load.memory_w + compute_w;
+  const double known_j = profile_.idle_w * work.least_s + work.bytes * byte_j + work.flops * flop_j;
+  load.die_w = traffic_w - load.memory_w + compute_w + std::max(0.0, work.least_j - known_j) * ours * energy_factor;
   return load;
 }
 

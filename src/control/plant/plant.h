@@ -15,6 +15,9 @@ namespace thermoe {
 struct Work {
   double bytes = 0;
   double flops = 0;
+  // What it takes at the nominal clock as a cost model measured it, if that is more than the profile's bandwidth and energies say; 0: unknown.
+  double least_s = 0;
+  double least_j = 0;  // idle power included
 };
 
 struct WorkOutcome {

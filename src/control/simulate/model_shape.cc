@@ -15,6 +15,7 @@ Result<ModelShape> SimModelShape(const SimModel& model) {
                            model.layers, config.layers);
   }
   if (model.layers > 0) config.layers = model.layers;
+  config.attention.rope_dim = config.head_dim;
   ModelShape shape;
   const auto matrix = [&](int64_t rows, int64_t cols) { return MatrixShape{model.type, rows, cols, false}; };
   const auto floats = [](int64_t rows, int64_t cols) { return MatrixShape{DType::kF32, rows, cols, false}; };

@@ -46,7 +46,8 @@ class Runner {
         workload_(scenario.load, shape, scenario.seed),
         ttt_mode_(ttt),
         ttt_(ttt, {scenario.ttt.segment, scenario.ttt.text_tokens, scenario.ttt.price_nats}, shape, profile),
-        layer_experts_(shape.config.experts) {}
+        layer_experts_(shape.config.experts),
+        shape_(shape) {}
 
   Result<SimRun> Go(const std::function<bool(double)>& progress) {
     TakeSteering(nullptr);
@@ -118,6 +119,7 @@ class Runner {
 
   Status Step() {
     Work work = workload_.Step(Chunk(), steering_, &record_);
+    if (scenario_.cost_model != nullptr) THERMOE_RETURN_IF_ERROR(Price(&work));
     if (ttt_mode_ != SimTttMode::kOff) Learn(&work);
     if (LongestSeconds(plant_.profile(), work) > kMostStep_s) {
       return ResourceExhausted("{}: the simulated device may take {:.0f} s for one step; check the profile's [throughput] and [clock]",
@@ -136,6 +138,19 @@ class Runner {
     decision.steering = nullptr;
     decision_ = decision;
     NoteTime();
+    return Status::Ok();
+  }
+
+  // By the operations that the step launches, as they were measured.
+  Status Price(Work* work) {
+    StepShapeFrom(record_, shape_, &step_);
+    const CostPrediction total = scenario_.cost_model->PredictStep(shape_, step_).total;
+    if (total.basis == PredictionBasis::kRoofline) {
+      return InvalidArgument("{}: device.costs \"{}\" has no points of this model's shape, or of all that a step launches; profile such a model, "
+                             "or leave device.costs out", scenario_.path, scenario_.costs);
+    }
+    work->least_s = total.latency_us * 1e-6;
+    work->least_j = total.energy_measured ? total.energy_j : 0;
     return Status::Ok();
   }
 
@@ -256,6 +271,8 @@ class Runner {
   SimTttMode ttt_mode_;
   SimTtt ttt_;
   double layer_experts_;
+  const ModelShape& shape_;
+  StepShape step_;  // of Price(), kept for its memory
   SimRun run_;
   StepRecord record_;
   StepDecision decision_;

@@ -191,6 +191,7 @@ Result<SimScenario> LoadSimScenario(const std::string& path) {
   scenario.routers = std::move(parsed).value();
   THERMOE_RETURN_IF_ERROR(ReadModel(&*file, &scenario.model));
   THERMOE_RETURN_IF_ERROR(ReadText(&*file, "device.profile", &scenario.profile));
+  THERMOE_RETURN_IF_ERROR(ReadText(&*file, "device.costs", &scenario.costs));
   THERMOE_RETURN_IF_ERROR(ReadSchedule(&*file, "device.ambient_c", -50, 100, false, &scenario.ambient_c));
   THERMOE_RETURN_IF_ERROR(ReadSchedule(&*file, "device.background_frac", 0, kMostBackground, true, &scenario.background_frac));
   THERMOE_RETURN_IF_ERROR(ReadLoad(&*file, &scenario.load));

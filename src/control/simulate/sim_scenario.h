@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "control/cost/cost_model.h"
 #include "control/cost/operation.h"
 #include "control/plant/schedule.h"
 #include "thermoe/status.h"
@@ -50,6 +52,8 @@ struct SimScenario {
   std::string path, name;  // name: the file's, without folder and ending
   SimModel model;
   std::string profile = "h100";  // of the device: a shipped one's name, or a path
+  std::string costs;             // a file of measured costs, from where the scenario lies; "": the profile's bandwidth and throughput
+  std::shared_ptr<const KernelCostModel> cost_model;  // of `costs`, by who opens it
   std::optional<Schedule> ambient_c, background_frac;  // none: the profile's ambient, no background
   SimLoad load;
   SimTttLoad ttt;

@@ -21,16 +21,18 @@ SourceResult MakeLinux(const std::string&, const SourceOptions& options) {
 }
 
 SourceResult MakeNvml(const std::string& number, const SourceOptions& options) {
+  const bool by_uuid = number.starts_with("GPU-") || number.starts_with("MIG-");
   int index = 0;
   const char* const end = number.data() + number.size();
   const auto parsed = std::from_chars(number.data(), end, index);
-  if (!number.empty() && (parsed.ec != std::errc() || parsed.ptr != end || index < 0)) {
+  if (!by_uuid && !number.empty() && (parsed.ec != std::errc() || parsed.ptr != end || index < 0)) {
     return InvalidArgument(
-        "nvml:{}: the part after nvml: is a device's number; count from 0 (nvidia-smi -L lists them)", number);
+        "nvml:{}: the part after nvml: is a device's number or UUID; count from 0 (nvidia-smi -L lists them)", number);
   }
   auto library = OpenNvml(options.nvml_path);
   if (!library.ok()) return library.status();
-  auto source = NvmlSource::Open(std::move(library).value(), index, options.clock);
+  auto source = by_uuid ? NvmlSource::Open(std::move(library).value(), number, options.clock)
+                        : NvmlSource::Open(std::move(library).value(), index, options.clock);
   if (!source.ok()) return source.status();
   return {std::move(source).value()};
 }

@@ -43,9 +43,10 @@ std::string Remedy(const NvmlLibrary& library, const NvmlProbe& probe, NvmlRetur
 
 }  // namespace
 
-NvmlSource::NvmlSource(NvmlLibrary library, int index, Clock clock)
+NvmlSource::NvmlSource(NvmlLibrary library, int index, std::string wanted, Clock clock)
     : library_(std::move(library)),
       index_(index),
+      wanted_(std::move(wanted)),
       time_(std::move(clock)),
       probes_(NvmlProbes().size()),
       meter_(NvmlCounter()) {}
@@ -55,7 +56,7 @@ NvmlSource::~NvmlSource() {
 }
 
 Result<std::unique_ptr<NvmlSource>> NvmlSource::Open(NvmlLibrary library, int index, Clock clock) {
-  std::unique_ptr<NvmlSource> source(new NvmlSource(std::move(library), index, std::move(clock)));
+  std::unique_ptr<NvmlSource> source(new NvmlSource(std::move(library), index, "", std::move(clock)));
   const NvmlReturn code = source->OpenDevice();
   if (code == NvmlReturn::kSuccess) return source;
   const NvmlApi& api = source->library_.api;
@@ -72,14 +73,39 @@ Result<std::unique_ptr<NvmlSource>> NvmlSource::Open(NvmlLibrary library, int in
                   index, NvmlErrorText(api, code));
 }
 
+Result<std::unique_ptr<NvmlSource>> NvmlSource::Open(NvmlLibrary library, const std::string& uuid, Clock clock) {
+  std::unique_ptr<NvmlSource> source(new NvmlSource(std::move(library), 0, uuid, std::move(clock)));
+  if (const NvmlReturn code = source->OpenDevice(); code != NvmlReturn::kSuccess) {
+    return NotFound("nvml:{}: no device of this UUID answers (\"{}\"); nvidia-smi -L lists them", uuid, NvmlErrorText(source->library_.api, code));
+  }
+  return source;
+}
+
+NvmlReturn NvmlSource::FindWanted(NvmlDevice* device) {
+  const NvmlApi& api = library_.api;
+  unsigned int count = 1;
+  if (api.device_count != nullptr && api.device_count(&count) != NvmlReturn::kSuccess) count = 1;
+  NvmlReturn code = NvmlReturn::kGpuNotFound;
+  for (unsigned int i = 0; i < count; ++i) {
+    NvmlDevice found = nullptr;
+    if (code = api.device_by_index(i, &found); code != NvmlReturn::kSuccess) continue;
+    if (count > 1 && !DeviceText(api.uuid, found).starts_with(wanted_)) continue;
+    *device = found;
+    index_ = static_cast<int>(i);
+    return NvmlReturn::kSuccess;
+  }
+  return code == NvmlReturn::kSuccess ? NvmlReturn::kGpuNotFound : code;
+}
+
 NvmlReturn NvmlSource::OpenDevice() {
   const NvmlApi& api = library_.api;
   opened_s_ = time_.now_s();
   open_code_ = api.init();
   if (open_code_ != NvmlReturn::kSuccess) return open_code_;
   NvmlDevice device = nullptr;
-  open_code_ =
-      index_ < 0 ? NvmlReturn::kInvalidArgument : api.device_by_index(static_cast<unsigned int>(index_), &device);
+  open_code_ = !wanted_.empty() ? FindWanted(&device)
+               : index_ < 0     ? NvmlReturn::kInvalidArgument
+                                : api.device_by_index(static_cast<unsigned int>(index_), &device);
   if (open_code_ == NvmlReturn::kSuccess && device == nullptr) open_code_ = NvmlReturn::kGpuNotFound;
   if (open_code_ == NvmlReturn::kSuccess) {
     // Numbers move up when a device falls off the bus: another GPU's readings must not pass for this one's.

@@ -22,6 +22,8 @@ class NvmlSource : public TelemetrySource {
  public:
   // Errors: kNotFound (no driver, no device of this index), each with its remedy.
   static Result<std::unique_ptr<NvmlSource>> Open(NvmlLibrary library, int index, Clock clock = SteadySeconds);
+  // The device whose UUID begins like this; where there is only one device, that one (a part of a GPU has a UUID of its own).
+  static Result<std::unique_ptr<NvmlSource>> Open(NvmlLibrary library, const std::string& uuid, Clock clock = SteadySeconds);
   ~NvmlSource() override;
 
   std::string name() const override;
@@ -36,7 +38,8 @@ class NvmlSource : public TelemetrySource {
     bool suspect = false;                     // it said "perhaps lost" last time
   };
 
-  NvmlSource(NvmlLibrary library, int index, Clock clock);
+  NvmlSource(NvmlLibrary library, int index, std::string wanted, Clock clock);
+  NvmlReturn FindWanted(NvmlDevice* device);
 
   // nvmlInit, the handle, and the UUID if it is the first time. On an error NVML is shut down again.
   NvmlReturn OpenDevice();
@@ -46,7 +49,8 @@ class NvmlSource : public TelemetrySource {
   Snapshot Compose();
 
   const NvmlLibrary library_;
-  const int index_;
+  int index_;
+  const std::string wanted_;  // beginning of a UUID, "": index_
   SourceTime time_;
   bool working_ = false;
   std::string device_name_, uuid_;

@@ -75,21 +75,20 @@ class CudaOps::Call {
   std::vector<Result> results_;
 };
 
-Result<std::unique_ptr<kernels::Ops>> CudaOps::Create(ThreadPool* threads, std::string_view isa) {
+Result<std::unique_ptr<kernels::Ops>> CudaOps::Create(ThreadPool* threads, std::string_view isa, std::string_view wish) {
   const std::vector<DeviceFacts> devices = Devices();
-  if (devices.empty()) {
-    return Unsupported("no CUDA device is here (or no driver for it); leave --backend out to compute on the processor");
-  }
-  if (devices[0].capability < 80) {
+  const Result<DeviceFacts> device = ChooseDevice(devices, wish);
+  if (!device.ok()) return device.status();
+  if (device->capability < 80) {
     return Unsupported("{} has compute capability {}.{}; the cuda backend needs 8.0 or later: leave --backend out to compute on the processor",
-                       devices[0].name, devices[0].capability / 10, devices[0].capability % 10);
+                       device->name, device->capability / 10, device->capability % 10);
   }
-  const bool hopper = devices[0].capability == 90;
+  const bool hopper = device->capability == 90;
   if (!isa.empty() && isa != "mma" && (isa != "wgmma" || !hopper)) {
     return InvalidArgument("{} instruction set \"{}\" (option isa, or THERMOE_ISA): the cuda backend on {} has mma{}; leave it empty for the best",
-                           isa == "wgmma" ? "unavailable" : "unknown", isa, devices[0].name, hopper ? " and wgmma" : "");
+                           isa == "wgmma" ? "unavailable" : "unknown", isa, device->name, hopper ? " and wgmma" : "");
   }
-  std::unique_ptr<CudaOps> ops(new CudaOps(devices[0], threads));
+  std::unique_ptr<CudaOps> ops(new CudaOps(*device, threads));
   ops->wgmma_ = hopper && isa != "mma";
   THERMOE_RETURN_IF_ERROR(ops->Start());
   return std::unique_ptr<kernels::Ops>(std::move(ops));
@@ -489,7 +488,8 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
     }
     made = std::move(result).value();
   }
-  const bool in_step = addresses_.Find(selection.jobs.data()) != nullptr;
+  // Jobs that a Select made are counted on the device, others where the selection says.
+  const bool in_step = addresses_.Find(selection.jobs.data()) != nullptr && addresses_.Find(&selection.job_count) == nullptr;
   ExpertFfnLaunch launch;
   launch.gate = tables->gate, launch.up = tables->up, launch.down = tables->down;
   launch.gate_packing = tables->gate_packing, launch.up_packing = tables->up_packing, launch.down_packing = tables->down_packing;

@@ -22,12 +22,16 @@ namespace thermoe::cuda {
 
 class CudaOps final : public kernels::Ops {
  public:
-  // kUnsupported where there is no device. `threads` pack weights; must outlive the result. isa: "" (the best), "mma" or "wgmma".
-  static Result<std::unique_ptr<Ops>> Create(ThreadPool* threads, std::string_view isa);
+  // kUnsupported where there is no device. `threads` pack weights; must outlive the result. isa: "" (the best), "mma" or "wgmma"; device:
+  // as ChooseDevice.
+  static Result<std::unique_ptr<Ops>> Create(ThreadPool* threads, std::string_view isa, std::string_view device);
   ~CudaOps() override;
 
   std::string_view name() const override { return name_; }
   bool on_device() const override { return true; }
+  kernels::LoadFacts load_facts() const override { return load_; }
+  std::string device_name() const override { return device_.name; }
+  std::string sensors() const override { return "nvml:" + device_.uuid; }
   Status Hold(const kernels::ResidentModel& model) override;
   void Adopt(std::span<std::byte> buffer) override;
   void Publish(std::span<const std::byte> bytes) const override;
@@ -39,6 +43,7 @@ class CudaOps final : public kernels::Ops {
   void EndStep() const override;
   void FinishRecords() const override;
   Status Health() const override { return health_; }
+  std::unique_ptr<kernels::MeasuredStep> Measure(std::function<void()> record) const override;  // measure.cc
 
   void Embed(const WeightMatrix& table, std::span<const int32_t> ids, MutRows out) const override;
   void RmsNorm(const kernels::RmsNormArgs& args) const override;
@@ -81,6 +86,7 @@ class CudaOps final : public kernels::Ops {
 
   class Call;  // the operands of one operation
   struct ForeignKv;
+  class MeasuredGraph;
   bool Holds(const KvLayer& cache) const;
 
   void Check(cudaError_t error, const char* what) const;
@@ -131,6 +137,18 @@ class CudaOps final : public kernels::Ops {
   const float* kv_host_ = nullptr;
   int64_t kv_floats_ = 0;
   DeviceMemory kv_;
+  kernels::LoadFacts load_;
+  // upload.cc
+  struct UploadItem {
+    const WeightMatrix* matrix;
+    int64_t to, bytes;  // in device memory, from the first on; one follows the other
+  };
+  struct UploadChunk;
+  Status Upload(std::span<const UploadItem> items, std::byte* base);
+  static int64_t FillBuffer(std::span<const UploadItem> items, size_t* next, int64_t* group, std::vector<UploadChunk>* chunks);
+  void PackChunks(std::span<const UploadChunk> chunks, std::byte* buffer);
+  void CopyChunks(std::span<const UploadChunk> chunks, const std::byte* buffer, std::byte* base);
+  void MeasureLink(const PinnedMemory& from, int64_t bytes);
   mutable DeviceMemory scratch_;
   mutable int64_t scratch_bytes_ = 0;
   DeviceMemory counters_;  // of blocks: the gate's one, the experts' two

@@ -4,6 +4,17 @@
 #include "base/errors.h"
 
 namespace thermoe::cuda {
+namespace {
+
+std::string UuidText(const cudaUUID_t& uuid) {
+  std::string text = "GPU";
+  for (int i = 0; i < 16; ++i) {
+    text += fmt::format("{}{:02x}", i == 0 || i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", static_cast<unsigned char>(uuid.bytes[i]));
+  }
+  return text;
+}
+
+}  // namespace
 
 std::vector<DeviceFacts> Devices() {
   int count = 0;
@@ -18,7 +29,9 @@ std::vector<DeviceFacts> Devices() {
     DeviceFacts facts;
     facts.index = i;
     facts.name = properties.name;
+    facts.uuid = UuidText(properties.uuid);
     facts.capability = 10 * properties.major + properties.minor;
+    facts.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
     devices.push_back(std::move(facts));
   }
   return devices;

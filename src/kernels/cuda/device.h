@@ -9,15 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/choose_device.h"
 #include "thermoe/status.h"
 
 namespace thermoe::cuda {
-
-struct DeviceFacts {
-  int index = 0;
-  std::string name;  // "NVIDIA H100 80GB HBM3"
-  int capability = 0;  // 90: sm_90
-};
 
 // Every device that the driver shows; empty where there is no driver or no device.
 std::vector<DeviceFacts> Devices();

@@ -12,7 +12,6 @@ namespace thermoe::cuda {
 namespace {
 
 constexpr int64_t kAlign = 256;
-constexpr int64_t kSliceBytes = int64_t{64} << 20;    // packed and copied together
 constexpr int64_t kReserveBytes = int64_t{512} << 20;  // CUDA's own, graphs and kernels
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -135,58 +134,26 @@ Status CudaOps::Hold(const kernels::ResidentModel& model) {
   return health_;
 }
 
-// Packed by all threads into pinned memory, one half while the other is copied.
+// Each place once, tied matrices share one; then the embedding, whose rows are read as the file has them.
 Status CudaOps::UploadMatrices(const kernels::ResidentModel& model, const MemoryPlan& plan) {
-  struct Item {
-    const WeightMatrix* matrix;
-    int64_t bytes, to;
-  };
-  std::vector<Item> items;
-  std::unordered_map<const std::byte*, size_t> seen;  // tied matrices lie once
-  int64_t at = 0, largest = 0;
+  std::vector<UploadItem> items;
+  std::unordered_map<const std::byte*, size_t> seen;
+  int64_t bytes = 0;
   ForEachMatrix(model, [&](const WeightMatrix& m) {
     if (seen.contains(m.data)) return;
     seen[m.data] = items.size();
-    const int64_t bytes = Aligned(PackedBytes(m.type, m.rows, m.cols));
-    items.push_back({&m, bytes, at});
-    at += bytes, largest = std::max(largest, bytes);
+    items.push_back({&m, bytes, Aligned(PackedBytes(m.type, m.rows, m.cols))});
+    bytes += items.back().bytes;
   });
-  Result<DeviceMemory> weights = DeviceMemory::Allocate(std::max<int64_t>(at, 1), "the weights");
+  Result<DeviceMemory> weights = DeviceMemory::Allocate(std::max<int64_t>(bytes, 1), "the weights");
   if (!weights.ok()) return weights.status();
   std::byte* base = weights->data();
   owned_.push_back(std::move(weights).value());
-  const int64_t slice = std::max(largest, kSliceBytes);
-  PinnedMemory halves[2];
-  cudaEvent_t copied[2] = {};
-  for (int h = 0; h < 2; ++h) {
-    Result<PinnedMemory> pinned = PinnedMemory::Allocate(slice);
-    if (!pinned.ok()) return pinned.status();
-    halves[h] = std::move(pinned).value();
-    Check(cudaEventCreateWithFlags(&copied[h], cudaEventDisableTiming), "loading weights");
-  }
-  int half = 0;
-  for (size_t first = 0; first < items.size(); half ^= 1) {
-    size_t last = first;
-    int64_t bytes = 0;
-    while (last < items.size() && bytes + items[last].bytes <= slice) bytes += items[last++].bytes;
-    Check(cudaEventSynchronize(copied[half]), "loading weights");
-    std::byte* staged = halves[half].data();
-    const int64_t from = items[first].to;
-    threads_->ParallelFor(static_cast<int64_t>(last - first), [&](int64_t i, int) {
-      const Item& item = items[first + static_cast<size_t>(i)];
-      Pack(*item.matrix, staged + (item.to - from));
-    });
-    Check(cudaMemcpyAsync(base + from, staged, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "loading weights");
-    Check(cudaEventRecord(copied[half], stream_), "loading weights");
-    first = last;
-  }
-  Synchronise();
-  for (cudaEvent_t event : copied) cudaEventDestroy(event);
-  for (const Item& item : items) {
+  THERMOE_RETURN_IF_ERROR(Upload(items, base));
+  for (const UploadItem& item : items) {
     const WeightMatrix& m = *item.matrix;
     matrices_[m.data] = View(m.type, m.rows, m.cols, base + item.to);
   }
-  // Rows of the embedding are read as the file has them.
   const WeightMatrix& table = model.weights.embedding;
   Result<DeviceMemory> memory = DeviceMemory::Allocate(std::max<int64_t>(plan.table, 1), "the embedding");
   if (!memory.ok()) return memory.status();

@@ -10,6 +10,7 @@ namespace {
 constexpr int kWarps = 8;       // of a block
 constexpr int kRowsAtOnce = 4;  // activations that share a read of a weight
 constexpr int kFewRows = 32;    // up to here a warp takes a weight row; beyond, tiles
+constexpr unsigned kManyBlocks = 264;  // two for each multiprocessor of a large device
 
 __device__ float DotOfWarp(const float* a, const float* b, int32_t n, int lane) {
   float sum = 0;
@@ -80,6 +81,64 @@ __global__ void __launch_bounds__(256)
   }
 }
 
+// Few blocks of the above would be under way, each a long row of waits: here the warps of a block share the columns, sixteen at a time in turn, and
+// add up at the end. 16 activations by 64 weight rows, 4 by 8 a lane.
+constexpr int kSplitRows = 16, kSplitWeights = 64, kSplitDepth = 16;
+struct alignas(16) SplitTile {
+  float x[kSplitDepth][kSplitRows + 4], w[kSplitDepth][kSplitWeights + 4];
+};
+static_assert(sizeof(SplitTile) * kWarps <= 48 * 1024 && kSplitRows * kSplitWeights * sizeof(float) <= sizeof(SplitTile));
+__global__ void __launch_bounds__(32 * kWarps) SplitColumns(DeviceMatrix weight, const float* x, const float* bias, float* out, int32_t rows) {
+  __shared__ SplitTile tiles[kWarps];
+  const int32_t t0 = static_cast<int32_t>(blockIdx.x) * kSplitRows, r0 = static_cast<int32_t>(blockIdx.y) * kSplitWeights, n = weight.cols;
+  const auto* w = reinterpret_cast<const float*>(weight.hi);
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), tx = lane % 8, ty = lane / 8;
+  SplitTile& tile = tiles[warp];
+  float sums[4][8] = {};
+  for (int32_t k0 = warp * kSplitDepth; k0 < n; k0 += kWarps * kSplitDepth) {
+#pragma unroll
+    for (int i = lane; i < kSplitRows * kSplitDepth / 4; i += 32) {
+      const int row = i / (kSplitDepth / 4), k = i % (kSplitDepth / 4) * 4;
+      const float4 v = t0 + row < rows ? *reinterpret_cast<const float4*>(x + int64_t{t0 + row} * n + k0 + k) : float4{};
+      tile.x[k][row] = v.x, tile.x[k + 1][row] = v.y, tile.x[k + 2][row] = v.z, tile.x[k + 3][row] = v.w;
+    }
+#pragma unroll
+    for (int i = lane; i < kSplitWeights * kSplitDepth / 4; i += 32) {
+      const int row = i / (kSplitDepth / 4), k = i % (kSplitDepth / 4) * 4;
+      const float4 v = r0 + row < weight.rows ? *reinterpret_cast<const float4*>(w + int64_t{r0 + row} * n + k0 + k) : float4{};
+      tile.w[k][row] = v.x, tile.w[k + 1][row] = v.y, tile.w[k + 2][row] = v.z, tile.w[k + 3][row] = v.w;
+    }
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < kSplitDepth; ++k) {
+      const float4 a = *reinterpret_cast<const float4*>(&tile.x[k][ty * 4]);
+      const float4 b = *reinterpret_cast<const float4*>(&tile.w[k][tx * 4]), c = *reinterpret_cast<const float4*>(&tile.w[k][32 + tx * 4]);
+      const float as[4] = {a.x, a.y, a.z, a.w}, bs[8] = {b.x, b.y, b.z, b.w, c.x, c.y, c.z, c.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sums[i][j] += as[i] * bs[j];
+      }
+    }
+    __syncwarp();
+  }
+  // The warp's own tile holds its sums now: [row, weight].
+  auto* own = reinterpret_cast<float*>(&tile);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) own[(ty * 4 + i) * kSplitWeights + j / 4 * 32 + tx * 4 + j % 4] = sums[i][j];
+  }
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < kSplitRows * kSplitWeights; i += 32 * kWarps) {
+    const int32_t t = t0 + i / kSplitWeights, r = r0 + i % kSplitWeights;
+    if (t >= rows || r >= weight.rows) continue;
+    float sum = bias != nullptr ? bias[r] : 0.0f;
+    for (int part = 0; part < kWarps; ++part) sum += reinterpret_cast<const float*>(&tiles[part])[i];
+    out[int64_t{t} * weight.rows + r] = sum;
+  }
+}
+
 // A warp: one inner activation of one slot. inner: [T * K, F].
 __global__ void ExpertInner(ExpertFfnLaunch args, float* inner) {
   const int32_t slot = static_cast<int32_t>(blockIdx.x), expert = args.expert[slot];
@@ -116,9 +175,15 @@ cudaError_t LinearPlain(const LinearLaunch& launch, cudaStream_t stream) {
   if (launch.rows <= kFewRows) {
     const dim3 grid(Blocks(weight.rows, kWarps), Blocks(launch.rows, kRowsAtOnce));
     FewRows<<<grid, kWarps * 32, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
+    return cudaGetLastError();
+  }
+  const dim3 tiles(Blocks(launch.rows, kTile), Blocks(weight.rows, kTile));
+  const bool quads = weight.cols % kSplitDepth == 0 && reinterpret_cast<uintptr_t>(launch.x) % sizeof(float4) == 0;
+  if (quads && tiles.x * tiles.y < kManyBlocks) {
+    const dim3 grid(Blocks(launch.rows, kSplitRows), Blocks(weight.rows, kSplitWeights));
+    SplitColumns<<<grid, kWarps * 32, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
   } else {
-    const dim3 grid(Blocks(launch.rows, kTile), Blocks(weight.rows, kTile));
-    ManyRows<<<grid, 256, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
+    ManyRows<<<tiles, 256, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
   }
   return cudaGetLastError();
 }

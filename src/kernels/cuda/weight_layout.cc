@@ -16,7 +16,6 @@ namespace {
 
 constexpr int kLanes = 32;
 constexpr int kSteps = 4;  // of 16 columns in a tile
-constexpr int kOrder[4] = {0, 2, 1, 3};
 constexpr int64_t kAlignment = 256;
 
 int64_t AlignUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
@@ -64,16 +63,26 @@ void Store(std::byte* to, T value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
+// Sixteen bytes as one value, which compilers turn into vector instructions: loading weights must keep up with the link to the device.
+using Bytes16 = uint8_t __attribute__((vector_size(16)));
+using Words4 = uint32_t __attribute__((vector_size(16)));
+
+template <typename T>
+Bytes16 Load16(const T* from) {
+  Bytes16 value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
 void BytesOfQ8(const std::byte* codes, uint8_t* out) {
   for (int j = 0; j < kQuantBlock; ++j) out[j] = static_cast<uint8_t>(static_cast<uint8_t>(codes[j]) ^ 0x80u);
 }
 
 void BytesOfPlanes(const std::byte* hi, const std::byte* lo, uint8_t* out) {
-  for (int j = 0; j < kQuantBlock / 2; ++j) {
-    const auto h = static_cast<unsigned>(hi[j]), l = static_cast<unsigned>(lo[j]);
-    out[j] = static_cast<uint8_t>((h & 15u) << 4 | (l & 15u));
-    out[j + kQuantBlock / 2] = static_cast<uint8_t>((h & 0xf0u) | l >> 4);
-  }
+  static_assert(kQuantBlock == 32);
+  const Bytes16 h = Load16(hi), l = Load16(lo);
+  Store(reinterpret_cast<std::byte*>(out), (h << 4) | (l & 15));
+  Store(reinterpret_cast<std::byte*>(out + 16), (h & 0xf0) | (l >> 4));
 }
 
 // Block b of 32 weights of a row. codes: [32]. scales: this row's place in the tile; half: which 32 columns of the
@@ -85,10 +94,11 @@ void PackBlock(const WeightMatrix& from, int64_t row, int64_t b, uint8_t* codes,
   const auto plus = [&](int add) {
     for (int j = 0; j < kQuantBlock; ++j) codes[j] = static_cast<uint8_t>(codes[j] + add);
   };
-  uint8_t raw[kQuantBlock];
-  const auto unpack = [&] {
-    UnpackCodes(from.type, block, s, raw);
-    std::memcpy(codes, raw, sizeof(raw));
+  const auto unpack = [&] { UnpackCodes(from.type, block, s, reinterpret_cast<uint8_t(&)[kQuantBlock]>(*codes)); };
+  const auto nibbles = [&](size_t at) {
+    const Bytes16 both = Load16(block + at);
+    Store(reinterpret_cast<std::byte*>(codes), both & 15);
+    Store(reinterpret_cast<std::byte*>(codes + 16), both >> 4);
   };
   switch (from.type) {
     case DType::kNested8:
@@ -103,12 +113,14 @@ void PackBlock(const WeightMatrix& from, int64_t row, int64_t b, uint8_t* codes,
       plus(128 - 16);
       return Store(scales + half * 2, Load<uint16_t>(block));
     case DType::kIQ4NL:
-      unpack();
-      for (int j = 0; j < kQuantBlock; ++j) codes[j] = static_cast<uint8_t>(kIQ4NLValues[raw[j]] + 128);
+      nibbles(offsetof(BlockQ4_0, nibbles));
+      for (int j = 0; j < kQuantBlock; ++j) codes[j] = static_cast<uint8_t>(kIQ4NLValues[codes[j]] + 128);
       return Store(scales + half * 2, Load<uint16_t>(block));
-    case DType::kQ4_0: unpack(); return Store(scales + half * 2, Load<uint16_t>(block));
+    case DType::kQ4_0:
+      nibbles(offsetof(BlockQ4_0, nibbles));
+      return Store(scales + half * 2, Load<uint16_t>(block));
     case DType::kMXFP4:
-      unpack();
+      nibbles(offsetof(BlockMXFP4, nibbles));
       return Store(scales + half * 2,
                    static_cast<uint16_t>(std::bit_cast<uint32_t>(E8M0Half(static_cast<uint8_t>(block[0]))) >> 16));
     case DType::kQ5_1:
@@ -145,17 +157,27 @@ void PackBlock(const WeightMatrix& from, int64_t row, int64_t b, uint8_t* codes,
   }
 }
 
-uint32_t NibbleWord(const Codes& codes, int lane, int step, int shift, bool first_high) {
-  uint32_t word = 0;
-  for (int j = 0; j < 4; ++j) {
-    const int i = kOrder[j];
-    const auto nibble = [&](int at) {
-      return static_cast<uint32_t>(codes.code[RowOf(lane, at)][ColOf(lane, step, at)] >> shift & 15);
-    };
-    const uint32_t first = nibble(i), second = nibble(4 + i);
-    word |= (first_high ? first << 4 | second : second << 4 | first) << (8 * j);
-  }
-  return word;
+// Eight rows apart, a row's 16 columns of a step each: byte j of lane q's word is of value 0, 2, 1, 3 of the fragment, with value 4, 6, 5, 7 as its
+// other nibble (RowOf, ColOf). Halves of a row lie in one byte: the first as its upper (`first_high`) or its lower nibble.
+Bytes16 NibbleWords(Bytes16 row, Bytes16 below, bool upper_nibbles, bool first_high) {
+  const auto pair = [&](Bytes16 of) {  // the first half of the columns and the second, in the lower 8 bytes
+    const Bytes16 second = __builtin_shufflevector(of, of, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+    if (upper_nibbles) return (of & 0xf0) | (second >> 4);
+    return first_high ? (of << 4) | (second & 15) : (second << 4) | (of & 15);
+  };
+  return __builtin_shufflevector(pair(row), pair(below), 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+
+// The words of four steps, lane by lane.
+void StoreLanes(const Bytes16 (&steps)[kSteps], std::byte* to) {
+  const auto a = reinterpret_cast<Words4>(steps[0]), b = reinterpret_cast<Words4>(steps[1]), c = reinterpret_cast<Words4>(steps[2]),
+             d = reinterpret_cast<Words4>(steps[3]);
+  const Words4 ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Words4 ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  Store(to, __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5));
+  Store(to + 16, __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7));
+  Store(to + 32, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
+  Store(to + 48, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
 }
 
 void PackTile(const WeightMatrix& from, Packing packing, int64_t row_tile, int64_t k_tile, std::byte* hi, std::byte* lo,
@@ -175,17 +197,23 @@ void PackTile(const WeightMatrix& from, Packing packing, int64_t row_tile, int64
       PackBlock(from, row, b, codes.code[r] + half * kQuantBlock, scales + r * row_scale_bytes, half);
     }
   }
-  for (int lane = 0; lane < kLanes; ++lane) {
+  constexpr int kLaneBytes = kSteps * 4, kRowLanes = 4;
+  for (int r = 0; r < kTileRows / 2; ++r) {
+    Bytes16 words[kSteps];
     for (int step = 0; step < kSteps; ++step) {
-      const int at = (lane * kSteps + step) * 4;
-      Store(hi + at, NibbleWord(codes, lane, step, bytes ? 4 : 0, true));
-      if (bytes) Store(lo + at, NibbleWord(codes, lane, step, 0, false));
+      words[step] = NibbleWords(Load16(codes.code[r] + step * 16), Load16(codes.code[r + 8] + step * 16), bytes, true);
     }
+    StoreLanes(words, hi + r * kRowLanes * kLaneBytes);
+    if (!bytes) continue;
+    for (int step = 0; step < kSteps; ++step) {
+      words[step] = NibbleWords(Load16(codes.code[r] + step * 16), Load16(codes.code[r + 8] + step * 16), false, false);
+    }
+    StoreLanes(words, lo + r * kRowLanes * kLaneBytes);
   }
 }
 
-// 16 rows as halves, each scaled so that its largest magnitude is just below 2^15.
-void PackHalfRows(const WeightMatrix& from, int64_t row_tile, int64_t k_tiles, std::byte* to, std::byte* row_scales) {
+// 16 rows as halves, each scaled so that its largest magnitude is just below 2^15. They become row tile `to_tile` of `to`.
+void PackHalfRows(const WeightMatrix& from, int64_t row_tile, int64_t to_tile, int64_t k_tiles, std::byte* to, std::byte* row_scales) {
   std::vector<uint16_t> rows(static_cast<size_t>(kTileRows * k_tiles * kTileCols));
   std::vector<float> values(static_cast<size_t>(from.cols));
   for (int r = 0; r < kTileRows; ++r) {
@@ -210,7 +238,7 @@ void PackHalfRows(const WeightMatrix& from, int64_t row_tile, int64_t k_tiles, s
         for (int i = 0; i < 8; ++i) {
           fragment[i] = rows[static_cast<size_t>((RowOf(lane, i) * k_tiles + k) * kTileCols + ColOf(lane, step, i))];
         }
-        std::memcpy(to + ((TileNumber(row_tile, k, k_tiles) * kSteps + step) * kLanes + lane) * 16, fragment,
+        std::memcpy(to + ((TileNumber(to_tile, k, k_tiles) * kSteps + step) * kLanes + lane) * 16, fragment,
                     sizeof(fragment));
       }
     }
@@ -248,34 +276,69 @@ int64_t ReadBytes(DType type, int64_t rows, int64_t cols, Planes planes) {
   return tiles * (CodeTileBytes(packing) + lo_bytes + ScaleTileBytes(packing));
 }
 
+namespace {
+
+// Sixteen rows are read side by side, which no processor foresees, but the next sixteen lie behind them.
+void FetchAhead(const std::byte* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
+}
+
+}  // namespace
+
+int64_t GroupsOf(int64_t rows) { return (rows + kGroupRows - 1) / kGroupRows; }
+
+std::array<PackedRange, 3> RangesOf(DType type, int64_t rows, int64_t cols, int64_t first, int64_t count) {
+  const Packing packing = PackingOf(type);
+  const Parts parts = PartsOf(packing, rows, cols);
+  if (packing == Packing::kF32) {
+    const int64_t begin = first * kGroupRows, end = std::min(rows, begin + count * kGroupRows);
+    return {{{begin * cols * 4, (end - begin) * cols * 4}, {0, 0}, {0, 0}}};
+  }
+  const int64_t group_tiles = parts.k_tiles * kGroupTiles;
+  const auto range = [&](int64_t at, int64_t group_bytes) { return PackedRange{at + first * group_bytes, count * group_bytes}; };
+  return {range(0, group_tiles * CodeTileBytes(packing)), range(parts.lo, HasLoPlane(packing) ? group_tiles * kPlaneTileBytes : 0),
+          range(parts.scales, packing == Packing::kHalf ? kGroupRows * 4 : group_tiles * ScaleTileBytes(packing))};
+}
+
 void Pack(const WeightMatrix& from, std::byte* to) {
+  const int64_t groups = GroupsOf(from.rows);
+  std::array<std::byte*, 3> places{};
+  int64_t end = 0;
+  // What is between the parts, to align them.
+  for (size_t i = 0; i < places.size(); ++i) {
+    const PackedRange range = RangesOf(from.type, from.rows, from.cols, 0, groups)[i];
+    if (range.bytes == 0) continue;
+    places[i] = to + range.at;
+    std::memset(to + end, 0, static_cast<size_t>(range.at - end));
+    end = range.at + range.bytes;
+  }
+  std::memset(to + end, 0, static_cast<size_t>(PackedBytes(from.type, from.rows, from.cols) - end));
+  PackGroups(from, 0, groups, places);
+}
+
+void PackGroups(const WeightMatrix& from, int64_t first, int64_t count, const std::array<std::byte*, 3>& to) {
   THERMOE_CHECK(!from.interleaved());
   const Packing packing = PackingOf(from.type);
   const Parts parts = PartsOf(packing, from.rows, from.cols);
+  const auto& [hi, lo, scales] = to;
   if (packing == Packing::kF32) {
-    const auto bytes = static_cast<size_t>(from.rows * from.cols * 4);
-    std::memcpy(to, from.data, bytes);
-    std::memset(to + bytes, 0, static_cast<size_t>(parts.bytes) - bytes);
+    const PackedRange range = RangesOf(from.type, from.rows, from.cols, first, count)[0];
+    std::memcpy(hi, from.data + range.at, static_cast<size_t>(range.bytes));
     return;
   }
-  const int64_t tiles = parts.row_tiles * parts.k_tiles;
-  const auto clear = [&](int64_t begin, int64_t end) { std::memset(to + begin, 0, static_cast<size_t>(end - begin)); };
-  clear(tiles * CodeTileBytes(packing), parts.lo);
-  if (parts.scales > parts.lo) clear(parts.lo + tiles * kPlaneTileBytes, parts.scales);
-  for (int64_t r = 0; r < parts.row_tiles; ++r) {
+  const int64_t first_row_tile = first * kGroupTiles;
+  for (int64_t r = first_row_tile; r < first_row_tile + count * kGroupTiles; ++r) {
     if (packing == Packing::kHalf) {
-      PackHalfRows(from, r, parts.k_tiles, to, to + parts.scales + r * kTileRows * 4);
+      PackHalfRows(from, r, r - first_row_tile, parts.k_tiles, hi, scales + (r - first_row_tile) * kTileRows * 4);
       continue;
     }
+    const int64_t next_row = (r + 1) * kTileRows, tile_bytes = kTileRows * from.row_bytes() / parts.k_tiles;
     for (int64_t k = 0; k < parts.k_tiles; ++k) {
-      const int64_t tile = TileNumber(r, k, parts.k_tiles);
-      PackTile(from, packing, r, k, to + tile * kPlaneTileBytes, to + parts.lo + tile * kPlaneTileBytes,
-               to + parts.scales + tile * ScaleTileBytes(packing));
+      const int64_t tile = TileNumber(r - first_row_tile, k, parts.k_tiles);
+      if (next_row + kTileRows <= from.rows) FetchAhead(from.row(next_row) + k * tile_bytes, tile_bytes);
+      PackTile(from, packing, r, k, hi + tile * kPlaneTileBytes, lo + tile * kPlaneTileBytes, scales + tile * ScaleTileBytes(packing));
     }
   }
-  const int64_t scale_bytes =
-      packing == Packing::kHalf ? parts.row_tiles * kTileRows * 4 : tiles * ScaleTileBytes(packing);
-  clear(parts.scales + scale_bytes, parts.bytes);
 }
 
 DeviceMatrix View(DType type, int64_t rows, int64_t cols, const std::byte* packed) {

@@ -20,6 +20,7 @@
 // Rows are filled up to a multiple of 128 and columns to one of 64, with weights of zero.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -82,6 +83,14 @@ int64_t PackedBytes(DType type, int64_t rows, int64_t cols);
 int64_t ReadBytes(DType type, int64_t rows, int64_t cols, Planes planes);
 // `from` in the layout of files (Layout::kRows), any type; `to`: [PackedBytes] every byte is written.
 void Pack(const WeightMatrix& from, std::byte* to);
+// The same for `count` groups of kGroupRows rows from `first` on, of GroupsOf(from.rows): groups may be packed side by side.
+int64_t GroupsOf(int64_t rows);
+// Where they lie in the packed matrix: codes, lo plane, scales (of no bytes where there are none). Of a whole matrix they follow one another.
+struct PackedRange {
+  int64_t at = 0, bytes = 0;
+};
+std::array<PackedRange, 3> RangesOf(DType type, int64_t rows, int64_t cols, int64_t first, int64_t count);
+void PackGroups(const WeightMatrix& from, int64_t first, int64_t count, const std::array<std::byte*, 3>& to);
 // What Pack's result is once it lies at `packed` (device memory, aligned to 256 bytes).
 DeviceMatrix View(DType type, int64_t rows, int64_t cols, const std::byte* packed);
 

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tables of the cost model: made monotone, completed and read.
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <utility>
+
+#include "control/cost/cost_model.h"
+
+namespace thermoe {
+namespace {
+
+// Least squares under the order of the line, by pooling neighbours that break it.
+void PoolAdjacent(std::vector<double*>* values) {
+  struct Block {
+    double sum;
+    int count;
+  };
+  std::vector<Block> blocks;
+  for (const double* value : *values) {
+    blocks.push_back({*value, 1});
+    while (blocks.size() > 1) {
+      const Block last = blocks.back();
+      Block& before = blocks[blocks.size() - 2];
+      if (before.sum / before.count <= last.sum / last.count) break;
+      before.sum += last.sum;
+      before.count += last.count;
+      blocks.pop_back();
+    }
+  }
+  size_t i = 0;
+  for (const Block& block : blocks) {
+    if (block.count == 1) {  // not touched, to the last bit
+      ++i;
+      continue;
+    }
+    for (int n = 0; n < block.count; ++n) *(*values)[i++] = block.sum / block.count;
+  }
+}
+
+}  // namespace
+
+// Noise can make a larger operation look faster. Pooling along each axis takes out most of it without bias; what is
+// left is lifted.
+void KernelCostModel::MakeMonotone(Table* table) {
+  for (int round = 0; round < 4; ++round) {
+    for (Line& line : table->lines) {
+      std::vector<double*> values;
+      for (Node& node : line.nodes) values.push_back(&node.log_latency);
+      PoolAdjacent(&values);
+    }
+    std::map<double, std::vector<double*>> columns;
+    for (Line& line : table->lines) {
+      for (Node& node : line.nodes) columns[node.y].push_back(&node.log_latency);
+    }
+    for (auto& [y, values] : columns) PoolAdjacent(&values);
+  }
+  for (size_t i = 0; i < table->lines.size(); ++i) {
+    for (Node& node : table->lines[i].nodes) {
+      for (size_t j = 0; j <= i; ++j) {
+        for (const Node& smaller : table->lines[j].nodes) {
+          if (smaller.y <= node.y) node.log_latency = std::max(node.log_latency, smaller.log_latency);
+        }
+      }
+    }
+  }
+}
+
+// Between the nearest that know, along a line and then from line to line; at the ends as the nearest.
+void KernelCostModel::FillWatts(Table* table) {
+  std::vector<Line*> known;
+  for (Line& line : table->lines) {
+    std::vector<std::pair<double, double>> measured;  // size, watts
+    for (const Node& node : line.nodes) {
+      if (node.watts > 0) measured.emplace_back(node.y, node.watts);
+    }
+    if (measured.empty()) continue;
+    known.push_back(&line);
+    for (Node& node : line.nodes) {
+      const auto above = std::lower_bound(measured.begin(), measured.end(), std::pair(node.y, 0.0));
+      if (above == measured.end()) {
+        node.watts = measured.back().second;
+      } else if (above == measured.begin()) {
+        node.watts = above->second;
+      } else {
+        const auto& [below_y, below_w] = *std::prev(above);
+        node.watts = below_w + (node.y - below_y) / (above->first - below_y) * (above->second - below_w);
+      }
+    }
+  }
+  if (known.empty()) return;
+  for (Line& line : table->lines) {
+    if (line.nodes.front().watts > 0) continue;
+    const auto found = std::lower_bound(known.begin(), known.end(), line.x, [](const Line* other, double x) { return other->x < x; });
+    const Line *above = found == known.end() ? known.back() : *found, *below = found == known.begin() ? known.front() : *std::prev(found);
+    const double t = above->x > below->x ? (line.x - below->x) / (above->x - below->x) : 0;
+    for (Node& node : line.nodes) {
+      const double below_w = ReadLine(*below, node.y).watts;
+      node.watts = below_w + t * (ReadLine(*above, node.y).watts - below_w);
+    }
+  }
+}
+
+KernelCostModel::Reading KernelCostModel::ReadLine(const Line& line, double y) {
+  const std::vector<Node>& nodes = line.nodes;
+  const auto above =
+      std::lower_bound(nodes.begin(), nodes.end(), y, [](const Node& node, double at) { return node.y < at; });
+  if (above != nodes.end() && above->y == y) return {above->log_latency, above->spread_frac, 0, above->watts, false};
+  if (above == nodes.begin() || above == nodes.end()) {
+    // Beyond the edge: on along the last segment, at most proportionally to size.
+    const bool low = above == nodes.begin();
+    const Node& edge = low ? nodes.front() : nodes.back();
+    double slope = low ? 0 : 1;
+    if (nodes.size() > 1) {
+      const Node& next = low ? nodes[1] : nodes[nodes.size() - 2];
+      slope = std::clamp((next.log_latency - edge.log_latency) / (next.y - edge.y), 0.0, 1.0);
+    }
+    return {edge.log_latency + slope * (y - edge.y), edge.spread_frac, std::abs(y - edge.y), edge.watts, true};
+  }
+  const Node &a = *std::prev(above), &b = *above;
+  const double t = (y - a.y) / (b.y - a.y);
+  return {a.log_latency + t * (b.log_latency - a.log_latency), std::max(a.spread_frac, b.spread_frac),
+          std::min(y - a.y, b.y - y), a.watts > 0 && b.watts > 0 ? a.watts + t * (b.watts - a.watts) : 0, false};
+}
+
+KernelCostModel::Reading KernelCostModel::Read(const Table& table, const Coords& at) {
+  const std::vector<Line>& lines = table.lines;
+  // Beyond their ends lines may cross: a line is read as no less than those before it.
+  const auto read = [&](std::ptrdiff_t index) {
+    Reading reading = ReadLine(lines[static_cast<size_t>(index)], at[1]);
+    for (std::ptrdiff_t i = 0; i < index; ++i) {
+      reading.log_latency = std::max(reading.log_latency, ReadLine(lines[static_cast<size_t>(i)], at[1]).log_latency);
+    }
+    return reading;
+  };
+  const auto found =
+      std::lower_bound(lines.begin(), lines.end(), at[0], [](const Line& line, double x) { return line.x < x; });
+  const std::ptrdiff_t above = found - lines.begin(), count = std::ssize(lines);
+  if (above < count && found->x == at[0]) return read(above);
+  if (above == 0 || above == count) {
+    const std::ptrdiff_t edge = above == 0 ? 0 : count - 1;
+    const double away = at[0] - lines[static_cast<size_t>(edge)].x;
+    Reading reading = read(edge);
+    double slope = above == 0 ? 0 : 1;
+    if (count > 1) {
+      const std::ptrdiff_t next = above == 0 ? 1 : count - 2;
+      const double rise = read(next).log_latency - reading.log_latency;
+      slope = std::clamp(rise / (lines[static_cast<size_t>(next)].x - lines[static_cast<size_t>(edge)].x), 0.0, 1.0);
+    }
+    reading.log_latency += slope * away;
+    reading.distance += std::abs(away);
+    reading.outside = true;
+    return reading;
+  }
+  const double a = lines[static_cast<size_t>(above - 1)].x, b = found->x, t = (at[0] - a) / (b - a);
+  const Reading from = read(above - 1), to = read(above);
+  Reading reading;
+  reading.log_latency = from.log_latency + t * (to.log_latency - from.log_latency);
+  reading.spread_frac = std::max(from.spread_frac, to.spread_frac);
+  reading.distance = std::min(at[0] - a, b - at[0]) + std::max(from.distance, to.distance);
+  reading.watts = from.watts > 0 && to.watts > 0 ? from.watts + t * (to.watts - from.watts) : 0;
+  reading.outside = from.outside || to.outside;
+  return reading;
+}
+
+}  // namespace thermoe

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/choose_device.h"
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+
+#include "base/errors.h"
+
+namespace thermoe::cuda {
+namespace {
+
+bool Same(char a, char b) { return std::tolower(static_cast<unsigned char>(a)) == std::tolower(static_cast<unsigned char>(b)); }
+bool Contains(std::string_view text, std::string_view part) {
+  return std::search(text.begin(), text.end(), part.begin(), part.end(), Same) != text.end();
+}
+bool BeginsWith(std::string_view text, std::string_view part) { return text.size() >= part.size() && Contains(text.substr(0, part.size()), part); }
+
+std::string Listed(std::span<const DeviceFacts> devices) {
+  std::string text;
+  for (const DeviceFacts& device : devices) {
+    text += fmt::format("{}{} ({}, {})", text.empty() ? "" : ", ", device.index, device.name, device.uuid);
+  }
+  return text;
+}
+
+}  // namespace
+
+Result<DeviceFacts> ChooseDevice(std::span<const DeviceFacts> devices, std::string_view wish) {
+  if (devices.empty()) {
+    return Unsupported("no CUDA device is here (or no driver for it); leave --backend out to compute on the processor");
+  }
+  if (wish.empty()) return devices.front();
+  int number = -1;
+  const auto parsed = std::from_chars(wish.data(), wish.data() + wish.size(), number);
+  const bool is_number = parsed.ec == std::errc() && parsed.ptr == wish.data() + wish.size();
+  const DeviceFacts* found = nullptr;
+  int fit = 0;
+  for (const DeviceFacts& device : devices) {
+    const bool fits = is_number ? device.index == number : BeginsWith(device.uuid, wish) || Contains(device.name, wish);
+    if (!fits) continue;
+    found = &device;
+    ++fit;
+  }
+  if (fit == 1) return *found;
+  return InvalidArgument("device \"{}\" (--device, or THERMOE_DEVICE): {} of that {}; there {} {}", wish, fit == 0 ? "none" : "several",
+                         is_number ? "number" : "name or UUID", devices.size() == 1 ? "is" : "are", Listed(devices));
+}
+
+}  // namespace thermoe::cuda
