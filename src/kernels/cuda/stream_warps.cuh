@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the warps of a block of stream_rows.cu do: copy tiles, copy rows, multiply.
+#pragma once
+
+#include "kernels/cuda/half_rows.cuh"
+#include "kernels/cuda/stream_work.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+namespace thermoe::cuda {
+
+// Barriers of the ring and of the rows' two places.
+struct Barriers {
+  uint64_t full[kMostStages], empty[kMostStages], rows_full[2], rows_empty[2];
+};
+
+// Where things are in shared memory.
+struct Places {
+  std::byte *ring, *rows;
+  float* partial;  // [warps][4][32]
+  int32_t* order;
+  Barriers* barriers;
+};
+
+// Lays out shared memory and makes barriers; afterwards all threads must meet.
+__device__ inline Places MakePlaces(const StreamArgs& args, std::byte* shared, int rows_bytes, Barriers* barriers, Item** items) {
+  Places places;
+  places.ring = shared;
+  places.rows = shared + args.ring_bytes;
+  places.partial = reinterpret_cast<float*>(places.rows + rows_bytes);
+  *items = reinterpret_cast<Item*>(reinterpret_cast<std::byte*>(places.partial) + kPartialBytes);
+  places.order = reinterpret_cast<int32_t*>(*items + args.most_items);
+  places.barriers = barriers;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kMostStages) BarrierInit(&barriers->full[thread], 1), BarrierInit(&barriers->empty[thread], kWarps);
+  if (thread < 2) BarrierInit(&barriers->rows_full[thread], 1), BarrierInit(&barriers->rows_empty[thread], kWarps);
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  return places;
+}
+
+// Position in a ring of `size`: the place, and how often it has been round.
+struct Turn {
+  int at = 0;
+  uint32_t phase = 0;
+  bool again = false;  // the place has been used
+  __device__ void Next(int size) {
+    if (++at == size) at = 0, phase ^= 1, again = true;
+  }
+};
+
+// What a lane copies of the stages of a unit: the row tiles of one matrix and column tile (of each, in a stage: codes, lo planes, scales).
+template <Packing kPacking, int NT, Stage kStage>
+struct Copier {
+  using R = Ring<kPacking, false>;
+  static constexpr int kMats = Work<kPacking, NT, kStage>::kMats;
+  const std::byte *codes, *lo, *scales;
+  int tiles, k, step_tiles, k_tiles, lo_bytes, chunk_place;
+  uint32_t chunk_bytes;
+  bool hi;
+
+  __device__ Copier(const Work<kPacking, NT, kStage>& work, const Unit<kMats>& unit) {
+    const Cut& cut = work.cut;
+    const int lane = static_cast<int>(threadIdx.x % 32), part = lane & ((kMats << cut.share_log) - 1);
+    const DeviceMatrix m = kMats == 2 && part >> cut.share_log != 0 ? unit.m[kMats - 1] : unit.m[0];
+    tiles = cut.tiles, k_tiles = work.args.k_tiles, step_tiles = cut.share * Work<kPacking, NT, kStage>::kTiles;
+    lo_bytes = work.ring.lo_bytes, chunk_place = lane * tiles * work.ring.tile_bytes;
+    k = lane < kMats * step_tiles ? lane / (kMats << cut.share_log) * cut.share + (part & (cut.share - 1)) : k_tiles;
+    hi = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear && unit.item.both == 0;
+    chunk_bytes = static_cast<uint32_t>(tiles * (R::kTile - (hi ? R::kLo : 0)));
+    const int64_t tile = (int64_t{unit.tile / kGroupTiles} * k_tiles + k) * kGroupTiles + unit.tile % kGroupTiles;
+    codes = m.hi + tile * R::kCodes, lo = m.lo + tile * R::kLo, scales = m.scales + tile * R::kScales;
+  }
+  __device__ void Copy(int step, std::byte* ring_stage, uint64_t* full) const {
+    const int lane = static_cast<int>(threadIdx.x % 32), before = step * step_tiles;
+    if (lane == 0) ExpectBytes(full, chunk_bytes * static_cast<uint32_t>(kMats * min(step_tiles, k_tiles - before)));
+    __syncwarp();
+    if (before + k >= k_tiles) return;
+    const int64_t tile = int64_t{before} * kGroupTiles;
+    std::byte* to = ring_stage + chunk_place;
+    BulkCopy(to, codes + tile * R::kCodes, static_cast<uint32_t>(tiles * R::kCodes), full);
+    if (R::kLo > 0 && !hi) BulkCopy(to + tiles * R::kCodes, lo + tile * R::kLo, static_cast<uint32_t>(tiles * R::kLo), full);
+    if (R::kScales > 0) BulkCopy(to + tiles * (R::kCodes + lo_bytes), scales + tile * R::kScales, static_cast<uint32_t>(tiles * R::kScales), full);
+  }
+};
+
+// By one of the warps that copy tiles: every kTileWarps-th place of the ring. (A place is always the same warp's, so none can be a round
+// ahead.) First those that may begin before the kernel before has ended: how many there are of all warps.
+template <Packing kPacking, int NT, Stage kStage>
+__device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& places, int which) {
+  int ahead = 0;
+  for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units && ahead < work.ring.stages; unit += static_cast<int>(gridDim.x)) {
+    const Copier<kPacking, NT, kStage> copier(work, work.Open(unit));
+    for (int step = 0; step < work.cut.steps && ahead < work.ring.stages; ++step, ++ahead) {
+      if (ahead % kTileWarps == which) copier.Copy(step, places.ring + ahead * work.ring.stage_bytes, &places.barriers->full[ahead]);
+    }
+  }
+  return ahead;
+}
+
+// All but the first `ahead`.
+template <Packing kPacking, int NT, Stage kStage>
+__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Turn* stage) {
+  Barriers& b = *places.barriers;
+  for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units; unit += static_cast<int>(gridDim.x)) {
+    const Copier<kPacking, NT, kStage> copier(work, work.Open(unit));
+    for (int step = 0; step < work.cut.steps; ++step, --ahead) {
+      if (ahead <= 0 && stage->at % kTileWarps == which) {
+        if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
+        copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
+      }
+      stage->Next(work.ring.stages);
+    }
+  }
+}
+
+// The rows of the units' items, a slice of the columns at a time, by one warp.
+template <Packing kPacking, int NT, Stage kStage>
+__device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* rows) {
+  const StreamArgs& args = work.args;
+  Barriers& b = *places.barriers;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units; unit += static_cast<int>(gridDim.x)) {
+    const Item item = work.Open(unit).item;
+    const int64_t row = kStage == Stage::kGateUp && lane < item.count ? places.order[item.first + lane] / args.slots : item.first + lane;
+    for (int begin = 0; begin < args.cols; begin += kSliceCols<NT>) {
+      const auto bytes = static_cast<uint32_t>(min(kSliceCols<NT>, args.cols - begin) * static_cast<int>(sizeof(__half)));
+      if (rows->again) BarrierWait(&b.rows_empty[rows->at], rows->phase ^ 1);
+      if (lane == 0) ExpectBytes(&b.rows_full[rows->at], bytes * static_cast<uint32_t>(item.count));
+      __syncwarp();
+      if (lane < item.count) {
+        BulkCopy(places.rows + rows->at * args.rows_place + lane * args.row_bytes, reinterpret_cast<const std::byte*>(args.x + row * args.cols + begin),
+                 bytes, &b.rows_full[rows->at]);
+      }
+      rows->Next(2);
+    }
+  }
+}
+
+constexpr int kRowTileBytes = kTileCols * static_cast<int>(sizeof(__half));
+
+template <Packing kPacking, int NT, Stage kStage>
+__device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* stages, Turn* row_places) {
+  using R = Ring<kPacking, false>;
+  constexpr int kMats = Work<kPacking, NT, kStage>::kMats;
+  constexpr bool kPlanes = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear, kExperts = kStage != Stage::kLinear;
+  const StreamArgs& args = work.args;
+  const Cut cut = work.cut;
+  Barriers& b = *places.barriers;
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  constexpr int kTiles = Work<kPacking, NT, kStage>::kTiles;
+  const int together = kMats << cut.share_log, tile = warp / together, part = warp % together;  // part: matrix by matrix, share by share
+  const int own_k = part & (cut.share - 1), step_k = kTiles << cut.share_log;
+  // This lane's of the warp's first tile in a stage: codes, lo plane, scales; the others follow `next` bytes further on.
+  const LaneOffsets<kPacking> lanes(lane);
+  const RingShape<kPacking, kExperts> ring = work.ring;
+  const std::byte* chunk = places.ring + part * cut.tiles * ring.tile_bytes;
+  const std::byte* codes = chunk + tile * R::kCodes + lanes.code;
+  const std::byte* lo = chunk + cut.tiles * R::kCodes + tile * R::kLo + lanes.code;
+  const std::byte* scales = chunk + cut.tiles * (R::kCodes + ring.lo_bytes) + tile * R::kScales + lanes.scale;
+  const int next = together * cut.tiles * ring.tile_bytes;
+  const int slice_mask = (kSliceCols<NT> / kTileCols / kTiles >> cut.share_log) - 1;
+  Turn stage = *stages, rows = *row_places;
+  int stage_at = stage.at * ring.stage_bytes;
+  for (int unit = static_cast<int>(blockIdx.x); unit < cut.units; unit += static_cast<int>(gridDim.x)) {
+    const auto u = work.Open(unit);
+    const int count = u.item.count, both = u.item.both, groups = (count + 7) / 8;
+    int row_at[NT];  // rows that there are not are the last once more: nobody reads what comes of them
+#pragma unroll
+    for (int nt = 0; nt < NT; ++nt) row_at[nt] = min(nt * 8 + lane / 4, count - 1) * args.row_bytes + lane % 4 * 16 + own_k * kRowTileBytes;
+    float sum[NT][4] = {};
+    const std::byte* x_rows = places.rows;
+    int left = args.k_tiles - own_k;  // column tiles from this warp's next to the end
+    for (int step = 0; step < cut.steps; ++step, left -= step_k, x_rows += step_k * kRowTileBytes) {
+      if (kExperts && (step & slice_mask) == 0) {
+        BarrierWait(&b.rows_full[rows.at], rows.phase);
+        x_rows = places.rows + rows.at * args.rows_place;
+      }
+      BarrierWait(&b.full[stage.at], stage.phase);
+      const auto multiply = [&](int h, auto&& product) {
+        const int from = stage_at + h * next;
+        uint4 x[2][NT];
+#pragma unroll
+        for (int i = 0; i < 2 * NT; ++i) {
+          x[i / NT][i % NT] = *reinterpret_cast<const uint4*>(x_rows + row_at[i % NT] + (h << cut.share_log) * kRowTileBytes + i / NT * 64);
+        }
+        product(from, x);
+      };
+      const auto multiply_all = [&](auto&& product) {
+        if (left > (kTiles - 1) << cut.share_log) {
+#pragma unroll
+          for (int h = 0; h < kTiles; ++h) multiply(h, product);  // nothing between them: they do not wait for each other
+        } else {
+          for (int h = 0; h < kTiles && left > h << cut.share_log; ++h) multiply(h, product);
+        }
+      };
+      if (kPlanes && both == 0) {
+        multiply_all([&](int from, const uint4(&x)[2][NT]) {
+          Multiply<kPacking, kPlanes, NT>(ReadTile<kPacking, kPlanes>(codes + from, lo + from, scales + from), x, sum, groups);
+        });
+      } else if (kPlanes && both < count) {
+        multiply_all([&](int from, const uint4(&x)[2][NT]) {
+          if constexpr (kPlanes) MultiplyMixed<NT>(ReadTile<kPacking, false>(codes + from, lo + from, scales + from), x, sum, both, groups);
+        });
+      } else {
+        multiply_all([&](int from, const uint4(&x)[2][NT]) {
+          Multiply<kPacking, false, NT>(ReadTile<kPacking, false>(codes + from, lo + from, scales + from), x, sum, groups);
+        });
+      }
+      __syncwarp();
+      if (lane == 0) BarrierArrive(&b.empty[stage.at]);
+      stage.Next(ring.stages);
+      stage_at = stage.at == 0 ? 0 : stage_at + ring.stage_bytes;
+      if (kExperts && ((step & slice_mask) == slice_mask || step == cut.steps - 1)) {
+        if (lane == 0) BarrierArrive(&b.rows_empty[rows.at]);
+        rows.Next(2);
+      }
+    }
+    // The parts of a tile, added in order by the first of its warps.
+#pragma unroll
+    for (int nt = 0; nt < NT; ++nt) {
+      if (nt >= groups) break;
+      const auto meet = [&] { asm volatile("bar.sync %0, %1;" ::"r"(1 + tile), "r"(32 * together) : "memory"); };
+      float total[kMats][4];
+      if (part != 0) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) places.partial[(warp * 4 + i) * 32 + lane] = sum[nt][i];
+      }
+      meet();
+      if (part == 0) {
+#pragma unroll
+        for (int j = 0; j < kMats; ++j) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) total[j][i] = j == 0 ? sum[nt][i] : 0.0f;
+#pragma unroll 4
+          for (int s = j == 0 ? 1 : 0; s < cut.share; ++s) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) total[j][i] += places.partial[((warp + j * cut.share + s) * 4 + i) * 32 + lane];
+          }
+        }
+      }
+      meet();
+      if (part != 0) continue;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = (u.tile + tile) * kTileRows + lane / 4 + i / 2 * 8, column = nt * 8 + lane % 4 * 2 + i % 2;
+        if (row >= u.m[0].rows || column >= count) continue;
+        if constexpr (kPacking == Packing::kHalf) {
+#pragma unroll
+          for (int j = 0; j < kMats; ++j) total[j][i] *= reinterpret_cast<const float*>(u.m[j].scales)[row];
+        }
+        if constexpr (kStage == Stage::kLinear) {
+          const float* bias = args.bias[u.which];
+          args.out[u.which][int64_t{column} * u.m[0].rows + row] = total[0][i] + (bias != nullptr ? bias[row] : 0.0f);
+        } else if constexpr (kStage == Stage::kGateUp) {
+          StoreHalf(args.inner + int64_t{u.item.first + column} * args.matrix_rows, row, Silu(total[0][i]) * total[kMats - 1][i]);
+        } else {
+          args.slot_out[int64_t{places.order[u.item.first + column]} * args.matrix_rows + row] = total[0][i];
+        }
+      }
+    }
+  }
+  *stages = stage, *row_places = rows;
+}
+
+// All rows of a linear, by the warps that multiply.
+__device__ inline void LoadRows(const StreamArgs& args, std::byte* to) {
+  constexpr int kTogether = 4, kLoaders = 32 * kWarps;
+  const int each = args.cols / 8, pieces = args.rows * each;
+  for (int begin = static_cast<int>(threadIdx.x); begin < pieces; begin += kTogether * kLoaders) {
+    uint4 v[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int i = begin + j * kLoaders;
+      if (i < pieces) v[j] = __ldcg(reinterpret_cast<const uint4*>(args.x) + i);
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int i = begin + j * kLoaders;
+      if (i < pieces) *reinterpret_cast<uint4*>(to + i / each * args.row_bytes + i % each * 16) = v[j];
+    }
+  }
+  asm volatile("bar.sync 15, %0;" ::"n"(kLoaders) : "memory");
+}
+
+}  // namespace thermoe::cuda
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL

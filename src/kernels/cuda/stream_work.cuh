@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// What stream_rows.cu has to do, and how it is cut into units: plain data and arithmetic.
+#pragma once
+
+#include "kernels/cuda/stream_rows.h"
+#include "kernels/cuda/tile_product.cuh"
+#include "kernels/cuda/warp.cuh"
+
+namespace thermoe::cuda {
+
+inline constexpr int kWarps = 16;     // that multiply
+inline constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows
+inline constexpr int kThreads = 32 * (kWarps + kTileWarps + 1);
+inline constexpr int kMostStages = 12;
+inline constexpr int kSharedRoom = 226 * 1024;
+// Rows that meet an expert's tiles at once are 8 NT, their columns in shared memory at once these:
+template <int NT>
+inline constexpr int kSliceCols = 2048 / NT;
+inline constexpr int kRowPad = 64;          // bytes between rows there: two of them fall into different banks
+inline constexpr int kPartialBytes = kWarps * 4 * 32 * static_cast<int>(sizeof(float));
+
+enum class Stage { kLinear, kGateUp, kDown };
+
+// Rows that meet one expert's weights together.
+struct Item {
+  int32_t expert, first, both, count;  // first into `order`; the first `both` of `count` read both planes
+};
+
+struct StreamArgs {
+  // Linears: matrices side by side.
+  DeviceMatrix linear[kMostTogether];
+  const float* bias[kMostTogether];
+  float* out[kMostTogether];
+  int32_t linears;
+  // Experts.
+  const DeviceMatrix* first;   // [E] gate, or down
+  const DeviceMatrix* second;  // [E] up
+  DeviceMatrix base[2];        // of expert 0, where the others follow at `stride` bytes each; 0: look into the tables
+  int64_t stride;
+  const Job* jobs;
+  const int32_t* job_count;
+  const int32_t* order;        // [kept slots]
+  __half* inner;               // [slots by order, width], in the order of half_rows.cuh
+  float* slot_out;             // [T * K, hidden]
+  int32_t slots, most_jobs, most_items, kept;  // kept: the most slots there may be
+  int32_t matrix_rows;         // of an expert's matrix
+  // Both.
+  const __half* x;             // [rows, cols] or, of inner products, [slots by order, cols]
+  int32_t rows, cols, k_tiles;
+  int32_t row_bytes;           // of rows in shared memory, with the pad
+  int32_t rows_place;          // experts: bytes of one of the two places for rows
+  int32_t ring_bytes;
+};
+
+// Jobs as items of at most kMost rows each, by one warp. An expert's job for the hi plane follows that for both.
+template <int kMost, bool kPlanes>
+__device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
+  const int lane = static_cast<int>(threadIdx.x % 32), jobs = __ldcg(args.job_count);
+  const auto job_at = [&](int j) {  // does not wait for the number of jobs
+    const int4 job = j >= 0 && j < args.most_jobs ? __ldcg(reinterpret_cast<const int4*>(args.jobs) + j) : int4{-1, 0, 0, 0};
+    return j < jobs ? job : int4{-1, 0, 0, 0};
+  };
+  const auto of_hi = [](const int4& job) { return kPlanes && static_cast<Planes>(job.y & 255) == Planes::kHi; };
+  int made = 0;
+  for (int begin = 0; begin < jobs; begin += 32) {
+    const int4 before = job_at(begin + lane - 1), job = job_at(begin + lane), after = job_at(begin + lane + 1);
+    const bool joined = of_hi(job) && before.x == job.x, joins = !of_hi(job) && of_hi(after) && after.x == job.x;
+    const int both = of_hi(job) ? 0 : job.w, total = job.w + (joins ? after.w : 0);
+    const int mine = joined ? 0 : (total + kMost - 1) / kMost;
+    int upto = mine;
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int below = __shfl_up_sync(kAllLanes, upto, offset);
+      if (lane >= offset) upto += below;
+    }
+    for (int i = 0; i < mine; ++i) {
+      const int count = min(kMost, total - i * kMost);
+      items[made + upto - mine + i] = {job.x, job.z + i * kMost, min(max(both - i * kMost, 0), count), count};
+    }
+    made += __shfl_sync(kAllLanes, upto, 31);
+    *some_lo = *some_lo || __any_sync(kAllLanes, both > 0);
+  }
+  return made;
+}
+
+// Tiles of a warp in a stage of the ring: their products do not wait for each other.
+template <Packing kPacking, bool kExperts>
+inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 576 && kExperts ? 4 : Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
+
+// The ring as this launch uses it: without room for lo planes where nobody reads them. A stage has a place of at least `place_bytes`.
+template <Packing kPacking, bool kExperts>
+struct RingShape {
+  using R = Ring<kPacking, false>;
+  static constexpr int kStageTiles = kWarps * kDepth<kPacking, kExperts>, kStageBytes = kStageTiles * R::kTile;
+  int lo_bytes, tile_bytes, stage_bytes, stages;
+  __device__ RingShape(int ring_bytes, bool all_hi, int place_bytes) {
+    lo_bytes = all_hi ? 0 : R::kLo, tile_bytes = R::kCodes + lo_bytes + R::kScales;
+    stage_bytes = all_hi ? kStageTiles * (R::kCodes + R::kScales) : place_bytes;
+    stages = all_hi ? ring_bytes / (kStageTiles * (R::kCodes + R::kScales)) : ring_bytes / place_bytes;
+    if (stages > kMostStages) stages = kMostStages;
+  }
+};
+
+// How the work is cut: units of `tiles` row tiles, each tile by `share` (a power of two) warps with every share-th column tile.
+struct Cut {
+  int tiles, tiles_log, share, share_log, steps, units;  // steps: stages of the ring that a unit takes
+};
+
+// A unit: row tiles of one matrix, or of gate and up of an expert.
+template <int kMats>
+struct Unit {
+  DeviceMatrix m[kMats];
+  int which, tile;  // the first
+  Item item;
+};
+
+template <Packing kPacking, int NT, Stage kStage>
+struct Work {
+  static constexpr int kMats = kStage == Stage::kGateUp ? 2 : 1;
+  static constexpr bool kExperts = kStage != Stage::kLinear;
+  static constexpr int kTiles = kDepth<kPacking, kExperts>;  // of a warp in a stage
+  const StreamArgs& args;
+  const RingShape<kPacking, kExperts>& ring;
+  const Item* items;
+  int item_count;
+  Cut cut;
+
+  // Units of 2^tiles_log tiles.
+  __device__ int UnitsOf(int rows, int tiles_log) const { return (rows + (kTileRows << tiles_log) - 1) / kTileRows >> tiles_log; }
+  __device__ int Units(int tiles_log) const {
+    if constexpr (kStage != Stage::kLinear) return item_count * UnitsOf(args.matrix_rows, tiles_log);
+    int units = 0;
+    for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, tiles_log);
+    return units;
+  }
+  __device__ int StepsOf(int share_log, int depth) const { return (args.k_tiles + (depth << share_log) - 1) / depth >> share_log; }
+  // For the least time of the busiest block, in stages; what a unit's end costs is about one. Lanes try the ways to cut side by side.
+  __device__ void MakeCut() {
+    constexpr int kFirstShare = kMats == 2 ? 0 : 1, kMostTiles = 3, kWays = 4;
+    static_assert(kWarps == 2 * kGroupTiles && kGroupTiles == 1 << kMostTiles);
+    // A slice of an expert's rows is a whole number of stages, and a lane has at most one piece of a stage to copy.
+    constexpr int kSliceStages = kSliceCols<NT> / kTileCols / kTiles;
+    const int way = static_cast<int>(threadIdx.x) % kWays, tiles_log = kMostTiles - way, share_log = kFirstShare + way;
+    const int units = Units(tiles_log), steps = StepsOf(share_log, kTiles);
+    const uint32_t turns = (static_cast<uint32_t>(units) + gridDim.x - 1) / gridDim.x;
+    const bool may = (!kExperts || kSliceStages >> share_log > 0) && (kMats * kTiles << share_log) <= 32;
+    const uint32_t cost = may ? turns * static_cast<uint32_t>(steps + 1) * kWays + static_cast<uint32_t>(way) : UINT32_MAX;
+    const int best = static_cast<int>(__reduce_min_sync(kAllLanes, cost)) % kWays;
+    cut = {1 << (kMostTiles - best), kMostTiles - best, 1 << (kFirstShare + best), kFirstShare + best, StepsOf(kFirstShare + best, kTiles),
+           __shfl_sync(kAllLanes, units, best)};
+  }
+  __device__ Unit<kMats> Open(int unit) const {
+    Unit<kMats> u;
+    if constexpr (kStage == Stage::kLinear) {
+      u.which = 0;
+      for (int here = UnitsOf(args.linear[0].rows, cut.tiles_log); unit >= here; here = UnitsOf(args.linear[u.which].rows, cut.tiles_log)) unit -= here, ++u.which;
+      u.tile = unit * cut.tiles;
+      u.m[0] = args.linear[u.which];
+      u.item = {0, 0, args.rows, args.rows};
+    } else {
+      const int of_item = UnitsOf(args.matrix_rows, cut.tiles_log);
+      u.which = 0, u.tile = unit % of_item * cut.tiles;
+      u.item = items[unit / of_item];
+      u.m[0] = ExpertMatrix(args.first, args.base[0], args.stride, u.item.expert);
+      if constexpr (kMats == 2) u.m[1] = ExpertMatrix(args.second, args.base[1], args.stride, u.item.expert);
+    }
+    return u;
+  }
+};
+
+}  // namespace thermoe::cuda
