@@ -430,6 +430,76 @@ __global__ void __launch_bounds__(1024) SelectOneBlockKernel(SelectLaunch l) {
 }
 
 constexpr int kGateThreads = 512, kGateWarps = kGateThreads / 32, kGateCluster = 8;
+constexpr int kByExpertRows = 16;  // up to here blocks by expert are faster, beyond it clusters by rows
+constexpr int kGateQuads = 8;                                // float4s of a weight row that a lane holds at once
+constexpr int kGateRows = kByExpertRows / kGateWarps;  // rows of a warp
+
+// Logits of one expert for the rows of a warp; w and x: [quads]. Weights are read once, and loads do not wait for each other.
+__device__ void LogitsOfExpert(const float4* w, const float* x, int quads, int rows, int experts, int expert, int first_quad, int last_quad,
+                           int first_row, int row_step, float (&sums)[kGateRows]) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  for (int begin = first_quad; begin < last_quad; begin += 32 * kGateQuads) {
+    float4 a[kGateQuads];
+#pragma unroll
+    for (int i = 0; i < kGateQuads; ++i) a[i] = begin + 32 * i + lane < last_quad ? __ldg(w + begin + 32 * i + lane) : float4{};
+#pragma unroll
+    for (int r = 0; r < kGateRows; ++r) {
+      const int t = first_row + r * row_step;
+      if (t >= rows) break;
+      const float4* row = reinterpret_cast<const float4*>(x) + int64_t{t} * quads + begin + lane;
+#pragma unroll
+      for (int i = 0; i < kGateQuads; ++i) {
+        const float4 b = begin + 32 * i + lane < last_quad ? __ldcg(row + 32 * i) : float4{};
+        sums[r] += a[i].x * b.x + a[i].y * b.y + (a[i].z * b.z + a[i].w * b.w);
+      }
+    }
+  }
+}
+
+// Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects.
+template <int kLane>
+__global__ void __launch_bounds__(kGateThreads) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
+  __shared__ float parts[kGateWarps];
+  __shared__ bool last;
+  WaitForBefore();
+  LetNextStart();
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), expert = static_cast<int>(blockIdx.x);
+  const float4* w = reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden);
+  const int quads = hidden / 4;
+  float sums[kGateRows] = {};
+  if (l.rows * 2 > kGateWarps) {  // a warp has rows of its own
+    LogitsOfExpert(w, x, quads, l.rows, l.experts, expert, 0, quads, warp, kGateWarps, sums);
+#pragma unroll
+    for (int r = 0; r < kGateRows; ++r) {
+      const float sum = WarpSum(sums[r]);
+      const int t = warp + r * kGateWarps;
+      if (lane == 0 && t < l.rows) logits[int64_t{t} * l.experts + expert] = sum;
+    }
+  } else {  // some warps share a row
+    int share = 1;
+    while (2 * share * l.rows <= kGateWarps) share *= 2;
+    const int t = warp / share, slice = warp % share, each = (quads + share - 1) / share;
+    LogitsOfExpert(w, x, quads, l.rows, l.experts, expert, slice * each, min(quads, slice * each + each), t, kByExpertRows, sums);
+    const float sum = WarpSum(sums[0]);
+    if (lane == 0) parts[warp] = sum;
+    __syncthreads();
+    if (lane == 0 && slice == 0 && t < l.rows) {
+      float total = 0;
+      for (int s = 0; s < share; ++s) total += parts[warp + s];
+      logits[int64_t{t} * l.experts + expert] = total;
+    }
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(l.done, 1) + 1 == gridDim.x;
+    if (last) *l.done = 0;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  SelectByBlock<kLane>(l);
+}
 
 #if __CUDA_ARCH__ >= 900
 
@@ -469,7 +539,7 @@ __device__ void FinishChoice(const SelectLaunch& l, const RowTotals* totals, Row
 
 #endif
 
-// Logits and selection. Clusters of blocks share kRows rows: each block multiplies a part of the columns, the first adds up and chooses.
+// The same for more rows. Clusters of blocks share kRows rows: each block multiplies a part of the columns, the first adds up and chooses.
 // The last of those that choose makes the dispatch, or, where rows know of each other, the whole choice. kQuads: float4s of a lane.
 template <int kLane, int kRows, int kQuads>
 __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
@@ -594,8 +664,13 @@ bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t st
                                  gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
   };
   if (bytes > 64 * 1024) return false;
+  if (l.rows <= kByExpertRows) {
+    return cudaFuncSetAttribute(GateByExpertKernel<kLane>, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024) == cudaSuccess &&
+           LaunchEarly(GateByExpertKernel<kLane>, dim3(static_cast<unsigned>(l.experts)), dim3(kGateThreads), static_cast<size_t>(bytes), stream,
+                       reinterpret_cast<const float*>(gate.weight.hi), gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
+  }
   const int quads = (gate.weight.cols / 4 + kGateCluster - 1) / kGateCluster;
-  if (quads <= 64) return l.rows <= 16 ? launch(GateKernel<kLane, 1, 2>, 1) : launch(GateKernel<kLane, 2, 2>, 2);
+  if (quads <= 64) return launch(GateKernel<kLane, 2, 2>, 2);
   return quads <= 128 && launch(GateKernel<kLane, 1, 4>, 1);
 }
 
