@@ -220,7 +220,7 @@ void EngineImpl::TellOutcome(AdaptOutcome* outcome) {
   outcome->tier = decision.tier;
   outcome->learnt_tokens = static_cast<int32_t>(plan_.rows);
   const AdaptCost& cost = plan_.input.cost[static_cast<size_t>(decision.tier)];
-  ttt.automatic->spent_j += cost.joules;
+  ttt.automatic->spent_j += outcome->joules = cost.joules;
   ttt.stats.left_out_tokens += learning_->left_out;
   if (supervisor_->info().simulated) return;
   outcome->seconds = (record_.times.learn_us - plan_.guard_us) * 1e-6;
@@ -305,10 +305,11 @@ bool EngineImpl::CatchUp(ActiveRequest* active) {
   PickTokens(ttt.options(), decision);
   LearnAgain(0);
   CountOwn(before, expert_bytes);
-  ttt.automatic->spent_j += input.cost[static_cast<size_t>(decision.tier)].joules;
   AdaptOutcome outcome;
   outcome.tier = decision.tier;
   outcome.learnt_tokens = segment.count;
+  outcome.joules = input.cost[static_cast<size_t>(decision.tier)].joules;
+  ttt.automatic->spent_j += outcome.joules;
   ttt.automatic->controller.Observe(outcome);
   LogAdaptation(*session, input, decision, outcome);
   ttt.stats.left_out_tokens += learning_->left_out;

@@ -196,16 +196,21 @@ TEST(AdaptationController, ALeapOfTheNllCallsTheGuard) {
   EXPECT_FALSE(controller.Decide(Segment()).guard) << "it has looked";
 }
 
-TEST(AdaptationController, GuardPassesComeEarlyAndThenSeldom) {
-  AdaptationController controller = Make();
-  std::vector<int> looks;
-  for (int update = 0; update < 100; ++update) {
-    const AdaptDecision decision = controller.Decide(Segment());
-    AdaptOutcome outcome = Learnt(AdaptTier::kOutput);
-    if (decision.guard) outcome.worse_nats.assign(48, -0.1f), looks.push_back(update);
-    controller.Observe(outcome);
-  }
-  EXPECT_EQ(looks, (std::vector<int>{1, 9, 41, 73}));
+TEST(AdaptationController, GuardPassesTakeAShareOfWhatLearningTakes) {
+  const auto looks = [](AdaptTier tier) {
+    AdaptationController controller = Make();
+    std::vector<int> at;
+    for (int update = 0; update < 100; ++update) {
+      const AdaptInput input = Segment();
+      AdaptOutcome outcome = Learnt(tier);
+      outcome.joules = input.cost[static_cast<size_t>(tier)].joules;
+      if (controller.Decide(input).guard) outcome.worse_nats.assign(48, -0.1f), at.push_back(update);
+      controller.Observe(outcome);
+    }
+    return at;
+  };
+  EXPECT_EQ(looks(AdaptTier::kCombined), (std::vector<int>{3, 14, 25, 36, 47, 58, 69, 80, 91}));
+  EXPECT_EQ(looks(AdaptTier::kOutput), (std::vector<int>{8, 48, 88})) << "as many joules";
 }
 
 std::string LogOf(AdaptationController controller, int segments) {
