@@ -190,10 +190,14 @@ TEST(AdaptationController, ALeapOfTheNllCallsTheGuard) {
   leap.mean_nats = 5;
   controller.Observe(leap);
   EXPECT_TRUE(controller.Decide(Segment()).guard);
+  EXPECT_FALSE(controller.guard().Suspects());
   leap.worse_nats.assign(48, -0.1f);
   leap.mean_nats = 3;
   controller.Observe(leap);
   EXPECT_FALSE(controller.Decide(Segment()).guard) << "it has looked";
+  leap.worse_nats.assign(48, 0.15f);
+  controller.Observe(leap);
+  EXPECT_TRUE(controller.Decide(Segment()).guard) << "and suspects harm";
 }
 
 TEST(AdaptationController, GuardPassesTakeAShareOfWhatLearningTakes) {
@@ -209,8 +213,8 @@ TEST(AdaptationController, GuardPassesTakeAShareOfWhatLearningTakes) {
     }
     return at;
   };
-  EXPECT_EQ(looks(AdaptTier::kCombined), (std::vector<int>{3, 14, 25, 36, 47, 58, 69, 80, 91}));
-  EXPECT_EQ(looks(AdaptTier::kOutput), (std::vector<int>{8, 48, 88})) << "as many joules";
+  EXPECT_EQ(looks(AdaptTier::kCombined), (std::vector<int>{11, 22, 33, 44, 55, 66, 77, 88, 99}));
+  EXPECT_EQ(looks(AdaptTier::kOutput), (std::vector<int>{40, 80})) << "as many joules";
 }
 
 std::string LogOf(AdaptationController controller, int segments) {

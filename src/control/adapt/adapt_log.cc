@@ -170,8 +170,7 @@ Result<BenefitState> StateFrom(const Json& json, const std::string& source) {
 std::string AdaptSessionLine(uint64_t session, const AdaptConfig& config, const BenefitState& start) {
   Json json;
   json["adapt_session"] = session;
-  json["config"] = {config.price_nats, config.strain, config.temp_margin_c,
-                    config.first_guard_share, config.guard_share, config.rest_segments};
+  json["config"] = {config.price_nats, config.strain, config.temp_margin_c, config.guard_share, config.rest_segments};
   json["state"] = StateJson(start);
   return json.dump();
 }
@@ -208,8 +207,8 @@ Status AdaptReplay::Line(const nlohmann::ordered_json& json, const std::string& 
   if (json.contains("adapt_session")) {
     AdaptConfig config;
     read.Take(json, "adapt_session", &session);
-    read.List(read.Find(json, "config"), &config.price_nats, &config.strain, &config.temp_margin_c,
-              &config.first_guard_share, &config.guard_share, &config.rest_segments);
+    read.List(read.Find(json, "config"), &config.price_nats, &config.strain, &config.temp_margin_c, &config.guard_share,
+              &config.rest_segments);
     const Json* state = read.Find(json, "state");
     if (!read.ok) return Corrupt("{}: adapt_session must be complete; it is no decision log of this version", where);
     const Result<BenefitState> start = StateFrom(*state, where);

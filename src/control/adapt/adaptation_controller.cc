@@ -114,8 +114,7 @@ AdaptDecision AdaptationController::Decide(const AdaptInput& input) const {
 
 bool AdaptationController::GuardIsDue(const AdaptInput& input) const {
   if (since_guard_ == 0) return false;  // nothing new to look at
-  const double share = guards_ == 0 ? config_.first_guard_share : config_.guard_share;
-  return alarm_ || guard_.Suspects() || share * since_guard_j_ >= input.guard.joules;
+  return alarm_ || guard_.Suspects() || config_.guard_share * since_guard_j_ >= input.guard.joules;
 }
 
 bool AdaptationController::Observe(const AdaptOutcome& outcome) {
@@ -153,7 +152,6 @@ bool AdaptationController::Guard(std::span<const float> worse_nats) {
     guard_.Add(worse);
     pair.Add(worse);
   }
-  ++guards_;
   since_guard_ = 0;
   since_guard_j_ = 0;
   alarm_ = false;
@@ -161,7 +159,6 @@ bool AdaptationController::Guard(std::span<const float> worse_nats) {
   if (!guard_.Rejects()) return false;
   guard_ = GuardTest();
   benefit_.Forget();
-  guards_ = 0;
   rest_ = config_.rest_segments << std::min<int64_t>(resets_, 8);
   ++resets_;
   return true;

@@ -88,9 +88,9 @@ struct AdaptConfig {
   // How much dearer joules are while a limit presses: price * (1 + kStrain * lambda).
   double strain = 8;
   double temp_margin_c = 1;
-  // What guard passes take of the joules of learning: one is due where those since the last, or since the deltas were
-  // new, reach its own over this share; and at once where the NLL leaps or earlier looks suspect harm.
-  double first_guard_share = 0.5, guard_share = 0.1;
+  // What guard passes take of the joules of learning: one is due where those since the last reach its own over this
+  // share; and at once where the NLL leaps or earlier looks suspect harm.
+  double guard_share = 0.1;
   // Segments without adaptation after the guard found harm; doubled each time.
   int32_t rest_segments = 8;
 };
@@ -130,7 +130,7 @@ class AdaptationController {
   GuardTest guard_;
   Surprise surprise_ = Surprise::kMiddle;
   double mean_nats_ = 0, square_nats_ = 0, scored_ = 0;  // of segments, running
-  int64_t updates_ = 0, since_guard_ = 0, guards_ = 0, resets_ = 0;
+  int64_t updates_ = 0, since_guard_ = 0, resets_ = 0;
   double since_guard_j_ = 0;
   bool alarm_ = false;  // the NLL leapt: the guard should look
   int32_t rest_ = 0;    // segments that pass without adaptation
