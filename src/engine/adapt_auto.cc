@@ -41,13 +41,29 @@ class NllSink final : public LogitSink {
 
 }  // namespace
 
-AdaptInput EngineImpl::PriceSegment(const ActiveRequest& active, int64_t rows, int64_t position) {
-  const Adaptation& ttt = *active.session->ttt;
+void EngineImpl::BeginPricing(const Adaptation& ttt) {
   const bool keep_inner = LearningBytes(config_, ttt.layout().lowest_layer(), ttt.options().segment, true) <=
                           ttt.options().activation_bytes;
   adapt_pricer_.Begin(
       pricer_->shape(),
       {.groups = GroupBits(ttt.options()), .parameters = ttt.layout().size(), .inner_kept = keep_inner});
+}
+
+void EngineImpl::PriceFixed(const Adaptation& ttt, int64_t rows, int64_t position) {
+  fixed_tier_ = AdaptTier::kSkip;
+  if (cost_view_.profiled_points == 0 || supervisor_->info().simulated) return;
+  for (size_t tier = 1; tier < kAdaptTiers; ++tier) {
+    if (AdaptTierName(static_cast<AdaptTier>(tier)) == ttt.options().tier) fixed_tier_ = static_cast<AdaptTier>(tier);
+  }
+  if (fixed_tier_ == AdaptTier::kSkip) return;
+  BeginPricing(ttt);
+  const auto costs = adapt_pricer_.Price(pricer_->profiled(), {supervisor_->prices()}, rows, position);
+  fixed_s_ = costs[static_cast<size_t>(fixed_tier_)].plain_seconds;
+}
+
+AdaptInput EngineImpl::PriceSegment(const ActiveRequest& active, int64_t rows, int64_t position) {
+  const Adaptation& ttt = *active.session->ttt;
+  BeginPricing(ttt);
   AdaptInput input;
   EnergyPrices prices = supervisor_->prices();
   if (loop_ != nullptr) {
