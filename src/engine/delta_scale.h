@@ -4,7 +4,8 @@
 // Each part of the deltas (at the output, in the last layers, in the layers below) is c times what the optimiser's steps
 // add up to. Before a step the gradient of a segment that the deltas have not learnt from says what log c should do: x =
 // <gradient, deltas>, in nats of the segment, is above 0 where they overshoot. log c moves by -rate * x / sqrt(1 + sum of
-// x^2 so far): adaptive steps (Duchi et al. 2011, JMLR 12) that do not depend on how large x is.
+// x^2 so far): adaptive steps (Duchi et al. 2011, JMLR 12) that do not depend on how large x is. They are larger downwards where the
+// sum of x so far is above 0: the loss is close to convex in c, so that sum bounds what the deltas have cost.
 #pragma once
 
 #include <array>
@@ -22,7 +23,7 @@ class DeltaScale {
   static constexpr double kLeast = 0.25, kMost = 4;  // c
 
   struct Part {
-    double log_scale = 0, squares = 0;  // log c, sum of x^2
+    double log_scale = 0, squares = 0, sum = 0;  // log c, sums of x^2 and x
     bool operator==(const Part&) const = default;
   };
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A session's deltas on disk: a safetensors file. Metadata: "format" "thermoe-deltas", "schema_version", "model" (its identity),
-// "tier", "rank", "steps" and "tokens" (of the optimiser), "optimizer", "scales" (JSON: log of the scale and
-// sum of squares of each part, delta_scale.h), "groups" (JSON: name -> learning rate, last layers), "checksum" (FNV-1a,
+// "tier", "rank", "steps" and "tokens" (of the optimiser), "optimizer", "scales" (JSON: what delta_scale.h
+// keeps of each part), "groups" (JSON: name -> learning rate, last layers), "checksum" (FNV-1a,
 // 64 bits in hex, over the whole file with the checksum's own digits as zeros). Tensors, all F32: "GROUP.LAYER.whole|a|b" [rows, cols],
 // and the optimiser's moments under "m." and "v." before that name.
 #include <algorithm>
@@ -39,7 +39,7 @@ json GroupsJson(const TttOptions& options) {
 
 json ScalesJson(const DeltaScale& scale) {
   json parts = json::array();
-  for (const DeltaScale::Part& part : scale.parts()) parts.push_back({part.log_scale, part.squares});
+  for (const DeltaScale::Part& part : scale.parts()) parts.push_back({part.log_scale, part.squares, part.sum});
   return parts;
 }
 
@@ -175,13 +175,13 @@ Result<std::array<DeltaScale::Part, DeltaScale::kParts>> ScalesOf(const std::str
   const json read = json::parse(found->second, nullptr, false);
   bool ok = read.is_array() && read.size() == parts.size();
   for (size_t i = 0; ok && i < parts.size(); ++i) {
-    ok = read[i].is_array() && read[i].size() == 2 && read[i][0].is_number() && read[i][1].is_number();
+    ok = read[i].is_array() && read[i].size() == 3 && std::ranges::all_of(read[i], [](const json& each) { return each.is_number(); });
     if (!ok) break;
-    parts[i] = {read[i][0].get<double>(), read[i][1].get<double>()};
+    parts[i] = {read[i][0].get<double>(), read[i][1].get<double>(), read[i][2].get<double>()};
     ok = parts[i].log_scale >= std::log(DeltaScale::kLeast) && parts[i].log_scale <= std::log(DeltaScale::kMost) &&
-         parts[i].squares >= 0 && std::isfinite(parts[i].squares);
+         parts[i].squares >= 0 && std::isfinite(parts[i].squares) && std::isfinite(parts[i].sum);
   }
-  if (!ok) return Corrupt("{}: metadata field scales is not a scale and a sum of squares for each of {} parts; save the deltas again", path, parts.size());
+  if (!ok) return Corrupt("{}: metadata field scales is not a scale and two sums for each of {} parts; save the deltas again", path, parts.size());
   return parts;
 }
 

@@ -90,7 +90,7 @@ struct AdaptConfig {
   double temp_margin_c = 1;
   // What guard passes take of the joules of learning: one is due where those since the last reach its own over this
   // share; and at once where the NLL leaps or earlier looks suspect harm.
-  double guard_share = 0.1;
+  double guard_share = 0.06;
   // Segments without adaptation after the guard found harm; doubled each time.
   int32_t rest_segments = 8;
 };

@@ -30,6 +30,7 @@ class Planner {
     AddDecode();
     AddExperts();
     AddBackward();
+    AddAdapter();
     // Neighbours in a table are measured minutes apart: what disturbs the machine for a while does not bend a whole
     // curve.
     Random random(1);
@@ -256,6 +257,14 @@ class Planner {
       AddBackward(rows, false);
     }
     for (const int64_t rows : quick_ ? std::vector<int64_t>{32} : std::vector<int64_t>{24, 96}) AddBackward(rows, true);
+  }
+
+  // Where a token takes every expert there is no adapter.
+  void AddAdapter() {
+    if (model_.config.slots >= model_.config.experts) return;
+    const MatrixShape matrix{DType::kF32, model_.config.layers, model_.config.experts, false};
+    for (const int64_t rows : {2, 4, 8}) AddOf(Family::kAdapterTick, matrix, rows, false);
+    AddOf(Family::kAdapterTick, matrix, 6, true);
   }
 
   const ModelShape& model_;

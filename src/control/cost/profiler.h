@@ -83,6 +83,7 @@ class Profiler {
   Call LinearBackwardCall(const OperationShape& shape);
   Call LowRankCall(const OperationShape& shape);
   Call SlotWeightCall(const OperationShape& shape);
+  Call AdapterCall(const OperationShape& shape);
   Call ExpertBackwardCall(const OperationShape& shape, std::vector<int32_t> layers);
   void PlaceRows(const OperationShape& shape);
   void PlaceSlots(const OperationShape& shape);
