@@ -272,8 +272,7 @@ void EngineImpl::Update(StepRecord* record) {
   if (learning_->loss_rows == 0) return;
   Adaptation& ttt = *learner_->session->ttt;
   const auto share = static_cast<float>(1.0 / learning_->loss_rows);
-  for (float& value : ttt.gradient()) value *= share;
-  ttt.optimizer().Step(ttt.gradient(), tape_->rows - learner_seen_, ttt.mutable_deltas().values, learning_->scope);
+  ttt.optimizer().Step(*ops_, ttt.gradient(), share, tape_->rows - learner_seen_, ttt.mutable_deltas().values, learning_->scope);
   ++ttt.stats.updates;
   ttt.stats.adapted_tokens += tape_->rows - learner_seen_;
 }

@@ -2,6 +2,7 @@
 // Gradients of operations on single rows.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/check.h"
 #include "kernels/cpu/cpu_ops.h"
@@ -75,6 +76,33 @@ void CpuOps::LossBackward(const LossBackwardArgs& args) const {
     THERMOE_CHECK(entropy || target < n);
     args.loss[t] = kernels_->loss_backward(entropy ? -1 : target, args.scale[t], n, args.logits.row(row));
   });
+}
+
+// Tiles are the same whatever the number of threads, and so is the order of their sums.
+void CpuOps::Adam(const AdamArgs& args) const {
+  constexpr int64_t kTile = 2048;  // the four arrays' are 32 KiB
+  const auto n = static_cast<int64_t>(args.x.size());
+  THERMOE_CHECK(args.gradient.size() == args.x.size() && args.m.size() == args.x.size() && args.v.size() == args.x.size());
+  const auto tile_at = [&](int64_t task) {
+    const int64_t at = task * kTile;
+    return AdamTile{args.gradient.data() + at, args.m.data() + at, args.v.data() + at, args.x.data() + at, std::min(kTile, n - at),
+                    args.share, args.beta1, args.beta2, args.rate, args.square};
+  };
+  const int64_t tiles = (n + kTile - 1) / kTile;
+  const bool fork = 4 * n >= kForkElements;
+  if (args.damping == 0) {
+    return ForEach(tiles, fork, [&](int64_t task, int) {
+      const AdamTile tile = tile_at(task);
+      kernels_->adam_moments(tile);
+      kernels_->adam_values(tile, args.epsilon);
+    });
+  }
+  adam_sums_.resize(static_cast<size_t>(tiles));
+  ForEach(tiles, fork, [&](int64_t task, int) { adam_sums_[static_cast<size_t>(task)] = kernels_->adam_moments(tile_at(task)); });
+  const double sum = std::accumulate(adam_sums_.begin(), adam_sums_.end(), 0.0);
+  const auto typical = static_cast<float>(std::sqrt(sum / static_cast<double>(n) * args.square));
+  const float floor = args.epsilon + args.damping * typical;
+  ForEach(tiles, fork, [&](int64_t task, int) { kernels_->adam_values(tile_at(task), floor); });
 }
 
 void CpuOps::SelectBackward(const SelectBackwardArgs& args) const {

@@ -40,6 +40,7 @@ class ReferenceOps final : public Ops {
   void SwiGluBackward(const SwiGluBackwardArgs& args) const override { reference::SwiGluBackward(args); }
   void AddBackward(const AddBackwardArgs& args) const override { reference::AddBackward(args); }
   void LossBackward(const LossBackwardArgs& args) const override { reference::LossBackward(args); }
+  void Adam(const AdamArgs& args) const override { reference::Adam(args); }
 };
 
 }  // namespace
