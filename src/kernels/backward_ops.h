@@ -164,7 +164,7 @@ struct AddBackwardArgs {
   MutRows dgate;    // [T, 1] =
 };
 
-// A step of Adam. With g = gradient * share, m += (1 - beta1) (g - m) and v += (1 - beta2) (g^2 - v):
+// A step of Adam on one tensor. With g = gradient * share, m += (1 - beta1) (g - m) and v += (1 - beta2) (g^2 - v):
 //   x -= rate * m / (sqrt(v * square) + floor), floor = epsilon + damping * sqrt(mean of v * square over all n)
 struct AdamArgs {
   std::span<const float> gradient;  // [n]

@@ -264,7 +264,8 @@ inline OpCase AdamCase(Random& random, int64_t n, double damping) {
   c.inputs = {{"gradient", gradient}, {"m", before_m}, {"x", before_x}};
   c.run = [=](const Ops& ops) {
     std::vector<float> m = before_m, v = before_v, x = before_x;
-    ops.Adam({gradient, 0.4f, 0.3f, 0.9f, 0.02f, 1.7f, 1e-3f, static_cast<float>(damping), m, v, x});
+    const AdamArgs args{gradient, 0.4f, 0.3f, 0.9f, 0.02f, 1.7f, 1e-3f, static_cast<float>(damping), m, v, x};
+    ops.Adam({&args, 1});
     Append(v, &m);
     Append(x, &m);
     return m;

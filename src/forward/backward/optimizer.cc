@@ -45,6 +45,7 @@ DeltaOptimizer::DeltaOptimizer(std::shared_ptr<const DeltaLayout> layout, const 
 void DeltaOptimizer::Step(const kernels::Ops& ops, std::span<const float> gradient, float share, int64_t tokens, std::span<float> values,
                           const DeltaScope& scope) {
   THERMOE_CHECK(gradient.size() == first_.size() && values.size() == first_.size());
+  adam_.clear();
   for (size_t index = 0; index < counts_.size(); ++index) {
     const DeltaTensor& tensor = layout_->tensors()[index];
     if (!scope.Includes(tensor)) continue;
@@ -64,19 +65,20 @@ void DeltaOptimizer::Step(const kernels::Ops& ops, std::span<const float> gradie
     } else if (kind_ == TttOptimizer::kMuon && tensor.part != DeltaPart::kWhole) {
       Muon(tensor, g, share, x);
     } else {
-      Adam(ops, tensor, count.steps, g, share, x);
+      adam_.push_back(Adam(tensor, count.steps, g, share, x));
     }
   }
+  ops.Adam(adam_);
 }
 
-void DeltaOptimizer::Adam(const kernels::Ops& ops, const DeltaTensor& tensor, int64_t count, std::span<const float> gradient, float share,
-                          std::span<float> values) {
+kernels::AdamArgs DeltaOptimizer::Adam(const DeltaTensor& tensor, int64_t count, std::span<const float> gradient, float share,
+                                       std::span<float> values) {
   const auto steps = static_cast<double>(count);
   const auto rate = static_cast<float>(heat_ * tensor.learning_rate / (1 - std::pow(static_cast<double>(beta1_), steps)));
   const auto square = static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta2_), steps)));
   const auto at = static_cast<size_t>(tensor.offset);
-  ops.Adam({gradient, share, beta1_, beta2_, rate * (1 + tensor.damping), square, epsilon_, tensor.damping,
-            std::span(first_).subspan(at, values.size()), std::span(second_).subspan(at, values.size()), values});
+  return {gradient, share, beta1_, beta2_, rate * (1 + tensor.damping), square, epsilon_, tensor.damping,
+            std::span(first_).subspan(at, values.size()), std::span(second_).subspan(at, values.size()), values};
 }
 
 void DeltaOptimizer::Sgd(const DeltaTensor& tensor, std::span<const float> gradient, float share, std::span<float> values) {

@@ -28,8 +28,7 @@ class DeltaOptimizer {
   void Restore(int64_t steps, int64_t tokens, std::span<const float> first, std::span<const float> second);
 
  private:
-  void Adam(const kernels::Ops& ops, const DeltaTensor& tensor, int64_t count, std::span<const float> gradient, float share,
-            std::span<float> values);
+  kernels::AdamArgs Adam(const DeltaTensor& tensor, int64_t count, std::span<const float> gradient, float share, std::span<float> values);
   void Sgd(const DeltaTensor& tensor, std::span<const float> gradient, float share, std::span<float> values);
   void Muon(const DeltaTensor& tensor, std::span<const float> gradient, float share, std::span<float> values);
 
@@ -42,6 +41,7 @@ class DeltaOptimizer {
   int64_t steps_ = 0, tokens_ = 0;  // of the tensors learnt from most
   std::vector<Count> counts_;       // [tensors]
   float heat_ = 1;                  // that learning rates are multiplied by in this tensor's step
+  std::vector<kernels::AdamArgs> adam_;  // of this step
   std::vector<float> first_, second_;  // [layout->size()] means of gradients and of their squares
   std::vector<float> direction_, gram_, gram2_, mixed_;  // of Muon
 };

@@ -2,7 +2,6 @@
 // Gradients of operations on single rows.
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "base/check.h"
 #include "kernels/cpu/cpu_ops.h"
@@ -78,31 +77,34 @@ void CpuOps::LossBackward(const LossBackwardArgs& args) const {
   });
 }
 
-// Tiles are the same whatever the number of threads, and so is the order of their sums.
-void CpuOps::Adam(const AdamArgs& args) const {
+// All tensors at once: many are small. Tiles are the same whatever the number of threads, and so is the order of their sums.
+void CpuOps::Adam(std::span<const AdamArgs> tensors) const {
   constexpr int64_t kTile = 2048;  // the four arrays' are 32 KiB
-  const auto n = static_cast<int64_t>(args.x.size());
-  THERMOE_CHECK(args.gradient.size() == args.x.size() && args.m.size() == args.x.size() && args.v.size() == args.x.size());
-  const auto tile_at = [&](int64_t task) {
-    const int64_t at = task * kTile;
-    return AdamTile{args.gradient.data() + at, args.m.data() + at, args.v.data() + at, args.x.data() + at, std::min(kTile, n - at),
-                    args.share, args.beta1, args.beta2, args.rate, args.square};
-  };
-  const int64_t tiles = (n + kTile - 1) / kTile;
-  const bool fork = 4 * n >= kForkElements;
-  if (args.damping == 0) {
-    return ForEach(tiles, fork, [&](int64_t task, int) {
-      const AdamTile tile = tile_at(task);
-      kernels_->adam_moments(tile);
-      kernels_->adam_values(tile, args.epsilon);
-    });
+  adam_tasks_.clear();
+  int64_t values = 0;
+  for (size_t tensor = 0; tensor < tensors.size(); ++tensor) {
+    const AdamArgs& args = tensors[tensor];
+    const auto n = static_cast<int64_t>(args.x.size());
+    THERMOE_CHECK(args.gradient.size() == args.x.size() && args.m.size() == args.x.size() && args.v.size() == args.x.size());
+    for (int64_t at = 0; at < n; at += kTile) {
+      adam_tasks_.push_back({{args.gradient.data() + at, args.m.data() + at, args.v.data() + at, args.x.data() + at, std::min(kTile, n - at),
+                              args.share, args.beta1, args.beta2, args.rate, args.square}, tensor});
+    }
+    values += n;
   }
-  adam_sums_.resize(static_cast<size_t>(tiles));
-  ForEach(tiles, fork, [&](int64_t task, int) { adam_sums_[static_cast<size_t>(task)] = kernels_->adam_moments(tile_at(task)); });
-  const double sum = std::accumulate(adam_sums_.begin(), adam_sums_.end(), 0.0);
-  const auto typical = static_cast<float>(std::sqrt(sum / static_cast<double>(n) * args.square));
-  const float floor = args.epsilon + args.damping * typical;
-  ForEach(tiles, fork, [&](int64_t task, int) { kernels_->adam_values(tile_at(task), floor); });
+  ForEach(static_cast<int64_t>(adam_tasks_.size()), 4 * values >= kForkElements, [&](int64_t index, int) {
+    AdamTask& task = adam_tasks_[static_cast<size_t>(index)];
+    task.sum = kernels_->adam_moments(task.tile);
+    if (tensors[task.tensor].damping == 0) kernels_->adam_values(task.tile, tensors[task.tensor].epsilon);
+  });
+  for (size_t first = 0, end = 0; first < adam_tasks_.size(); first = end) {
+    const AdamArgs& args = tensors[adam_tasks_[first].tensor];
+    double sum = 0;
+    for (end = first; end < adam_tasks_.size() && adam_tasks_[end].tensor == adam_tasks_[first].tensor; ++end) sum += adam_tasks_[end].sum;
+    if (args.damping == 0) continue;
+    const auto typical = static_cast<float>(std::sqrt(sum / static_cast<double>(args.x.size()) * args.square));
+    for (size_t task = first; task < end; ++task) kernels_->adam_values(adam_tasks_[task].tile, args.epsilon + args.damping * typical);
+  }
 }
 
 void CpuOps::SelectBackward(const SelectBackwardArgs& args) const {
