@@ -275,10 +275,9 @@ void EngineImpl::Update(StepRecord* record) {
   StageTimer timer(&record->times.learn_us);
   if (learning_->loss_rows == 0) return;
   Adaptation& ttt = *learner_->session->ttt;
-  ttt.scale.Begin(ttt.layout(), learning_->scope, ttt.gradient(), ttt.mutable_deltas().values);
   const auto share = static_cast<float>(1.0 / learning_->loss_rows);
-  for (float& value : ttt.gradient()) value *= share;
-  ttt.optimizer().Step(ttt.gradient(), tape_->rows - learner_seen_, ttt.mutable_deltas().values, learning_->scope);
+  ttt.scale.Begin(ttt.layout(), learning_->scope, ttt.gradient(), ttt.mutable_deltas().values);
+  ttt.optimizer().Step(*ops_, ttt.gradient(), share, tape_->rows - learner_seen_, ttt.mutable_deltas().values, learning_->scope);
   ttt.scale.End(ttt.layout(), learning_->scope, ttt.mutable_deltas().values);
   ++ttt.stats.updates;
   ttt.stats.adapted_tokens += tape_->rows - learner_seen_;

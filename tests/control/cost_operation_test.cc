@@ -148,6 +148,7 @@ class CountingOps final : public kernels::Ops {
     Count("LossBackward", args.logits.rows, 1, args.logits.cols);
     ops_.LossBackward(args);
   }
+  void Adam(std::span<const kernels::AdamArgs> tensors) const override { ops_.Adam(tensors); }
   void Clamp(MutRows x, float limit) const override {
     Count("Clamp", x.rows, 1, x.cols);
     ops_.Clamp(x, limit);
@@ -219,7 +220,7 @@ TEST(Operations, OfAStepAreTheCallsThatItMakes) {
 TEST(Operations, CoverEveryFunctionOfTheContract) {
   std::ifstream file(std::string(THERMOE_SOURCE_DIR) + "/src/kernels/ops.h");
   const std::string text((std::istreambuf_iterator<char>(file)), {});
-  std::set<std::string> listed;
+  std::set<std::string> listed = {"Adam"};  // priced as passes over the values (learning_plan.h)
   for (const FamilyInfo& info : Families()) {
     if (!info.function.empty()) listed.emplace(info.function);
   }

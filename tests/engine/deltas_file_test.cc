@@ -16,6 +16,7 @@
 
 #include "base/random.h"
 #include "engine/adaptation.h"
+#include "kernels/dispatch.h"
 #include "support/fixtures.h"
 
 namespace thermoe::testing {
@@ -66,12 +67,13 @@ class DeltasFile : public ::testing::Test {
   // As after some steps.
   static Adaptation Learnt(uint64_t seed, const TttOptions& options = Options()) {
     Adaptation adaptation(Config(), options, nullptr);
+    const std::unique_ptr<kernels::Ops> ops = kernels::MakeReferenceOps();
     Random random(seed);
     std::vector<float> gradient(adaptation.mutable_deltas().values.size());
     for (int step = 0; step < 3; ++step) {
       for (float& value : gradient) value = static_cast<float>(random.Normal());
       adaptation.scale.Begin(adaptation.layout(), {}, gradient, adaptation.mutable_deltas().values);
-      adaptation.optimizer().Step(gradient, 16, adaptation.mutable_deltas().values);
+      adaptation.optimizer().Step(*ops, gradient, 1.0f, 16, adaptation.mutable_deltas().values);
       adaptation.scale.End(adaptation.layout(), {}, adaptation.mutable_deltas().values);
     }
     return adaptation;
