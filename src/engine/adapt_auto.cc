@@ -46,7 +46,7 @@ void EngineImpl::BeginPricing(const Adaptation& ttt) {
                           ttt.options().activation_bytes;
   adapt_pricer_.Begin(
       pricer_->shape(),
-      {.groups = GroupBits(ttt.options()), .parameters = ttt.layout().size(), .inner_kept = keep_inner});
+      {.groups = GroupBits(ttt.options()), .parameters = ttt.layout().size(), .rank = ttt.layout().rank(), .inner_kept = keep_inner});
 }
 
 void EngineImpl::PriceFixed(const Adaptation& ttt, int64_t rows, int64_t position) {

@@ -38,7 +38,8 @@ ProfileKey ProfileKeyOf(const Model& model, const std::string& engine, bool quic
   const ModelWeights& weights = model.impl().loaded().weights;
   const bool in_float = !weights.output.interleaved() && !model.impl().experts().layer(0).front().gate.interleaved();
   return {CpuName(), engine + (quick ? ", quick" : ""),
-          fmt::format("{} {}{}", model.info().identity, model.info().expert_type, in_float ? " in float" : ""),
+          fmt::format("{} {}{}, deltas of rank {}", model.info().identity, model.info().expert_type, in_float ? " in float" : "",
+                      kProfiledRank),
           THERMOE_VERSION};
 }
 

@@ -213,8 +213,8 @@ TEST(AdaptationController, GuardPassesTakeAShareOfWhatLearningTakes) {
     }
     return at;
   };
-  EXPECT_EQ(looks(AdaptTier::kCombined), (std::vector<int>{11, 22, 33, 44, 55, 66, 77, 88, 99}));
-  EXPECT_EQ(looks(AdaptTier::kOutput), (std::vector<int>{40, 80})) << "as many joules";
+  EXPECT_EQ(looks(AdaptTier::kCombined), (std::vector<int>{19, 38, 57, 76, 95}));
+  EXPECT_EQ(looks(AdaptTier::kOutput), (std::vector<int>{67})) << "as many joules";
 }
 
 std::string LogOf(AdaptationController controller, int segments) {

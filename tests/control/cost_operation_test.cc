@@ -220,7 +220,7 @@ TEST(Operations, OfAStepAreTheCallsThatItMakes) {
 TEST(Operations, CoverEveryFunctionOfTheContract) {
   std::ifstream file(std::string(THERMOE_SOURCE_DIR) + "/src/kernels/ops.h");
   const std::string text((std::istreambuf_iterator<char>(file)), {});
-  std::set<std::string> listed = {"Adam"};  // priced as passes over the values (learning_plan.h)
+  std::set<std::string> listed;
   for (const FamilyInfo& info : Families()) {
     if (!info.function.empty()) listed.emplace(info.function);
   }

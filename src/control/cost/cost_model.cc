@@ -146,6 +146,7 @@ Stage StageOf(Family family) {
     case Family::kExpertInnerHi:
     case Family::kExpertBackward:
     case Family::kExpertBackwardHi:
+    case Family::kAdam:
     case Family::kAdapterTick: break;  // outside of steps' stages
   }
   return Stage::kNone;

@@ -56,6 +56,7 @@ constexpr std::array<FamilyInfo, kFamilies> kTable = {{
     {Family::kExpertInnerHi, "expert inner hi", "ExpertInner"},
     {Family::kExpertBackward, "experts backward", "ExpertFfnBackward"},
     {Family::kExpertBackwardHi, "experts backward hi", "ExpertFfnBackward"},
+    {Family::kAdam, "adam", "Adam"},
     {Family::kAdapterTick, "hardware adapter", ""},
 }};
 
@@ -103,6 +104,14 @@ kernels::OpCost ExpertBackwardCostOf(const OperationShape& shape) {
     sum += cost;
   }
   return sum;
+}
+
+// Reads gradient, moments and values, writes the last three; 12 FLOPs each.
+kernels::OpCost AdamCost(int64_t parameters) {
+  kernels::OpCost cost;
+  cost.activation_bytes = 28.0 * static_cast<double>(parameters);
+  cost.flops = 12.0 * static_cast<double>(parameters);
+  return cost;
 }
 
 // Network: 2 FLOPs a weight forward, 4 backward, for each expert. Relaxation: some 200 a kept row and expert, most of them the solver's.
@@ -295,6 +304,7 @@ kernels::OpCost CostOf(const OperationShape& shape) {
     case Family::kAddBackward: return kernels::AddBackwardCost(shape.tokens, matrix.cols);
     case Family::kLossBackward: return kernels::LossBackwardCost(shape.tokens, matrix.cols);
     case Family::kRowChange: return kernels::RowChangeCost(shape.tokens, matrix.cols);
+    case Family::kAdam: return AdamCost(shape.tokens);
     case Family::kAdapterTick: return AdapterCost(matrix.rows, matrix.cols, shape.tokens);
   }
   return {};

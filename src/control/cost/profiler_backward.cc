@@ -124,6 +124,17 @@ Profiler::Call Profiler::ExpertBackwardCall(const OperationShape& shape, std::ve
   };
 }
 
+// On moments that stand for those of many steps: values hardly move.
+Profiler::Call Profiler::AdamCall(int64_t parameters) {
+  const auto n = static_cast<size_t>(parameters);
+  adam_.assign(4 * n, 1e-3f);
+  const std::span<float> all = adam_;
+  kernels::AdamArgs args;
+  args.beta1 = 0.15f, args.beta2 = 0.99f, args.rate = 1e-9f, args.epsilon = 1e-8f;
+  args.gradient = all.first(n), args.m = all.subspan(n, n), args.v = all.subspan(2 * n, n), args.x = all.subspan(3 * n, n);
+  return [=, this](size_t) { ops_->Adam(args); };
+}
+
 // Under a power limit that presses, with half of the rows new at each tick, as in the loop.
 Profiler::Call Profiler::AdapterCall(const OperationShape& shape) {
   struct Loop {
@@ -157,6 +168,7 @@ Profiler::Call Profiler::AdapterCall(const OperationShape& shape) {
 Profiler::Call Profiler::BackwardCall(const OperationShape& shape) {
   switch (shape.family) {
     case Family::kAdapterTick: return AdapterCall(shape);
+    case Family::kAdam: return AdamCall(shape.tokens);
     case Family::kLinearBackward: return LinearBackwardCall(shape);
     case Family::kLowRank:
     case Family::kLowRankBackward: return LowRankCall(shape);

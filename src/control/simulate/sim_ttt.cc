@@ -22,6 +22,7 @@ LearningShape CombinedOn(const ModelShape& shape) {
         DeltaGroup::kLowRankO, DeltaGroup::kLowRankOutput}) {
     learning.groups |= 1u << static_cast<uint32_t>(group);
   }
+  learning.rank = kRank;
   const ModelConfig& config = shape.config;
   learning.parameters = config.vocab * (1 + kRank) + config.hidden * (1 + kRank);
   for (const LayerShape& layer : shape.layers) {
