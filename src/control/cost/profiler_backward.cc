@@ -132,7 +132,7 @@ Profiler::Call Profiler::AdamCall(int64_t parameters) {
   kernels::AdamArgs args;
   args.beta1 = 0.15f, args.beta2 = 0.99f, args.rate = 1e-9f, args.epsilon = 1e-8f;
   args.gradient = all.first(n), args.m = all.subspan(n, n), args.v = all.subspan(2 * n, n), args.x = all.subspan(3 * n, n);
-  return [=, this](size_t) { ops_->Adam(args); };
+  return [=, this](size_t) { ops_->Adam({&args, 1}); };
 }
 
 // Under a power limit that presses, with half of the rows new at each tick, as in the loop.
