@@ -56,7 +56,8 @@ TEST(DeltaScale, ShrinksWhatOvershootsAndEnlargesWhatFallsShort) {
 TEST(DeltaScale, DeltasAreScaleTimesWhatStepsAddUpTo) {
   const DeltaLayout layout(Config(), Options());
   DeltaScale scale(0.15, 2), none(0, 2);
-  const std::vector<float> scaled = Learn(&scale, layout, 0.05f, 0.3f, 30), plain = Learn(&none, layout, 0.05f, 0.3f, 30);
+  const std::vector<float> scaled = Learn(&scale, layout, 0.05f, 0.3f, 30),
+                           plain = Learn(&none, layout, 0.05f, 0.3f, 30);
   for (const DeltaTensor& tensor : layout.tensors()) {
     const size_t part = !HasLayers(tensor.group) ? 0 : tensor.layer >= 2 ? 1 : 2;
     const double factor = tensor.part == DeltaPart::kA ? 1 : scale.scale(part);

@@ -49,10 +49,10 @@ Json DecisionJson(const AdaptDecision& decision) {
 }
 
 Json OutcomeJson(const AdaptOutcome& outcome) {
-  return {{"read_tokens", outcome.read_tokens},    {"mean_nats", outcome.mean_nats},
-          {"tier", AdaptTierName(outcome.tier)},   {"learnt_tokens", outcome.learnt_tokens},
-          {"worse_nats", outcome.worse_nats},      {"joules", outcome.joules},
-          {"seconds", outcome.seconds},            {"guard_seconds", outcome.guard_seconds}};
+  return {{"read_tokens", outcome.read_tokens},  {"mean_nats", outcome.mean_nats},
+          {"tier", AdaptTierName(outcome.tier)}, {"learnt_tokens", outcome.learnt_tokens},
+          {"worse_nats", outcome.worse_nats},    {"joules", outcome.joules},
+          {"seconds", outcome.seconds},          {"guard_seconds", outcome.guard_seconds}};
 }
 
 // Takes values out of an object; the first that is missing or of another kind makes `ok` false.

@@ -139,7 +139,8 @@ void AdaptationController::TellSurprise(double mean_nats) {
     const double deviation = std::sqrt(std::max(square_nats_ - mean_nats_ * mean_nats_, 1e-4));
     const double z = (mean_nats - mean_nats_) / deviation;
     alarm_ = updates_ > 0 && (alarm_ || (z > kAlarmed && mean_nats > mean_nats_ + kLeap_nats));
-    if (scored_ >= 2) surprise_ = z > kSurprised ? Surprise::kHigh : z < -kSurprised ? Surprise::kLow : Surprise::kMiddle;
+    if (scored_ >= 2)
+      surprise_ = z > kSurprised ? Surprise::kHigh : z < -kSurprised ? Surprise::kLow : Surprise::kMiddle;
   }
   scored_ = std::min(scored_ + 1, kMemory);
   mean_nats_ += (mean_nats - mean_nats_) / scored_;

@@ -114,8 +114,9 @@ kernels::OpCost AdamCost(int64_t parameters) {
   return cost;
 }
 
-// Network: 2 FLOPs a weight forward, 4 backward, for each expert. Relaxation: some 200 a kept row and expert, most of them the solver's.
-// Features, hidden layer and about 16 arrays of a float an expert pass through memory; no weights of the model.
+// Orders of size, for where nothing was measured. Network: 2 FLOPs a weight forward, 4 backward, for each expert.
+// Relaxation: some 200 a kept row and expert. Features, hidden layer and about 16 arrays of a float an expert pass
+// through memory; no weights of the model.
 kernels::OpCost AdapterCost(int64_t layers, int64_t experts, int64_t rows) {
   const auto all = static_cast<double>(layers * experts);
   kernels::OpCost cost;

@@ -121,7 +121,7 @@ struct OperationShape {
   DType down_type = DType::kF32;   // experts
   int32_t kv_heads = 0;            // attention
   int32_t rope_dim = 0;            // rope
-  int64_t tokens = 0;              // rows that go in; Adam: parameters; adapter: rows of gate logits that it keeps of a layer
+  int64_t tokens = 0;  // rows that go in; Adam: parameters; adapter: rows of gate logits that it keeps of a layer
   int64_t positions = 0;           // attention: keys that the rows see, summed
   int64_t distinct_positions = 0;  // attention: shared ones counted once
   // Experts. An expert may be in both counts; `experts` counts it once.

@@ -262,7 +262,8 @@ class Planner {
     for (const int64_t parameters : {1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22}) {
       AddOf(Family::kAdam, {DType::kF32, 1, 1, false}, parameters, false);
     }
-    for (const int64_t parameters : {3 << 14, 3 << 18}) AddOf(Family::kAdam, {DType::kF32, 1, 1, false}, parameters, true);
+    for (const int64_t parameters : {3 << 14, 3 << 18})
+      AddOf(Family::kAdam, {DType::kF32, 1, 1, false}, parameters, true);
   }
   void AddBackward() {
     for (const int64_t rows : quick_ ? std::vector<int64_t>{16, 64} : std::vector<int64_t>{8, 16, 32, 64, 128, 256}) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the operations of test-time training, and the hardware adapter's tick, are run. Those that change their input in place are given what keeps it
-// bounded.
+// How the operations of test-time training, and the hardware adapter's tick, are run. Those that change their input in
+// place are given what keeps it bounded.
 #include <cmath>
 
 #include "base/random.h"
@@ -131,7 +131,8 @@ Profiler::Call Profiler::AdamCall(int64_t parameters) {
   const std::span<float> all = adam_;
   kernels::AdamArgs args;
   args.beta1 = 0.15f, args.beta2 = 0.99f, args.rate = 1e-9f, args.epsilon = 1e-8f;
-  args.gradient = all.first(n), args.m = all.subspan(n, n), args.v = all.subspan(2 * n, n), args.x = all.subspan(3 * n, n);
+  args.gradient = all.first(n), args.m = all.subspan(n, n), args.v = all.subspan(2 * n, n),
+  args.x = all.subspan(3 * n, n);
   return [=, this](size_t) { ops_->Adam({&args, 1}); };
 }
 
