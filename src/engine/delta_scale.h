@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How large a session's deltas should be, learnt beside them (docs/adr/0010-deltas-learn-their-size.md).
+// How large a session's deltas should be, learnt beside them (docs/adr/0011-deltas-learn-their-size.md).
 //
 // Each part of the deltas (at the output, in the last layers, in the layers below) is c times what the optimiser's
 // steps add up to. Before a step the gradient of a segment that the deltas have not learnt from says what log c should
