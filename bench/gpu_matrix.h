@@ -38,6 +38,7 @@ class DeviceArray {
   ~DeviceArray() { cudaFree(data_); }
 
   T* data() const { return data_; }
+  size_t size() const { return count_; }
   void Fill(int byte) { BENCH_CUDA(cudaMemset(data_, byte, count_ * sizeof(T))); }
   std::vector<T> Read() const {
     std::vector<T> out(count_);

@@ -84,6 +84,7 @@ Json TttOptionsJson(const TttOptions& options) {
   json["beta2"] = options.beta2;
   json["cooling"] = options.cooling;
   json["surprise"] = options.surprise;
+  json["scale_rate"] = options.scale_rate;
   json["decay"] = options.decay;
   json["window"] = options.window;
   json["keep"] = options.keep;

@@ -94,6 +94,9 @@ struct TttOptions {
   float cooling = 0;
   // A token counts in the loss as (its NLL / the segment's mean so far) ^ surprise: above 0 what was not expected teaches more.
   float surprise = 0;
+  // Parts of the deltas (at the output, in the last layers, below) are scaled by factors that are learnt beside them: at most so much a
+  // step on their logarithms. 0: they stay 1, as with steps above 1.
+  float scale_rate = 0;
   float decay = 0;             // share that a delta loses at each update (Krause et al. 2018, arXiv 1709.07432)
   // When a segment would pass `window` positions (0: the engine's context) the context restarts: the newest `keep` tokens are computed
   // again (half the window where they leave no room for a segment), with the deltas as they are, from position 0. 0: no restarts; a longer text is refused.

@@ -203,6 +203,7 @@ Status EngineImpl::AddSegment(ActiveRequest* active, int32_t* budget) {
     PlanSegment(active, first_row, count);
   } else if (ttt.adapts() && 2 * count >= options.segment && (ttt.stats.segments - 1) % options.every == 0) {
     BeginLearning(active, first_row, back + count, back, DeltaScope{});
+    PriceFixed(ttt, count, before);
   }
   return Status::Ok();
 }
@@ -251,6 +252,9 @@ void EngineImpl::Learn(StepContext& step) {
   Backward(step);
   Update(&record_);
   const int steps = learner_->session->ttt->options().steps;
+  if (!learner_->session->ttt->automatic && fixed_tier_ != AdaptTier::kSkip) {
+    adapt_pricer_.Observe(fixed_tier_, fixed_s_, record_.times.learn_us * 1e-6);
+  }
   for (int round = 1; round < steps; ++round) PassAgain();
   CountOwn(before, expert_bytes);
 }
@@ -272,8 +276,9 @@ void EngineImpl::Update(StepRecord* record) {
   if (learning_->loss_rows == 0) return;
   Adaptation& ttt = *learner_->session->ttt;
   const auto share = static_cast<float>(1.0 / learning_->loss_rows);
-  for (float& value : ttt.gradient()) value *= share;
-  ttt.optimizer().Step(ttt.gradient(), tape_->rows - learner_seen_, ttt.mutable_deltas().values, learning_->scope);
+  ttt.scale.Begin(ttt.layout(), learning_->scope, ttt.gradient(), ttt.mutable_deltas().values);
+  ttt.optimizer().Step(*ops_, ttt.gradient(), share, tape_->rows - learner_seen_, ttt.mutable_deltas().values, learning_->scope);
+  ttt.scale.End(ttt.layout(), learning_->scope, ttt.mutable_deltas().values);
   ++ttt.stats.updates;
   ttt.stats.adapted_tokens += tape_->rows - learner_seen_;
 }

@@ -41,13 +41,29 @@ class NllSink final : public LogitSink {
 
 }  // namespace
 
-AdaptInput EngineImpl::PriceSegment(const ActiveRequest& active, int64_t rows, int64_t position) {
-  const Adaptation& ttt = *active.session->ttt;
+void EngineImpl::BeginPricing(const Adaptation& ttt) {
   const bool keep_inner = LearningBytes(config_, ttt.layout().lowest_layer(), ttt.options().segment, true) <=
                           ttt.options().activation_bytes;
   adapt_pricer_.Begin(
       pricer_->shape(),
-      {.groups = GroupBits(ttt.options()), .parameters = ttt.layout().size(), .inner_kept = keep_inner});
+      {.groups = GroupBits(ttt.options()), .parameters = ttt.layout().size(), .rank = ttt.layout().rank(), .inner_kept = keep_inner});
+}
+
+void EngineImpl::PriceFixed(const Adaptation& ttt, int64_t rows, int64_t position) {
+  fixed_tier_ = AdaptTier::kSkip;
+  if (cost_view_.profiled_points == 0 || supervisor_->info().simulated) return;
+  for (size_t tier = 1; tier < kAdaptTiers; ++tier) {
+    if (AdaptTierName(static_cast<AdaptTier>(tier)) == ttt.options().tier) fixed_tier_ = static_cast<AdaptTier>(tier);
+  }
+  if (fixed_tier_ == AdaptTier::kSkip) return;
+  BeginPricing(ttt);
+  const auto costs = adapt_pricer_.Price(pricer_->profiled(), {supervisor_->prices()}, rows, position);
+  fixed_s_ = costs[static_cast<size_t>(fixed_tier_)].plain_seconds;
+}
+
+AdaptInput EngineImpl::PriceSegment(const ActiveRequest& active, int64_t rows, int64_t position) {
+  const Adaptation& ttt = *active.session->ttt;
+  BeginPricing(ttt);
   AdaptInput input;
   EnergyPrices prices = supervisor_->prices();
   if (loop_ != nullptr) {
@@ -220,7 +236,7 @@ void EngineImpl::TellOutcome(AdaptOutcome* outcome) {
   outcome->tier = decision.tier;
   outcome->learnt_tokens = static_cast<int32_t>(plan_.rows);
   const AdaptCost& cost = plan_.input.cost[static_cast<size_t>(decision.tier)];
-  ttt.automatic->spent_j += cost.joules;
+  ttt.automatic->spent_j += outcome->joules = cost.joules;
   ttt.stats.left_out_tokens += learning_->left_out;
   if (supervisor_->info().simulated) return;
   outcome->seconds = (record_.times.learn_us - plan_.guard_us) * 1e-6;
@@ -305,10 +321,11 @@ bool EngineImpl::CatchUp(ActiveRequest* active) {
   PickTokens(ttt.options(), decision);
   LearnAgain(0);
   CountOwn(before, expert_bytes);
-  ttt.automatic->spent_j += input.cost[static_cast<size_t>(decision.tier)].joules;
   AdaptOutcome outcome;
   outcome.tier = decision.tier;
   outcome.learnt_tokens = segment.count;
+  outcome.joules = input.cost[static_cast<size_t>(decision.tier)].joules;
+  ttt.automatic->spent_j += outcome.joules;
   ttt.automatic->controller.Observe(outcome);
   LogAdaptation(*session, input, decision, outcome);
   ttt.stats.left_out_tokens += learning_->left_out;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/adaptation.h"
 
+#include "control/adapt/adapt_pricer.h"
+
 namespace thermoe {
 
 Adaptation::Adaptation(const ModelConfig& config, const TttOptions& options, std::shared_ptr<const FeatureStatistics> features)
-    : options_(options),
+    : scale(options.steps == 1 ? options.scale_rate : 0, LowestLayerOf(AdaptTier::kLast, config.layers)),
+      options_(options),
       features_(std::move(features)),
       deltas_(Deltas::Start(std::make_shared<DeltaLayout>(config, options), options.seed, options.start)),
       optimizer_(deltas_.layout, options),
@@ -16,7 +19,8 @@ AutoAdaptation::AutoAdaptation(const TttOptions& options, const BenefitState& fr
     : start(from), controller(AdaptConfig{.price_nats = options.price_nats}, from) {}
 
 void Adaptation::Reset() {
-  deltas_ = Deltas::Start(deltas_.layout, options_.seed);
+  deltas_ = Deltas::Start(deltas_.layout, options_.seed, options_.start);
+  scale.Restore({});
   optimizer_ = DeltaOptimizer(deltas_.layout, options_);
 }
 

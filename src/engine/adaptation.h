@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "control/adapt/adaptation_controller.h"
+#include "engine/delta_scale.h"
 #include "forward/backward/learn.h"
 #include "forward/backward/optimizer.h"
 #include "forward/deltas.h"
@@ -63,6 +64,7 @@ class Adaptation {
   int32_t moved = -1;
   // What the experts gave; nothing unless options().recompute_share < 1.
   std::optional<Recall> recall;
+  DeltaScale scale;
   TttStats stats;
   std::optional<AutoAdaptation> automatic;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A session's deltas on disk: a safetensors file. Metadata: "format" "thermoe-deltas", "schema_version", "model" (its identity),
-// "tier", "rank", "steps" and "tokens" (of the optimiser), "optimizer", "groups" (JSON: name -> learning rate, last layers), "checksum" (FNV-1a,
+// "tier", "rank", "steps" and "tokens" (of the optimiser), "optimizer", "scales" (JSON: what delta_scale.h
+// keeps of each part), "groups" (JSON: name -> learning rate, last layers), "checksum" (FNV-1a,
 // 64 bits in hex, over the whole file with the checksum's own digits as zeros). Tensors, all F32: "GROUP.LAYER.whole|a|b" [rows, cols],
 // and the optimiser's moments under "m." and "v." before that name.
 #include <algorithm>
@@ -36,6 +37,12 @@ json GroupsJson(const TttOptions& options) {
   return groups;
 }
 
+json ScalesJson(const DeltaScale& scale) {
+  json parts = json::array();
+  for (const DeltaScale::Part& part : scale.parts()) parts.push_back({part.log_scale, part.squares, part.sum});
+  return parts;
+}
+
 // Any single changed byte changes it: each step is a bijection of the state.
 uint64_t Fnv1a(std::string_view bytes, uint64_t state) {
   for (const char byte : bytes) state = (state ^ static_cast<unsigned char>(byte)) * 0x100000001b3;
@@ -67,6 +74,7 @@ std::string FileBytes(const std::string& model_identity, const Adaptation& adapt
                             {"steps", std::to_string(optimizer.steps())},
                             {"tokens", std::to_string(optimizer.tokens())},
                             {"optimizer", std::string(TttOptimizerName(options.optimizer))},
+                            {"scales", ScalesJson(adaptation.scale).dump()},
                             {"checksum", kNoChecksum},
                             {"groups", GroupsJson(options).dump()}};
   std::string data;
@@ -159,6 +167,24 @@ Result<int64_t> NumberOf(const std::string& path, const DeltasFile& file, const 
   return number;
 }
 
+// A file from before deltas had scales has none: they begin at 1.
+Result<std::array<DeltaScale::Part, DeltaScale::kParts>> ScalesOf(const std::string& path, const DeltasFile& file) {
+  std::array<DeltaScale::Part, DeltaScale::kParts> parts;
+  const auto found = file.metadata.find("scales");
+  if (found == file.metadata.end()) return parts;
+  const json read = json::parse(found->second, nullptr, false);
+  bool ok = read.is_array() && read.size() == parts.size();
+  for (size_t i = 0; ok && i < parts.size(); ++i) {
+    ok = read[i].is_array() && read[i].size() == 3 && std::ranges::all_of(read[i], [](const json& each) { return each.is_number(); });
+    if (!ok) break;
+    parts[i] = {read[i][0].get<double>(), read[i][1].get<double>(), read[i][2].get<double>()};
+    ok = parts[i].log_scale >= std::log(DeltaScale::kLeast) && parts[i].log_scale <= std::log(DeltaScale::kMost) &&
+         parts[i].squares >= 0 && std::isfinite(parts[i].squares) && std::isfinite(parts[i].sum);
+  }
+  if (!ok) return Corrupt("{}: metadata field scales is not a scale and two sums for each of {} parts; save the deltas again", path, parts.size());
+  return parts;
+}
+
 Status CheckChecksum(const std::string& path, std::span<const std::byte> bytes, size_t header_bytes) {
   const std::string_view whole(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   const size_t at = ChecksumAt(whole, header_bytes), width = kNoChecksum.size();
@@ -212,8 +238,11 @@ Status ParseDeltas(const std::string& path, std::span<const std::byte> bytes, co
   if (file->tensors.tensors.size() != sets * adaptation->layout().tensors().size()) {
     return InvalidArgument("{}: holds more tensors than the tier adapts; name the groups and layers it was saved with", path);
   }
+  const Result<std::array<DeltaScale::Part, DeltaScale::kParts>> scales = ScalesOf(path, *file);
+  if (!scales.ok()) return scales.status();
   THERMOE_RETURN_IF_ERROR(CheckChecksum(path, bytes, file->tensors.header.size()));
   adaptation->optimizer().Restore(*steps, *tokens, *first, second);
+  adaptation->scale.Restore(*scales);
   adaptation->mutable_deltas().values = std::move(values).value();
   return Status::Ok();
 }

@@ -114,6 +114,9 @@ class EngineImpl final : public Engine, private LogitSink {
     double guard_us = 0;  // of the machine's own time
     std::vector<float> plain_nats, nats;  // [targets] by the guard; before the update
   };
+  void BeginPricing(const Adaptation& ttt);
+  // What an update of a session's own tier should take, where a profile can say; then what it took.
+  void PriceFixed(const Adaptation& ttt, int64_t rows, int64_t position);
   AdaptInput PriceSegment(const ActiveRequest& active, int64_t rows, int64_t position);
   void PlanSegment(ActiveRequest* active, int64_t first_row, int64_t rows);
   void PickTokens(const TttOptions& options, const AdaptDecision& decision);
@@ -192,6 +195,8 @@ class EngineImpl final : public Engine, private LogitSink {
   void CountOwn(const WorkCount& before, double expert_bytes_before);
   SegmentPlan plan_;
   AdaptPricer adapt_pricer_;
+  AdaptTier fixed_tier_ = AdaptTier::kSkip;  // of the segment that this step learns from, where it was priced
+  double fixed_s_ = 0;                       // as predicted
   BenefitState benefit_ = MeasuredBenefit();  // what sessions start from
   AdaptView adapt_view_;
   StepRecord record_;

@@ -37,8 +37,9 @@ ProfileTarget ProfileTargetOf(const Model& model) {
 ProfileKey ProfileKeyOf(const Model& model, const std::string& engine, const std::string& device_name, bool quick) {
   const ModelWeights& weights = model.impl().loaded().weights;
   const bool in_float = device_name.empty() && !weights.output.interleaved() && !model.impl().experts().layer(0).front().gate.interleaved();
+  const std::string deltas = device_name.empty() ? fmt::format(", deltas of rank {}", kProfiledRank) : "";  // devices do not learn
   return {device_name.empty() ? CpuName() : device_name, engine + (quick ? ", quick" : ""),
-          fmt::format("{} {}{}", model.info().identity, model.info().expert_type, in_float ? " in float" : ""),
+          fmt::format("{} {}{}{}", model.info().identity, model.info().expert_type, in_float ? " in float" : "", deltas),
           THERMOE_VERSION};
 }
 

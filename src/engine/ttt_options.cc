@@ -38,6 +38,7 @@ TttOptions Tier(std::string name, std::vector<DeltaGroupOptions> groups) {
   options.beta1 = 0.15f;
   options.cooling = 0.2f;
   options.surprise = 0.25f;
+  options.scale_rate = 0.15f;
   return options;
 }
 
@@ -79,8 +80,6 @@ std::vector<TttOptions> MakeTiers() {
   tiers.push_back(tiers.back());
   tiers.back().tier = "auto";
   tiers.back().automatic = true;
-  // The layers learn from fewer segments, in larger steps: 1.15 times (bench/results/ttt-auto.json).
-  for (DeltaGroupOptions& group : tiers.back().groups) group.learning_rate *= group.group == kOutputBias ? 1.0f : 1.15f;
   return tiers;
 }
 
@@ -176,6 +175,7 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   THERMOE_RETURN_IF_ERROR(Read(&*file, "epsilon", 0, 1, &options.epsilon));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "cooling", 0, 4, &options.cooling));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "surprise", -4, 4, &options.surprise));
+  THERMOE_RETURN_IF_ERROR(Read(&*file, "scale_rate", 0, 1, &options.scale_rate));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "decay", 0, 0.9, &options.decay));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "window", 0, 1e9, &options.window));
   THERMOE_RETURN_IF_ERROR(Read(&*file, "keep", 0, 1e9, &options.keep));
@@ -224,6 +224,7 @@ Status CheckTttOptions(const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(range("epsilon", options.epsilon, 0, 1));
   THERMOE_RETURN_IF_ERROR(range("cooling", options.cooling, 0, 4));
   THERMOE_RETURN_IF_ERROR(range("surprise", options.surprise, -4, 4));
+  THERMOE_RETURN_IF_ERROR(range("scale_rate", options.scale_rate, 0, 1));
   THERMOE_RETURN_IF_ERROR(range("decay", options.decay, 0, 0.9));
   THERMOE_RETURN_IF_ERROR(range("window", options.window, 0, 1e9));
   THERMOE_RETURN_IF_ERROR(range("keep", options.keep, 0, 1e9));

@@ -164,6 +164,15 @@ struct AddBackwardArgs {
   MutRows dgate;    // [T, 1] =
 };
 
+// A step of Adam on one tensor. With g = gradient * share, m += (1 - beta1) (g - m) and v += (1 - beta2) (g^2 - v):
+//   x -= rate * m / (sqrt(v * square) + floor), floor = epsilon + damping * sqrt(mean of v * square over all n)
+struct AdamArgs {
+  std::span<const float> gradient;  // [n]
+  float share = 1;
+  float beta1 = 0, beta2 = 0, rate = 0, square = 1, epsilon = 0, damping = 0;
+  std::span<float> m, v, x;         // [n]
+};
+
 enum class LossKind : uint8_t {
   kNll,      // -log p[target]
   kEntropy,  // -sum p log p

@@ -163,6 +163,7 @@ class Ops : public Residency {
   virtual void SwiGluBackward(const SwiGluBackwardArgs& args) const = 0;
   virtual void AddBackward(const AddBackwardArgs& args) const = 0;
   virtual void LossBackward(const LossBackwardArgs& args) const = 0;
+  virtual void Adam(std::span<const AdamArgs> tensors) const = 0;
 
   // x = min(max(x, -limit), limit), in place; not a number stays so.
   virtual void Clamp(MutRows x, float limit) const {

@@ -190,22 +190,31 @@ TEST(AdaptationController, ALeapOfTheNllCallsTheGuard) {
   leap.mean_nats = 5;
   controller.Observe(leap);
   EXPECT_TRUE(controller.Decide(Segment()).guard);
+  EXPECT_FALSE(controller.guard().Suspects());
   leap.worse_nats.assign(48, -0.1f);
   leap.mean_nats = 3;
   controller.Observe(leap);
   EXPECT_FALSE(controller.Decide(Segment()).guard) << "it has looked";
+  leap.worse_nats.assign(48, 0.15f);
+  controller.Observe(leap);
+  EXPECT_TRUE(controller.Decide(Segment()).guard) << "and suspects harm";
 }
 
-TEST(AdaptationController, GuardPassesComeEarlyAndThenSeldom) {
-  AdaptationController controller = Make();
-  std::vector<int> looks;
-  for (int update = 0; update < 100; ++update) {
-    const AdaptDecision decision = controller.Decide(Segment());
-    AdaptOutcome outcome = Learnt(AdaptTier::kOutput);
-    if (decision.guard) outcome.worse_nats.assign(48, -0.1f), looks.push_back(update);
-    controller.Observe(outcome);
-  }
-  EXPECT_EQ(looks, (std::vector<int>{1, 9, 41, 73}));
+TEST(AdaptationController, GuardPassesTakeAShareOfWhatLearningTakes) {
+  const auto looks = [](AdaptTier tier) {
+    AdaptationController controller = Make();
+    std::vector<int> at;
+    for (int update = 0; update < 100; ++update) {
+      const AdaptInput input = Segment();
+      AdaptOutcome outcome = Learnt(tier);
+      outcome.joules = input.cost[static_cast<size_t>(tier)].joules;
+      if (controller.Decide(input).guard) outcome.worse_nats.assign(48, -0.1f), at.push_back(update);
+      controller.Observe(outcome);
+    }
+    return at;
+  };
+  EXPECT_EQ(looks(AdaptTier::kCombined), (std::vector<int>{19, 38, 57, 76, 95}));
+  EXPECT_EQ(looks(AdaptTier::kOutput), (std::vector<int>{67})) << "as many joules";
 }
 
 std::string LogOf(AdaptationController controller, int segments) {

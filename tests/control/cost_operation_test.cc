@@ -148,6 +148,7 @@ class CountingOps final : public kernels::Ops {
     Count("LossBackward", args.logits.rows, 1, args.logits.cols);
     ops_.LossBackward(args);
   }
+  void Adam(std::span<const kernels::AdamArgs> tensors) const override { ops_.Adam(tensors); }
   void Clamp(MutRows x, float limit) const override {
     Count("Clamp", x.rows, 1, x.cols);
     ops_.Clamp(x, limit);

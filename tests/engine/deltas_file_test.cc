@@ -16,6 +16,7 @@
 
 #include "base/random.h"
 #include "engine/adaptation.h"
+#include "kernels/dispatch.h"
 #include "support/fixtures.h"
 
 namespace thermoe::testing {
@@ -60,21 +61,27 @@ class DeltasFile : public ::testing::Test {
     options.groups = {
         {DeltaGroup::kOutputBias, 0.01f, 0}, {DeltaGroup::kExpertGain, 0.02f, 1}, {DeltaGroup::kLowRankQ, 0.01f, 0}};
     options.rank = 2;
+    options.scale_rate = 0.15f;
     return options;
   }
   // As after some steps.
   static Adaptation Learnt(uint64_t seed, const TttOptions& options = Options()) {
     Adaptation adaptation(Config(), options, nullptr);
+    const std::unique_ptr<kernels::Ops> ops = kernels::MakeReferenceOps();
     Random random(seed);
     std::vector<float> gradient(adaptation.mutable_deltas().values.size());
     for (int step = 0; step < 3; ++step) {
       for (float& value : gradient) value = static_cast<float>(random.Normal());
-      adaptation.optimizer().Step(gradient, 16, adaptation.mutable_deltas().values);
+      adaptation.scale.Begin(adaptation.layout(), {}, gradient, adaptation.mutable_deltas().values);
+      adaptation.optimizer().Step(*ops, gradient, 1.0f, 16, adaptation.mutable_deltas().values);
+      adaptation.scale.End(adaptation.layout(), {}, adaptation.mutable_deltas().values);
     }
     return adaptation;
   }
   static void ExpectSame(const Adaptation& a, const Adaptation& b) {
     EXPECT_EQ(a.deltas()->values, b.deltas()->values);
+    EXPECT_EQ(a.scale.parts(), b.scale.parts());
+    EXPECT_NE(a.scale.parts(), decltype(a.scale.parts()){});
     EXPECT_EQ(a.optimizer().steps(), b.optimizer().steps());
     EXPECT_EQ(a.optimizer().tokens(), b.optimizer().tokens());
     EXPECT_TRUE(std::ranges::equal(a.optimizer().first_moment(), b.optimizer().first_moment()));

@@ -112,6 +112,7 @@ TEST(TttAuto, HarmIsFoundAndTheDeltasAreReset) {
   const std::vector<TokenId> text = Text(1200);
   TttOptions wild = Auto();
   for (DeltaGroupOptions& group : wild.groups) group.learning_rate *= 12;
+  wild.scale_rate = 0;  // which would tame it
   const double plain = MeanNll(Read(engine.get(), Plain(wild), text));
   const RequestResult guarded = Read(engine.get(), wild, text);
   EXPECT_GE(guarded.ttt.reverted, 1);
@@ -121,6 +122,9 @@ TEST(TttAuto, HarmIsFoundAndTheDeltasAreReset) {
   const double harm = MeanNll(Read(engine.get(), unguarded, text)) - plain;
   EXPECT_GT(harm, 0.5) << "what it would have come to";
   EXPECT_LT(MeanNll(guarded) - plain, 0.3 * harm);
+  TttOptions tamed = unguarded;
+  tamed.scale_rate = 0.15f;
+  EXPECT_LT(MeanNll(Read(engine.get(), tamed, text)) - plain, 0.8 * harm) << "deltas learn their size";
 }
 
 TEST(TttAuto, RepeatsAndNoiseDoNoHarm) {

@@ -255,6 +255,31 @@ inline OpCase LossCase(Random& random, LossKind kind, int64_t rows, int64_t voca
   return c;
 }
 
+inline OpCase AdamCase(Random& random, int64_t n, double damping) {
+  OpCase c;
+  c.name = "Adam " + Shape({n}) + " damping " + std::to_string(damping);
+  const std::vector<float> gradient = RandomFloats(random, n), before_m = RandomFloats(random, n), before_x = RandomFloats(random, n);
+  std::vector<float> before_v = RandomFloats(random, n);
+  for (float& v : before_v) v *= v;
+  c.inputs = {{"gradient", gradient}, {"m", before_m}, {"x", before_x}};
+  c.run = [=](const Ops& ops) {
+    std::vector<float> m = before_m, v = before_v, x = before_x;
+    const AdamArgs args{gradient, 0.4f, 0.3f, 0.9f, 0.02f, 1.7f, 1e-3f, static_cast<float>(damping), m, v, x};
+    ops.Adam({&args, 1});
+    Append(v, &m);
+    Append(x, &m);
+    return m;
+  };
+  WantReference(&c);
+  // A few roundings of values of about 1; steps are at most 0.02 * 4 / 1e-3, and the sum of n squares has n roundings.
+  for (size_t i = 0; i < c.want.size(); ++i) {
+    const bool value = i >= 2 * gradient.size();
+    const double step = value ? std::fabs(c.want[i] - before_x[i - 2 * gradient.size()]) : 0;
+    c.bound.push_back(kUnit * (8 * (std::fabs(c.want[i]) + 2) + (static_cast<double>(n) + 16) * step));
+  }
+  return c;
+}
+
 inline OpCase AttentionBackwardCase(Random& random, const AttentionShape& shape) {
   OpCase c;
   c.name = "AttentionBackward " + shape.text();

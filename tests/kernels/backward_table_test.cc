@@ -79,6 +79,10 @@ TEST(BackwardTable, RowsAndDeltas) {
   cases.push_back(LowRankCase(random, 7, 64, 100, 4, false));
   cases.push_back(LowRankCase(random, 70, 300, 515, 8, true));
   cases.push_back(LowRankCase(random, 33, 48, 40, kMaxRank, true));
+  cases.push_back(LowRankCase(random, 50, 140, 1300, 24, true));  // wider than what is taken in one piece
+  for (const int64_t n : {1, 7, 16, 300, 5000}) {
+    for (const double damping : {0.0, 3.0}) cases.push_back(AdamCase(random, n, damping));
+  }
   for (const bool normalise : {false, true}) {
     cases.push_back(SlotWeightsCase(random, 9, 8, 3, normalise));
     cases.push_back(SlotWeightsCase(random, 70, 60, 8, normalise));
@@ -105,7 +109,7 @@ TEST(BackwardTable, Attention) {
        {AttentionShape{1, 1, 16, {{0, 1}}}, AttentionShape{2, 1, 24, {{0, 7}}}, AttentionShape{4, 4, 32, {{15, 2}}},
         AttentionShape{4, 2, 40, {{31, 3}}}, AttentionShape{8, 2, 64, {{0, 70}}}, AttentionShape{6, 2, 80, {{13, 37}}},
         AttentionShape{5, 1, 17, {{3, 33}}}, AttentionShape{7, 7, 96, {{200, 17}}},
-        AttentionShape{8, 1, 128, {{250, 33}}}}) {
+        AttentionShape{8, 1, 128, {{250, 33}}}, AttentionShape{40, 1, 16, {{18, 5}}}}) {
     cases.push_back(AttentionBackwardCase(random, shape));
   }
   RunTable(cases);
@@ -180,6 +184,8 @@ TEST(BackwardTable, ResultsDoNotDependOnThreads) {
   }
   cases.push_back(AttentionBackwardCase(random, {6, 3, 40, {{40, 60}}}));
   cases.push_back(LowRankCase(random, 70, 300, 515, 8, true));
+  cases.push_back(LowRankCase(random, 50, 140, 1300, 24, true));
+  cases.push_back(AdamCase(random, 30000, 3.0));
   cases.push_back(RowDeltasCase(random, 60, 1030));
   cases.push_back(LossCase(random, LossKind::kNll, 12, 3000, 3));
   for (const std::string& isa : SupportedIsas()) {

@@ -80,6 +80,7 @@ class MixedOps final : public kernels::Ops {
   void SwiGluBackward(const kernels::SwiGluBackwardArgs& args) const override { backward_.SwiGluBackward(args); }
   void AddBackward(const kernels::AddBackwardArgs& args) const override { backward_.AddBackward(args); }
   void LossBackward(const kernels::LossBackwardArgs& args) const override { backward_.LossBackward(args); }
+  void Adam(std::span<const kernels::AdamArgs> tensors) const override { backward_.Adam(tensors); }
 
  private:
   const kernels::Ops& forward_;

@@ -49,10 +49,10 @@ Json DecisionJson(const AdaptDecision& decision) {
 }
 
 Json OutcomeJson(const AdaptOutcome& outcome) {
-  return {{"read_tokens", outcome.read_tokens},    {"mean_nats", outcome.mean_nats},
-          {"tier", AdaptTierName(outcome.tier)},   {"learnt_tokens", outcome.learnt_tokens},
-          {"worse_nats", outcome.worse_nats},      {"seconds", outcome.seconds},
-          {"guard_seconds", outcome.guard_seconds}};
+  return {{"read_tokens", outcome.read_tokens},  {"mean_nats", outcome.mean_nats},
+          {"tier", AdaptTierName(outcome.tier)}, {"learnt_tokens", outcome.learnt_tokens},
+          {"worse_nats", outcome.worse_nats},    {"joules", outcome.joules},
+          {"seconds", outcome.seconds},          {"guard_seconds", outcome.guard_seconds}};
 }
 
 // Takes values out of an object; the first that is missing or of another kind makes `ok` false.
@@ -133,6 +133,7 @@ AdaptOutcome OutcomeFrom(const Json& json, Reader* read) {
   read->Take(json, "mean_nats", &outcome.mean_nats);
   read->Tier(read->Find(json, "tier"), &outcome.tier);
   read->Take(json, "learnt_tokens", &outcome.learnt_tokens);
+  read->Take(json, "joules", &outcome.joules);
   const Json* worse = read->Find(json, "worse_nats");
   if (worse == nullptr || !worse->is_array()) {
     read->ok = false;
@@ -169,7 +170,7 @@ Result<BenefitState> StateFrom(const Json& json, const std::string& source) {
 std::string AdaptSessionLine(uint64_t session, const AdaptConfig& config, const BenefitState& start) {
   Json json;
   json["adapt_session"] = session;
-  json["config"] = {config.price_nats, config.strain, config.temp_margin_c, config.guard_every, config.rest_segments};
+  json["config"] = {config.price_nats, config.strain, config.temp_margin_c, config.guard_share, config.rest_segments};
   json["state"] = StateJson(start);
   return json.dump();
 }
@@ -206,7 +207,7 @@ Status AdaptReplay::Line(const nlohmann::ordered_json& json, const std::string& 
   if (json.contains("adapt_session")) {
     AdaptConfig config;
     read.Take(json, "adapt_session", &session);
-    read.List(read.Find(json, "config"), &config.price_nats, &config.strain, &config.temp_margin_c, &config.guard_every,
+    read.List(read.Find(json, "config"), &config.price_nats, &config.strain, &config.temp_margin_c, &config.guard_share,
               &config.rest_segments);
     const Json* state = read.Find(json, "state");
     if (!read.ok) return Corrupt("{}: adapt_session must be complete; it is no decision log of this version", where);

@@ -12,7 +12,6 @@ constexpr std::array<std::string_view, kAdaptReasons> kReasons = {
 // Deltas help about so many later tokens before the text has moved on; and a session whose end is not known goes on a
 // little.
 constexpr double kMostAhead = 2000, kLeastAhead = 64;
-constexpr int64_t kSecondLook = 8;                // updates after the first one that the guard looks again
 constexpr double kLooks = 32;                     // steps of a look ahead
 constexpr double kMemory = 64;                    // segments that the running mean of the NLL reaches back
 constexpr double kSurprised = 0.75;               // standard deviations of the segments' NLL
@@ -109,15 +108,13 @@ AdaptDecision AdaptationController::Decide(const AdaptInput& input) const {
     best.defer = wanted.reason != AdaptReason::kBudget;
   }
   best.strained = best.tier != AdaptTier::kSkip && input.loop.lambda > 0;
-  best.guard = !input.deferred && GuardIsDue() && input.guard.joules <= input.joules_left && !best.defer;
+  best.guard = !input.deferred && GuardIsDue(input) && input.guard.joules <= input.joules_left && !best.defer;
   return best;
 }
 
-bool AdaptationController::GuardIsDue() const {
+bool AdaptationController::GuardIsDue(const AdaptInput& input) const {
   if (since_guard_ == 0) return false;  // nothing new to look at
-  if (alarm_) return true;
-  const int64_t wait = guards_ == 0 ? 1 : guards_ == 1 ? kSecondLook : config_.guard_every;
-  return since_guard_ >= wait;
+  return alarm_ || guard_.Suspects() || config_.guard_share * since_guard_j_ >= input.guard.joules;
 }
 
 bool AdaptationController::Observe(const AdaptOutcome& outcome) {
@@ -132,16 +129,18 @@ bool AdaptationController::Observe(const AdaptOutcome& outcome) {
     benefit_.Learnt(outcome.tier, outcome.learnt_tokens);
     ++updates_;
     ++since_guard_;
+    since_guard_j_ += outcome.joules;
   }
   return false;
 }
 
 void AdaptationController::TellSurprise(double mean_nats) {
-  if (scored_ >= 2) {
+  if (scored_ >= 1) {
     const double deviation = std::sqrt(std::max(square_nats_ - mean_nats_ * mean_nats_, 1e-4));
     const double z = (mean_nats - mean_nats_) / deviation;
     alarm_ = updates_ > 0 && (alarm_ || (z > kAlarmed && mean_nats > mean_nats_ + kLeap_nats));
-    surprise_ = z > kSurprised ? Surprise::kHigh : z < -kSurprised ? Surprise::kLow : Surprise::kMiddle;
+    if (scored_ >= 2)
+      surprise_ = z > kSurprised ? Surprise::kHigh : z < -kSurprised ? Surprise::kLow : Surprise::kMiddle;
   }
   scored_ = std::min(scored_ + 1, kMemory);
   mean_nats_ += (mean_nats - mean_nats_) / scored_;
@@ -154,14 +153,13 @@ bool AdaptationController::Guard(std::span<const float> worse_nats) {
     guard_.Add(worse);
     pair.Add(worse);
   }
-  ++guards_;
   since_guard_ = 0;
+  since_guard_j_ = 0;
   alarm_ = false;
   if (pair.tokens() > 1) benefit_.ObservePair(-pair.mean_nats(), pair.variance());
   if (!guard_.Rejects()) return false;
   guard_ = GuardTest();
   benefit_.Forget();
-  guards_ = since_guard_ = 0;
   rest_ = config_.rest_segments << std::min<int64_t>(resets_, 8);
   ++resets_;
   return true;

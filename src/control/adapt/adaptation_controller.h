@@ -78,6 +78,7 @@ struct AdaptOutcome {
   AdaptTier tier = AdaptTier::kSkip;
   int32_t learnt_tokens = 0;
   std::vector<float> worse_nats = {};     // adapted less plain NLL, by token, where the guard looked
+  double joules = 0;                      // that learning was predicted to take
   double seconds = 0, guard_seconds = 0;  // of the engine's clock, for people; 0: unknown
 };
 
@@ -87,8 +88,9 @@ struct AdaptConfig {
   // How much dearer joules are while a limit presses: price * (1 + kStrain * lambda).
   double strain = 8;
   double temp_margin_c = 1;
-  // Guard passes: after the first update, 8 more, and then every so many; at once where the NLL leaps.
-  int32_t guard_every = 32;
+  // What guard passes take of the joules of learning: one is due where those since the last reach its own over this
+  // share; and at once where the NLL leaps or earlier looks suspect harm.
+  double guard_share = 0.06;
   // Segments without adaptation after the guard found harm; doubled each time.
   int32_t rest_segments = 8;
 };
@@ -119,7 +121,7 @@ class AdaptationController {
   double PriceOf(const AdaptInput& input, double strain) const;
   double Projected(const AdaptInput& input, double price) const;
   AdaptReason WhyNot(const AdaptInput& input, AdaptTier tier) const;
-  bool GuardIsDue() const;
+  bool GuardIsDue(const AdaptInput& input) const;
   void TellSurprise(double mean_nats);
   bool Guard(std::span<const float> worse_nats);
 
@@ -128,7 +130,8 @@ class AdaptationController {
   GuardTest guard_;
   Surprise surprise_ = Surprise::kMiddle;
   double mean_nats_ = 0, square_nats_ = 0, scored_ = 0;  // of segments, running
-  int64_t updates_ = 0, since_guard_ = 0, guards_ = 0, resets_ = 0;
+  int64_t updates_ = 0, since_guard_ = 0, resets_ = 0;
+  double since_guard_j_ = 0;
   bool alarm_ = false;  // the NLL leapt: the guard should look
   int32_t rest_ = 0;    // segments that pass without adaptation
 };

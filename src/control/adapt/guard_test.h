@@ -29,6 +29,8 @@ class GuardTest {
     const double log_tail = std::log(2 * Phi(sum_ / std::sqrt(precision)));
     return 0.5 * std::log(kPrior / precision) + sum_ * sum_ / (2 * precision) + log_tail;
   }
+  // The sum is a deviation above 0: worth looking again soon.
+  bool Suspects() const { return sum_ > std::sqrt(squares_); }
   bool Rejects() const { return log_evidence() > std::log(kRejectAt); }
 
   int64_t tokens() const { return tokens_; }

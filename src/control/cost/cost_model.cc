@@ -117,7 +117,9 @@ Stage StageOf(Family family) {
     case Family::kExpertInner:
     case Family::kExpertInnerHi:
     case Family::kExpertBackward:
-    case Family::kExpertBackwardHi: break;  // outside of steps' stages
+    case Family::kExpertBackwardHi:
+    case Family::kAdam:
+    case Family::kAdapterTick: break;  // outside of steps' stages
   }
   return Stage::kNone;
 }

@@ -9,8 +9,8 @@
 namespace thermoe {
 namespace {
 
-// Passes of an update over its parameters: gradient, two moments read and written, value.
-constexpr int64_t kUpdatePasses = 3;
+// Passes over the parameters beside Adam's: their product with the gradient, off their scale and on it (delta_scale.h).
+constexpr int64_t kScalePasses = 3;
 
 class Plan {
  public:
@@ -24,8 +24,10 @@ class Plan {
       Experts(model_.layers[static_cast<size_t>(layer)]);
       Attention(model_.layers[static_cast<size_t>(layer)]);
     }
-    rows_ = kUpdatePasses;
-    Rows(Family::kSumRows, learning_.parameters);
+    rows_ = learning_.parameters;
+    Add(Family::kAdam, {DType::kF32, 1, 1, false});
+    rows_ = kScalePasses * learning_.parameters / config_.hidden;
+    Rows(Family::kSumRows, config_.hidden);
   }
 
  private:
@@ -42,8 +44,13 @@ class Plan {
   void Rows(Family family, int64_t width) { Add(family, {DType::kF32, 1, width, false}); }
   // The product and, where the session has it, the low-rank change of it.
   void Projection(const MatrixShape& matrix, DeltaGroup group) {
-    if (Has(group)) Add(Family::kLowRankBackward, {DType::kF32, matrix.rows, matrix.cols, false});
+    if (Has(group)) LowRank(matrix);
     Add(Family::kLinearBackward, matrix);
+  }
+  // As many rows at the rank that was measured as have the same FLOPs.
+  void LowRank(const MatrixShape& matrix) {
+    Add(Family::kLowRankBackward, {DType::kF32, matrix.rows, matrix.cols, false}).tokens =
+        std::max<int64_t>(rows_ * learning_.rank / kProfiledRank, 1);
   }
   void Gain(DeltaGroup group) {
     if (!Has(group)) return;
@@ -61,7 +68,7 @@ class Plan {
       if (rows_ == 0) continue;
       if (Has(DeltaGroup::kOutputBias)) Rows(Family::kSumRows, config_.vocab);
       if (Has(DeltaGroup::kLowRankOutput)) {
-        Add(Family::kLowRankBackward, {DType::kF32, config_.vocab, config_.hidden, false});
+        LowRank({DType::kF32, config_.vocab, config_.hidden, false});
       }
       if (!below && !Has(DeltaGroup::kOutputGain) && !Has(DeltaGroup::kHiddenBias)) continue;
       Add(Family::kLinearBackward, model_.output);

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "control/router/ttha_network.h"
 #include "kernels/ops.h"
 
 namespace thermoe {
@@ -55,6 +56,8 @@ constexpr std::array<FamilyInfo, kFamilies> kTable = {{
     {Family::kExpertInnerHi, "expert inner hi", "ExpertInner"},
     {Family::kExpertBackward, "experts backward", "ExpertFfnBackward"},
     {Family::kExpertBackwardHi, "experts backward hi", "ExpertFfnBackward"},
+    {Family::kAdam, "adam", "Adam"},
+    {Family::kAdapterTick, "hardware adapter", ""},
 }};
 
 WeightMatrix MatrixOf(const MatrixShape& shape, DType type) {
@@ -101,6 +104,25 @@ kernels::OpCost ExpertBackwardCostOf(const OperationShape& shape) {
     sum += cost;
   }
   return sum;
+}
+
+// Reads gradient, moments and values, writes the last three; 12 FLOPs each.
+kernels::OpCost AdamCost(int64_t parameters) {
+  kernels::OpCost cost;
+  cost.activation_bytes = 28.0 * static_cast<double>(parameters);
+  cost.flops = 12.0 * static_cast<double>(parameters);
+  return cost;
+}
+
+// Orders of size, for where nothing was measured. Network: 2 FLOPs a weight forward, 4 backward, for each expert.
+// Relaxation: some 200 a kept row and expert. Features, hidden layer and about 16 arrays of a float an expert pass
+// through memory; no weights of the model.
+kernels::OpCost AdapterCost(int64_t layers, int64_t experts, int64_t rows) {
+  const auto all = static_cast<double>(layers * experts);
+  kernels::OpCost cost;
+  cost.activation_bytes = 4 * all * (TthaNetwork::kFeatures + TthaNetwork::kHidden + 16 + static_cast<double>(rows));
+  cost.flops = all * (6.0 * TthaNetwork::kFeatures * TthaNetwork::kHidden + 200.0 * static_cast<double>(rows));
+  return cost;
 }
 
 // Collects the calls of one step.
@@ -293,6 +315,8 @@ kernels::OpCost CostOf(const OperationShape& shape) {
     case Family::kAddBackward: return kernels::AddBackwardCost(shape.tokens, matrix.cols);
     case Family::kLossBackward: return kernels::LossBackwardCost(shape.tokens, matrix.cols);
     case Family::kRowChange: return kernels::RowChangeCost(shape.tokens, matrix.cols);
+    case Family::kAdam: return AdamCost(shape.tokens);
+    case Family::kAdapterTick: return AdapterCost(matrix.rows, matrix.cols, shape.tokens);
   }
   return {};
 }

@@ -63,8 +63,11 @@ enum class Family : uint8_t {
   kExpertInnerHi,
   kExpertBackward,
   kExpertBackwardHi,
+  kAdam,
+  // A tick of the hardware adapter: forward, update, biases (router/ttha_adapter.h).
+  kAdapterTick,
 };
-inline constexpr int kFamilies = 42;
+inline constexpr int kFamilies = 44;
 inline bool IsExpertBackward(Family family) {
   return family >= Family::kExpertInner && family <= Family::kExpertBackwardHi;
 }
@@ -76,8 +79,8 @@ inline bool IsAttention(Family family) {
          family == Family::kAttentionBackward;
 }
 
-// The rank that low-rank families are measured at.
-inline constexpr int64_t kProfiledRank = 4;
+// The rank that low-rank families are measured at: that of the tier "combined". Part of a profile's key.
+inline constexpr int64_t kProfiledRank = 24;
 
 // Rows of the output matrix's product that the forward pass computes at once (forward/step.h; engine/profile_target.cc
 // checks).
@@ -115,11 +118,12 @@ struct OperationShape {
   Family family = Family::kEmbed;
   // Weights: their shape. Attention: [heads, head_dim]. Select: [K, E]. Experts: the gate matrix, [F, D].
   // Norm, rope, store, add, SwiGLU, clamp, sample, loss: [1, width of a row]. Low rank: [out, in], at kProfiledRank.
+  // Adam: [1, 1]. Adapter: [L, E].
   MatrixShape matrix;
   DType down_type = DType::kF32;   // experts
   int32_t kv_heads = 0;            // attention
   int32_t rope_dim = 0;            // rope
-  int64_t tokens = 0;              // rows that go in
+  int64_t tokens = 0;  // rows that go in; Adam: parameters; adapter: rows of gate logits that it keeps of a layer
   int64_t positions = 0;           // attention: keys that the rows see, summed
   int64_t distinct_positions = 0;  // attention: shared ones counted once
   // Experts. An expert may be in both counts; `experts` counts it once.

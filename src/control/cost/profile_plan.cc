@@ -93,7 +93,11 @@ class Planner {
     AddPrefill();
     AddDecode();
     AddExperts();
-    if (!in_steps_) AddBackward();
+    if (!in_steps_) {
+      AddBackward();
+      AddUpdates();
+      AddAdapter();
+    }
     // Neighbours in a table are measured minutes apart: what disturbs the machine for a while does not bend a whole
     // curve.
     Random random(1);
@@ -306,6 +310,10 @@ class Planner {
     }
     AddOf(Family::kLossBackward, wide(config.vocab), std::min(rows, kLogitRows), held_out);
     AddOf(Family::kLinearBackward, model_.output, std::min(rows, kLogitRows), held_out);
+    AddOf(Family::kSumRows, wide(config.vocab), std::min(rows, kLogitRows), held_out);
+    for (const Family family : {Family::kLowRank, Family::kLowRankBackward}) {
+      AddOf(family, {DType::kF32, config.vocab, config.hidden, false}, std::min(rows, kLogitRows), held_out);
+    }
     for (const int64_t past : {int64_t{0}, 2 * rows}) {
       if (past + rows > config.context) continue;
       Add(Attention(Family::kAttentionBackward, rows, rows * past + rows * (rows + 1) / 2, past + rows), held_out);
@@ -327,11 +335,27 @@ class Planner {
       }
     }
   }
+  // From the output's bias alone to all deltas of a large model.
+  void AddUpdates() {
+    for (const int64_t parameters : {1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22}) {
+      AddOf(Family::kAdam, {DType::kF32, 1, 1, false}, parameters, false);
+    }
+    for (const int64_t parameters : {3 << 14, 3 << 18})
+      AddOf(Family::kAdam, {DType::kF32, 1, 1, false}, parameters, true);
+  }
   void AddBackward() {
     for (const int64_t rows : quick_ ? std::vector<int64_t>{16, 64} : std::vector<int64_t>{8, 16, 32, 64, 128, 256}) {
       AddBackward(rows, false);
     }
     for (const int64_t rows : quick_ ? std::vector<int64_t>{32} : std::vector<int64_t>{24, 96}) AddBackward(rows, true);
+  }
+
+  // Where a token takes every expert there is no adapter.
+  void AddAdapter() {
+    if (model_.config.slots >= model_.config.experts) return;
+    const MatrixShape matrix{DType::kF32, model_.config.layers, model_.config.experts, false};
+    for (const int64_t rows : {2, 4, 8}) AddOf(Family::kAdapterTick, matrix, rows, false);
+    AddOf(Family::kAdapterTick, matrix, 6, true);
   }
 
   const ModelShape& model_;

@@ -97,6 +97,8 @@ class Profiler {
   Call LinearBackwardCall(const OperationShape& shape);
   Call LowRankCall(const OperationShape& shape);
   Call SlotWeightCall(const OperationShape& shape);
+  Call AdamCall(int64_t parameters);
+  Call AdapterCall(const OperationShape& shape);
   Call ExpertBackwardCall(const OperationShape& shape, std::vector<int32_t> layers);
   void PlaceRows(const OperationShape& shape);
   void PlaceSlots(const OperationShape& shape);
@@ -154,7 +156,7 @@ class Profiler {
   std::vector<Planes> slot_planes_;
   std::vector<kernels::Selection::Job> jobs_;
   std::vector<float> inner_, slot_out_;
-  std::vector<float> fourth_, weight_gradient_, low_rank_;  // set by the calls of profiler_backward.cc
+  std::vector<float> fourth_, weight_gradient_, low_rank_, adam_;  // set by the calls of profiler_backward.cc
   std::vector<int32_t> targets_;
   // Set by MakeStepBuffers(): what a step's stages work on.
   std::vector<float> x_, h_, q_, k_, v_, attended_, gate_logits_, shared_gate_, shared_up_, shared_scale_;  // [rows, ...]

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the operations of test-time training are run. Those that change their input in place are given what keeps it
-// bounded.
+// How the operations of test-time training, and the hardware adapter's tick, are run. Those that change their input in
+// place are given what keeps it bounded.
 #include <cmath>
 
+#include "base/random.h"
 #include "control/cost/profiler.h"
+#include "control/router/ttha_adapter.h"
 
 namespace thermoe {
 
@@ -122,8 +124,52 @@ Profiler::Call Profiler::ExpertBackwardCall(const OperationShape& shape, std::ve
   };
 }
 
+// On moments that stand for those of many steps: values hardly move.
+Profiler::Call Profiler::AdamCall(int64_t parameters) {
+  const auto n = static_cast<size_t>(parameters);
+  adam_.assign(4 * n, 1e-3f);
+  const std::span<float> all = adam_;
+  kernels::AdamArgs args;
+  args.beta1 = 0.15f, args.beta2 = 0.99f, args.rate = 1e-9f, args.epsilon = 1e-8f;
+  args.gradient = all.first(n), args.m = all.subspan(n, n), args.v = all.subspan(2 * n, n),
+  args.x = all.subspan(3 * n, n);
+  return [=, this](size_t) { ops_->Adam({&args, 1}); };
+}
+
+// Under a power limit that presses, with half of the rows new at each tick, as in the loop.
+Profiler::Call Profiler::AdapterCall(const OperationShape& shape) {
+  struct Loop {
+    TthaAdapter adapter;
+    StepRecord record;
+    TthaObserved observed;
+  };
+  const auto layers = static_cast<int32_t>(shape.matrix.rows), experts = static_cast<int32_t>(shape.matrix.cols);
+  TthaOptions options;
+  options.shape = {layers, experts, target_.config->slots, static_cast<int32_t>(shape.tokens)};
+  auto loop = std::make_shared<Loop>(Loop{TthaAdapter(options), {}, {}});
+  Random random(8);
+  loop->record.tokens = loop->record.decode_tokens = 8;
+  loop->record.layers.resize(static_cast<size_t>(layers));
+  for (LayerRecord& layer : loop->record.layers) {
+    layer.expert_slots.assign(static_cast<size_t>(experts), 1);
+    for (int64_t i = 0; i < (shape.tokens + 1) / 2 * experts; ++i) {
+      layer.gate_logits.push_back(static_cast<float>(random.Normal()));
+    }
+  }
+  loop->observed.record = &loop->record;
+  loop->observed.machine = {50, 5, 0.001, 0.0005, 10, 0, 40, 0.2, 0};
+  loop->observed.limits.reference_tokens_per_s = 40000;
+  loop->observed.multipliers.power = 1;
+  return [loop](size_t) {
+    loop->adapter.Observe(loop->record);
+    loop->adapter.UpdateTtha(loop->observed);
+  };
+}
+
 Profiler::Call Profiler::BackwardCall(const OperationShape& shape) {
   switch (shape.family) {
+    case Family::kAdapterTick: return AdapterCall(shape);
+    case Family::kAdam: return AdamCall(shape.tokens);
     case Family::kLinearBackward: return LinearBackwardCall(shape);
     case Family::kLowRank:
     case Family::kLowRankBackward: return LowRankCall(shape);

@@ -9,7 +9,7 @@ namespace thermoe {
 namespace {
 
 constexpr size_t kMostDeferred = 64;  // as the engine keeps
-constexpr int64_t kRank = 12;         // of the tier "combined"
+constexpr int64_t kRank = 24;         // of the tier "combined"
 constexpr double kStepMemory = 20;    // steps that the running mean of slowness reaches back
 constexpr double kMostSlowness = 8;
 
@@ -22,6 +22,7 @@ LearningShape CombinedOn(const ModelShape& shape) {
         DeltaGroup::kLowRankO, DeltaGroup::kLowRankOutput}) {
     learning.groups |= 1u << static_cast<uint32_t>(group);
   }
+  learning.rank = kRank;
   const ModelConfig& config = shape.config;
   learning.parameters = config.vocab * (1 + kRank) + config.hidden * (1 + kRank);
   for (const LayerShape& layer : shape.layers) {
@@ -129,6 +130,7 @@ Work SimTtt::Read(const SimTttStep& step) {
     work = Take(input.guard);
   }
   if (decision.tier != AdaptTier::kSkip) {
+    outcome.joules = input.cost[static_cast<size_t>(decision.tier)].joules;
     const Work learn = Take(input.cost[static_cast<size_t>(decision.tier)]);
     work = {work.bytes + learn.bytes, work.flops + learn.flops};
     truth_->Learnt(decision.tier, step.rows);
@@ -158,6 +160,7 @@ Work SimTtt::CatchUp(const SimTttStep& step) {
   AdaptOutcome outcome;
   outcome.tier = decision.tier;
   outcome.learnt_tokens = segment.rows;
+  outcome.joules = input.cost[static_cast<size_t>(decision.tier)].joules;
   controller_->Observe(outcome);
   truth_->Learnt(decision.tier, segment.rows);
   return Take(input.cost[static_cast<size_t>(decision.tier)]);

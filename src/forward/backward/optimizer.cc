@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "base/check.h"
 
@@ -43,8 +42,10 @@ DeltaOptimizer::DeltaOptimizer(std::shared_ptr<const DeltaLayout> layout, const 
   gram2_.resize(gram_.size());
 }
 
-void DeltaOptimizer::Step(std::span<const float> gradient, int64_t tokens, std::span<float> values, const DeltaScope& scope) {
+void DeltaOptimizer::Step(const kernels::Ops& ops, std::span<const float> gradient, float share, int64_t tokens, std::span<float> values,
+                          const DeltaScope& scope) {
   THERMOE_CHECK(gradient.size() == first_.size() && values.size() == first_.size());
+  adam_.clear();
   for (size_t index = 0; index < counts_.size(); ++index) {
     const DeltaTensor& tensor = layout_->tensors()[index];
     if (!scope.Includes(tensor)) continue;
@@ -60,48 +61,44 @@ void DeltaOptimizer::Step(std::span<const float> gradient, int64_t tokens, std::
       for (float& value : x) value *= 1 - decay_;
     }
     if (kind_ == TttOptimizer::kSgd) {
-      Sgd(tensor, g, x);
+      Sgd(tensor, g, share, x);
     } else if (kind_ == TttOptimizer::kMuon && tensor.part != DeltaPart::kWhole) {
-      Muon(tensor, g, x);
+      Muon(tensor, g, share, x);
     } else {
-      Adam(tensor, count.steps, g, x);
+      adam_.push_back(Adam(tensor, count.steps, g, share, x));
     }
   }
+  ops.Adam(adam_);
 }
 
-void DeltaOptimizer::Adam(const DeltaTensor& tensor, int64_t count, std::span<const float> gradient, std::span<float> values) {
+kernels::AdamArgs DeltaOptimizer::Adam(const DeltaTensor& tensor, int64_t count, std::span<const float> gradient, float share,
+                                       std::span<float> values) {
   const auto steps = static_cast<double>(count);
   const auto rate = static_cast<float>(heat_ * tensor.learning_rate / (1 - std::pow(static_cast<double>(beta1_), steps)));
   const auto square = static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta2_), steps)));
-  float* m = first_.data() + tensor.offset;
-  float* v = second_.data() + tensor.offset;
-  for (size_t i = 0; i < values.size(); ++i) {
-    m[i] = beta1_ * m[i] + (1 - beta1_) * gradient[i];
-    v[i] = beta2_ * v[i] + (1 - beta2_) * gradient[i] * gradient[i];
-  }
-  const double sum = tensor.damping > 0 ? std::accumulate(v, v + values.size(), 0.0) : 0;
-  const float floor = epsilon_ + tensor.damping * static_cast<float>(std::sqrt(sum / static_cast<double>(values.size()) * square));
-  const float damped = rate * (1 + tensor.damping);
-  for (size_t i = 0; i < values.size(); ++i) values[i] -= damped * m[i] / (std::sqrt(v[i] * square) + floor);
+  const auto at = static_cast<size_t>(tensor.offset);
+  return {gradient, share, beta1_, beta2_, rate * (1 + tensor.damping), square, epsilon_, tensor.damping,
+            std::span(first_).subspan(at, values.size()), std::span(second_).subspan(at, values.size()), values};
 }
 
-void DeltaOptimizer::Sgd(const DeltaTensor& tensor, std::span<const float> gradient, std::span<float> values) {
+void DeltaOptimizer::Sgd(const DeltaTensor& tensor, std::span<const float> gradient, float share, std::span<float> values) {
   float* m = first_.data() + tensor.offset;
   for (size_t i = 0; i < values.size(); ++i) {
-    m[i] = beta1_ * m[i] + gradient[i];
+    m[i] = beta1_ * m[i] + share * gradient[i];
     values[i] -= heat_ * tensor.learning_rate * m[i];
   }
 }
 
 // The momentum with all its singular values made nearly one, by five Newton-Schulz steps of the published coefficients, then
 // scaled so that an element moves by about the learning rate, as with Adam (Liu et al. 2025, arXiv 2502.16982: 0.2 sqrt(max side)).
-void DeltaOptimizer::Muon(const DeltaTensor& tensor, std::span<const float> gradient, std::span<float> values) {
+void DeltaOptimizer::Muon(const DeltaTensor& tensor, std::span<const float> gradient, float share, std::span<float> values) {
   const int64_t n = tensor.rows, m = tensor.cols;
   float* momentum = first_.data() + tensor.offset;
   double squares = 0;
   for (size_t i = 0; i < values.size(); ++i) {
-    momentum[i] = beta1_ * momentum[i] + gradient[i];
-    direction_[i] = gradient[i] + beta1_ * momentum[i];  // Nesterov's
+    const float g = share * gradient[i];
+    momentum[i] = beta1_ * momentum[i] + g;
+    direction_[i] = g + beta1_ * momentum[i];  // Nesterov's
     squares += static_cast<double>(direction_[i]) * direction_[i];
   }
   const auto shrink = static_cast<float>(1 / (std::sqrt(squares) + 1e-20));

@@ -82,6 +82,7 @@ class CpuOps final : public Ops {
   void SwiGluBackward(const SwiGluBackwardArgs& args) const override;
   void AddBackward(const AddBackwardArgs& args) const override;
   void LossBackward(const LossBackwardArgs& args) const override;
+  void Adam(std::span<const AdamArgs> tensors) const override;
 
  private:
   // Rows of an attention tile: neighbours in the step that belong to one sequence.
@@ -108,6 +109,13 @@ class CpuOps final : public Ops {
       for (int64_t row = task * step; row < end; ++row) body(row);
     });
   }
+
+  // A piece of the values of AdamArgs `tensor`.
+  struct AdamTask {
+    AdamTile tile;
+    size_t tensor = 0;
+    float sum = 0;  // of v
+  };
 
   ThreadScratch& scratch(int thread) const { return scratch_[static_cast<size_t>(thread)]; }
   // Some rows of a weight matrix times some of the rows that SetRow has set.
@@ -151,7 +159,8 @@ class CpuOps final : public Ops {
   void SwiGluOfSlots(const ExpertFfnBackwardArgs& args) const;
   void GateAndUpBackward(const ExpertFfnBackwardArgs& args) const;
   void AttentionTileBackward(const AttentionBackwardArgs& args, int64_t first, int32_t head, ThreadScratch& scratch) const;
-  void AddOuterProduct(ConstRows coef, ConstRows w, MutRows out) const;
+  void DotTokens(ConstRows x, ConstRows w, MutRows out, int64_t task, int thread) const;
+  void WideLowRankBackward(const LowRankBackwardArgs& args) const;
   void GateAndUp(const ExpertFfnArgs& args) const;
   void Down(const ExpertFfnArgs& args) const;
   void Combine(const ExpertFfnArgs& args) const;
@@ -169,6 +178,8 @@ class CpuOps final : public Ops {
   mutable GradientRows gradients_[2];
   mutable WordRows word_rows_[2];
   mutable FloatBuffer inner_gradient_;  // [kept slots, F]
+  mutable FloatBuffer low_rank_parts_;  // [pieces, T, rank]
+  mutable std::vector<AdamTask> adam_tasks_;
 };
 
 }  // namespace thermoe::kernels::cpu

@@ -10,7 +10,6 @@
 namespace thermoe::kernels::cpu {
 namespace {
 
-constexpr int64_t kTileRows = 32;  // of tokens
 constexpr int64_t kTileColumns = 256;
 
 }  // namespace
@@ -101,105 +100,6 @@ void CpuOps::RowChange(const RowChangeArgs& args) const {
     for (int64_t lane = 0; lane < kLanes; ++lane) all_moved += moved[lane], all_length += length[lane];
     args.change[static_cast<size_t>(t)] = all_moved / all_length;
   });
-}
-
-// inner = x a^T, then out += inner b, for tiles of tokens.
-void CpuOps::LowRank(const LowRankArgs& args) const {
-  const int64_t tokens = args.x.rows, rank = args.a.rows;
-  THERMOE_CHECK(rank <= kMaxRank && args.b.rows == rank && args.a.cols == args.x.cols && args.b.cols == args.out.cols);
-  THERMOE_CHECK(args.inner.rows == tokens && args.inner.cols == rank && args.out.rows == tokens);
-  const int64_t work = tokens * rank * (args.x.cols + args.out.cols);
-  ForEach((tokens + kTileRows - 1) / kTileRows, work >= kForkMultiplyAdds, [&](int64_t task, int thread) {
-    const float *x[kTileRows], *coef[kTileRows];
-    float *inner[kTileRows], *out[kTileRows];
-    const int64_t first = task * kTileRows, count = std::min(kTileRows, tokens - first);
-    for (int64_t t = 0; t < count; ++t) {
-      x[t] = args.x.row(first + t);
-      coef[t] = inner[t] = args.inner.row(first + t);
-      out[t] = args.out.row(first + t);
-    }
-    DotArgs dot;
-    dot.weight = {Packing::kF32, rank, args.a.cols, reinterpret_cast<const std::byte*>(args.a.data), args.a.cols * 4,
-                  nullptr,       0};
-    dot.x = x;
-    dot.y = inner;
-    dot.tokens = count;
-    dot.scratch = scratch(thread).dot.data();
-    kernels_->dot(dot);
-    AddProductArgs product;
-    product.coef = coef;
-    product.steps = rank;
-    product.w = reinterpret_cast<const std::byte*>(args.b.data);
-    product.w_stride = args.b.cols * 4;
-    product.out = out;
-    product.rows = count;
-    product.cols = args.b.cols;
-    kernels_->add_product(product);
-  });
-}
-
-// out += coef^T w, rows of both being tokens.
-void CpuOps::AddOuterProduct(ConstRows coef, ConstRows w, MutRows out) const {
-  THERMOE_CHECK(coef.rows == w.rows && out.rows == coef.cols && out.cols == w.cols && out.rows <= kMaxRank);
-  const float* columns[kMaxRank];
-  float* rows[kMaxRank];
-  for (int64_t k = 0; k < out.rows; ++k) {
-    columns[k] = coef.data + k;
-    rows[k] = out.row(k);
-  }
-  ForEach((w.cols + kTileColumns - 1) / kTileColumns, coef.size() * w.cols >= kForkMultiplyAdds,
-          [&](int64_t task, int) {
-            AddProductArgs product;
-            product.coef = columns;
-            product.coef_step = coef.cols;
-            product.steps = coef.rows;
-            product.out = rows;
-            product.out_at = task * kTileColumns;
-            product.w = reinterpret_cast<const std::byte*>(w.data + product.out_at);
-            product.w_stride = w.cols * 4;
-            product.rows = out.rows;
-            product.cols = std::min(kTileColumns, w.cols - product.out_at);
-            kernels_->add_product(product);
-          });
-}
-
-void CpuOps::LowRankBackward(const LowRankBackwardArgs& args) const {
-  const int64_t tokens = args.x.rows, rank = args.a.rows;
-  THERMOE_CHECK(rank <= kMaxRank && args.b.rows == rank && args.a.cols == args.x.cols && args.b.cols == args.dy.cols);
-  THERMOE_CHECK(args.dy.rows == tokens && args.inner.rows == tokens && args.inner.cols == rank);
-  THERMOE_CHECK(args.dinner.rows == tokens && args.dinner.cols == rank);
-  THERMOE_CHECK(args.dx.data == nullptr || (args.dx.rows == tokens && args.dx.cols == args.x.cols));
-  AddOuterProduct(args.inner, args.dy, args.db);
-  const int64_t work = tokens * rank * (args.x.cols + args.dy.cols);
-  ForEach((tokens + kTileRows - 1) / kTileRows, work >= kForkMultiplyAdds, [&](int64_t task, int thread) {
-    const float *dy[kTileRows], *coef[kTileRows];
-    float *dinner[kTileRows], *dx[kTileRows];
-    const int64_t first = task * kTileRows, count = std::min(kTileRows, tokens - first);
-    for (int64_t t = 0; t < count; ++t) {
-      dy[t] = args.dy.row(first + t);
-      coef[t] = dinner[t] = args.dinner.row(first + t);
-      dx[t] = args.dx.data == nullptr ? nullptr : args.dx.row(first + t);
-    }
-    DotArgs dot;
-    dot.weight = {Packing::kF32, rank, args.b.cols, reinterpret_cast<const std::byte*>(args.b.data), args.b.cols * 4,
-                  nullptr,       0};
-    dot.x = dy;
-    dot.y = dinner;
-    dot.tokens = count;
-    dot.scratch = scratch(thread).dot.data();
-    kernels_->dot(dot);
-    if (args.dx.data == nullptr) return;
-    AddProductArgs product;
-    product.coef = coef;
-    product.steps = rank;
-    product.w = reinterpret_cast<const std::byte*>(args.a.data);
-    product.w_stride = args.a.cols * 4;
-    product.out = dx;
-    product.rows = count;
-    product.cols = args.a.cols;
-    kernels_->add_product(product);
-  });
-  AddOuterProduct(args.dinner, args.x, args.da);
 }
 
 }  // namespace thermoe::kernels::cpu

@@ -40,12 +40,12 @@ struct ChunkScales {
   alignas(64) std::byte sixes[kChunkRows / 16][256];
 };
 
-// A row's floats of a chunk as words of at most kLargestWord; returns the scale, which is not a number where a float is none.
+// `count` floats of a row's chunk (a multiple of 16) as words of at most kLargestWord; returns the scale, which is not a number where a float is none.
 template <class Isa, class Int>
-float QuantiseChunk(const float* x, std::byte* words) {
+float QuantiseChunk(const float* x, int64_t count, std::byte* words) {
   using F = typename Isa::F;
   F most = Isa::Zero(), nothing = Isa::Zero();
-  for (int64_t i = 0; i < kChunkRows; i += Isa::kWidth) {
+  for (int64_t i = 0; i < count; i += Isa::kWidth) {
     const F v = Isa::Load(x + i);
     most = Isa::Max(most, Isa::Max(v, Isa::Sub(Isa::Zero(), v)));
     nothing = Isa::Fma(v, Isa::Zero(), nothing);
@@ -53,7 +53,7 @@ float QuantiseChunk(const float* x, std::byte* words) {
   const float largest = Isa::Largest(most);
   const bool tiny = largest < kLeastScale;
   const F inverse = Isa::Set(tiny ? 0.0f : kLargestWord / largest);
-  for (int64_t i = 0; i < kChunkRows; i += Isa::kWidth) Int::StoreWords(Isa::Mul(Isa::Load(x + i), inverse), words + 2 * i);
+  for (int64_t i = 0; i < count; i += Isa::kWidth) Int::StoreWords(Isa::Mul(Isa::Load(x + i), inverse), words + 2 * i);
   return (tiny ? 0.0f : largest / kLargestWord) + Isa::Sum(nothing);
 }
 
@@ -61,14 +61,7 @@ template <class Isa, class Int>
 void QuantiseWords(const float* dy, int64_t cols, const WordRows& out, int64_t row, std::byte* data) {
   for (int64_t at = 0; at < cols; at += kChunkRows, data += out.chunk_bytes()) {
     std::byte* words = data + row * 2 * kChunkRows;
-    float scale;
-    if (cols - at >= kChunkRows) {
-      scale = QuantiseChunk<Isa, Int>(dy + at, words);
-    } else {
-      float padded[kChunkRows] = {};
-      std::memcpy(padded, dy + at, static_cast<size_t>(cols - at) * sizeof(float));
-      scale = QuantiseChunk<Isa, Int>(padded, words);
-    }
+    const float scale = QuantiseChunk<Isa, Int>(dy + at, cols - at < kChunkRows ? cols - at : kChunkRows, words);
     std::memcpy(data + out.rows * 2 * kChunkRows + row * 4, &scale, 4);
   }
 }

@@ -185,6 +185,14 @@ static constexpr int64_t AttentionStateFloats(int64_t queries, int64_t head_dim)
   return queries * (PaddedHead(head_dim) + 32);
 }
 
+// Some values of AdamArgs (backward_ops.h).
+struct AdamTile {
+  const float* gradient = nullptr;
+  float *m = nullptr, *v = nullptr, *x = nullptr;
+  int64_t n = 0;
+  float share = 0, beta1 = 0, beta2 = 0, rate = 0, square = 0;
+};
+
 struct KernelTable {
   const char* name = nullptr;  // "avx512"
 
@@ -218,6 +226,10 @@ struct KernelTable {
   float (*loss_backward)(int64_t target, float scale, int64_t n, float* logits) = nullptr;
   // scores [n] become p = softmax(scale * scores), dp [n] becomes scale * p * (dp - along).
   void (*softmax_backward)(float* scores, float* dp, int64_t n, float scale, float along) = nullptr;
+  // m and v; returns the sum of v.
+  float (*adam_moments)(const AdamTile& tile) = nullptr;
+  // x -= rate * m / (sqrt(v * square) + floor)
+  void (*adam_values)(const AdamTile& tile, float floor) = nullptr;
 };
 
 // Null where the build has no such instructions. Whether the machine has them is dispatch.cc's business.

@@ -33,6 +33,8 @@ constexpr KernelTable MakeTable() {
   table.swiglu_backward = SwiGluBackwardRow<Isa>;
   table.loss_backward = LossBackwardRow<Isa>;
   table.softmax_backward = SoftmaxBackwardRow<Isa>;
+  table.adam_moments = AdamMoments<Isa>;
+  table.adam_values = AdamValues<Isa>;
   return table;
 }
 

@@ -77,6 +77,36 @@ void CpuOps::LossBackward(const LossBackwardArgs& args) const {
   });
 }
 
+// All tensors at once: many are small. Tiles are the same whatever the number of threads, and so is the order of their sums.
+void CpuOps::Adam(std::span<const AdamArgs> tensors) const {
+  constexpr int64_t kTile = 2048;  // the four arrays' are 32 KiB
+  adam_tasks_.clear();
+  int64_t values = 0;
+  for (size_t tensor = 0; tensor < tensors.size(); ++tensor) {
+    const AdamArgs& args = tensors[tensor];
+    const auto n = static_cast<int64_t>(args.x.size());
+    THERMOE_CHECK(args.gradient.size() == args.x.size() && args.m.size() == args.x.size() && args.v.size() == args.x.size());
+    for (int64_t at = 0; at < n; at += kTile) {
+      adam_tasks_.push_back({{args.gradient.data() + at, args.m.data() + at, args.v.data() + at, args.x.data() + at, std::min(kTile, n - at),
+                              args.share, args.beta1, args.beta2, args.rate, args.square}, tensor});
+    }
+    values += n;
+  }
+  ForEach(static_cast<int64_t>(adam_tasks_.size()), 4 * values >= kForkElements, [&](int64_t index, int) {
+    AdamTask& task = adam_tasks_[static_cast<size_t>(index)];
+    task.sum = kernels_->adam_moments(task.tile);
+    if (tensors[task.tensor].damping == 0) kernels_->adam_values(task.tile, tensors[task.tensor].epsilon);
+  });
+  for (size_t first = 0, end = 0; first < adam_tasks_.size(); first = end) {
+    const AdamArgs& args = tensors[adam_tasks_[first].tensor];
+    double sum = 0;
+    for (end = first; end < adam_tasks_.size() && adam_tasks_[end].tensor == adam_tasks_[first].tensor; ++end) sum += adam_tasks_[end].sum;
+    if (args.damping == 0) continue;
+    const auto typical = static_cast<float>(std::sqrt(sum / static_cast<double>(args.x.size()) * args.square));
+    for (size_t task = first; task < end; ++task) kernels_->adam_values(adam_tasks_[task].tile, args.epsilon + args.damping * typical);
+  }
+}
+
 void CpuOps::SelectBackward(const SelectBackwardArgs& args) const {
   // An expert costs an exp in double and its share of a partial sort.
   ForEachRow(args.logits.rows, args.logits.cols * 64, [&](int64_t t) { SelectExpertsBackward(args, t, 1); });

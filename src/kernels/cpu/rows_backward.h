@@ -156,4 +156,51 @@ void SoftmaxBackwardRow(float* scores, float* dp, int64_t n, float scale, float 
   }
 }
 
+template <class Isa>
+float AdamMoments(const AdamTile& tile) {
+  using F = typename Isa::F;
+  const F share = Isa::Set(tile.share), beta1 = Isa::Set(tile.beta1), beta2 = Isa::Set(tile.beta2);
+  const F rest1 = Isa::Set(1 - tile.beta1), rest2 = Isa::Set(1 - tile.beta2);
+  F total = Isa::Zero();
+  const auto lanes = [&](F g, F* m, F* v) {
+    g = Isa::Mul(g, share);
+    *m = Isa::Fma(beta1, *m, Isa::Mul(rest1, g));
+    *v = Isa::Fma(beta2, *v, Isa::Mul(Isa::Mul(rest2, g), g));
+    total = Isa::Add(total, *v);
+  };
+  int64_t i = 0;
+  for (; i + Isa::kWidth <= tile.n; i += Isa::kWidth) {
+    F m = Isa::Load(tile.m + i), v = Isa::Load(tile.v + i);
+    lanes(Isa::Load(tile.gradient + i), &m, &v);
+    Isa::Store(tile.m + i, m);
+    Isa::Store(tile.v + i, v);
+  }
+  if (const int64_t left = tile.n - i; left > 0) {
+    F m = Isa::LoadPart(tile.m + i, left), v = Isa::LoadPart(tile.v + i, left);
+    lanes(Isa::LoadPart(tile.gradient + i, left), &m, &v);
+    Isa::StorePart(tile.m + i, m, left);
+    Isa::StorePart(tile.v + i, v, left);
+  }
+  return Isa::Sum(total);
+}
+
+template <class Isa>
+void AdamValues(const AdamTile& tile, float floor) {
+  using F = typename Isa::F;
+  const F square = Isa::Set(tile.square), least = Isa::Set(floor), rate = Isa::Set(tile.rate);
+  const auto lanes = [&](F m, F v, F x) {
+    const F width = Isa::Add(Isa::Sqrt(Isa::Mul(v, square)), least);
+    return Isa::Sub(x, Isa::Div(Isa::Mul(rate, m), width));
+  };
+  int64_t i = 0;
+  for (; i + Isa::kWidth <= tile.n; i += Isa::kWidth) {
+    Isa::Store(tile.x + i, lanes(Isa::Load(tile.m + i), Isa::Load(tile.v + i), Isa::Load(tile.x + i)));
+  }
+  if (const int64_t left = tile.n - i; left > 0) {
+    Isa::StorePart(tile.x + i,
+                   lanes(Isa::LoadPart(tile.m + i, left), Isa::LoadPart(tile.v + i, left), Isa::LoadPart(tile.x + i, left)),
+                   left);
+  }
+}
+
 }  // namespace thermoe::kernels::cpu

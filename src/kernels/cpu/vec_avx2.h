@@ -47,6 +47,7 @@ struct Isa {
   static F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }  // a * b + c
   static F Min(F a, F b) { return _mm256_min_ps(a, b); }            // b where either is NaN
   static F Max(F a, F b) { return _mm256_max_ps(a, b); }            // b where either is NaN
+  static F Sqrt(F a) { return _mm256_sqrt_ps(a); }
   // a * 2^n, n whole in [-252, 254]: in two factors, so that the result may be subnormal or overflow.
   static F Scale2(F a, F n) {
     const __m256i whole = _mm256_cvtps_epi32(n);

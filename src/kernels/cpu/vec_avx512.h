@@ -44,6 +44,7 @@ struct Isa {
   static F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }  // a * b + c
   static F Min(F a, F b) { return _mm512_min_ps(a, b); }            // b where either is NaN
   static F Max(F a, F b) { return _mm512_max_ps(a, b); }            // b where either is NaN
+  static F Sqrt(F a) { return _mm512_sqrt_ps(a); }
   static F Scale2(F a, F n) { return _mm512_scalef_ps(a, n); }      // a * 2^n, n whole
 
   static float Sum(F a) {

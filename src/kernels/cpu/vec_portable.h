@@ -53,6 +53,10 @@ struct Isa {
   static F Fma(F x, F y, F z) { return {x.a * y.a + z.a, x.b * y.b + z.b}; }
   static F Min(F x, F y) { return {x.a < y.a ? x.a : y.a, x.b < y.b ? x.b : y.b}; }  // y where either is NaN
   static F Max(F x, F y) { return {x.a > y.a ? x.a : y.a, x.b > y.b ? x.b : y.b}; }  // y where either is NaN
+  static F Sqrt(F x) {
+    for (int i = 0; i < 4; ++i) x.a[i] = __builtin_sqrtf(x.a[i]), x.b[i] = __builtin_sqrtf(x.b[i]);
+    return x;
+  }
   // a * 2^n, n whole in [-252, 254]: in two factors, so that the result may be subnormal or overflow.
   static F Scale2(F x, F n) { return {Scale4(x.a, n.a), Scale4(x.b, n.b)}; }
   static F4 Scale4(F4 x, F4 n) {

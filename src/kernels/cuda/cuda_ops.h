@@ -79,6 +79,7 @@ class CudaOps final : public kernels::Ops {
   void SwiGluBackward(const kernels::SwiGluBackwardArgs& args) const override;
   void AddBackward(const kernels::AddBackwardArgs& args) const override;
   void LossBackward(const kernels::LossBackwardArgs& args) const override;
+  void Adam(std::span<const kernels::AdamArgs> tensors) const override;
 
  private:
   explicit CudaOps(const DeviceFacts& device, ThreadPool* threads);

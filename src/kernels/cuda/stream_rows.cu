@@ -217,7 +217,7 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   ExpertsArgs both{};
   StreamArgs& up = both.up;
   up.jobs = l.jobs, up.job_count = l.job_count, up.order = l.order;
-  up.slots = l.slots, up.rows = l.rows, up.kept = kept;
+  up.slots = l.slots, up.rows = l.rows, up.kept = std::min(kept, l.order_room);
   up.most_jobs = std::min(l.may_read_hi ? 2 * std::min(l.experts, kept) : l.experts, kept);
   both.down = up;
   up.x = HalvesOf(l.x, l.halves, room, l.rows, l.hidden, stream);

@@ -24,5 +24,6 @@ void CudaOps::ScaleSlotsBackward(const kernels::ScaleSlotsBackwardArgs& /*args*/
 void CudaOps::SwiGluBackward(const kernels::SwiGluBackwardArgs& /*args*/) const { THERMOE_CHECK(false); }
 void CudaOps::AddBackward(const kernels::AddBackwardArgs& /*args*/) const { THERMOE_CHECK(false); }
 void CudaOps::LossBackward(const kernels::LossBackwardArgs& /*args*/) const { THERMOE_CHECK(false); }
+void CudaOps::Adam(std::span<const kernels::AdamArgs> /*tensors*/) const { THERMOE_CHECK(false); }
 
 }  // namespace thermoe::cuda

@@ -69,6 +69,22 @@ void ScaleSlots(const ScaleSlotsArgs& args) {
   }
 }
 
+void Adam(const AdamArgs& args) {
+  const size_t n = args.x.size();
+  THERMOE_CHECK(args.gradient.size() == n && args.m.size() == n && args.v.size() == n);
+  double sum = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const double g = static_cast<double>(args.gradient[i]) * args.share;
+    args.m[i] = static_cast<float>(args.m[i] + (1.0 - args.beta1) * (g - args.m[i]));
+    args.v[i] = static_cast<float>(args.v[i] + (1.0 - args.beta2) * (g * g - args.v[i]));
+    sum += args.v[i];
+  }
+  const double floor = args.epsilon + args.damping * std::sqrt(sum / static_cast<double>(n) * args.square);
+  for (size_t i = 0; i < n; ++i) {
+    args.x[i] = static_cast<float>(args.x[i] - args.rate * args.m[i] / (std::sqrt(static_cast<double>(args.v[i]) * args.square) + floor));
+  }
+}
+
 void RowChange(const RowChangeArgs& args) {
   THERMOE_CHECK(args.old.rows == args.x.rows && args.old.cols == args.x.cols && static_cast<int64_t>(args.change.size()) == args.x.rows);
   for (int64_t t = 0; t < args.x.rows; ++t) {

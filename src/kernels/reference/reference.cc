@@ -40,6 +40,9 @@ class ReferenceOps final : public Ops {
   void SwiGluBackward(const SwiGluBackwardArgs& args) const override { reference::SwiGluBackward(args); }
   void AddBackward(const AddBackwardArgs& args) const override { reference::AddBackward(args); }
   void LossBackward(const LossBackwardArgs& args) const override { reference::LossBackward(args); }
+  void Adam(std::span<const AdamArgs> tensors) const override {
+    for (const AdamArgs& args : tensors) reference::Adam(args);
+  }
 };
 
 }  // namespace

@@ -34,5 +34,6 @@ void ScaleSlotsBackward(const ScaleSlotsBackwardArgs& args);
 void SwiGluBackward(const SwiGluBackwardArgs& args);
 void AddBackward(const AddBackwardArgs& args);
 void LossBackward(const LossBackwardArgs& args);
+void Adam(const AdamArgs& args);
 
 }  // namespace thermoe::kernels::reference
