@@ -289,6 +289,7 @@ void DeviceRouting::PutInto(cuda::ExpertFfnLaunch* launch) const {
   launch->jobs = jobs.data();
   launch->job_count = job_count.data();
   launch->order = order.data();
+  launch->jobs_room = static_cast<int32_t>(jobs.size());
   launch->order_room = static_cast<int32_t>(order.size());
   launch->weight = weight.data();
   launch->expert = expert.data();

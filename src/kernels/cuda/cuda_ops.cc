@@ -506,6 +506,7 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
   launch.jobs = reinterpret_cast<const Job*>(call.In(selection.jobs.data(), static_cast<int64_t>(selection.jobs.size())));
   launch.job_count = in_step ? job_counts_ + selected_ : call.In(&selection.job_count, 1);
   launch.order = call.In(selection.order.data(), static_cast<int64_t>(selection.order.size()));
+  launch.jobs_room = static_cast<int32_t>(selection.jobs.size());
   launch.order_room = static_cast<int32_t>(selection.order.size());
   launch.weight = call.In(selection.weight.data, selection.weight.size());
   launch.expert = call.In(selection.expert.data, selection.expert.size());

@@ -59,7 +59,7 @@ struct ExpertFfnLaunch {
   const Job* jobs = nullptr;           // [job_count], of capacity min(E, T * K) * 2
   const int32_t* job_count = nullptr;  // [1]
   const int32_t* order = nullptr;      // [kept slots] token * K + slot
-  int32_t order_room = 0;              // how many it has room for
+  int32_t jobs_room = 0, order_room = 0;  // how many they have room for: nothing is read beyond
   const float* weight = nullptr;       // [T, K]
   const int32_t* expert = nullptr;     // [T, K], -1: empty; empty ones come last
   float* out = nullptr;                // [T, hidden] +=

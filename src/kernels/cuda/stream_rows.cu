@@ -218,7 +218,7 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   StreamArgs& up = both.up;
   up.jobs = l.jobs, up.job_count = l.job_count, up.order = l.order;
   up.slots = l.slots, up.rows = l.rows, up.kept = std::min(kept, l.order_room);
-  up.most_jobs = std::min(l.may_read_hi ? 2 * std::min(l.experts, kept) : l.experts, kept);
+  up.most_jobs = std::min({l.may_read_hi ? 2 * std::min(l.experts, kept) : l.experts, kept, l.jobs_room});
   both.down = up;
   up.x = HalvesOf(l.x, l.halves, room, l.rows, l.hidden, stream);
   up.cols = l.hidden, up.k_tiles = l.hidden / kTileCols, up.matrix_rows = l.width;
