@@ -58,7 +58,10 @@ Result<TttOptions> TttOptionsFrom(const TttFlags& flags) {
     if (!objective.ok()) return InvalidArgument("--ttt-objective: {}", objective.status().message());
     options->objective = *objective;
   }
-  if (!flags.features.empty()) options->features_path = flags.features;
+  if (!flags.features.empty()) {
+    if (options->objective != TttObjective::kFeatureAlignment) return InvalidArgument("--ttt-features is for --ttt-objective features");
+    options->features_path = flags.features;
+  }
   if (flags.budget_joules) {
     if (!options->automatic) return InvalidArgument("--ttt-budget-joules needs an automatic tier; use --ttt auto");
     options->budget_joules = *flags.budget_joules;

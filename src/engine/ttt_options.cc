@@ -200,6 +200,9 @@ Result<TttOptions> ReadTttTier(const std::string& path) {
   if (options.groups.empty()) {
     return Corrupt("{}: no group is adapted; add a table [groups.NAME] with a learning_rate, NAME one of {}", path, fmt::join(kGroupNames, ", "));
   }
+  if (!options.automatic && options.budget_joules > 0) {
+    return InvalidArgument("{}: budget_joules is for automatic tiers; add automatic = true, or leave it out", path);
+  }
   THERMOE_RETURN_IF_ERROR(CheckTttOptions(options));
   return options;
 }
@@ -233,6 +236,9 @@ Status CheckTttOptions(const TttOptions& options) {
   THERMOE_RETURN_IF_ERROR(range("price_nats", options.price_nats, 0, 1e6));
   THERMOE_RETURN_IF_ERROR(range("least_nats", options.least_nats, 0, 100));
   THERMOE_RETURN_IF_ERROR(range("deep_nats", options.deep_nats, 0, 100));
+  if (options.automatic && options.every != 1) {
+    return InvalidArgument("test-time training: an automatic tier chooses its segments; leave every out");
+  }
   if (options.automatic && (options.objective != TttObjective::kNll || options.steps != 1 || options.look_back != 0 || options.recompute_share < 1 || !options.adapts())) {
     return InvalidArgument("test-time training: an automatic tier learns the next token in one step a segment; name groups and leave objective, steps, look_back and recompute_share out");
   }

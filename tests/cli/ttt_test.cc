@@ -68,6 +68,11 @@ TEST_F(TttCliTest, WhatDoesNotFitIsRefused) {
   ExpectRefused({"run", TinyModel(), "-p", "x", "--ttt", "gains", "--ttt-save", "/no/such/folder/d"}, {"/no/such/folder/d"});
   ExpectRefused({"run", TinyModel(), "-p", "x", "--ttt", "gains", "--ttt-objective", "luck"}, {"luck", "entropy"});
   ExpectRefused({"eval", TinyModel(), harbour_, "--ttt", "gains", "--batch", "2"}, {"--batch"});
+  ExpectRefused({"run", TinyModel(), "-p", "x", "--ttt", "gains", "--ttt-features", "no.json"}, {"--ttt-features", "--ttt-objective features"});
+  WriteAll(Path("each2.toml"), "base = \"auto\"\nevery = 2\n");
+  ExpectRefused({"run", TinyModel(), "-p", "x", "--ttt", Path("each2.toml")}, {"automatic", "every"});
+  WriteAll(Path("budget.toml"), "base = \"gains\"\nbudget_joules = 2\n");
+  ExpectRefused({"run", TinyModel(), "-p", "x", "--ttt", Path("budget.toml")}, {"budget_joules", "automatic"});
   WriteAll(Path("odd.toml"), "segment = 0\n");
   ExpectRefused({"run", TinyModel(), "-p", "x", "--ttt", Path("odd.toml")}, {"line 1", "segment"});
 }
