@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products for few rows of activations, bound by the bytes of the weights: what decoding does (few_rows.cu). Right for any number of
-// rows, but weights are read again for each 32. Same meaning as matrix_kernels.h, whose launches they serve; false: not these packings.
+// Products for few rows of activations, bound by the bytes of the weights: what decoding does where stream_rows.h does not serve
+// (few_rows.cu). Right for any number of rows, but weights are read again for each 32. Same meaning as matrix_kernels.h, whose launches they serve; false: not these packings.
 #pragma once
 
 #include <span>
