@@ -19,8 +19,8 @@ struct PublishedSnapshot {
 };
 
 // Two slots, each with a sequence number that is odd while it is written. The writer takes the slot that is not the
-// newest, so a reader tries again only if two snapshots came while it copied one, and a writer stopped midway holds
-// nobody up.
+// newest, so a reader tries again only if a snapshot came while it copied one, and a writer stopped midway holds nobody
+// up.
 class SnapshotBoard {
  public:
   SnapshotBoard() { Publish({}); }
@@ -43,10 +43,13 @@ class SnapshotBoard {
   PublishedSnapshot Newest() const {
     std::array<uint64_t, kWords> words;
     for (;;) {
-      const Slot& slot = slots_[newest_.load(std::memory_order_acquire)];
+      const uint32_t newest = newest_.load(std::memory_order_acquire);
+      const Slot& slot = slots_[newest];
       const uint64_t before = slot.sequence.load(std::memory_order_acquire);
       for (size_t i = 0; i < kWords; ++i) words[i] = slot.words[i].load(std::memory_order_acquire);
-      if (before % 2 == 0 && slot.sequence.load(std::memory_order_relaxed) == before) break;
+      // A slot that is whole but not the newest any more may have been written again and not be announced yet: the next
+      // reading would go back behind it.
+      if (before % 2 == 0 && slot.sequence.load(std::memory_order_relaxed) == before && newest_.load(std::memory_order_relaxed) == newest) break;
     }
     PublishedSnapshot published;
     std::memcpy(static_cast<void*>(&published), words.data(), sizeof(published));
