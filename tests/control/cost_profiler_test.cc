@@ -7,6 +7,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <optional>
 #include <set>
 
@@ -56,17 +57,21 @@ TEST(Profiler, PlansEveryFamilyOfTheBuildOnce) {
 }
 
 // A device that draws 12 W always, with a counter that changes every 2 ms.
+std::function<std::optional<double>()> Counter12W(int* readings) {
+  return [readings]() -> std::optional<double> {
+    ++*readings;
+    const double now_s = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    return 12.0 * std::floor(now_s / 0.002) * 0.002;
+  };
+}
+
 TEST(Profiler, MeasuresEnergyByACounter) {
   const auto model = OpenModel(EmberPath(), ExpertStorage::kNested);
   ProfilerOptions options;
   options.threads = 1;
   options.quick = true;
   int readings = 0;
-  options.energy_j = [&]() -> std::optional<double> {
-    ++readings;
-    const double now_s = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-    return 12.0 * std::floor(now_s / 0.002) * 0.002;
-  };
+  options.energy_j = Counter12W(&readings);
   const auto profiler = std::move(Profiler::Create(ProfileTargetOf(*model), options)).value();
   std::vector<double> watts;
   const auto keep = [&](const CostPoint& point) {
@@ -102,11 +107,7 @@ TEST(Profiler, InStepsSumsUpToWhatAStepTakes) {
     options.threads = 1;
     options.quick = options.in_steps = true;
     int readings = 0;
-    options.energy_j = [&]() -> std::optional<double> {
-      ++readings;
-      const double now_s = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-      return 12.0 * std::floor(now_s / 0.002) * 0.002;
-    };
+    options.energy_j = Counter12W(&readings);
     const auto profiler = std::move(Profiler::Create(ProfileTargetOf(*model), options)).value();
     const std::vector<PlannedPoint> plan = PlanProfile(profiler->model(), true, true);
     std::vector<CostPoint> points;
