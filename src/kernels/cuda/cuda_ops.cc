@@ -134,6 +134,18 @@ void CudaOps::LaunchPending() const {
   pending_.clear();
 }
 
+cudaGraphExec_t CudaOps::CapturePending(const char* what) const {
+  FlushStaged();  // inputs are of this once, not of every replay
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t instance = nullptr;
+  Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), what);
+  LaunchPending();
+  Check(cudaStreamEndCapture(stream_, &graph), what);
+  Check(cudaGraphInstantiate(&instance, graph, 0), what);
+  cudaGraphDestroy(graph);
+  return instance;
+}
+
 void CudaOps::Synchronise() const {
   FlushStaged();
   Check(cudaStreamSynchronize(stream_), "computing");
@@ -272,14 +284,8 @@ void CudaOps::EndStep() const {
   if (replaying_) {
     replaying_ = false;
   } else if (key_ != 0 && graphs_.contains(key_)) {
-    cudaGraph_t graph = nullptr;
-    FlushStaged();
-    Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "capturing a step");
-    LaunchPending();
-    Check(cudaStreamEndCapture(stream_, &graph), "capturing a step");
-    cudaGraphExec_t& instance = graphs_[key_];
-    Check(cudaGraphInstantiate(&instance, graph, 0), "making a graph of a step");
-    cudaGraphDestroy(graph);
+    const cudaGraphExec_t instance = CapturePending("making a graph of a step");
+    graphs_[key_] = instance;
     if (instance != nullptr) Check(cudaGraphLaunch(instance, stream_), "launching a step");
   } else {
     LaunchPending();

@@ -92,6 +92,7 @@ class CudaOps final : public kernels::Ops {
 
   void Check(cudaError_t error, const char* what) const;
   void LaunchPending() const;
+  cudaGraphExec_t CapturePending(const char* what) const;  // instead of launching it; null on an error
   void DropGraphs() const;
   void Synchronise() const;
 

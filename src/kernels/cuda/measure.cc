@@ -46,14 +46,7 @@ std::unique_ptr<kernels::MeasuredStep> CudaOps::Measure(std::function<void()> re
     Synchronise();
   }
   THERMOE_CHECK(!pending_.empty());
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t instance = nullptr;
-  Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "capturing what is measured");
-  LaunchPending();
-  Check(cudaStreamEndCapture(stream_, &graph), "capturing what is measured");
-  Check(cudaGraphInstantiate(&instance, graph, 0), "making a graph of what is measured");
-  cudaGraphDestroy(graph);
-  return std::make_unique<MeasuredGraph>(*this, instance);
+  return std::make_unique<MeasuredGraph>(*this, CapturePending("making a graph of what is measured"));
 }
 
 }  // namespace thermoe::cuda
