@@ -7,7 +7,6 @@
 #include "kernels/cuda/few_rows.h"
 #include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launch_early.cuh"
-#include "kernels/cuda/stream_rows.h"
 #include "kernels/cuda/tile_product.cuh"
 #include "kernels/cuda/warp.cuh"
 
@@ -246,22 +245,13 @@ cudaError_t LaunchGroups(int groups, dim3 grid, FewArgs args, cudaStream_t strea
 
 template <Stage kStage>
 bool LaunchPacking(Packing packing, int groups, dim3 grid, const FewArgs& args, cudaStream_t stream) {
-  const auto by = [&]<Packing kPacking>() { return LaunchGroups<kPacking, false, kStage>(groups, grid, args, stream) == cudaSuccess; };
-  switch (packing) {
-    case Packing::kPlanes8: {
-      bool ok = by.template operator()<Packing::kPlanes8>();
-      if (kStage != Stage::kLinear && args.hi) ok = LaunchGroups<Packing::kPlanes8, true, kStage>(groups, grid, args, stream) == cudaSuccess && ok;
-      return ok;
+  return ByPacking(packing, [&]<Packing kPacking>() {
+    bool ok = LaunchGroups<kPacking, false, kStage>(groups, grid, args, stream) == cudaSuccess;
+    if constexpr (kPacking == Packing::kPlanes8 && kStage != Stage::kLinear) {
+      if (args.hi) ok = LaunchGroups<kPacking, true, kStage>(groups, grid, args, stream) == cudaSuccess && ok;
     }
-    case Packing::kNibble: return by.template operator()<Packing::kNibble>();
-    case Packing::kNibbleMin: return by.template operator()<Packing::kNibbleMin>();
-    case Packing::kByteMin: return by.template operator()<Packing::kByteMin>();
-    case Packing::kByte16: return by.template operator()<Packing::kByte16>();
-    case Packing::kMxfp4: return by.template operator()<Packing::kMxfp4>();
-    case Packing::kHalf: return by.template operator()<Packing::kHalf>();
-    case Packing::kF32: break;
-  }
-  return false;
+    return ok;
+  });
 }
 
 int GroupsFor(int rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
@@ -274,8 +264,6 @@ int SplitsFor(int64_t tiles, int k_tiles, int groups) {
   while (splits < kWarps && tiles * splits < warps && k_tiles >= 4 * splits) splits *= 2;
   return splits;
 }
-
-size_t Up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 }  // namespace
 
@@ -298,18 +286,20 @@ bool LinearOfFewRows(std::span<const LinearLaunch> launches, cudaStream_t stream
                                        stream);
 }
 
-size_t FewRowsScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
+ExpertScratchParts PartsOfExpertScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
+  const auto up = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
   const auto kept = static_cast<size_t>(rows) * static_cast<size_t>(slots);
-  return Up(kept * static_cast<size_t>(width) * sizeof(__half)) + Up(kept * static_cast<size_t>(hidden) * sizeof(float)) +
-         static_cast<size_t>(rows) * static_cast<size_t>(hidden) * sizeof(__half);
+  ExpertScratchParts parts;
+  parts.slot_out = up(kept * static_cast<size_t>(width) * sizeof(__half));
+  parts.rows = parts.slot_out + up(kept * static_cast<size_t>(hidden) * sizeof(float));
+  parts.total = parts.rows + static_cast<size_t>(rows) * static_cast<size_t>(hidden) * sizeof(__half);
+  return parts;
 }
 
 bool ExpertsOfFewRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t stream) {
-  if (ExpertsOfStreamedRows(l, sums, stream)) return true;
   if (l.gate_packing != l.up_packing || l.gate_packing == Packing::kF32 || l.down_packing == Packing::kF32) return false;
-  const auto kept = static_cast<size_t>(l.rows) * static_cast<size_t>(l.slots);
   auto* inner = static_cast<__half*>(l.scratch);
-  auto* slot_out = reinterpret_cast<float*>(static_cast<std::byte*>(l.scratch) + Up(kept * static_cast<size_t>(l.width) * sizeof(__half)));
+  auto* slot_out = reinterpret_cast<float*>(static_cast<std::byte*>(l.scratch) + PartsOfExpertScratch(l.hidden, l.width, l.slots, l.rows).slot_out);
   FewArgs args{};
   args.jobs = l.jobs, args.job_count = l.job_count, args.order = l.order;
   args.slots = l.slots, args.rows = l.rows;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products for few rows of activations, bound by the bytes of the weights: what decoding does where stream_rows.h does not serve
-// (few_rows.cu). Right for any number of rows, but weights are read again for each 32. Same meaning as matrix_kernels.h, whose launches they serve; false: not these packings.
+// (few_rows.cu). Right for any number of rows, but weights are read again for each 32. Same meaning as matrix_kernels.h, whose launches
+// they serve; false: not these packings.
 #pragma once
 
 #include <span>
@@ -19,8 +20,11 @@ struct SlotSums {
   int32_t slots = 0;
 };
 bool ExpertsOfFewRows(const ExpertFfnLaunch& launch, SlotSums* sums, cudaStream_t stream);
-// With room for what stream_rows.h wants.
-size_t FewRowsScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
+// Scratch of experts, here and in stream_rows.h: inner products as halves, then at these bytes what each slot gave, and the rows as halves.
+struct ExpertScratchParts {
+  size_t slot_out = 0, rows = 0, total = 0;
+};
+ExpertScratchParts PartsOfExpertScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
 // out [rows, hidden] += the slots, in their order.
 void AddSlots(const SlotSums& sums, float* out, int64_t rows, int32_t hidden, cudaStream_t stream);
 

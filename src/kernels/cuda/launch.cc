@@ -131,7 +131,7 @@ size_t ExpertsThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t
   ExpertFfnLaunch launch = *experts;
   launch.halves = halves->Of(launch.x);
   SlotSums sums;
-  if (!ExpertsOfFewRows(launch, &sums, stream)) return 0;
+  if (!ExpertsOfRows(launch, &sums, stream)) return 0;
   const auto* norm = NodeAt<NormLaunch>(nodes, 1);
   if (norm == nullptr || norm->x != experts->out || norm->out == norm->x || norm->n != experts->hidden || norm->n <= 256) {
     AddSlots(sums, experts->out, experts->rows, experts->hidden, stream);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
-#include "kernels/cuda/few_rows.h"
 #include "kernels/cuda/launches.h"
 #include "kernels/cuda/matrix_kernels.h"
 #include "kernels/cuda/prefill.h"
@@ -16,14 +15,14 @@ cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream) { return Lin
 cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t stream) {
   if (launches.empty() || launches.front().rows == 0) return cudaSuccess;
   if (std::all_of(launches.begin(), launches.end(), PrefillsLinear)) return LinearPrefill(launches, stream);
-  if (LinearOfStreamedRows(launches, stream) || LinearOfFewRows(launches, stream)) return cudaSuccess;
+  if (LinearOfRows(launches, stream)) return cudaSuccess;
   for (const LinearLaunch& launch : launches) {
     cudaError_t error = cudaSuccess;
     if (launch.weight.packing == Packing::kF32) {
       error = LinearPlain(launch, stream);
     } else if (PrefillsLinear(launch)) {
       error = LinearPrefill({&launch, 1}, stream);
-    } else if (!LinearOfStreamedRows({&launch, 1}, stream) && !LinearOfFewRows({&launch, 1}, stream)) {
+    } else if (!LinearOfRows({&launch, 1}, stream)) {
       error = cudaErrorNotSupported;
     }
     if (error != cudaSuccess) return error;
@@ -32,14 +31,14 @@ cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t 
 }
 
 size_t ExpertFfnScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
-  return std::max({ExpertPlainScratch(width, slots, rows), FewRowsScratch(hidden, width, slots, rows),
+  return std::max({ExpertPlainScratch(width, slots, rows), PartsOfExpertScratch(hidden, width, slots, rows).total,
                    ExpertPrefillScratch(hidden, width, slots, rows)});
 }
 
 cudaError_t ExpertFfn(const ExpertFfnLaunch& launch, cudaStream_t stream) {
   if (launch.rows == 0) return cudaSuccess;
   if (PrefillsExperts(launch)) return ExpertPrefill(launch, stream);
-  if (SlotSums sums; ExpertsOfFewRows(launch, &sums, stream)) {
+  if (SlotSums sums; ExpertsOfRows(launch, &sums, stream)) {
     AddSlots(sums, launch.out, launch.rows, launch.hidden, stream);
     return cudaGetLastError();
   }

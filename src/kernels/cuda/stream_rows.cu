@@ -163,24 +163,7 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   return LaunchBlocks(ExpertsKernel<kUp, kDown, NT>, INT_MAX, others + ring_bytes, args, stream);
 }
 
-// `launch` with the packing as its template argument.
-template <typename Launch>
-bool ByPacking(Packing packing, Launch&& launch) {
-  switch (packing) {
-    case Packing::kPlanes8: return launch.template operator()<Packing::kPlanes8>();
-    case Packing::kNibble: return launch.template operator()<Packing::kNibble>();
-    case Packing::kNibbleMin: return launch.template operator()<Packing::kNibbleMin>();
-    case Packing::kByteMin: return launch.template operator()<Packing::kByteMin>();
-    case Packing::kByte16: return launch.template operator()<Packing::kByte16>();
-    case Packing::kMxfp4: return launch.template operator()<Packing::kMxfp4>();
-    case Packing::kHalf: return launch.template operator()<Packing::kHalf>();
-    case Packing::kF32: break;
-  }
-  return false;
-}
-
 int TilesOf(int rows) { return (rows + kTileRows - 1) / kTileRows; }
-size_t Up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 }  // namespace
 
@@ -206,21 +189,21 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
   return ByPacking(one.weight.packing, [&]<Packing kPacking>() { return LaunchLinear<kPacking>(tiles, args, stream); });
 }
 
-// Scratch: as of few rows, whose parts these are too, and the rows as halves at its end.
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t stream) {
   const int32_t kept = l.rows * l.slots;
   if (l.gate_packing != l.up_packing || l.gate_packing == Packing::kF32 || l.met == nullptr) return false;
   if (!l.wgmma || kept > kStreamSlots || l.hidden % kTileCols != 0 || l.width % kTileCols != 0) return false;
-  auto* inner = static_cast<__half*>(l.scratch);
-  auto* slot_out = reinterpret_cast<float*>(static_cast<std::byte*>(l.scratch) + Up(static_cast<size_t>(kept) * static_cast<size_t>(l.width) * sizeof(__half)));
-  std::byte* room = reinterpret_cast<std::byte*>(slot_out) + Up(static_cast<size_t>(kept) * static_cast<size_t>(l.hidden) * sizeof(float));
+  const ExpertScratchParts parts = PartsOfExpertScratch(l.hidden, l.width, l.slots, l.rows);
+  auto* scratch = static_cast<std::byte*>(l.scratch);
+  auto* inner = reinterpret_cast<__half*>(scratch);
+  auto* slot_out = reinterpret_cast<float*>(scratch + parts.slot_out);
   ExpertsArgs both{};
   StreamArgs& up = both.up;
   up.jobs = l.jobs, up.job_count = l.job_count, up.order = l.order;
   up.slots = l.slots, up.rows = l.rows, up.kept = std::min(kept, l.order_room);
   up.most_jobs = std::min({l.may_read_hi ? 2 * std::min(l.experts, kept) : l.experts, kept, l.jobs_room});
   both.down = up;
-  up.x = HalvesOf(l.x, l.halves, room, l.rows, l.hidden, stream);
+  up.x = HalvesOf(l.x, l.halves, scratch + parts.rows, l.rows, l.hidden, stream);
   up.cols = l.hidden, up.k_tiles = l.hidden / kTileCols, up.matrix_rows = l.width;
   up.first = l.gate, up.second = l.up, up.base[0] = l.gate_base, up.base[1] = l.up_base, up.stride = l.stride;
   up.inner = inner;

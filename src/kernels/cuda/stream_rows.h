@@ -16,4 +16,12 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& launch, SlotSums* sums, cudaStream_t stream);
 size_t StreamedLinearScratch(int32_t rows, int32_t in);
 
+// By these or, where they do not serve, by few_rows.h's.
+inline bool LinearOfRows(std::span<const LinearLaunch> launches, cudaStream_t stream) {
+  return LinearOfStreamedRows(launches, stream) || LinearOfFewRows(launches, stream);
+}
+inline bool ExpertsOfRows(const ExpertFfnLaunch& launch, SlotSums* sums, cudaStream_t stream) {
+  return ExpertsOfStreamedRows(launch, sums, stream) || ExpertsOfFewRows(launch, sums, stream);
+}
+
 }  // namespace thermoe::cuda

@@ -182,4 +182,20 @@ __device__ __forceinline__ void MultiplyMixed(const Loaded<Packing::kPlanes8>& t
   }
 }
 
+// `launch` with the packing as its template argument.
+template <typename Launch>
+bool ByPacking(Packing packing, Launch&& launch) {
+  switch (packing) {
+    case Packing::kPlanes8: return launch.template operator()<Packing::kPlanes8>();
+    case Packing::kNibble: return launch.template operator()<Packing::kNibble>();
+    case Packing::kNibbleMin: return launch.template operator()<Packing::kNibbleMin>();
+    case Packing::kByteMin: return launch.template operator()<Packing::kByteMin>();
+    case Packing::kByte16: return launch.template operator()<Packing::kByte16>();
+    case Packing::kMxfp4: return launch.template operator()<Packing::kMxfp4>();
+    case Packing::kHalf: return launch.template operator()<Packing::kHalf>();
+    case Packing::kF32: break;
+  }
+  return false;
+}
+
 }  // namespace thermoe::cuda

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+// The product with the gate's weights and the selection in one launch.
+#include <cooperative_groups.h>
+
+#include "kernels/cuda/choose.cuh"
+#include "kernels/cuda/launch_early.cuh"
+
+namespace thermoe::cuda {
+namespace {
+
+constexpr int kGateThreads = 512, kGateWarps = kGateThreads / 32, kGateCluster = 8;
+constexpr int kByExpertRows = 16;  // up to here blocks by expert are faster, beyond it clusters by rows
+constexpr int kGateQuads = 8;                                // float4s of a weight row that a lane holds at once
+constexpr int kGateRows = kByExpertRows / kGateWarps;  // rows of a warp
+
+// Logits of one expert for the rows of a warp; w and x: [quads]. Weights are read once, and loads do not wait for each other.
+__device__ void LogitsOfExpert(const float4* w, const float* x, int quads, int rows, int experts, int expert, int first_quad, int last_quad,
+                           int first_row, int row_step, float (&sums)[kGateRows]) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  for (int begin = first_quad; begin < last_quad; begin += 32 * kGateQuads) {
+    float4 a[kGateQuads];
+#pragma unroll
+    for (int i = 0; i < kGateQuads; ++i) a[i] = begin + 32 * i + lane < last_quad ? __ldg(w + begin + 32 * i + lane) : float4{};
+#pragma unroll
+    for (int r = 0; r < kGateRows; ++r) {
+      const int t = first_row + r * row_step;
+      if (t >= rows) break;
+      const float4* row = reinterpret_cast<const float4*>(x) + int64_t{t} * quads + begin + lane;
+#pragma unroll
+      for (int i = 0; i < kGateQuads; ++i) {
+        const float4 b = begin + 32 * i + lane < last_quad ? __ldcg(row + 32 * i) : float4{};
+        sums[r] += a[i].x * b.x + a[i].y * b.y + (a[i].z * b.z + a[i].w * b.w);
+      }
+    }
+  }
+}
+
+// Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects.
+template <int kLane>
+__global__ void __launch_bounds__(kGateThreads) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
+  __shared__ float parts[kGateWarps];
+  __shared__ bool last;
+  WaitForBefore();
+  LetNextStart();
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), expert = static_cast<int>(blockIdx.x);
+  const float4* w = reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden);
+  const int quads = hidden / 4;
+  float sums[kGateRows] = {};
+  if (l.rows * 2 > kGateWarps) {  // a warp has rows of its own
+    LogitsOfExpert(w, x, quads, l.rows, l.experts, expert, 0, quads, warp, kGateWarps, sums);
+#pragma unroll
+    for (int r = 0; r < kGateRows; ++r) {
+      const float sum = WarpSum(sums[r]);
+      const int t = warp + r * kGateWarps;
+      if (lane == 0 && t < l.rows) logits[int64_t{t} * l.experts + expert] = sum;
+    }
+  } else {  // some warps share a row
+    int share = 1;
+    while (2 * share * l.rows <= kGateWarps) share *= 2;
+    const int t = warp / share, slice = warp % share, each = (quads + share - 1) / share;
+    LogitsOfExpert(w, x, quads, l.rows, l.experts, expert, slice * each, min(quads, slice * each + each), t, kByExpertRows, sums);
+    const float sum = WarpSum(sums[0]);
+    if (lane == 0) parts[warp] = sum;
+    __syncthreads();
+    if (lane == 0 && slice == 0 && t < l.rows) {
+      float total = 0;
+      for (int s = 0; s < share; ++s) total += parts[warp + s];
+      logits[int64_t{t} * l.experts + expert] = total;
+    }
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(l.done, 1) + 1 == gridDim.x;
+    if (last) *l.done = 0;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  SelectByBlock<kLane>(l);
+}
+
+#if __CUDA_ARCH__ >= 900
+
+constexpr int kGateTogether = 8;  // experts of a warp at once
+
+// Adds eight values over the lanes; lanes 4 i have the sum of value i.
+__device__ float SumOfEight(float (&v)[kGateTogether]) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+  for (int half = kGateTogether / 2, mask = 16; half >= 1; half /= 2, mask /= 2) {
+    const bool upper = (lane & mask) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float given = upper ? v[i] : v[i + half], kept = upper ? v[i + half] : v[i];
+      v[i] = kept + __shfl_xor_sync(kAllLanes, given, mask);
+    }
+  }
+  v[0] += __shfl_xor_sync(kAllLanes, v[0], 2);
+  return v[0] + __shfl_xor_sync(kAllLanes, v[0], 1);
+}
+
+// Rows were chosen by several blocks: what is left for the last of them.
+__device__ void FinishChoice(const SelectLaunch& l, const RowTotals* totals, RowTotals* own_totals, int16_t* groups) {
+  for (int at = static_cast<int>(threadIdx.x); at < l.rows * l.slots; at += static_cast<int>(blockDim.x)) {
+    const int e = __ldcg(l.expert + at);
+    const auto planes = static_cast<Planes>(__ldcg(reinterpret_cast<const uint8_t*>(l.planes) + at));
+    groups[at] = static_cast<int16_t>(e < 0 ? -1 : 2 * e + (planes == Planes::kHi ? 1 : 0));
+  }
+  constexpr int kQuads = sizeof(RowTotals) / 8;
+  for (int i = static_cast<int>(threadIdx.x); i < l.rows * kQuads; i += static_cast<int>(blockDim.x)) {
+    reinterpret_cast<double*>(own_totals)[i] = __ldcg(reinterpret_cast<const double*>(totals) + i);
+  }
+  __syncthreads();
+  AddTotals(own_totals, l.rows, l.counts);
+  Dispatch(l, starts, groups);
+}
+
+#endif
+
+// The same for more rows. Clusters of blocks share kRows rows: each block multiplies a part of the columns, the first adds up and chooses.
+// The last of those that choose makes the dispatch, or, where rows know of each other, the whole choice. kQuads: float4s of a lane.
+template <int kLane, int kRows, int kQuads>
+__global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
+#if __CUDA_ARCH__ >= 900
+  namespace cg = cooperative_groups;
+  __shared__ float parts[kGateCluster][kRows][kLane * 32];
+  __shared__ bool last;
+  const cg::cluster_group cluster = cg::this_cluster();
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int rank = static_cast<int>(cluster.block_rank()), first_row = static_cast<int>(blockIdx.x) / kGateCluster * kRows;
+  const int quads = hidden / 4, each = (quads + kGateCluster - 1) / kGateCluster, begin = rank * each, end = min(quads, begin + each);
+  float4 w[kGateTogether][kQuads];
+  const auto load = [&](int first) {
+#pragma unroll
+    for (int j = 0; j < kGateTogether; ++j) {
+      const int expert = first + j * kGateWarps;
+      const float4* row = reinterpret_cast<const float4*>(weights) + int64_t{expert} * quads + begin + lane;
+#pragma unroll
+      for (int q = 0; q < kQuads; ++q) w[j][q] = expert < l.experts && begin + lane + 32 * q < end ? __ldg(row + 32 * q) : float4{};
+    }
+  };
+  load(warp);
+  WaitForBefore();
+  LetNextStart();
+  float4 mine[kRows][kQuads];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float4* row = reinterpret_cast<const float4*>(x) + int64_t{min(first_row + r, l.rows - 1)} * quads + begin + lane;
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) mine[r][q] = begin + lane + 32 * q < end ? __ldcg(row + 32 * q) : float4{};
+  }
+  const SelectRules rules = *l.rules;
+  float* at_first = cluster.map_shared_rank(&parts[0][0][0], 0) + rank * kRows * kLane * 32;
+  cluster.barrier_arrive();  // all blocks of the cluster have begun before one writes into another
+  cluster.barrier_wait();
+  for (int first = warp; first < l.experts; first += kGateTogether * kGateWarps) {
+    if (first > warp) load(first);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      float sums[kGateTogether];
+#pragma unroll
+      for (int j = 0; j < kGateTogether; ++j) {
+        sums[j] = 0;
+#pragma unroll
+        for (int q = 0; q < kQuads; ++q) {
+          const float4 a = w[j][q], b = mine[r][q];
+          sums[j] += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
+        }
+      }
+      const float sum = SumOfEight(sums);
+      const int expert = first + lane / 4 * kGateWarps;
+      if (lane % 4 == 0 && expert < l.experts) at_first[r * kLane * 32 + expert] = sum;
+    }
+  }
+  cluster.sync();
+  if (rank != 0) return;
+  const bool together = BatchAware(l, rules);
+  auto* totals = reinterpret_cast<RowTotals*>(static_cast<Batch*>(l.scratch) + 1);
+  if (const int t = first_row + warp; warp < kRows && t < l.rows) {
+    float sum[kLane];
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) {
+      const int expert = lane + 32 * i;
+      sum[i] = 0;
+      for (int c = 0; c < kGateCluster; ++c) sum[i] += parts[c][warp][expert];
+      if (expert < l.experts) logits[int64_t{t} * l.experts + expert] = sum[i];
+      else sum[i] = -INFINITY;
+    }
+    if (!together) Keep(ChooseRow<kLane>(l, rules, t, SoftmaxOf(sum, l.experts), nullptr, nullptr), &totals[t]);
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(l.done, 1) + 1 == gridDim.x / kGateCluster;
+    if (last) *l.done = 0;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  if (together) {
+    SelectByBlock<kLane>(l);
+  } else {
+    __shared__ RowTotals own_totals[kFusedGateRows];
+    __shared__ int16_t groups[kFusedGateRows * kMaxDeviceSlots];
+    FinishChoice(l, totals, own_totals, groups);
+  }
+#endif
+}
+
+template <int kLane>
+bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
+  const int bytes = min(kGateWarps, (l.rows * l.slots + 63) / 64) * 2 * l.experts * 4;
+  const auto launch = [&](auto* kernel, int rows) {
+    const dim3 grid(static_cast<unsigned>(kGateCluster * ((l.rows + rows - 1) / rows)));
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024) == cudaSuccess &&
+           LaunchEarlyInClusters(kGateCluster, kernel, grid, dim3(kGateThreads), static_cast<size_t>(bytes), stream, reinterpret_cast<const float*>(gate.weight.hi),
+                                 gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
+  };
+  if (bytes > 64 * 1024) return false;
+  if (l.rows <= kByExpertRows) {
+    return cudaFuncSetAttribute(GateByExpertKernel<kLane>, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024) == cudaSuccess &&
+           LaunchEarly(GateByExpertKernel<kLane>, dim3(static_cast<unsigned>(l.experts)), dim3(kGateThreads), static_cast<size_t>(bytes), stream,
+                       reinterpret_cast<const float*>(gate.weight.hi), gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
+  }
+  if (!gate.wgmma) return false;  // clusters are Hopper's
+  const int quads = (gate.weight.cols / 4 + kGateCluster - 1) / kGateCluster;
+  if (quads <= 64) return launch(GateKernel<kLane, 2, 2>, 2);
+  return quads <= 128 && launch(GateKernel<kLane, 1, 4>, 1);
+}
+
+}  // namespace
+
+bool GateAndSelect(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
+  if (gate.weight.packing != Packing::kF32 || gate.out != l.logits || gate.bias != nullptr || gate.weight.cols % 4 != 0 || l.rows == 0 ||
+      l.rows > kFusedGateRows) {
+    return false;
+  }
+  if (l.experts <= 32) return LaunchGate<1>(gate, l, stream);
+  if (l.experts <= 64) return LaunchGate<2>(gate, l, stream);
+  if (l.experts <= 128) return LaunchGate<4>(gate, l, stream);
+  if (l.experts <= 256) return LaunchGate<8>(gate, l, stream);
+  return false;
+}
+
+}  // namespace thermoe::cuda
