@@ -23,7 +23,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kBufferBytes = int64_t{8} << 20;
 constexpr size_t kBuffers = 4;
-constexpr int64_t kPieceBytes = int64_t{128} << 10;  // read by a thread at a time
+constexpr int64_t kPieceBytes = int64_t{64} << 10;  // read by a thread at a time
 constexpr int64_t kAlign = 256;
 constexpr int kLinkCopies = 32;
 
