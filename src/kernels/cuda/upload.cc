@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // All threads read rows as the file has them into one of some pinned buffers while the others cross the link and are packed on the device: three
 // stages that overlap, and the host's is a copy. The buffers are small, so that what was read is still in the processor's caches when the
-// device fetches it: memory's bandwidth is then needed for the file alone.
+// device fetches it: memory's bandwidth is then needed for the file alone. A buffer is sent on its way by one of the threads that read the next.
 #include "kernels/cuda/upload.h"
 
 #include <algorithm>
@@ -25,7 +25,7 @@ constexpr int64_t kBufferBytes = int64_t{8} << 20;
 constexpr size_t kBuffers = 4;
 constexpr int64_t kPieceBytes = int64_t{64} << 10;  // read by a thread at a time
 constexpr int64_t kAlign = 256;
-constexpr int kLinkCopies = 32;
+constexpr int kLinkRounds = 4, kLinkCopies = 16;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 int64_t Aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -60,15 +60,23 @@ class Uploader {
     PinnedMemory host;
     DeviceMemory device;
     cudaEvent_t crossed = nullptr, packed = nullptr;
+    std::vector<Chunk> chunks;
+    int64_t bytes = 0;  // that they take
+  };
+  struct Piece {
+    const std::byte* from;
+    std::byte* to;
+    int64_t bytes;
   };
 
   void Check(cudaError_t error) {
     if (health_.ok()) health_ = CudaStatus(error, "loading weights");
   }
-  int64_t NextChunks();
+  void NextChunks(Buffer* buffer);
   void AddPieces(const std::byte* from, std::byte* to, int64_t bytes);
-  Status ReadChunks(std::byte* buffer);
-  Status ReadPiece(const std::byte* from, std::span<std::byte> to) const;
+  Status FillAndSend(const Buffer& fill, const Buffer* send);
+  Status ReadPiece(const Piece& piece) const;
+  void Send(const Buffer& buffer);
   cudaError_t Place(const Chunk& chunk, const std::byte* buffer) const;
 
   std::span<const UploadItem> items_;
@@ -77,19 +85,14 @@ class Uploader {
   Status health_ = Status::Ok();
   kernels::LoadFacts facts_;
 
+  int device_ = 0;
   int64_t buffer_bytes_ = kBufferBytes;
   std::array<Buffer, kBuffers> buffers_;
   cudaStream_t link_ = nullptr, packing_ = nullptr;
 
-  size_t item_ = 0;    // what comes next
-  int64_t row_ = 0;    // of it
-  std::vector<Chunk> chunks_;  // of the buffer that is being filled
-  struct Piece {
-    const std::byte* from;
-    std::byte* to;
-    int64_t bytes;
-  };
-  std::vector<Piece> pieces_;
+  size_t item_ = 0;  // what comes next
+  int64_t row_ = 0;  // of it
+  std::vector<Piece> pieces_;   // of the buffer that is being filled
   std::vector<Status> failed_;  // by thread
 };
 
@@ -111,6 +114,7 @@ Status Uploader::Start() {
     THERMOE_CHECK(!item.matrix->interleaved());
     buffer_bytes_ = std::max(buffer_bytes_, GroupBytes(*item.matrix) + kChunkSlack);
   }
+  Check(cudaGetDevice(&device_));
   for (cudaStream_t* stream : {&link_, &packing_}) Check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking));
   for (Buffer& buffer : buffers_) {
     Result<PinnedMemory> host = PinnedMemory::Allocate(buffer_bytes_);
@@ -123,10 +127,10 @@ Status Uploader::Start() {
   return health_;
 }
 
-// The chunks that fit a buffer, in order; bytes of it that they take, 0 when all are done.
-int64_t Uploader::NextChunks() {
+// What comes next, as much as fits; no bytes when all is done.
+void Uploader::NextChunks(Buffer* buffer) {
   int64_t at = 0;
-  chunks_.clear();
+  buffer->chunks.clear();
   while (item_ < items_.size()) {
     const WeightMatrix& m = *items_[item_].matrix;
     const int64_t groups = (buffer_bytes_ - at - kChunkSlack) / GroupBytes(m);
@@ -134,11 +138,11 @@ int64_t Uploader::NextChunks() {
     Chunk chunk{&items_[item_], row_, std::min(m.rows - row_, groups * kGroupRows), at, 0};
     chunk.lo_at = Aligned(at + chunk.rows * m.row_bytes());
     at = Aligned(chunk.lo_at + chunk.rows * LoRowBytes(m));
-    chunks_.push_back(chunk);
+    buffer->chunks.push_back(chunk);
     row_ += chunk.rows;
     if (row_ == m.rows) row_ = 0, ++item_;
   }
-  return at;
+  buffer->bytes = at;
 }
 
 void Uploader::AddPieces(const std::byte* from, std::byte* to, int64_t bytes) {
@@ -146,16 +150,19 @@ void Uploader::AddPieces(const std::byte* from, std::byte* to, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += kPieceBytes) pieces_.push_back({from + at, to + at, std::min(kPieceBytes, bytes - at)});
 }
 
-Status Uploader::ReadChunks(std::byte* buffer) {
+Status Uploader::FillAndSend(const Buffer& fill, const Buffer* send) {
   pieces_.clear();
-  for (const Chunk& chunk : chunks_) {
+  for (const Chunk& chunk : fill.chunks) {
     const WeightMatrix& m = *chunk.item->matrix;
-    AddPieces(m.row(chunk.first_row), buffer + chunk.at, chunk.rows * m.row_bytes());
-    if (LoRowBytes(m) > 0) AddPieces(m.lo_row(chunk.first_row), buffer + chunk.lo_at, chunk.rows * LoRowBytes(m));
+    AddPieces(m.row(chunk.first_row), fill.host.data() + chunk.at, chunk.rows * m.row_bytes());
+    if (LoRowBytes(m) > 0) AddPieces(m.lo_row(chunk.first_row), fill.host.data() + chunk.lo_at, chunk.rows * LoRowBytes(m));
   }
-  threads_->ParallelFor(static_cast<int64_t>(pieces_.size()), [&](int64_t i, int thread) {
-    const Piece& piece = pieces_[static_cast<size_t>(i)];
-    Status read = ReadPiece(piece.from, {piece.to, static_cast<size_t>(piece.bytes)});
+  threads_->ParallelFor(static_cast<int64_t>(pieces_.size()) + 1, [&](int64_t i, int thread) {
+    if (i == 0) {
+      if (send != nullptr) Send(*send);
+      return;
+    }
+    Status read = ReadPiece(pieces_[static_cast<size_t>(i - 1)]);
     if (!read.ok()) failed_[static_cast<size_t>(thread)] = std::move(read);
   });
   for (const Status& status : failed_) THERMOE_RETURN_IF_ERROR(status);
@@ -163,13 +170,27 @@ Status Uploader::ReadChunks(std::byte* buffer) {
 }
 
 // Through the file: the first touch of a mapped page costs more than the copy of its 4 KiB. What was made in memory is there already.
-Status Uploader::ReadPiece(const std::byte* from, std::span<std::byte> to) const {
+Status Uploader::ReadPiece(const Piece& piece) const {
+  const auto bytes = static_cast<size_t>(piece.bytes);
   for (const MappedFile& file : files_) {
     const std::byte* begin = file.bytes().data();
-    if (from >= begin && from < begin + file.bytes().size()) return file.Read(static_cast<size_t>(from - begin), to);
+    if (piece.from >= begin && piece.from < begin + file.bytes().size()) {
+      return file.Read(static_cast<size_t>(piece.from - begin), {piece.to, bytes});
+    }
   }
-  std::memcpy(to.data(), from, to.size());
+  std::memcpy(piece.to, piece.from, bytes);
   return Status::Ok();
+}
+
+// From any thread.
+void Uploader::Send(const Buffer& buffer) {
+  Check(cudaSetDevice(device_));
+  Check(cudaStreamWaitEvent(link_, buffer.packed));
+  Check(cudaMemcpyAsync(buffer.device.data(), buffer.host.data(), static_cast<size_t>(buffer.bytes), cudaMemcpyHostToDevice, link_));
+  Check(cudaEventRecord(buffer.crossed, link_));
+  Check(cudaStreamWaitEvent(packing_, buffer.crossed));
+  for (const Chunk& chunk : buffer.chunks) Check(Place(chunk, buffer.device.data()));
+  Check(cudaEventRecord(buffer.packed, packing_));
 }
 
 cudaError_t Uploader::Place(const Chunk& chunk, const std::byte* buffer) const {
@@ -184,40 +205,40 @@ cudaError_t Uploader::Place(const Chunk& chunk, const std::byte* buffer) const {
 
 Status Uploader::Run() {
   const auto start = Clock::now();
+  const Buffer* filled = nullptr;
   for (size_t b = 0; health_.ok(); b = (b + 1) % kBuffers) {
     Buffer& buffer = buffers_[b];
-    const int64_t bytes = NextChunks();
-    if (bytes == 0) break;
+    NextChunks(&buffer);
+    if (buffer.bytes == 0) break;
     Check(cudaEventSynchronize(buffer.crossed));
     const auto reading = Clock::now();
-    THERMOE_RETURN_IF_ERROR(ReadChunks(buffer.host.data()));
+    THERMOE_RETURN_IF_ERROR(FillAndSend(buffer, filled));
     facts_.read_seconds += SecondsSince(reading);
-    Check(cudaStreamWaitEvent(link_, buffer.packed));
-    Check(cudaMemcpyAsync(buffer.device.data(), buffer.host.data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice, link_));
-    Check(cudaEventRecord(buffer.crossed, link_));
-    Check(cudaStreamWaitEvent(packing_, buffer.crossed));
-    for (const Chunk& chunk : chunks_) Check(Place(chunk, buffer.device.data()));
-    Check(cudaEventRecord(buffer.packed, packing_));
+    filled = &buffer;
   }
+  if (filled != nullptr) Send(*filled);
   Check(cudaStreamSynchronize(packing_));
   facts_.seconds = SecondsSince(start);
   return health_;
 }
 
-// By copies of a buffer, with nothing else to do.
+// By copies of a buffer, with nothing else to do: the best of some rounds, since others may use what lies between.
 Status Uploader::MeasureLink() {
   const Buffer& buffer = buffers_[0];
   cudaEvent_t begin = nullptr, end = nullptr;
   for (cudaEvent_t* event : {&begin, &end}) Check(cudaEventCreate(event));
-  Check(cudaEventRecord(begin, link_));
-  for (int i = 0; i < kLinkCopies; ++i) {
-    Check(cudaMemcpyAsync(buffer.device.data(), buffer.host.data(), static_cast<size_t>(buffer_bytes_), cudaMemcpyHostToDevice, link_));
+  for (int round = 0; round < kLinkRounds; ++round) {
+    Check(cudaEventRecord(begin, link_));
+    for (int i = 0; i < kLinkCopies; ++i) {
+      Check(cudaMemcpyAsync(buffer.device.data(), buffer.host.data(), static_cast<size_t>(buffer_bytes_), cudaMemcpyHostToDevice, link_));
+    }
+    Check(cudaEventRecord(end, link_));
+    Check(cudaStreamSynchronize(link_));
+    float ms = 0;
+    Check(cudaEventElapsedTime(&ms, begin, end));
+    const double bytes = static_cast<double>(buffer_bytes_) * kLinkCopies;
+    if (ms > 0) facts_.link_bytes_per_s = std::max(facts_.link_bytes_per_s, bytes / (1e-3 * static_cast<double>(ms)));
   }
-  Check(cudaEventRecord(end, link_));
-  Check(cudaStreamSynchronize(link_));
-  float ms = 0;
-  Check(cudaEventElapsedTime(&ms, begin, end));
-  if (ms > 0) facts_.link_bytes_per_s = static_cast<double>(buffer_bytes_) * kLinkCopies / (1e-3 * static_cast<double>(ms));
   for (cudaEvent_t event : {begin, end}) cudaEventDestroy(event);
   return health_;
 }
