@@ -109,7 +109,7 @@ struct DeviceLoad {
   int64_t bytes = 0;        // that crossed the link
   double seconds = 0;       // from the first to the last, packing included
   double read_seconds = 0;  // of these, while the host read them
-  double link_gbps = 0;     // what the link does when nothing else is done
+  double link_gbps = 0;     // what the link does when nothing else is done, at least what loading reached
 };
 
 class Engine {

@@ -69,7 +69,7 @@ struct LoadFacts {
   int64_t bytes = 0;         // of weights, as the file or the host has them
   double seconds = 0;        // from the first to the last, packing included
   double read_seconds = 0;   // of these, while the host read them
-  double link_bytes_per_s = 0;  // what the link does when nothing else is done; 0: nothing was loaded
+  double link_bytes_per_s = 0;  // what the link does when nothing else is done, at least what loading reached; 0: nothing was loaded
 };
 
 class Residency {
