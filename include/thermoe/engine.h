@@ -106,10 +106,10 @@ struct EngineOptions {
 
 // How the weights came onto a device with memory of its own. bytes 0: there is none.
 struct DeviceLoad {
-  int64_t bytes = 0;
+  int64_t bytes = 0;        // that crossed the link
   double seconds = 0;       // from the first to the last, packing included
-  double pack_seconds = 0;  // of these, while the host packed
-  double link_gbps = 0;     // what the link does when nothing else is done
+  double read_seconds = 0;  // of these, while the host read them
+  double link_gbps = 0;     // what the link does when nothing else is done, at least what loading reached
 };
 
 class Engine {

@@ -30,21 +30,28 @@ Result<MappedFile> MappedFile::Open(const std::string& path) {
     return Corrupt("{}: is empty; download it again", path);
   }
   void* map = ::mmap(nullptr, static_cast<size_t>(info.st_size), PROT_READ, MAP_SHARED, fd, 0);
-  const int map_errno = errno;
-  ::close(fd);
-  if (map == MAP_FAILED) return ResourceExhausted("{}: cannot be mapped ({})", path, std::strerror(map_errno));
+  if (map == MAP_FAILED) {
+    const int map_errno = errno;
+    ::close(fd);
+    return ResourceExhausted("{}: cannot be mapped ({})", path, std::strerror(map_errno));
+  }
   MappedFile file;
   file.path_ = path;
+  file.fd_ = fd;
   file.data_ = static_cast<const std::byte*>(map);
   file.size_ = static_cast<size_t>(info.st_size);
   return file;
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : path_(std::move(other.path_)),
+      fd_(std::exchange(other.fd_, -1)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
+  std::swap(fd_, other.fd_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
@@ -52,6 +59,19 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (fd_ >= 0) ::close(fd_);
+}
+
+Status MappedFile::Read(size_t offset, std::span<std::byte> to) const {
+  while (!to.empty()) {
+    const ssize_t got = ::pread(fd_, to.data(), to.size(), static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return Corrupt("{}: cannot be read at byte {} ({}); check the disk", path_, offset, std::strerror(errno));
+    if (got == 0) return Corrupt("{}: ends at byte {}, it had {} when it was opened; download it again", path_, offset, size_);
+    offset += static_cast<size_t>(got);
+    to = to.subspan(static_cast<size_t>(got));
+  }
+  return Status::Ok();
 }
 
 }  // namespace thermoe

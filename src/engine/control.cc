@@ -101,7 +101,7 @@ CostView EngineImpl::cost_view() const {
 
 DeviceLoad EngineImpl::device_load() const {
   const kernels::LoadFacts facts = ops_->load_facts();
-  return {facts.bytes, facts.seconds, facts.pack_seconds, 1e-9 * facts.link_bytes_per_s};
+  return {facts.bytes, facts.seconds, facts.read_seconds, 1e-9 * facts.link_bytes_per_s};
 }
 
 Status EngineImpl::StartControl(Supervisor* supervisor) {

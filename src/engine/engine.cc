@@ -40,7 +40,7 @@ Status HoldModel(const ModelImpl& model, int context, const EngineOptions& optio
   for (int32_t l = 0; l < config.layers; ++l) experts.push_back(model.experts().layer(l));
   cache->SetCopy([ops](float* to, const float* from, int64_t floats) { ops->CopyKv(to, from, floats); });
   return ops->Hold({config, model.loaded().weights, experts, cache->pool(), Workspace::BytesFor(config, MaxRows(options)), MaxRows(options),
-                    options.max_sequences, context});
+                    options.max_sequences, context, model.loaded().files});
 }
 
 Status CheckMemory(const ModelConfig& config, int context, const EngineOptions& options) {

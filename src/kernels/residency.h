@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 
+#include "base/mapped_file.h"
 #include "base/views.h"
 #include "model/config.h"
 #include "model/weights.h"
@@ -52,6 +53,7 @@ struct ResidentModel {
   int32_t max_rows = 0;       // of a step
   int32_t max_sequences = 0;  // in a step
   int32_t context = 0;        // positions of a sequence
+  std::span<const MappedFile> files = {};  // where weights may lie
 };
 
 // Operations that are done again and again to be measured.
@@ -64,10 +66,10 @@ class MeasuredStep {
 
 // How Hold's weights came onto the device.
 struct LoadFacts {
-  int64_t bytes = 0;         // of weights, as the device has them
+  int64_t bytes = 0;         // of weights, as the file or the host has them
   double seconds = 0;        // from the first to the last, packing included
-  double pack_seconds = 0;   // of these, while the host packed
-  double link_bytes_per_s = 0;  // what the link does when nothing else is done; 0: nothing was loaded
+  double read_seconds = 0;   // of these, while the host read them
+  double link_bytes_per_s = 0;  // what the link does when nothing else is done, at least what loading reached; 0: nothing was loaded
 };
 
 class Residency {

@@ -70,7 +70,7 @@ const DTypeTraits& TraitsOf(DType type);
 // Bytes of a row of `cols` weights; cols must be a multiple of block_elements. kNested8: the hi plane's.
 // kInterleaved: a 16th of 16 rows.
 int64_t RowBytes(DType type, int64_t cols, Layout layout = Layout::kRows);
-inline int64_t NestedLoRowBytes(int64_t cols) { return cols / kQuantBlock * static_cast<int64_t>(sizeof(NestedLo)); }
+constexpr int64_t NestedLoRowBytes(int64_t cols) { return cols / kQuantBlock * static_cast<int64_t>(sizeof(NestedLo)); }
 
 // Which planes of a nested matrix are read. Other types are always read whole.
 enum class Planes : uint8_t { kHi = 1, kBoth = 2 };

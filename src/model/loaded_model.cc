@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <system_error>
+#include <vector>
 
 #include "base/errors.h"
 #include "model/loading.h"
@@ -19,6 +20,13 @@ constexpr size_t kReadAheadFromBytes = size_t{256} << 20;
 // Short enough for a smooth bar and a prompt stop (32 ms at 2 GB/s), long enough for the disk.
 constexpr size_t kReadAheadPieceBytes = size_t{64} << 20;
 
+// Whether all pages of the piece are in memory. The system tells only those who may write the file; to others all seem to be.
+bool InMemory(std::span<const std::byte> piece, size_t page_bytes) {
+  std::vector<unsigned char> pages((piece.size() + page_bytes - 1) / page_bytes);
+  if (::mincore(const_cast<std::byte*>(piece.data()), piece.size(), pages.data()) != 0) return false;
+  return std::all_of(pages.begin(), pages.end(), [](unsigned char page) { return (page & 1) != 0; });
+}
+
 // Brings the pages of one piece into memory. `piece` starts on a page border.
 void Populate(std::span<const std::byte> piece, size_t page_bytes) {
 #ifdef MADV_POPULATE_READ
@@ -30,7 +38,8 @@ void Populate(std::span<const std::byte> piece, size_t page_bytes) {
   }
 }
 
-// Reads large files ahead, so that the first tokens do not pay for the disk one page fault at a time.
+// Reads large files ahead, so that the first tokens do not pay for the disk one page fault at a time. What is in memory is left alone: to map its
+// pages, by one thread here, takes longer than to read them where they are wanted.
 Status ReadAhead(const LoadedModel& model, const LoadProgress& progress) {
   const auto page_bytes = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
   const auto memory_bytes = static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) * page_bytes;
@@ -39,9 +48,10 @@ Status ReadAhead(const LoadedModel& model, const LoadProgress& progress) {
   if (!progress || total < kReadAheadFromBytes || total > memory_bytes) return Status::Ok();
   size_t done = 0;
   for (const MappedFile& file : model.files) {
+    const bool may_ask = ::access(file.path().c_str(), W_OK) == 0;
     for (size_t at = 0; at < file.bytes().size(); at += kReadAheadPieceBytes) {
       const auto piece = file.bytes().subspan(at, std::min(kReadAheadPieceBytes, file.bytes().size() - at));
-      Populate(piece, page_bytes);
+      if (!may_ask || !InMemory(piece, page_bytes)) Populate(piece, page_bytes);
       done += piece.size();
       if (!progress(static_cast<double>(done) / static_cast<double>(total))) {
         return {StatusCode::kCancelled, fmt::format("{}: loading was stopped", model.path)};

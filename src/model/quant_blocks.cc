@@ -21,16 +21,10 @@ Block Load(const std::byte* from) {
   return block;
 }
 
-// The nibble of weight j in a packed block of 32.
-int Nibble(const uint8_t* nibbles, int j) { return j < 16 ? nibbles[j] & 15 : nibbles[j - 16] >> 4; }
 void SetNibble(uint8_t* nibbles, int j, int value) {
   nibbles[j & 15] = static_cast<uint8_t>(nibbles[j & 15] | (j < 16 ? value : value << 4));
 }
-// The same in K blocks: byte j holds weights j and j + 32 of each 64.
-int KNibble(const uint8_t* nibbles, int s, int j) {
-  const int byte = nibbles[s / 2 * 32 + j];
-  return s % 2 == 0 ? byte & 15 : byte >> 4;
-}
+// In K blocks byte j holds weights j and j + 32 of each 64.
 void SetKNibble(uint8_t* nibbles, int s, int j, int value) {
   uint8_t& byte = nibbles[s / 2 * 32 + j];
   byte = static_cast<uint8_t>(byte | (s % 2 == 0 ? value : value << 4));
@@ -213,44 +207,20 @@ void Store(const Block& block, std::byte* to) {
 
 }  // namespace
 
-float E8M0Half(uint8_t e) { return std::bit_cast<float>(e < 2 ? 0x00200000u << e : (e - 1u) << 23); }
-
-KScale UnpackKScale(const uint8_t (&scales)[12], int s) {
-  const auto byte = [](int value) { return static_cast<uint8_t>(value); };
-  if (s < 4) return {byte(scales[s] & 63), byte(scales[s + 4] & 63)};
-  return {byte((scales[s + 4] & 15) | scales[s - 4] >> 6 << 4), byte(scales[s + 4] >> 4 | scales[s] >> 6 << 4)};
-}
-
 void UnpackCodes(DType type, const std::byte* block, int s, uint8_t (&codes)[32]) {
   const auto* bytes = reinterpret_cast<const uint8_t*>(block);
-  const auto fill = [&](auto code) {
-    for (int j = 0; j < 32; ++j) codes[j] = static_cast<uint8_t>(code(j));
+  const auto fill = [&]<DType kType>() {
+    for (int j = 0; j < 32; ++j) codes[j] = static_cast<uint8_t>(CodeAt<kType>(bytes, s, j));
   };
-  const auto fifth = [](const uint8_t* high, int j) { return (high[j / 8] >> (j % 8) & 1) << 4; };
   switch (type) {
-    case DType::kQ4_0:
-    case DType::kIQ4NL: return fill([&](int j) { return Nibble(bytes + offsetof(BlockQ4_0, nibbles), j); });
-    case DType::kMXFP4: return fill([&](int j) { return Nibble(bytes + offsetof(BlockMXFP4, nibbles), j); });
-    case DType::kQ5_0:
-      return fill([&](int j) {
-        return Nibble(bytes + offsetof(BlockQ5_0, nibbles), j) | fifth(bytes + offsetof(BlockQ5_0, high), j);
-      });
-    case DType::kQ5_1:
-      return fill([&](int j) {
-        return Nibble(bytes + offsetof(BlockQ5_1, nibbles), j) | fifth(bytes + offsetof(BlockQ5_1, high), j);
-      });
-    case DType::kQ4K: return fill([&](int j) { return KNibble(bytes + offsetof(BlockQ4K, nibbles), s, j); });
-    case DType::kQ5K:
-      return fill([&](int j) {
-        return KNibble(bytes + offsetof(BlockQ5K, nibbles), s, j) | (bytes[offsetof(BlockQ5K, high) + j] >> s & 1) << 4;
-      });
-    case DType::kQ6K:
-      return fill([&](int j) {
-        const int half = s / 4, quarter = s % 4;
-        const int low = bytes[offsetof(BlockQ6K, low) + half * 64 + quarter % 2 * 32 + j];
-        const int high = bytes[offsetof(BlockQ6K, high) + half * 32 + j] >> (2 * quarter) & 3;
-        return (quarter < 2 ? low & 15 : low >> 4) | high << 4;
-      });
+    case DType::kQ4_0: return fill.operator()<DType::kQ4_0>();
+    case DType::kIQ4NL: return fill.operator()<DType::kIQ4NL>();
+    case DType::kMXFP4: return fill.operator()<DType::kMXFP4>();
+    case DType::kQ5_0: return fill.operator()<DType::kQ5_0>();
+    case DType::kQ5_1: return fill.operator()<DType::kQ5_1>();
+    case DType::kQ4K: return fill.operator()<DType::kQ4K>();
+    case DType::kQ5K: return fill.operator()<DType::kQ5K>();
+    case DType::kQ6K: return fill.operator()<DType::kQ6K>();
     default: THERMOE_CHECK(false);
   }
 }

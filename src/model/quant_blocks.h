@@ -3,6 +3,7 @@
 // Source: ggml's block definitions and reference dequantisers; MXFP4: OCP Microscaling Formats 1.0.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -59,15 +60,47 @@ static_assert(sizeof(BlockMXFP4) == 17);
 inline constexpr int8_t kIQ4NLValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 inline constexpr int8_t kMXFP4Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};  // twice E2M1
 // 2^(e - 128). e = 255 would be "not a number" in the standard; as ggml has it, it is a power like the others.
-float E8M0Half(uint8_t e);
+constexpr float E8M0Half(uint8_t e) { return std::bit_cast<float>(e < 2 ? 0x00200000u << e : (e - 1u) << 23); }
 
 // The scale and the minimum of 32 weights s (0..7) in the 12 bytes of Q4_K and Q5_K.
 struct KScale {
   uint8_t scale, min;
 };
-KScale UnpackKScale(const uint8_t (&scales)[12], int s);
+constexpr KScale UnpackKScale(const uint8_t* scales, int s) {
+  const auto byte = [](int value) { return static_cast<uint8_t>(value); };
+  if (s < 4) return {byte(scales[s] & 63), byte(scales[s + 4] & 63)};
+  return {byte((scales[s + 4] & 15) | scales[s - 4] >> 6 << 4), byte(scales[s + 4] >> 4 | scales[s] >> 6 << 4)};
+}
 
-// The codes of the s-th 32 weights of a block of any type whose codes are below 64 (all here but kQ8_0 and kNested8).
+// The nibble of weight j in a packed block of 32.
+constexpr int NibbleAt(const uint8_t* nibbles, int j) { return j < 16 ? nibbles[j] & 15 : nibbles[j - 16] >> 4; }
+
+// The code of weight j of the s-th 32 weights of a block, of any type whose codes are below 64 (all here but kQ8_0 and kNested8).
+template <DType kType>
+constexpr int CodeAt(const uint8_t* block, int s, int j) {
+  const auto fifth = [block, j](size_t high) { return (block[high + static_cast<size_t>(j / 8)] >> (j % 8) & 1) << 4; };
+  // K blocks: byte j holds weights j and j + 32 of each 64.
+  const auto k_nibble = [=](size_t nibbles) {
+    const int byte = block[nibbles + static_cast<size_t>(s / 2 * 32 + j)];
+    return s % 2 == 0 ? byte & 15 : byte >> 4;
+  };
+  if constexpr (kType == DType::kMXFP4) return NibbleAt(block + offsetof(BlockMXFP4, nibbles), j);
+  if constexpr (kType == DType::kQ5_0) return NibbleAt(block + offsetof(BlockQ5_0, nibbles), j) | fifth(offsetof(BlockQ5_0, high));
+  if constexpr (kType == DType::kQ5_1) return NibbleAt(block + offsetof(BlockQ5_1, nibbles), j) | fifth(offsetof(BlockQ5_1, high));
+  if constexpr (kType == DType::kQ4K) return k_nibble(offsetof(BlockQ4K, nibbles));
+  if constexpr (kType == DType::kQ5K) {
+    return k_nibble(offsetof(BlockQ5K, nibbles)) | (block[offsetof(BlockQ5K, high) + static_cast<size_t>(j)] >> s & 1) << 4;
+  }
+  if constexpr (kType == DType::kQ6K) {
+    const int half = s / 4, quarter = s % 4;
+    const int low = block[offsetof(BlockQ6K, low) + static_cast<size_t>(half * 64 + quarter % 2 * 32 + j)];
+    const int high = block[offsetof(BlockQ6K, high) + static_cast<size_t>(half * 32 + j)] >> (2 * quarter) & 3;
+    return (quarter < 2 ? low & 15 : low >> 4) | high << 4;
+  }
+  if constexpr (kType == DType::kQ4_0 || kType == DType::kIQ4NL) return NibbleAt(block + offsetof(BlockQ4_0, nibbles), j);
+}
+
+// All 32 of them.
 void UnpackCodes(DType type, const std::byte* block, int s, uint8_t (&codes)[32]);
 
 // One block to and from block_elements floats, for every type whose block_elements is not 1. Not for kNested8.

@@ -151,27 +151,6 @@ TEST(WeightLayout, EveryTypeIsReadBackExactly) {
   ExpectExact(DType::kNested8, 150, 224, Planes::kHi);
 }
 
-// Groups packed one by one, anywhere, are the parts of the whole.
-TEST(WeightLayout, GroupsAreTheWholeInPieces) {
-  for (int i = 0; i < kDTypes; ++i) {
-    const auto type = static_cast<DType>(i);
-    const int64_t rows = 3 * kGroupRows - 7, cols = 512;
-    const Matrix matrix = RandomMatrix(type, rows, cols);
-    std::vector<std::byte> whole(static_cast<size_t>(PackedBytes(type, rows, cols))), pieces = whole;
-    Pack(matrix.view, whole.data());
-    ASSERT_EQ(GroupsOf(rows), 3);
-    for (int64_t g = 0; g < 3; ++g) {
-      std::array<std::vector<std::byte>, 3> parts;
-      std::array<std::byte*, 3> places{};
-      const auto ranges = RangesOf(type, rows, cols, g, 1);
-      for (size_t p = 0; p < 3; ++p) parts[p].resize(static_cast<size_t>(ranges[p].bytes)), places[p] = parts[p].data();
-      PackGroups(matrix.view, g, 1, places);
-      for (size_t p = 0; p < 3; ++p) std::copy(parts[p].begin(), parts[p].end(), pieces.begin() + ranges[p].at);
-    }
-    EXPECT_TRUE(whole == pieces) << TraitsOf(type).name;
-  }
-}
-
 // bfloat16 reaches further than binary16: rows of any size keep their values.
 TEST(WeightLayout, BrainFloatsOfAnySizeAreKept) {
   constexpr int64_t kCols = 64;

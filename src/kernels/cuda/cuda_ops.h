@@ -22,7 +22,7 @@ namespace thermoe::cuda {
 
 class CudaOps final : public kernels::Ops {
  public:
-  // kUnsupported where there is no device. `threads` pack weights; must outlive the result. isa: "" (the best), "mma" or "wgmma"; device:
+  // kUnsupported where there is no device. `threads` read weights; must outlive the result. isa: "" (the best), "mma" or "wgmma"; device:
   // as ChooseDevice.
   static Result<std::unique_ptr<Ops>> Create(ThreadPool* threads, std::string_view isa, std::string_view device);
   ~CudaOps() override;
@@ -140,17 +140,6 @@ class CudaOps final : public kernels::Ops {
   int64_t kv_floats_ = 0;
   DeviceMemory kv_;
   kernels::LoadFacts load_;
-  // upload.cc
-  struct UploadItem {
-    const WeightMatrix* matrix;
-    int64_t to, bytes;  // in device memory, from the first on; one follows the other
-  };
-  struct UploadChunk;
-  Status Upload(std::span<const UploadItem> items, std::byte* base);
-  static int64_t FillBuffer(std::span<const UploadItem> items, size_t* next, int64_t* group, std::vector<UploadChunk>* chunks);
-  void PackChunks(std::span<const UploadChunk> chunks, std::byte* buffer);
-  void CopyChunks(std::span<const UploadChunk> chunks, const std::byte* buffer, std::byte* base);
-  void MeasureLink(const PinnedMemory& from, int64_t bytes);
   mutable DeviceMemory scratch_;
   mutable int64_t scratch_bytes_ = 0;
   DeviceMemory counters_;  // of blocks: the gate's one, the experts' two

@@ -7,6 +7,7 @@
 #include "base/errors.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/stream_rows.h"
+#include "kernels/cuda/upload.h"
 
 namespace thermoe::cuda {
 namespace {
@@ -136,30 +137,26 @@ Status CudaOps::Hold(const kernels::ResidentModel& model) {
 
 // Each place once, tied matrices share one; then the embedding, whose rows are read as the file has them.
 Status CudaOps::UploadMatrices(const kernels::ResidentModel& model, const MemoryPlan& plan) {
-  std::vector<UploadItem> items;
-  std::unordered_map<const std::byte*, size_t> seen;
-  int64_t bytes = 0;
-  ForEachMatrix(model, [&](const WeightMatrix& m) {
-    if (seen.contains(m.data)) return;
-    seen[m.data] = items.size();
-    items.push_back({&m, bytes, Aligned(PackedBytes(m.type, m.rows, m.cols))});
-    bytes += items.back().bytes;
-  });
-  Result<DeviceMemory> weights = DeviceMemory::Allocate(std::max<int64_t>(bytes, 1), "the weights");
-  if (!weights.ok()) return weights.status();
-  std::byte* base = weights->data();
-  owned_.push_back(std::move(weights).value());
-  THERMOE_RETURN_IF_ERROR(Upload(items, base));
-  for (const UploadItem& item : items) {
-    const WeightMatrix& m = *item.matrix;
-    matrices_[m.data] = View(m.type, m.rows, m.cols, base + item.to);
-  }
   const WeightMatrix& table = model.weights.embedding;
-  Result<DeviceMemory> memory = DeviceMemory::Allocate(std::max<int64_t>(plan.table, 1), "the embedding");
-  if (!memory.ok()) return memory.status();
-  Check(cudaMemcpy(memory->data(), table.data, static_cast<size_t>(plan.table), cudaMemcpyDefault), "loading the embedding");
-  tables_of_rows_[table.data] = memory->data();
-  owned_.push_back(std::move(memory).value());
+  Result<DeviceMemory> weights = DeviceMemory::Allocate(std::max<int64_t>(plan.weights, 1), "the weights");
+  if (!weights.ok()) return weights.status();
+  Result<DeviceMemory> embedding = DeviceMemory::Allocate(std::max<int64_t>(plan.table, 1), "the embedding");
+  if (!embedding.ok()) return embedding.status();
+  std::vector<UploadItem> items;
+  std::byte* at = weights->data();
+  ForEachMatrix(model, [&](const WeightMatrix& m) {
+    if (matrices_.contains(m.data)) return;
+    items.push_back({&m, at});
+    matrices_[m.data] = View(m.type, m.rows, m.cols, at);
+    at += Aligned(PackedBytes(m.type, m.rows, m.cols));
+  });
+  items.push_back({&table, embedding->data(), /*packed=*/false});
+  tables_of_rows_[table.data] = embedding->data();
+  owned_.push_back(std::move(weights).value());
+  owned_.push_back(std::move(embedding).value());
+  Result<kernels::LoadFacts> load = Upload(items, model.files, threads_);
+  if (!load.ok()) return load.status();
+  load_ = *load;
   return health_;
 }
 

@@ -1,12 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights on their way to the device: all threads pack into one of some pinned buffers while others are copied. The buffers are small, so that
-// what is packed is still in the processor's caches when the device fetches it: memory's bandwidth is what limits, and reading the file is then
-// all that it is needed for.
-#include <algorithm>
-#include <chrono>
+// All threads read rows as the file has them into one of some pinned buffers while the others cross the link and are packed on the device: three
+// stages that overlap, and the host's is a copy. The buffers are small, so that what was read is still in the processor's caches when the
+// device fetches it: memory's bandwidth is then needed for the file alone. A buffer is sent on its way by one of the threads that read the next.
+#include "kernels/cuda/upload.h"
 
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
 #include "base/errors.h"
-#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/pack.h"
 
 namespace thermoe::cuda {
 namespace {
@@ -14,148 +22,237 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kBufferBytes = int64_t{8} << 20;
-constexpr int kBuffers = 4;
-constexpr int64_t kPieceGroups = 1;  // of rows, packed by a thread at a time: some 0.3 MiB
-constexpr int kLinkCopies = 32;
+constexpr size_t kBuffers = 4;
+constexpr int64_t kPieceBytes = int64_t{64} << 10;  // read by a thread at a time
+constexpr int64_t kAlign = 256;
+constexpr int kLinkRounds = 4, kLinkCopies = 16;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+int64_t Aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-}  // namespace
+int64_t LoRowBytes(const WeightMatrix& m) { return m.type == DType::kNested8 ? NestedLoRowBytes(m.cols) : 0; }
+// The most that a group of rows takes of a buffer, beside kChunkSlack.
+int64_t GroupBytes(const WeightMatrix& m) { return std::min<int64_t>(kGroupRows, m.rows) * (m.row_bytes() + LoRowBytes(m)); }
+constexpr int64_t kChunkSlack = 2 * kAlign;
 
-// Groups of rows of a matrix, or all of it, that share a buffer with others.
-struct CudaOps::UploadChunk {
+// Rows of a matrix, whole groups of them, and where they lie in a buffer.
+struct Chunk {
   const UploadItem* item;
-  int64_t first, count;  // groups
-  int64_t staged;        // begins there in the buffer: as in the matrix if whole, else its three ranges one after the other
-  bool whole;
+  int64_t first_row, rows;
+  int64_t at, lo_at;
 };
 
-// The next chunks that fit a buffer; `next` and `group` go on from them. A matrix that fits a buffer is not divided.
-int64_t CudaOps::FillBuffer(std::span<const UploadItem> items, size_t* next, int64_t* group, std::vector<UploadChunk>* chunks) {
-  int64_t bytes = 0;
-  chunks->clear();
-  while (*next < items.size()) {
-    const UploadItem& item = items[*next];
-    const WeightMatrix& m = *item.matrix;
-    const int64_t groups = GroupsOf(m.rows);
-    UploadChunk chunk{&item, *group, groups - *group, bytes, false};
-    if (item.bytes <= kBufferBytes) {
-      if (bytes + item.bytes > kBufferBytes) break;
-      chunk.whole = true;
-      bytes += item.bytes;
-    } else {
-      int64_t each = 0;
-      for (const PackedRange& range : RangesOf(m.type, m.rows, m.cols, 0, 1)) each += range.bytes;
-      chunk.count = std::min(chunk.count, std::max<int64_t>((kBufferBytes - bytes) / each, bytes == 0 ? 1 : 0));
-      if (chunk.count == 0) break;
-      bytes += chunk.count * each;
-    }
-    chunks->push_back(chunk);
-    *group += chunk.count;
-    if (*group == groups) *group = 0, ++*next;
-  }
-  return bytes;
-}
+class Uploader {
+ public:
+  Uploader(std::span<const UploadItem> items, std::span<const MappedFile> files, ThreadPool* threads)
+      : items_(items), files_(files), threads_(threads), failed_(static_cast<size_t>(threads->size())) {}
+  ~Uploader();
+  Uploader(const Uploader&) = delete;
+  Uploader& operator=(const Uploader&) = delete;
 
-void CudaOps::PackChunks(std::span<const UploadChunk> chunks, std::byte* buffer) {
+  Status Start();
+  Status Run();
+  Status MeasureLink();
+  const kernels::LoadFacts& facts() const { return facts_; }
+
+ private:
+  struct Buffer {
+    PinnedMemory host;
+    DeviceMemory device;
+    cudaEvent_t crossed = nullptr, packed = nullptr;
+    std::vector<Chunk> chunks;
+    int64_t bytes = 0;  // that they take
+  };
   struct Piece {
-    const UploadChunk* chunk;
-    int64_t first, count;  // groups of the matrix
+    const std::byte* from;
+    std::byte* to;
+    int64_t bytes;
   };
-  std::vector<Piece> pieces;
-  for (const UploadChunk& chunk : chunks) {
-    for (int64_t g = 0; g < chunk.count; g += kPieceGroups) pieces.push_back({&chunk, chunk.first + g, std::min(kPieceGroups, chunk.count - g)});
+
+  void Check(cudaError_t error) {
+    if (health_.ok()) health_ = CudaStatus(error, "loading weights");
   }
-  threads_->ParallelFor(static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
-    const Piece& piece = pieces[static_cast<size_t>(i)];
-    const UploadChunk& chunk = *piece.chunk;
-    const WeightMatrix& m = *chunk.item->matrix;
-    const auto all = RangesOf(m.type, m.rows, m.cols, chunk.first, chunk.count), mine = RangesOf(m.type, m.rows, m.cols, piece.first, piece.count);
-    std::array<std::byte*, 3> places{};
-    int64_t before = 0;
-    for (size_t p = 0; p < all.size(); ++p) {
-      places[p] = buffer + chunk.staged + (chunk.whole ? mine[p].at : before + mine[p].at - all[p].at);
-      before += all[p].bytes;
+  void NextChunks(Buffer* buffer);
+  void AddPieces(const std::byte* from, std::byte* to, int64_t bytes);
+  Status FillAndSend(const Buffer& fill, const Buffer* send);
+  Status ReadPiece(const Piece& piece) const;
+  void Send(const Buffer& buffer);
+  cudaError_t Place(const Chunk& chunk, const std::byte* buffer) const;
+
+  std::span<const UploadItem> items_;
+  std::span<const MappedFile> files_;
+  ThreadPool* threads_;
+  Status health_ = Status::Ok();
+  kernels::LoadFacts facts_;
+
+  int device_ = 0;
+  int64_t buffer_bytes_ = kBufferBytes;
+  std::array<Buffer, kBuffers> buffers_;
+  cudaStream_t link_ = nullptr, packing_ = nullptr;
+
+  size_t item_ = 0;  // what comes next
+  int64_t row_ = 0;  // of it
+  std::vector<Piece> pieces_;   // of the buffer that is being filled
+  std::vector<Status> failed_;  // by thread
+};
+
+Uploader::~Uploader() {
+  for (cudaStream_t stream : {link_, packing_}) {
+    if (stream == nullptr) continue;
+    cudaStreamSynchronize(stream);  // after an error copies may still be under way
+    cudaStreamDestroy(stream);
+  }
+  for (const Buffer& buffer : buffers_) {
+    for (cudaEvent_t event : {buffer.crossed, buffer.packed}) {
+      if (event != nullptr) cudaEventDestroy(event);
     }
-    PackGroups(m, piece.first, piece.count, places);
-  });
+  }
 }
 
-// Whole matrices that follow one another lie so in the buffer too: one copy.
-void CudaOps::CopyChunks(std::span<const UploadChunk> chunks, const std::byte* buffer, std::byte* base) {
-  const auto copy = [&](int64_t to, int64_t from, int64_t bytes) {
-    Check(cudaMemcpyAsync(base + to, buffer + from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "loading weights");
-  };
-  for (size_t i = 0; i < chunks.size();) {
-    const UploadChunk& chunk = chunks[i];
-    int64_t bytes = 0;
-    for (; i < chunks.size() && chunks[i].whole; ++i) bytes += chunks[i].item->bytes;
-    if (bytes > 0) {
-      copy(chunk.item->to, chunk.staged, bytes);
-      continue;
-    }
-    const WeightMatrix& m = *chunk.item->matrix;
-    int64_t from = chunk.staged;
-    for (const PackedRange& range : RangesOf(m.type, m.rows, m.cols, chunk.first, chunk.count)) {
-      if (range.bytes > 0) copy(chunk.item->to + range.at, from, range.bytes);
-      from += range.bytes;
-    }
-    ++i;
+Status Uploader::Start() {
+  for (const UploadItem& item : items_) {  // a group of very long rows may be larger than a buffer
+    THERMOE_CHECK(!item.matrix->interleaved());
+    buffer_bytes_ = std::max(buffer_bytes_, GroupBytes(*item.matrix) + kChunkSlack);
   }
-}
-
-Status CudaOps::Upload(std::span<const UploadItem> items, std::byte* base) {
-  int64_t largest = kBufferBytes;
-  for (const UploadItem& item : items) {  // a group of very long rows may be larger than a buffer
-    const WeightMatrix& m = *item.matrix;
-    int64_t each = 0;
-    for (const PackedRange& range : RangesOf(m.type, m.rows, m.cols, 0, 1)) each += range.bytes;
-    largest = std::max(largest, each);
+  Check(cudaGetDevice(&device_));
+  for (cudaStream_t* stream : {&link_, &packing_}) Check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking));
+  for (Buffer& buffer : buffers_) {
+    Result<PinnedMemory> host = PinnedMemory::Allocate(buffer_bytes_);
+    if (!host.ok()) return host.status();
+    Result<DeviceMemory> device = DeviceMemory::Allocate(buffer_bytes_, "weights on their way");
+    if (!device.ok()) return device.status();
+    buffer.host = std::move(host).value(), buffer.device = std::move(device).value();
+    for (cudaEvent_t* event : {&buffer.crossed, &buffer.packed}) Check(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
   }
-  PinnedMemory buffers[kBuffers];
-  cudaEvent_t copied[kBuffers] = {};
-  for (int b = 0; b < kBuffers; ++b) {
-    Result<PinnedMemory> pinned = PinnedMemory::Allocate(largest);
-    if (!pinned.ok()) return pinned.status();
-    buffers[b] = std::move(pinned).value();
-    Check(cudaEventCreateWithFlags(&copied[b], cudaEventDisableTiming), "loading weights");
-  }
-  const auto start = Clock::now();
-  std::vector<UploadChunk> chunks;
-  size_t next = 0;
-  int64_t group = 0;
-  for (int b = 0; next < items.size(); b = (b + 1) % kBuffers) {
-    load_.bytes += FillBuffer(items, &next, &group, &chunks);
-    Check(cudaEventSynchronize(copied[b]), "loading weights");
-    const auto packing = Clock::now();
-    PackChunks(chunks, buffers[b].data());
-    load_.pack_seconds += SecondsSince(packing);
-    CopyChunks(chunks, buffers[b].data(), base);
-    Check(cudaEventRecord(copied[b], stream_), "loading weights");
-  }
-  Synchronise();
-  load_.seconds = SecondsSince(start);
-  for (cudaEvent_t event : copied) cudaEventDestroy(event);
-  MeasureLink(buffers[0], largest);
   return health_;
 }
 
-// By copies of a buffer to memory that nobody uses.
-void CudaOps::MeasureLink(const PinnedMemory& from, int64_t bytes) {
-  Result<DeviceMemory> target = DeviceMemory::Allocate(std::max<int64_t>(bytes, 1), "measuring the link");
-  if (!target.ok() || bytes == 0) return;
-  cudaEvent_t begin = nullptr, end = nullptr;
-  for (cudaEvent_t* event : {&begin, &end}) Check(cudaEventCreate(event), "measuring the link");
-  Check(cudaEventRecord(begin, stream_), "measuring the link");
-  for (int i = 0; i < kLinkCopies; ++i) {
-    Check(cudaMemcpyAsync(target->data(), from.data(), static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "measuring the link");
+// What comes next, as much as fits; no bytes when all is done.
+void Uploader::NextChunks(Buffer* buffer) {
+  int64_t at = 0;
+  buffer->chunks.clear();
+  while (item_ < items_.size()) {
+    const WeightMatrix& m = *items_[item_].matrix;
+    const int64_t groups = (buffer_bytes_ - at - kChunkSlack) / GroupBytes(m);
+    if (groups <= 0) break;
+    Chunk chunk{&items_[item_], row_, std::min(m.rows - row_, groups * kGroupRows), at, 0};
+    chunk.lo_at = Aligned(at + chunk.rows * m.row_bytes());
+    at = Aligned(chunk.lo_at + chunk.rows * LoRowBytes(m));
+    buffer->chunks.push_back(chunk);
+    row_ += chunk.rows;
+    if (row_ == m.rows) row_ = 0, ++item_;
   }
-  Check(cudaEventRecord(end, stream_), "measuring the link");
-  Synchronise();
-  float ms = 0;
-  Check(cudaEventElapsedTime(&ms, begin, end), "measuring the link");
-  if (ms > 0) load_.link_bytes_per_s = static_cast<double>(bytes) * kLinkCopies / (1e-3 * static_cast<double>(ms));
+  buffer->bytes = at;
+}
+
+void Uploader::AddPieces(const std::byte* from, std::byte* to, int64_t bytes) {
+  facts_.bytes += bytes;
+  for (int64_t at = 0; at < bytes; at += kPieceBytes) pieces_.push_back({from + at, to + at, std::min(kPieceBytes, bytes - at)});
+}
+
+Status Uploader::FillAndSend(const Buffer& fill, const Buffer* send) {
+  pieces_.clear();
+  for (const Chunk& chunk : fill.chunks) {
+    const WeightMatrix& m = *chunk.item->matrix;
+    AddPieces(m.row(chunk.first_row), fill.host.data() + chunk.at, chunk.rows * m.row_bytes());
+    if (LoRowBytes(m) > 0) AddPieces(m.lo_row(chunk.first_row), fill.host.data() + chunk.lo_at, chunk.rows * LoRowBytes(m));
+  }
+  threads_->ParallelFor(static_cast<int64_t>(pieces_.size()) + 1, [&](int64_t i, int thread) {
+    if (i == 0) {
+      if (send != nullptr) Send(*send);
+      return;
+    }
+    Status read = ReadPiece(pieces_[static_cast<size_t>(i - 1)]);
+    if (!read.ok()) failed_[static_cast<size_t>(thread)] = std::move(read);
+  });
+  for (const Status& status : failed_) THERMOE_RETURN_IF_ERROR(status);
+  return Status::Ok();
+}
+
+// Through the file: the first touch of a mapped page costs more than the copy of its 4 KiB. What was made in memory is there already.
+Status Uploader::ReadPiece(const Piece& piece) const {
+  const auto bytes = static_cast<size_t>(piece.bytes);
+  for (const MappedFile& file : files_) {
+    const std::byte* begin = file.bytes().data();
+    if (piece.from >= begin && piece.from < begin + file.bytes().size()) {
+      return file.Read(static_cast<size_t>(piece.from - begin), {piece.to, bytes});
+    }
+  }
+  std::memcpy(piece.to, piece.from, bytes);
+  return Status::Ok();
+}
+
+// From any thread.
+void Uploader::Send(const Buffer& buffer) {
+  Check(cudaSetDevice(device_));
+  Check(cudaStreamWaitEvent(link_, buffer.packed));
+  Check(cudaMemcpyAsync(buffer.device.data(), buffer.host.data(), static_cast<size_t>(buffer.bytes), cudaMemcpyHostToDevice, link_));
+  Check(cudaEventRecord(buffer.crossed, link_));
+  Check(cudaStreamWaitEvent(packing_, buffer.crossed));
+  for (const Chunk& chunk : buffer.chunks) Check(Place(chunk, buffer.device.data()));
+  Check(cudaEventRecord(buffer.packed, packing_));
+}
+
+cudaError_t Uploader::Place(const Chunk& chunk, const std::byte* buffer) const {
+  const WeightMatrix& m = *chunk.item->matrix;
+  std::byte* to = chunk.item->to;
+  if (!chunk.item->packed) {
+    return cudaMemcpyAsync(to + chunk.first_row * m.row_bytes(), buffer + chunk.at, static_cast<size_t>(chunk.rows * m.row_bytes()),
+                           cudaMemcpyDeviceToDevice, packing_);
+  }
+  return PackRows({m.type, View(m.type, m.rows, m.cols, to), buffer + chunk.at, buffer + chunk.lo_at, chunk.first_row, chunk.rows}, packing_);
+}
+
+Status Uploader::Run() {
+  const auto start = Clock::now();
+  const Buffer* filled = nullptr;
+  for (size_t b = 0; health_.ok(); b = (b + 1) % kBuffers) {
+    Buffer& buffer = buffers_[b];
+    NextChunks(&buffer);
+    if (buffer.bytes == 0) break;
+    Check(cudaEventSynchronize(buffer.crossed));
+    const auto reading = Clock::now();
+    THERMOE_RETURN_IF_ERROR(FillAndSend(buffer, filled));
+    facts_.read_seconds += SecondsSince(reading);
+    filled = &buffer;
+  }
+  if (filled != nullptr) Send(*filled);
+  Check(cudaStreamSynchronize(packing_));
+  facts_.seconds = SecondsSince(start);
+  return health_;
+}
+
+// By copies of a buffer, with nothing else to do: the best of some rounds, since others may use what lies between. Where an idle processor slows
+// the link down, loading is faster than that; it is at least as fast as it was then.
+Status Uploader::MeasureLink() {
+  const Buffer& buffer = buffers_[0];
+  cudaEvent_t begin = nullptr, end = nullptr;
+  for (cudaEvent_t* event : {&begin, &end}) Check(cudaEventCreate(event));
+  for (int round = 0; round < kLinkRounds; ++round) {
+    Check(cudaEventRecord(begin, link_));
+    for (int i = 0; i < kLinkCopies; ++i) {
+      Check(cudaMemcpyAsync(buffer.device.data(), buffer.host.data(), static_cast<size_t>(buffer_bytes_), cudaMemcpyHostToDevice, link_));
+    }
+    Check(cudaEventRecord(end, link_));
+    Check(cudaStreamSynchronize(link_));
+    float ms = 0;
+    Check(cudaEventElapsedTime(&ms, begin, end));
+    const double bytes = static_cast<double>(buffer_bytes_) * kLinkCopies;
+    if (ms > 0) facts_.link_bytes_per_s = std::max(facts_.link_bytes_per_s, bytes / (1e-3 * static_cast<double>(ms)));
+  }
   for (cudaEvent_t event : {begin, end}) cudaEventDestroy(event);
+  if (facts_.seconds > 0) facts_.link_bytes_per_s = std::max(facts_.link_bytes_per_s, static_cast<double>(facts_.bytes) / facts_.seconds);
+  return health_;
+}
+
+}  // namespace
+
+Result<kernels::LoadFacts> Upload(std::span<const UploadItem> items, std::span<const MappedFile> files, ThreadPool* threads) {
+  Uploader uploader(items, files, threads);
+  THERMOE_RETURN_IF_ERROR(uploader.Start());
+  THERMOE_RETURN_IF_ERROR(uploader.Run());
+  THERMOE_RETURN_IF_ERROR(uploader.MeasureLink());
+  return uploader.facts();
 }
 
 }  // namespace thermoe::cuda

@@ -49,7 +49,24 @@ inline constexpr int kGroupRows = kTileRows * kGroupTiles;
 inline constexpr int kPlaneTileBytes = 512;  // of one plane of codes
 inline constexpr int kHalfTileBytes = 2048;
 
-Packing PackingOf(DType type);
+constexpr Packing PackingOf(DType type) {
+  switch (type) {
+    case DType::kNested8:
+    case DType::kQ8_0:
+    case DType::kQ5_0:
+    case DType::kIQ4NL: return Packing::kPlanes8;
+    case DType::kQ4_0: return Packing::kNibble;
+    case DType::kQ4K: return Packing::kNibbleMin;
+    case DType::kQ5_1:
+    case DType::kQ5K: return Packing::kByteMin;
+    case DType::kQ6K: return Packing::kByte16;
+    case DType::kMXFP4: return Packing::kMxfp4;
+    case DType::kBF16:
+    case DType::kF16: return Packing::kHalf;
+    case DType::kF32: break;
+  }
+  return Packing::kF32;
+}
 // Of all 16 rows of a tile; 0 for kHalf and kF32.
 constexpr int ScaleTileBytes(Packing packing) {
   switch (packing) {
@@ -81,16 +98,13 @@ struct DeviceMatrix {
 int64_t PackedBytes(DType type, int64_t rows, int64_t cols);
 // Bytes that a pass over the real rows reads.
 int64_t ReadBytes(DType type, int64_t rows, int64_t cols, Planes planes);
-// `from` in the layout of files (Layout::kRows), any type; `to`: [PackedBytes] every byte is written.
+// The number of a tile in its matrix.
+constexpr int64_t TileNumber(int64_t row_tile, int64_t k_tile, int64_t k_tiles) {
+  return (row_tile / kGroupTiles * k_tiles + k_tile) * kGroupTiles + row_tile % kGroupTiles;
+}
+// The reference of what pack.h does on the device. `from` in the layout of files (Layout::kRows), any type; `to`: [PackedBytes], every byte is
+// written.
 void Pack(const WeightMatrix& from, std::byte* to);
-// The same for `count` groups of kGroupRows rows from `first` on, of GroupsOf(from.rows): groups may be packed side by side.
-int64_t GroupsOf(int64_t rows);
-// Where they lie in the packed matrix: codes, lo plane, scales (of no bytes where there are none). Of a whole matrix they follow one another.
-struct PackedRange {
-  int64_t at = 0, bytes = 0;
-};
-std::array<PackedRange, 3> RangesOf(DType type, int64_t rows, int64_t cols, int64_t first, int64_t count);
-void PackGroups(const WeightMatrix& from, int64_t first, int64_t count, const std::array<std::byte*, 3>& to);
 // What Pack's result is once it lies at `packed` (device memory, aligned to 256 bytes).
 DeviceMatrix View(DType type, int64_t rows, int64_t cols, const std::byte* packed);
 
