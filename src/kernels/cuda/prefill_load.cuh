@@ -19,12 +19,12 @@ class PrefillLoad {
     const int32_t items = ListTiles() * row_items;
     for (int32_t at = static_cast<int32_t>(blockIdx.x); at < items; at += static_cast<int32_t>(gridDim.x)) {
       Begin(at, row_items);
-      for (int32_t k = 0; k < args_.k_tiles; ++k) Fetch(k);
+      for (int32_t k = 0; k < args_.k_tiles; ++k) Fetch();
     }
+    TellAll();
     BarrierWait(&shared_->item_empty[item_.at], item_.parity ^ 1);
     if (thread_ == 0) shared_->item[item_.at].columns = 0;
     BarrierArrive(&shared_->item_full[item_.at]);
-    WaitCopies<0>();
   }
 
  private:
@@ -33,6 +33,7 @@ class PrefillLoad {
   static constexpr int kPieces = kTileCols / 8;             // of 16 bytes of an activation's columns
   static constexpr int kRowsAtOnce = kWarpgroup / kPieces;  // activations that all threads copy at once
   static constexpr int kCopies = kMostColumns / kRowsAtOnce;
+  static constexpr int kUnderWay = 2;  // stages whose activations are on the way when the next ones' begin
 
   __device__ Job JobAt(int32_t j) const {
     if constexpr (kEpilogue == Epilogue::kRows) return {0, Planes::kBoth, 0, args_.rows};
@@ -85,16 +86,18 @@ class PrefillLoad {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int32_t row = SourceRow(job, n0 + min(thread_ / kPieces + kRowsAtOnce * i, columns_ - 1));
-      source_[i] = row * args_.k_tiles * kPieces + thread_ % kPieces;
+      source_[i] = static_cast<uint32_t>(row) * static_cast<uint32_t>(args_.k_tiles * kPieces) +
+                   static_cast<uint32_t>(thread_ % kPieces);
     }
-    if (thread_ == 0) {
-#pragma unroll
-      for (int stream = 0; stream < 2; ++stream) {
-        const DeviceMatrix& matrix = MatrixOf<kEpilogue>(args_, job, stream);
-        const int64_t first = int64_t{GroupOf<kEpilogue>(args_, m, stream)} * args_.k_tiles;
-        shared_->group[stream] = {matrix.hi + first * kCodes, matrix.lo + first * kCodes,
-                                  matrix.scales + first * kScales};
-      }
+    from_ = reinterpret_cast<const std::byte*>(args_.x);
+    const int stream = thread_ / 64;
+    const DeviceMatrix& matrix = MatrixOf<kEpilogue>(args_, job, stream);
+    const int64_t first = int64_t{GroupOf<kEpilogue>(args_, m, stream)} * args_.k_tiles;
+    if (thread_ / 32 % 2 == 0) {
+      codes_ = matrix.hi + first * kCodes;
+    } else {
+      codes_ = matrix.lo + first * kCodes;
+      scales_ = matrix.scales + first * kScales;
     }
     const int32_t n = n0 + min(thread_, columns_ - 1);
     float factor = args_.unscale != nullptr ? args_.unscale[SourceRow(job, n)] : 1.0f;
@@ -103,6 +106,7 @@ class PrefillLoad {
       slot = args_.order[job.first + n];
       factor *= args_.weight[slot];
     }
+    if (args_.k_tiles < kUnderWay) TellAll();  // the place becomes free by what they do not know of yet
     BarrierWait(&shared_->item_empty[item_.at], item_.parity ^ 1);
     PrefillItem& item = shared_->item[item_.at];
     if (thread_ == 0) item.job = job, item.n0 = n0, item.columns = columns_, item.m = m;
@@ -116,31 +120,50 @@ class PrefillLoad {
     return job.first + n;
   }
 
-  // Stage k of the item begun last: 64 columns of its activations and weights.
-  __device__ void Fetch(int32_t k) {
+  // The next stage of the item begun last: 64 columns of its activations and weights.
+  __device__ void Fetch() {
     BarrierWait(&shared_->empty[stage_.at], stage_.parity ^ 1);
-    uint64_t* full = &shared_->full[stage_.at];
-    if (thread_ == 0) FetchWeights(k, shared_->weights[stage_.at], full);
+    if (thread_ % 32 == 0) FetchWeights(&shared_->full[stage_.at]);
+    codes_ += kCodes;
+    scales_ += kScales;
     std::byte* to = shared_->x[stage_.at] + thread_ / kPieces * 128 + (thread_ % kPieces ^ thread_ / kPieces % 8) * 16;
-    const uint4* from = reinterpret_cast<const uint4*>(args_.x) + k * kPieces;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      if (kRowsAtOnce * i < columns_) CopyAsync(to + kRowsAtOnce * i * 128, from + source_[i]);
+      if (i < kCopies / 2 || columns_ > kMostColumns / 2) {
+        CopyAsync(to + kRowsAtOnce * i * 128, from_ + uint64_t{source_[i]} * sizeof(uint4));
+      }
     }
-    ArriveWithCopies(full);
+    from_ += kPieces * sizeof(uint4);
+    CommitCopies();
     stage_.Next();
+    if (++untold_ <= kUnderWay) return;
+    WaitCopies<kUnderWay>();
+    Tell();
   }
-  __device__ void FetchWeights(int32_t k, std::byte* to, uint64_t* full) {
-    const uint32_t lo = HasLoPlane(kPacking) && !(kMayBeHi<kPacking, kEpilogue> && hi_) ? kCodes : 0;
-    ExpectBytes(full, 2 * (kCodes + lo + kScales));
-#pragma unroll
-    for (int stream = 0; stream < 2; ++stream) {
-      const PrefillGroup& from = shared_->group[stream];
-      BulkCopy(to, from.hi + k * kCodes, kCodes, full);
-      if (lo > 0) BulkCopy(to + kCodes, from.lo + k * kCodes, lo, full);
-      if (kScales > 0) BulkCopy(to + kCodes + lo, from.scales + k * kScales, kScales, full);
-      to += WeightStageBytes(kPacking) / 2;
+  // A warp's share of a stage's weights: of a stream the codes, or the lo plane and the scales.
+  __device__ void FetchWeights(uint64_t* full) {
+    std::byte* to = shared_->weights[stage_.at] + thread_ / 64 * (WeightStageBytes(kPacking) / 2);
+    if (thread_ / 32 % 2 == 0) {
+      ExpectBytes(full, kCodes);
+      BulkCopy(to, codes_, kCodes, full);
+      return;
     }
+    const uint32_t lo = HasLoPlane(kPacking) && !(kMayBeHi<kPacking, kEpilogue> && hi_) ? kCodes : 0;
+    ExpectBytes(full, lo + kScales);
+    if (lo > 0) BulkCopy(to + kCodes, codes_, lo, full);
+    if (kScales > 0) BulkCopy(to + kCodes + lo, scales_, kScales, full);
+  }
+  // The activations of a stage have come.
+  __device__ void Tell() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the tensor cores see what threads copied
+    __syncwarp();
+    if (thread_ % 32 == 0) BarrierArrive(&shared_->full[told_.at]);
+    told_.Next();
+    --untold_;
+  }
+  __device__ void TellAll() {
+    WaitCopies<0>();
+    while (untold_ > 0) Tell();
   }
 
   // Of a group of 128 rows by 64 columns.
@@ -154,8 +177,11 @@ class PrefillLoad {
   // Of the item that was begun last.
   int32_t columns_ = 0;
   bool hi_ = false;
-  int32_t source_[kCopies];  // of 16 bytes
-  RingPlace<kStages> stage_;
+  const std::byte* from_ = nullptr;                       // columns of the next stage
+  uint32_t source_[kCopies];                              // what this thread copies, of 16 bytes
+  const std::byte *codes_ = nullptr, *scales_ = nullptr;  // of this warp
+  RingPlace<kStages> stage_, told_;
+  int untold_ = 0;  // stages fetched that those who multiply do not know of
   RingPlace<2> item_;
 };
 

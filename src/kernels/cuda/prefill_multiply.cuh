@@ -22,9 +22,9 @@ class PrefillMultiply {
     while (true) {
       BarrierWait(&shared_->item_full[place.at], place.parity);
       const PrefillItem& item = shared_->item[place.at];
-      const int32_t columns = __shfl_sync(~0u, item.columns, 0);  // a warp agrees
+      const int32_t columns = __reduce_max_sync(~0u, item.columns);  // so that the compiler sees that a warp agrees
       if (columns == 0) return;
-      const bool hi = __shfl_sync(~0u, item.job.planes == Planes::kHi ? 1 : 0, 0) != 0;
+      const bool hi = __any_sync(~0u, item.job.planes == Planes::kHi) != 0;
       if (kMayBeHi<kPacking, kEpilogue> && hi) {
         Item<kMayBeHi<kPacking, kEpilogue>>(item, columns);
       } else {
@@ -106,7 +106,6 @@ class PrefillMultiply {
   template <bool kHi>
   __device__ __forceinline__ void Await(Words (&words)[2]) {
     BarrierWait(&shared_->full[stage_.at], stage_.parity);
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // activations came by copies of threads
     const std::byte* weights = shared_->weights[stage_.at];
     words[0].template Load<kHi>(weights, warp_, lane_);
     words[1].template Load<kHi>(weights + WeightStageBytes(kPacking) / 2, warp_, lane_);

@@ -36,7 +36,7 @@ struct PrefillArgs {
 
 // A warpgroup loads, two multiply.
 inline constexpr int kWarpgroup = 128;
-inline constexpr int kMultiplyWarps = 8;
+inline constexpr int kLoadWarps = 4, kMultiplyWarps = 8;
 inline constexpr int kPrefillThreads = 3 * kWarpgroup;
 // Of a thread: what the launch gives each (65,536 over all threads, a multiple of 8) is shared out anew.
 inline constexpr int kLoadRegisters = 40, kMultiplyRegisters = 232;
@@ -62,18 +62,12 @@ struct PrefillItem {
   int32_t place[kMostColumns];            // kSlots: the slot
 };
 
-// A group of 128 rows of weights, from the item's first on: where its codes, lo plane and scales are.
-struct PrefillGroup {
-  const std::byte *hi, *lo, *scales;
-};
-
 template <Packing kPacking>
 struct PrefillShared {
   alignas(1024) std::byte x[Stages(kPacking)][kStageBytes];
   alignas(128) std::byte weights[Stages(kPacking)][WeightStageBytes(kPacking)];
   alignas(16) __half staging[kMultiplyWarps][2][16][24];  // 16 activations by 16 rows, in turn; filled up: banks differ
   PrefillItem item[2];
-  PrefillGroup group[2];  // of both streams: the loading thread's own
   uint64_t full[Stages(kPacking)], empty[Stages(kPacking)];
   uint64_t item_full[2], item_empty[2];
   int32_t before[1];  // [jobs + 1] tiles of activations of the jobs before
@@ -90,7 +84,7 @@ static_assert(PrefillSharedBytes<Packing::kPlanes8>(2048) <= 227 * 1024 &&
 template <Packing kPacking>
 __device__ inline void InitBarriers(PrefillShared<kPacking>* shared) {
   for (int i = 0; i < Stages(kPacking); ++i) {
-    BarrierInit(&shared->full[i], kWarpgroup + 1);
+    BarrierInit(&shared->full[i], 2 * kLoadWarps);  // activations, and weights
     BarrierInit(&shared->empty[i], kMultiplyWarps);
   }
   for (int i = 0; i < 2; ++i) {
