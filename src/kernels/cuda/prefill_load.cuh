@@ -17,9 +17,15 @@ class PrefillLoad {
   __device__ __forceinline__ void Run() {
     const int32_t row_items = args_.out_rows <= 0 ? 0 : (args_.out_rows + kItemRows - 1) / kItemRows;
     const int32_t items = ListTiles() * row_items;
-    for (int32_t at = static_cast<int32_t>(blockIdx.x); at < items; at += static_cast<int32_t>(gridDim.x)) {
+    int32_t at = static_cast<int32_t>(blockIdx.x);
+    for (int turn = 0; at < items; turn ^= 1) {
+      int32_t next = 0;  // asked for here, known by the end of the item
+      if (thread_ == 0) next = static_cast<int32_t>(gridDim.x) + atomicAdd(args_.taken, 1);
       Begin(at, row_items);
       for (int32_t k = 0; k < args_.k_tiles; ++k) Fetch();
+      if (thread_ == 0) shared_->next[turn] = next;
+      Meet();
+      at = shared_->next[turn];
     }
     TellAll();
     BarrierWait(&shared_->item_empty[item_.at], item_.parity ^ 1);
@@ -39,7 +45,10 @@ class PrefillLoad {
     if constexpr (kEpilogue == Epilogue::kRows) return {0, Planes::kBoth, 0, args_.rows};
     return args_.jobs[j];
   }
-  __device__ static void Meet() { asm volatile("bar.sync 1, %0;" ::"n"(kWarpgroup) : "memory"); }
+  __device__ static void Meet() {
+    __syncwarp();
+    asm volatile("bar.sync 1, %0;" ::"n"(kWarpgroup) : "memory");
+  }
 
   // Tiles of activations of each job, summed; returns all.
   __device__ int32_t ListTiles() {

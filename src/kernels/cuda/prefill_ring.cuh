@@ -32,6 +32,7 @@ struct PrefillArgs {
   int32_t half_stride = 0;
   float* float_out = nullptr;  // [rows, out_rows]
   const float* bias = nullptr;
+  int32_t* taken = nullptr;  // items that blocks took beyond their first; zero
 };
 
 // A warpgroup loads, two multiply.
@@ -70,6 +71,7 @@ struct PrefillShared {
   PrefillItem item[2];
   uint64_t full[Stages(kPacking)], empty[Stages(kPacking)];
   uint64_t item_full[2], item_empty[2];
+  int32_t next[2];    // items that the loading warps take, in turn
   int32_t before[1];  // [jobs + 1] tiles of activations of the jobs before
 };
 template <Packing kPacking>

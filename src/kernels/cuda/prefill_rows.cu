@@ -19,8 +19,9 @@ __device__ inline float2 PairAt(const float* row, int32_t c, int32_t n) {
 }
 
 // A block: one row. out: [rows, stride], times a power of two that brings the row's largest magnitude into [1024, 2048);
-// zero beyond n. unscale: [rows] what undoes it.
-__global__ void __launch_bounds__(kHalvesThreads) ToHalves(const float* x, int32_t n, int32_t stride, __half* out, float* unscale) {
+// zero beyond n. unscale: [rows] what undoes it. taken: set to zero.
+__global__ void __launch_bounds__(kHalvesThreads) ToHalves(const float* x, int32_t n, int32_t stride, __half* out, float* unscale,
+                                                            int32_t* taken) {
   const auto row = static_cast<int64_t>(blockIdx.x);
   const float* from = x + row * n;
   const int32_t first = static_cast<int32_t>(threadIdx.x) * 2;
@@ -51,6 +52,7 @@ __global__ void __launch_bounds__(kHalvesThreads) ToHalves(const float* x, int32
   for (int i = 0; i < kHeldPairs; ++i) put(first + kStep * i, held[i]);
   for (int32_t c = first + kStep * kHeldPairs; c < stride; c += kStep) put(c, c < n ? PairAt(from, c, n) : float2{0, 0});
   if (threadIdx.x == 0) unscale[row] = InverseOfPower(scale);
+  if (row == 0 && threadIdx.x < kMostTogether) taken[threadIdx.x] = 0;
 }
 
 }  // namespace
@@ -85,7 +87,8 @@ bool PrefillsExperts(const ExpertFfnLaunch& launch) {
 }
 
 cudaError_t RowsToHalves(const float* x, int32_t rows, int32_t cols, HalfRows to, cudaStream_t stream) {
-  ToHalves<<<static_cast<unsigned>(rows), kHalvesThreads, 0, stream>>>(x, cols, to.stride, static_cast<__half*>(to.halves), to.unscale);
+  ToHalves<<<static_cast<unsigned>(rows), kHalvesThreads, 0, stream>>>(x, cols, to.stride, static_cast<__half*>(to.halves), to.unscale,
+                                                                         to.taken);
   return cudaGetLastError();
 }
 
