@@ -11,14 +11,15 @@ int32_t Padded(int32_t cols) { return (cols + kTileCols - 1) / kTileCols * kTile
 
 // Scratch, one part after the other.
 struct Parts {
-  size_t x, unscale, inner, slots, all;
+  size_t x, unscale, taken, inner, slots, all;
 };
 Parts PartsOf(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
   const auto t = static_cast<size_t>(rows), k = t * static_cast<size_t>(slots);
   Parts parts;
   parts.x = 0;
   parts.unscale = parts.x + AlignUp(t * static_cast<size_t>(Padded(hidden)) * sizeof(__half));
-  parts.inner = parts.unscale + AlignUp(t * sizeof(float));
+  parts.taken = parts.unscale + AlignUp(t * sizeof(float));
+  parts.inner = parts.taken + AlignUp(kMostTogether * sizeof(int32_t));
   parts.slots = parts.inner + AlignUp(k * static_cast<size_t>(Padded(width)) * sizeof(__half));
   parts.all = parts.slots + AlignUp(k * static_cast<size_t>(hidden) * sizeof(__half));
   return parts;
@@ -56,9 +57,10 @@ cudaError_t ExpertPrefill(const ExpertFfnLaunch& launch, cudaStream_t stream) {
   auto* scratch = static_cast<std::byte*>(launch.scratch);
   auto* x = reinterpret_cast<__half*>(scratch + parts.x);
   auto* unscale = reinterpret_cast<float*>(scratch + parts.unscale);
+  auto* taken = reinterpret_cast<int32_t*>(scratch + parts.taken);
   auto* inner = reinterpret_cast<__half*>(scratch + parts.inner);
   auto* slots = reinterpret_cast<__half*>(scratch + parts.slots);
-  cudaError_t error = RowsToHalves(launch.x, launch.rows, launch.hidden, {x, Padded(launch.hidden), unscale}, stream);
+  cudaError_t error = RowsToHalves(launch.x, launch.rows, launch.hidden, {x, Padded(launch.hidden), unscale, taken}, stream);
   if (error != cudaSuccess) return error;
   PrefillArgs args;
   args.first = launch.gate;
@@ -76,6 +78,7 @@ cudaError_t ExpertPrefill(const ExpertFfnLaunch& launch, cudaStream_t stream) {
   args.out_rows = launch.width;
   args.half_out = inner;
   args.half_stride = Padded(launch.width);
+  args.taken = taken;
   error = StartPrefill<Epilogue::kSwiGlu>(launch.gate_packing, args, HopperMultiprocessors(), stream);
   if (error != cudaSuccess) return error;
   args.first = launch.down;
@@ -86,6 +89,7 @@ cudaError_t ExpertPrefill(const ExpertFfnLaunch& launch, cudaStream_t stream) {
   args.out_rows = launch.hidden;
   args.half_out = slots;
   args.half_stride = launch.hidden;
+  args.taken = taken + 1;
   error = StartPrefill<Epilogue::kSlots>(launch.down_packing, args, HopperMultiprocessors(), stream);
   if (error != cudaSuccess) return error;
   constexpr int kThreads = 256;

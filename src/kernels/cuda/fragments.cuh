@@ -34,10 +34,15 @@ __device__ inline float HalfBits(uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
+// The high nibbles of `high`'s bytes and the low ones of `low`'s, in one instruction.
+__device__ inline uint32_t JoinNibbles(uint32_t high, uint32_t low) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(out) : "r"(high), "r"(low), "n"(0xf0f0f0f0u));
+  return out;
+}
 // Codes of 8 bits minus 128, exact: 0x6400 | b is 1024 + b in binary16.
 __device__ inline Fragment FromBytes(uint32_t hi, uint32_t lo) {
-  const uint32_t first = (hi & 0xf0f0f0f0u) | (lo & 0x0f0f0f0fu);
-  const uint32_t second = (hi << 4 & 0xf0f0f0f0u) | (lo >> 4 & 0x0f0f0f0fu);
+  const uint32_t first = JoinNibbles(hi, lo), second = JoinNibbles(hi << 4, lo >> 4);
   constexpr uint32_t kMagic = 0x64646464u, kOffset = 0x64806480u;  // 1024 + 128
   return {{SubHalves(__byte_perm(first, kMagic, 0x4240), kOffset),
            SubHalves(__byte_perm(first, kMagic, 0x4341), kOffset),

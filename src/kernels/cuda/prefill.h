@@ -25,6 +25,7 @@ struct HalfRows {
   void* halves = nullptr;    // [rows, stride] binary16, zero beyond the columns
   int32_t stride = 0;        // a multiple of 64
   float* unscale = nullptr;  // [rows] times this: the activations
+  int32_t* taken = nullptr;  // [kMostTogether] set to zero: what the products after it count
 };
 cudaError_t RowsToHalves(const float* x, int32_t rows, int32_t cols, HalfRows to, cudaStream_t stream);
 

@@ -10,21 +10,49 @@ namespace {
 constexpr int32_t kFewRows = 64;
 constexpr int32_t kFewRowsOfExpert = 16;
 
-// A warp: one row. out: [rows, stride], times a power of two that brings the row's largest magnitude into [1024, 2048);
-// zero beyond n. unscale: [rows] what undoes it.
-__global__ void ToHalves(const float* x, int32_t rows, int32_t n, int32_t stride, __half* out, float* unscale) {
-  const int32_t row = static_cast<int32_t>(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
-  const int lane = threadIdx.x % 32;
-  if (row >= rows) return;
-  const float* from = x + int64_t{row} * n;
+constexpr int kHalvesThreads = 128;
+constexpr int kHeldPairs = 16;  // of a thread, of a row of up to 4,096 columns: those beyond are read twice
+
+__device__ inline float2 PairAt(const float* row, int32_t c, int32_t n) {
+  if (n % 2 == 0) return *reinterpret_cast<const float2*>(row + c);
+  return {row[c], c + 1 < n ? row[c + 1] : 0.0f};
+}
+
+// A block: one row. out: [rows, stride], times a power of two that brings the row's largest magnitude into [1024, 2048);
+// zero beyond n. unscale: [rows] what undoes it. taken: set to zero.
+__global__ void __launch_bounds__(kHalvesThreads) ToHalves(const float* x, int32_t n, int32_t stride, __half* out, float* unscale,
+                                                            int32_t* taken) {
+  const auto row = static_cast<int64_t>(blockIdx.x);
+  const float* from = x + row * n;
+  const int32_t first = static_cast<int32_t>(threadIdx.x) * 2;
+  constexpr int32_t kStep = kHalvesThreads * 2;
+  float2 held[kHeldPairs];
   float most = 0;
-  for (int32_t c = lane; c < n; c += 32) most = fmaxf(most, fabsf(from[c]));
-  const float scale = HalfScale(__uint_as_float(__reduce_max_sync(~0u, __float_as_uint(most))));
-  auto* to = reinterpret_cast<__half2*>(out + int64_t{row} * stride);
-  for (int32_t c = lane * 2; c < stride; c += 64) {
-    to[c / 2] = __floats2half2_rn(c < n ? from[c] * scale : 0.0f, c + 1 < n ? from[c + 1] * scale : 0.0f);
+  const auto see = [&](float2 pair) { most = fmaxf(most, fmaxf(fabsf(pair.x), fabsf(pair.y))); };
+#pragma unroll
+  for (int i = 0; i < kHeldPairs; ++i) {
+    const int32_t c = first + kStep * i;
+    held[i] = c < n ? PairAt(from, c, n) : float2{0, 0};
   }
-  if (lane == 0) unscale[row] = InverseOfPower(scale);
+#pragma unroll
+  for (int i = 0; i < kHeldPairs; ++i) see(held[i]);
+  for (int32_t c = first + kStep * kHeldPairs; c < n; c += kStep) see(PairAt(from, c, n));
+  __shared__ uint32_t of_warps[kHalvesThreads / 32];
+  const uint32_t of_warp = __reduce_max_sync(~0u, __float_as_uint(most));
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = of_warp;
+  __syncthreads();
+  uint32_t of_row = 0;
+  for (const uint32_t other : of_warps) of_row = max(of_row, other);
+  const float scale = HalfScale(__uint_as_float(of_row));
+  auto* to = reinterpret_cast<__half2*>(out + row * stride);
+  const auto put = [&](int32_t c, float2 pair) {
+    if (c < stride) to[c / 2] = __floats2half2_rn(pair.x * scale, pair.y * scale);
+  };
+#pragma unroll
+  for (int i = 0; i < kHeldPairs; ++i) put(first + kStep * i, held[i]);
+  for (int32_t c = first + kStep * kHeldPairs; c < stride; c += kStep) put(c, c < n ? PairAt(from, c, n) : float2{0, 0});
+  if (threadIdx.x == 0) unscale[row] = InverseOfPower(scale);
+  if (row == 0 && threadIdx.x < kMostTogether) taken[threadIdx.x] = 0;
 }
 
 }  // namespace
@@ -59,9 +87,8 @@ bool PrefillsExperts(const ExpertFfnLaunch& launch) {
 }
 
 cudaError_t RowsToHalves(const float* x, int32_t rows, int32_t cols, HalfRows to, cudaStream_t stream) {
-  constexpr int kThreads = 256, kRows = kThreads / 32;
-  const auto blocks = static_cast<unsigned>((rows + kRows - 1) / kRows);
-  ToHalves<<<blocks, kThreads, 0, stream>>>(x, rows, cols, to.stride, static_cast<__half*>(to.halves), to.unscale);
+  ToHalves<<<static_cast<unsigned>(rows), kHalvesThreads, 0, stream>>>(x, cols, to.stride, static_cast<__half*>(to.halves), to.unscale,
+                                                                         to.taken);
   return cudaGetLastError();
 }
 

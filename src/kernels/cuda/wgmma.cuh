@@ -20,6 +20,10 @@ __device__ inline void ExpectBytes(uint64_t* barrier, uint32_t bytes) {
 __device__ inline void BarrierArrive(uint64_t* barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(SharedAddress(barrier)) : "memory");
 }
+// An arrival when all of this thread's CopyAsync so far have come.
+__device__ inline void ArriveWithCopies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
 __device__ inline void BarrierWait(uint64_t* barrier, uint32_t parity) {
   uint32_t done = 0;
   while (done == 0) {
@@ -103,6 +107,14 @@ __device__ inline void WgmmaCommit() { asm volatile("wgmma.commit_group.sync.ali
 template <int kPending>
 __device__ inline void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// Four 8 by 8 matrices of halves to shared memory, each transposed: a lane has of each the row lane / 4, two columns; the
+// address is that of 8 halves, lane % 8 of matrix lane / 8.
+__device__ inline void StoreTransposed(void* to, const uint32_t (&halves)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(SharedAddress(to)),
+               "r"(halves[0]), "r"(halves[1]), "r"(halves[2]), "r"(halves[3])
+               : "memory");
 }
 
 // Rows of 128 bytes, 16-byte pieces of row r exchanged by r % 8 (128-byte swizzle), eight rows after the other; aligned
