@@ -7,12 +7,14 @@
 
 #include "base/check.h"
 #include "base/errors.h"
+#include "kernels/cuda/attend_few.h"
 
 namespace thermoe::cuda {
 namespace {
 
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
+constexpr int64_t kCounters = 3 + kAttendCounters;  // of blocks: the gate's one, the experts' two, attention's
 
 template <typename T>
 int64_t Bytes(int64_t count) { return count * static_cast<int64_t>(sizeof(T)); }
@@ -105,10 +107,10 @@ Status CudaOps::Start() {
   Result<PinnedMemory> staging = PinnedMemory::Allocate(kStagingBytes);
   if (!staging.ok()) return staging.status();
   staging_ = std::move(staging).value();
-  Result<DeviceMemory> done = DeviceMemory::Allocate(Bytes<uint32_t>(3), "synchronisation");
+  Result<DeviceMemory> done = DeviceMemory::Allocate(Bytes<uint32_t>(kCounters), "synchronisation");
   if (!done.ok()) return done.status();
   counters_ = std::move(done).value();
-  return CudaStatus(cudaMemset(counters_.data(), 0, 3 * sizeof(uint32_t)), "clearing memory");
+  return CudaStatus(cudaMemset(counters_.data(), 0, kCounters * sizeof(uint32_t)), "clearing memory");
 }
 
 CudaOps::~CudaOps() {
@@ -130,7 +132,7 @@ void CudaOps::Check(cudaError_t error, const char* what) const {
 void CudaOps::LaunchPending() const {
   FlushStaged();
   if (pending_.empty()) return;
-  Check(Launch(pending_, {halves_.as<__half>(), half_count_}, stream_), "launching operations");
+  Check(Launch(pending_, {halves_.as<__half>(), half_count_, counters_.as<uint32_t>() + 3}, stream_), "launching operations");
   pending_.clear();
 }
 

@@ -142,8 +142,8 @@ class CudaOps final : public kernels::Ops {
   kernels::LoadFacts load_;
   mutable DeviceMemory scratch_;
   mutable int64_t scratch_bytes_ = 0;
-  DeviceMemory counters_;  // of blocks: the gate's one, the experts' two
-  DeviceMemory halves_;  // HalfRoom
+  DeviceMemory counters_;  // of blocks (kCounters)
+  DeviceMemory halves_;  // LaunchRoom
   int64_t half_count_ = 0;
 
   // Inputs of a step, through pinned memory that a copy reads while the host goes on.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/launch.h"
 
+#include "kernels/cuda/attend_few.h"
+#include "kernels/cuda/node_patterns.h"
 #include "kernels/cuda/prefill.h"
-#include "kernels/cuda/project.h"
 #include "kernels/cuda/stream_rows.h"
 
 namespace thermoe::cuda {
@@ -20,18 +21,18 @@ void LaunchOne(const GatherNode& n, cudaStream_t stream) { Gather(n.x, n.picked,
 // Which rows of floats the room has as halves.
 class Halves {
  public:
-  explicit Halves(const HalfRoom& room) : room_(room) {}
+  explicit Halves(const LaunchRoom& room) : room_(room) {}
 
   // Null where there is no room or nobody would read them.
   __half* Take(const float* rows, int64_t count, int64_t cols) {
-    of_ = count <= kHalfRows && cols % kTileCols == 0 && count * cols <= room_.count ? rows : nullptr;
-    return of_ == nullptr ? nullptr : room_.at;
+    of_ = count <= kHalfRows && cols % kTileCols == 0 && count * cols <= room_.half_count ? rows : nullptr;
+    return of_ == nullptr ? nullptr : room_.halves;
   }
-  const __half* Of(const float* rows) const { return rows == of_ ? room_.at : nullptr; }
+  const __half* Of(const float* rows) const { return rows == of_ ? room_.halves : nullptr; }
   void Forget() { of_ = nullptr; }
 
  private:
-  HalfRoom room_;
+  LaunchRoom room_;
   const float* of_ = nullptr;
 };
 
@@ -57,12 +58,6 @@ template <typename Other>
 auto LaunchOne(const Other& n, Halves* halves, cudaStream_t stream) {
   if constexpr (!std::is_same_v<Other, SelectLaunch>) halves->Forget();
   return LaunchOne(n, stream);
-}
-
-// The node there, if it is one of these.
-template <typename T>
-const T* NodeAt(std::span<const Node> nodes, size_t at) {
-  return at < nodes.size() ? std::get_if<T>(&nodes[at]) : nullptr;
 }
 
 // q, k and v: neighbouring products of the same rows.
@@ -91,37 +86,21 @@ size_t AddThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t str
   return 2;
 }
 
-// Norms, clamps and rope of q and k, then the cache.
-size_t ProjectionsTogether(std::span<const Node> nodes, cudaStream_t stream) {
-  size_t at = 0;
+// Norms, clamps and rope of q and k, the cache and, of rows of decoding, attention.
+size_t ProjectionsTogether(std::span<const Node> nodes, const LaunchRoom& room, Halves* halves, cudaStream_t stream) {
   FinishLaunch finish;
-  const float *normed_q = nullptr, *normed_k = nullptr;
-  if (const auto* norm = NodeAt<NormLaunch>(nodes, at); norm != nullptr && norm->add == nullptr && norm->x == norm->out) {
-    finish.q_norm = *norm, normed_q = norm->x, ++at;
-    const auto* second = NodeAt<NormLaunch>(nodes, at);
-    if (second == nullptr || second->add != nullptr || second->x != second->out) return 0;
-    finish.k_norm = *second, normed_k = second->x, ++at;
+  const size_t count = ProjectionsAt(nodes, &finish);
+  if (count == 0) return 0;
+  if (const auto* attention = NodeAt<AttentionLaunch>(nodes, count); attention != nullptr && attention->q == finish.q_rope.x) {
+    AttentionLaunch launch = *attention;
+    launch.halves = WritesHalves(launch) ? halves->Take(launch.out, launch.count, int64_t{launch.heads} * launch.cache.head_dim) : nullptr;
+    if (FinishAndAttend(finish, launch, room.attention_done, stream)) {
+      if (launch.halves == nullptr) halves->Forget();
+      return count + 1;
+    }
+    halves->Forget();
   }
-  const float* clamped[3] = {};
-  for (int i = 0; i < 3; ++i) {
-    const auto* clamp = NodeAt<ClampNode>(nodes, at);
-    if (clamp == nullptr) break;
-    finish.limit = clamp->limit, clamped[i] = clamp->x, ++at;
-  }
-  const auto* q = NodeAt<RopeLaunch>(nodes, at);
-  if (q == nullptr) return 0;
-  ++at;
-  const auto* k = NodeAt<RopeLaunch>(nodes, at);
-  if (k == nullptr) return 0;
-  ++at;
-  const auto* store = NodeAt<StoreLaunch>(nodes, at);
-  if (store == nullptr) return 0;
-  ++at;
-  const bool same = store->k == k->x && q->cosines == k->cosines && q->rope_dim == k->rope_dim && (!finish.q_norm || (normed_q == q->x && normed_k == k->x)) &&
-                    (clamped[0] == nullptr || (clamped[0] == q->x && clamped[1] == k->x && clamped[2] == store->v));
-  if (!same) return 0;
-  finish.q_rope = *q, finish.k_rope = *k, finish.store = *store;
-  return FinishProjections(finish, stream) ? at : 0;
+  return FinishProjections(finish, stream) ? count : 0;
 }
 
 // The experts of few rows, whose slots a norm that follows adds up.
@@ -151,14 +130,14 @@ size_t GateThenSelect(std::span<const Node> nodes, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t Launch(std::span<const Node> nodes, const HalfRoom& room, cudaStream_t stream) {
+cudaError_t Launch(std::span<const Node> nodes, const LaunchRoom& room, cudaStream_t stream) {
   Halves halves(room);
   for (size_t i = 0; i < nodes.size();) {
     const std::span<const Node> rest = nodes.subspan(i);
     cudaError_t error = cudaSuccess;
     size_t done = LinearsTogether(rest, halves, stream, &error);
     if (done == 0) done = AddThenNorm(rest, &halves, stream);
-    if (done == 0) done = ProjectionsTogether(rest, stream);
+    if (done == 0) done = ProjectionsTogether(rest, room, &halves, stream);
     if (done == 0) done = GateThenSelect(rest, stream);
     if (done == 0) done = ExpertsThenNorm(rest, &halves, stream);
     if (done == 0) {

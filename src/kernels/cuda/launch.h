@@ -45,13 +45,14 @@ struct GatherNode {
 using Node = std::variant<EmbedNode, NormLaunch, LinearLaunch, RopeLaunch, StoreLaunch, AttentionLaunch, SelectLaunch, ExpertFfnLaunch,
                           SwiGluNode, AddNode, ClampNode, GatherNode>;
 
-// Where the newest rows that a norm or attention gave are kept once more as halves, for the product that follows.
-struct HalfRoom {
-  __half* at = nullptr;
-  int64_t count = 0;
+// Memory that launches one after another share.
+struct LaunchRoom {
+  __half* halves = nullptr;  // the newest rows that a norm or attention gave once more as halves, for the product that follows
+  int64_t half_count = 0;
+  uint32_t* attention_done = nullptr;  // [kAttendCounters] (attend_few.h), zero between launches
 };
 
 // Launches all of them in order on the stream.
-cudaError_t Launch(std::span<const Node> nodes, const HalfRoom& halves, cudaStream_t stream);
+cudaError_t Launch(std::span<const Node> nodes, const LaunchRoom& room, cudaStream_t stream);
 
 }  // namespace thermoe::cuda

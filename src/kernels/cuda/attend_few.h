@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of rows of decoding with what comes before it, in one launch: norms, limits and rope of q and k, the cache (project.h, attention.h).
+#pragma once
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/project.h"
+
+namespace thermoe::cuda {
+
+inline constexpr int64_t kAttendCounters = 4096;  // rows times kv heads
+
+// counters: [kAttendCounters], zero between launches, of no other launch under way; null: none. False, and nothing was launched: not these
+// shapes. q, k and v keep what they had.
+bool FinishAndAttend(const FinishLaunch& finish, const AttentionLaunch& attention, uint32_t* counters, cudaStream_t stream);
+
+}  // namespace thermoe::cuda

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/node_patterns.h"
+
+namespace thermoe::cuda {
+
+size_t ProjectionsAt(std::span<const Node> nodes, FinishLaunch* finish) {
+  size_t at = 0;
+  *finish = {};
+  const float *normed_q = nullptr, *normed_k = nullptr;
+  if (const auto* norm = NodeAt<NormLaunch>(nodes, at); norm != nullptr && norm->add == nullptr && norm->x == norm->out) {
+    finish->q_norm = *norm, normed_q = norm->x, ++at;
+    const auto* second = NodeAt<NormLaunch>(nodes, at);
+    if (second == nullptr || second->add != nullptr || second->x != second->out) return 0;
+    finish->k_norm = *second, normed_k = second->x, ++at;
+  }
+  const float* clamped[3] = {};
+  for (int i = 0; i < 3; ++i) {
+    const auto* clamp = NodeAt<ClampNode>(nodes, at);
+    if (clamp == nullptr) break;
+    finish->limit = clamp->limit, clamped[i] = clamp->x, ++at;
+  }
+  const auto* q = NodeAt<RopeLaunch>(nodes, at);
+  if (q == nullptr) return 0;
+  ++at;
+  const auto* k = NodeAt<RopeLaunch>(nodes, at);
+  if (k == nullptr) return 0;
+  ++at;
+  const auto* store = NodeAt<StoreLaunch>(nodes, at);
+  if (store == nullptr) return 0;
+  ++at;
+  const bool same = store->k == k->x && q->cosines == k->cosines && q->rope_dim == k->rope_dim &&
+                    (!finish->q_norm || (normed_q == q->x && normed_k == k->x)) &&
+                    (clamped[0] == nullptr || (clamped[0] == q->x && clamped[1] == k->x && clamped[2] == store->v));
+  if (!same) return 0;
+  finish->q_rope = *q, finish->k_rope = *k, finish->store = *store;
+  return at;
+}
+
+}  // namespace thermoe::cuda
