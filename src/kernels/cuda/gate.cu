@@ -2,7 +2,7 @@
 // The product with the gate's weights and the selection in one launch.
 #include <cooperative_groups.h>
 
-#include "kernels/cuda/choose.cuh"
+#include "kernels/cuda/choose_lists.cuh"
 #include "kernels/cuda/launch_early.cuh"
 
 namespace thermoe::cuda {
@@ -12,6 +12,7 @@ constexpr int kGateThreads = 512, kGateWarps = kGateThreads / 32, kGateCluster =
 constexpr int kByExpertRows = 16;  // up to here blocks by expert are faster, beyond it clusters by rows
 constexpr int kGateQuads = 8;                                // float4s of a weight row that a lane holds at once
 constexpr int kGateRows = kByExpertRows / kGateWarps;  // rows of a warp
+constexpr uint32_t kDoneMask = 0x7fffffffu;            // meetings of blocks leave the upper bit of the counter as they like
 
 // Logits of one expert for the rows of a warp; w and x: [quads]. Weights are read once, and loads do not wait for each other.
 __device__ void LogitsOfExpert(const float4* w, const float* x, int quads, int rows, int experts, int expert, int first_quad, int last_quad,
@@ -39,7 +40,10 @@ __device__ void LogitsOfExpert(const float4* w, const float* x, int quads, int r
 template <int kLane>
 __global__ void __launch_bounds__(kGateThreads) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
   __shared__ float parts[kGateWarps];
+  __shared__ TeamRoom<kLane> room;
   __shared__ bool last;
+  const BlockTeam team;
+  ClearRoom(team, &room);
   WaitForBefore();
   LetNextStart();
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), expert = static_cast<int>(blockIdx.x);
@@ -71,13 +75,13 @@ __global__ void __launch_bounds__(kGateThreads) GateByExpertKernel(const float* 
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(l.done, 1) + 1 == gridDim.x;
+    last = (atomicAdd(l.done, 1) & kDoneMask) + 1 == gridDim.x;
     if (last) *l.done = 0;
   }
   __syncthreads();
   if (!last) return;
   __threadfence();
-  SelectByBlock<kLane>(l);
+  SelectByTeam(l, *l.rules, team, &room);
 }
 
 #if __CUDA_ARCH__ >= 900
@@ -100,20 +104,15 @@ __device__ float SumOfEight(float (&v)[kGateTogether]) {
   return v[0] + __shfl_xor_sync(kAllLanes, v[0], 1);
 }
 
-// Rows were chosen by several blocks: what is left for the last of them.
-__device__ void FinishChoice(const SelectLaunch& l, const RowTotals* totals, RowTotals* own_totals, int16_t* groups) {
-  for (int at = static_cast<int>(threadIdx.x); at < l.rows * l.slots; at += static_cast<int>(blockDim.x)) {
-    const int e = __ldcg(l.expert + at);
-    const auto planes = static_cast<Planes>(__ldcg(reinterpret_cast<const uint8_t*>(l.planes) + at));
-    groups[at] = static_cast<int16_t>(e < 0 ? -1 : 2 * e + (planes == Planes::kHi ? 1 : 0));
-  }
-  constexpr int kQuads = sizeof(RowTotals) / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < l.rows * kQuads; i += static_cast<int>(blockDim.x)) {
-    reinterpret_cast<double*>(own_totals)[i] = __ldcg(reinterpret_cast<const double*>(totals) + i);
-  }
-  __syncthreads();
-  AddTotals(own_totals, l.rows, l.counts);
-  Dispatch(l, starts, groups);
+// Rows were chosen by several blocks: what is left for the last of them, whose room is clear.
+template <int kLane>
+__device__ void FinishChoice(const SelectLaunch& l, const BlockTeam& team, const RowTotals* totals, TeamRoom<kLane>* room) {
+  SlotCounts<kLane> counts;
+  const int group = CountSlots(team, 0, l.rows, room, &counts, [&](int t) {
+    if (Lane() == 0) room->totals[team.warp()].lost += __ldcg(&totals[t].lost), room->totals[team.warp()].dropped += __ldcg(&totals[t].dropped);
+    return GroupOf(l, t);
+  });
+  FinishLists(l, team, group, counts, room);
 }
 
 #endif
@@ -125,7 +124,10 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
 #if __CUDA_ARCH__ >= 900
   namespace cg = cooperative_groups;
   __shared__ float parts[kGateCluster][kRows][kLane * 32];
+  __shared__ TeamRoom<kLane> room;
   __shared__ bool last;
+  const BlockTeam team;
+  ClearRoom(team, &room);
   const cg::cluster_group cluster = cg::this_cluster();
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int rank = static_cast<int>(cluster.block_rank()), first_row = static_cast<int>(blockIdx.x) / kGateCluster * kRows;
@@ -176,53 +178,47 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
   cluster.sync();
   if (rank != 0) return;
   const bool together = BatchAware(l, rules);
-  auto* totals = reinterpret_cast<RowTotals*>(static_cast<Batch*>(l.scratch) + 1);
+  auto* totals = static_cast<RowTotals*>(l.scratch);
   if (const int t = first_row + warp; warp < kRows && t < l.rows) {
     float sum[kLane];
 #pragma unroll
     for (int i = 0; i < kLane; ++i) {
-      const int expert = lane + 32 * i;
+      const int expert = lane * kLane + i;
       sum[i] = 0;
       for (int c = 0; c < kGateCluster; ++c) sum[i] += parts[c][warp][expert];
       if (expert < l.experts) logits[int64_t{t} * l.experts + expert] = sum[i];
       else sum[i] = -INFINITY;
     }
-    if (!together) Keep(ChooseRow<kLane>(l, rules, t, SoftmaxOf(sum, l.experts), nullptr, nullptr), &totals[t]);
+    if (!together) {
+      const RowResult result = ChooseRow(l, rules, t, SoftmaxOf(sum, l.experts), nullptr);
+      if (lane == 0) totals[t] = {result.lost, result.dropped, 0};
+    }
   }
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(l.done, 1) + 1 == gridDim.x / kGateCluster;
+    last = (atomicAdd(l.done, 1) & kDoneMask) + 1 == gridDim.x / kGateCluster;
     if (last) *l.done = 0;
   }
   __syncthreads();
   if (!last) return;
   __threadfence();
-  if (together) {
-    SelectByBlock<kLane>(l);
-  } else {
-    __shared__ RowTotals own_totals[kFusedGateRows];
-    __shared__ int16_t groups[kFusedGateRows * kMaxDeviceSlots];
-    FinishChoice(l, totals, own_totals, groups);
-  }
+  if (together) SelectByTeam(l, rules, team, &room);
+  else FinishChoice(l, team, totals, &room);
 #endif
 }
 
 template <int kLane>
 bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
-  const int bytes = min(kGateWarps, (l.rows * l.slots + 63) / 64) * 2 * l.experts * 4;
+  const auto* weights = reinterpret_cast<const float*>(gate.weight.hi);
+  if (l.rows <= kByExpertRows) {
+    return LaunchEarly(GateByExpertKernel<kLane>, dim3(static_cast<unsigned>(l.experts)), dim3(kGateThreads), 0, stream, weights, gate.x, gate.weight.cols,
+                       gate.out, l) == cudaSuccess;
+  }
   const auto launch = [&](auto* kernel, int rows) {
     const dim3 grid(static_cast<unsigned>(kGateCluster * ((l.rows + rows - 1) / rows)));
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024) == cudaSuccess &&
-           LaunchEarlyInClusters(kGateCluster, kernel, grid, dim3(kGateThreads), static_cast<size_t>(bytes), stream, reinterpret_cast<const float*>(gate.weight.hi),
-                                 gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
+    return LaunchEarlyInClusters(kGateCluster, kernel, grid, dim3(kGateThreads), 0, stream, weights, gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
   };
-  if (bytes > 64 * 1024) return false;
-  if (l.rows <= kByExpertRows) {
-    return cudaFuncSetAttribute(GateByExpertKernel<kLane>, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024) == cudaSuccess &&
-           LaunchEarly(GateByExpertKernel<kLane>, dim3(static_cast<unsigned>(l.experts)), dim3(kGateThreads), static_cast<size_t>(bytes), stream,
-                       reinterpret_cast<const float*>(gate.weight.hi), gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
-  }
   if (!gate.wgmma) return false;  // clusters are Hopper's
   const int quads = (gate.weight.cols / 4 + kGateCluster - 1) / kGateCluster;
   if (quads <= 64) return launch(GateKernel<kLane, 2, 2>, 2);
