@@ -81,13 +81,43 @@ __device__ Token<kLane> SoftmaxOf(const float (&logits)[kLane], int experts) {
   return token;
 }
 
+// What a row chooses from, read before anything waits for it.
 template <int kLane>
-__device__ Token<kLane> Softmax(const float* logits, int experts) {
-  const uint32_t exists = Existing<kLane>(experts);
-  float mine[kLane];
+struct RowInput {
+  kernels::RowKind kind;
+  float logits[kLane];  // of the lane's experts; -inf: there is none
+  float bias[kLane];    // 0 without one
+  uint32_t uncapped;    // bit i: expert l * kLane + i may be read with both planes
+};
+
+// All but the logits of row t.
+template <int kLane>
+__device__ void ReadKnobs(const SelectLaunch& l, const SelectRules& rules, int64_t t, RowInput<kLane>* input) {
+  const uint32_t exists = Existing<kLane>(l.experts);
+  input->kind = l.kinds[t];
+  input->uncapped = ~0u;
 #pragma unroll
-  for (int i = 0; i < kLane; ++i) mine[i] = exists >> i & 1 ? __ldcg(logits + Lane() * kLane + i) : -INFINITY;
-  return SoftmaxOf(mine, experts);
+  for (int i = 0; i < kLane; ++i) input->bias[i] = 0;
+  if (rules.has_bias) {
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) input->bias[i] = exists >> i & 1 ? l.bias[Lane() * kLane + i] : 0.0f;
+  }
+  if (rules.has_cap) {
+    input->uncapped = 0;
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) input->uncapped |= static_cast<uint32_t>((exists >> i & 1) && l.plane_cap[Lane() * kLane + i] > 1) << i;
+  }
+}
+
+template <int kLane>
+__device__ RowInput<kLane> ReadRow(const SelectLaunch& l, const SelectRules& rules, int64_t t) {
+  const uint32_t exists = Existing<kLane>(l.experts);
+  const float* logits = l.logits + t * l.experts + Lane() * kLane;
+  RowInput<kLane> input;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) input.logits[i] = exists >> i & 1 ? __ldcg(logits + i) : -INFINITY;
+  ReadKnobs(l, rules, t, &input);
+  return input;
 }
 
 // A lane's experts by falling rank, the lower expert first among equals. Short lists are sorted once; of long ones the first is brought to the front.
@@ -187,7 +217,6 @@ __device__ inline bool BatchAware(const SelectLaunch& l, const SelectRules& rule
 template <int kLane>
 struct OwnChoice {
   Token<kLane> scores;
-  float bias[kLane];    // of the lane's experts, 0 without one
   Chosen plain;         // the best by score
   Chosen biased;        // the best by score, then by score and bias
   uint32_t guaranteed;  // which of the lane's experts are in the guaranteed slots of `biased`
@@ -195,19 +224,18 @@ struct OwnChoice {
 };
 
 template <int kLane>
-__device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, const Token<kLane>& scores) {
+__device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, const RowInput<kLane>& input) {
   OwnChoice<kLane> own;
-  own.scores = scores;
+  own.scores = SoftmaxOf(input.logits, l.experts);
+  const auto& score = own.scores.score;
   const uint32_t exists = Existing<kLane>(l.experts);
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) own.bias[i] = rules.has_bias && (exists >> i & 1) ? l.bias[Lane() * kLane + i] : 0.0f;
   const auto fill = [&](Ranking<kLane>* ranking, Chosen* chosen) {
     Extend(row.guaranteed, ranking, chosen);
     own.guaranteed = ranking->taken;
     Extend(l.slots, ranking, chosen);
     own.held = ranking->taken;
   };
-  Ranking<kLane> by_score = RankExperts<kLane>(exists, [&](int i) { return scores.score[i]; });
+  Ranking<kLane> by_score = RankExperts<kLane>(exists, [&](int i) { return score[i]; });
   fill(&by_score, &own.plain);
   own.biased = own.plain;
   if (rules.has_bias == 0) return own;
@@ -215,7 +243,7 @@ __device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules
   own.biased.count = 1;
   if (Lane() > 0) own.biased.expert = -1;
   const uint32_t first_bit = first / kLane == Lane() ? 1u << (first % kLane) : 0;
-  Ranking<kLane> by_rank = RankExperts<kLane>(exists & ~first_bit, [&](int i) { return scores.score[i] + own.bias[i]; });
+  Ranking<kLane> by_rank = RankExperts<kLane>(exists & ~first_bit, [&](int i) { return score[i] + input.bias[i]; });
   by_rank.taken = first_bit;
   fill(&by_rank, &own.biased);
   return own;
@@ -230,7 +258,8 @@ __device__ void JoinBatch(const RowRules& row, const OwnChoice<kLane>& own, Batc
 
 // The choice of a row that knows what others hold.
 template <int kLane>
-__device__ Chosen ChooseTogether(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, const OwnChoice<kLane>& own, const Batch& batch) {
+__device__ Chosen ChooseTogether(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, const RowInput<kLane>& input, const OwnChoice<kLane>& own,
+                                 const Batch& batch) {
   Chosen chosen = own.biased;
   chosen.count = row.hard ? row.guaranteed : 1;
   if (Lane() >= chosen.count) chosen.expert = -1;
@@ -239,10 +268,10 @@ __device__ Chosen ChooseTogether(const SelectLaunch& l, const SelectRules& rules
   const uint32_t allowed = Existing<kLane>(l.experts) & ~held & (row.hard ? batch.guaranteed[word] >> shift : ~0u);
   Ranking<kLane> ranking = RankExperts<kLane>(allowed, [&](int i) {
     const float score = own.scores.score[i];
-    if (!row.soft) return score + own.bias[i];
+    if (!row.soft) return score + input.bias[i];
     const int others = batch.holders[Lane() * kLane + i] - static_cast<int>(own.held >> i & 1);  // a row is no other to itself
     const float gained = score * (expf(rules.soft_batch / 2 * log2f(1.0f + static_cast<float>(others))) - 1);
-    return score + (gained + own.bias[i]);
+    return score + (gained + input.bias[i]);
   });
   Extend(l.slots, &ranking, &chosen);
   return chosen;
@@ -339,21 +368,11 @@ __device__ inline RowResult EmptyRow(const SelectLaunch& l, int64_t t) {
   return {};
 }
 
-// Which of the lane's experts may be read with both planes: bit i.
-template <int kLane>
-__device__ uint32_t Uncapped(const SelectLaunch& l, const SelectRules& rules) {
-  if (rules.has_cap == 0) return ~0u;
-  const uint32_t exists = Existing<kLane>(l.experts);
-  uint32_t uncapped = 0;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) uncapped |= static_cast<uint32_t>((exists >> i & 1) && l.plane_cap[Lane() * kLane + i] > 1) << i;
-  return uncapped;
-}
-
 // The rest of row t, once it has chosen alone. batch: what rows hold together; null where no rule asks.
 template <int kLane>
-__device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, int64_t t, const OwnChoice<kLane>& own, const Batch* batch) {
-  const uint32_t exists = Existing<kLane>(l.experts), uncapped = Uncapped<kLane>(l, rules);
+__device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, int64_t t, const RowInput<kLane>& input,
+                               const OwnChoice<kLane>& own, const Batch* batch) {
+  const uint32_t exists = Existing<kLane>(l.experts);
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
     if (exists >> i & 1) l.scores[t * l.experts + Lane() * kLane + i] = own.scores.score[i];
@@ -361,22 +380,21 @@ __device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, 
   const bool together = row.hard || row.soft;
   Slots slots{own.plain.expert, own.plain.rank, own.plain.count};
   if (together || rules.has_bias) {
-    const Chosen chosen = together ? ChooseTogether(l, rules, row, own, *batch) : own.biased;
+    const Chosen chosen = together ? ChooseTogether(l, rules, row, input, own, *batch) : own.biased;
     slots = {chosen.expert, ScoresOf(own.scores, chosen.expert), min(chosen.count, rules.most)};
     if (row.soft || rules.has_bias) slots = SortByScore(slots);
   }
   const int expert = max(slots.expert, 0);
-  const bool may_read_lo = (__shfl_sync(kAllLanes, uncapped, expert / kLane) >> (expert % kLane) & 1) != 0;
+  const bool may_read_lo = (__shfl_sync(kAllLanes, input.uncapped, expert / kLane) >> (expert % kLane) & 1) != 0;
   return Weigh(l, rules, t, own.plain.mass, slots, may_read_lo);
 }
 
-// The choice of row t, whose scores these are.
+// The choice of row t.
 template <int kLane>
-__device__ RowResult ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const Token<kLane>& scores, const Batch* batch) {
-  const kernels::RowKind kind = l.kinds[t];
-  if (kind == kernels::RowKind::kPadding) return EmptyRow(l, t);
-  const RowRules row = RulesOf(l, rules, kind);
-  return FinishRow(l, rules, row, t, ChooseAlone(l, rules, row, scores), batch);
+__device__ RowResult ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const RowInput<kLane>& input, const Batch* batch) {
+  if (input.kind == kernels::RowKind::kPadding) return EmptyRow(l, t);
+  const RowRules row = RulesOf(l, rules, input.kind);
+  return FinishRow(l, rules, row, t, input, ChooseAlone(l, rules, row, input), batch);
 }
 
 }  // namespace thermoe::cuda

@@ -206,39 +206,37 @@ __device__ inline void ListOneRow(const SelectLaunch& l, const RowResult& row) {
 }
 
 // Chooses for rows [first, end) and counts their slots. share(batch): makes what rows of all teams hold out of what this one's do.
-// logits_of(t): the scores of row t. Returns as CountSlots.
-template <int kLane, typename Team, typename ScoresAt, typename Share>
+// Returns as CountSlots.
+template <int kLane, typename Team, typename Share>
 __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const Team& team, int first, int end, TeamRoom<kLane>* room, SlotCounts<kLane>* counts,
-                          ScoresAt&& scores_at, Share&& share) {
+                          Share&& share) {
   const auto keep = [&](const RowResult& result) {
     if (Lane() == 0) room->totals[team.warp()].lost += result.lost, room->totals[team.warp()].dropped += result.dropped;
     return result.group;
   };
   if (!BatchAware(l, rules)) {
-    return CountSlots(team, first, end, room, counts, [&](int t) { return keep(ChooseRow(l, rules, t, scores_at(t), nullptr)); });
+    return CountSlots(team, first, end, room, counts, [&](int t) { return keep(ChooseRow(l, rules, t, ReadRow<kLane>(l, rules, t), nullptr)); });
   }
-  // First what the rows hold, then the rest; a row is prepared once where a warp has no other.
+  // First what the rows hold, then the rest; a row is prepared once where its warp has no other.
   ClearBatch(team, l.experts, &room->batch);
   team.Meet();
+  RowInput<kLane> input;
   OwnChoice<kLane> own;
   RowRules row{};
-  bool padding = true;
   const auto prepare = [&](int t) {
-    const kernels::RowKind kind = l.kinds[t];
-    padding = kind == kernels::RowKind::kPadding;
-    if (padding) return;
-    row = RulesOf(l, rules, kind);
-    own = ChooseAlone(l, rules, row, scores_at(t));
+    input = ReadRow<kLane>(l, rules, t);
+    row = RulesOf(l, rules, input.kind);
+    if (input.kind != kernels::RowKind::kPadding) own = ChooseAlone(l, rules, row, input);
   };
   for (int t = first + team.warp(); t < end; t += team.warps()) {
     prepare(t);
-    if (!padding) JoinBatch(row, own, &room->batch);
+    if (input.kind == kernels::RowKind::kDecode) JoinBatch(row, own, &room->batch);
   }
   team.Meet();
   share(&room->batch);
   return CountSlots(team, first, end, room, counts, [&](int t) {
     if (first + team.warps() < end) prepare(t);
-    return keep(padding ? EmptyRow(l, t) : FinishRow(l, rules, row, t, own, &room->batch));
+    return keep(input.kind == kernels::RowKind::kPadding ? EmptyRow(l, t) : FinishRow(l, rules, row, t, input, own, &room->batch));
   });
 }
 
@@ -254,13 +252,12 @@ __device__ void FinishLists(const SelectLaunch& l, const Team& team, int group, 
 // The selection of all rows by one team, whose room is clear.
 template <int kLane, typename Team>
 __device__ void SelectByTeam(const SelectLaunch& l, const SelectRules& rules, const Team& team, TeamRoom<kLane>* room) {
-  const auto scores_at = [&](int64_t t) { return Softmax<kLane>(l.logits + t * l.experts, l.experts); };
   if (l.rows == 1 && !BatchAware(l, rules)) {
-    if (team.warp() == 0) ListOneRow(l, ChooseRow(l, rules, 0, scores_at(0), nullptr));
+    if (team.warp() == 0) ListOneRow(l, ChooseRow(l, rules, 0, ReadRow<kLane>(l, rules, 0), nullptr));
     return;
   }
   SlotCounts<kLane> counts;
-  const int group = ChooseRows(l, rules, team, 0, l.rows, room, &counts, scores_at, [](Batch*) {});
+  const int group = ChooseRows(l, rules, team, 0, l.rows, room, &counts, [](Batch*) {});
   FinishLists(l, team, group, counts, room);
 }
 

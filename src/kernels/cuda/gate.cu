@@ -14,14 +14,21 @@ constexpr int kGateQuads = 8;                                // float4s of a wei
 constexpr int kGateRows = kByExpertRows / kGateWarps;  // rows of a warp
 constexpr uint32_t kDoneMask = 0x7fffffffu;            // meetings of blocks leave the upper bit of the counter as they like
 
-// Logits of one expert for the rows of a warp; w and x: [quads]. Weights are read once, and loads do not wait for each other.
+// Logits of one expert for the rows of a warp; w and x: [quads]. Weights are read once, the first of them before what makes x has ended, and loads
+// do not wait for each other.
 __device__ void LogitsOfExpert(const float4* w, const float* x, int quads, int rows, int experts, int expert, int first_quad, int last_quad,
                            int first_row, int row_step, float (&sums)[kGateRows]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  for (int begin = first_quad; begin < last_quad; begin += 32 * kGateQuads) {
-    float4 a[kGateQuads];
+  float4 a[kGateQuads];
+  const auto load = [&](int begin) {
 #pragma unroll
     for (int i = 0; i < kGateQuads; ++i) a[i] = begin + 32 * i + lane < last_quad ? __ldg(w + begin + 32 * i + lane) : float4{};
+  };
+  load(first_quad);
+  WaitForBefore();
+  LetNextStart();
+  for (int begin = first_quad; begin < last_quad; begin += 32 * kGateQuads) {
+    if (begin > first_quad) load(begin);
 #pragma unroll
     for (int r = 0; r < kGateRows; ++r) {
       const int t = first_row + r * row_step;
@@ -44,9 +51,7 @@ __global__ void __launch_bounds__(kGateThreads) GateByExpertKernel(const float* 
   __shared__ bool last;
   const BlockTeam team;
   ClearRoom(team, &room);
-  WaitForBefore();
-  LetNextStart();
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), expert = static_cast<int>(blockIdx.x);
+  const int warp = team.warp(), lane = Lane(), expert = static_cast<int>(blockIdx.x);
   const float4* w = reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden);
   const int quads = hidden / 4;
   float sums[kGateRows] = {};
@@ -180,7 +185,9 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
   const bool together = BatchAware(l, rules);
   auto* totals = static_cast<RowTotals*>(l.scratch);
   if (const int t = first_row + warp; warp < kRows && t < l.rows) {
-    float sum[kLane];
+    RowInput<kLane> input;
+    ReadKnobs(l, rules, t, &input);
+    float(&sum)[kLane] = input.logits;
 #pragma unroll
     for (int i = 0; i < kLane; ++i) {
       const int expert = lane * kLane + i;
@@ -190,7 +197,7 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
       else sum[i] = -INFINITY;
     }
     if (!together) {
-      const RowResult result = ChooseRow(l, rules, t, SoftmaxOf(sum, l.experts), nullptr);
+      const RowResult result = ChooseRow(l, rules, t, input, nullptr);
       if (lane == 0) totals[t] = {result.lost, result.dropped, 0};
     }
   }

@@ -7,9 +7,12 @@
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kMostWarps = 32;     // of a block, a row each at a time
-constexpr int kMostBlocks = 256;   // that meet
-constexpr int kMostRows = 65535;   // counts of a group fit 16 bits
+constexpr int kMostBlocks = 256;  // that meet
+constexpr int kMostRows = 65535;  // counts of a group fit 16 bits
+// Warps of a block, a row each at a time. More experts than 256 take more registers.
+template <int kLane>
+inline constexpr int kMostWarps = kLane <= 8 ? 32 : 8;
+constexpr int kLeastWarps = 8;
 
 // What a block tells the others. [kMostBlocks] in scratch.
 struct alignas(16) BlockRoom {
@@ -90,19 +93,19 @@ struct BlockSums {
 template <int kLane>
 __device__ void AddBlocks(const BlockTeam& team, const BlockRoom* rooms, BlockSums<kLane>* sums) {
   using Sums = BlockSums<kLane>;
-  const int blocks = static_cast<int>(gridDim.x), here = static_cast<int>(blockIdx.x);
-  if (team.warp() < Sums::kWarps) {
+  const int blocks = static_cast<int>(gridDim.x), here = static_cast<int>(blockIdx.x), readers = min(Sums::kWarps, team.warps());
+  if (team.warp() < readers) {
     uint32_t all[kLane] = {}, before[kLane] = {};
-    for (int first = team.warp(); first < blocks; first += Sums::kWarps * Sums::kInFlight) {
+    for (int first = team.warp(); first < blocks; first += readers * Sums::kInFlight) {
       uint32_t counts[Sums::kInFlight][kLane] = {};
 #pragma unroll
       for (int j = 0; j < Sums::kInFlight; ++j) {
-        const int b = first + j * Sums::kWarps;
+        const int b = first + j * readers;
         if (b < blocks) LoadWords(rooms[b].both_hi + Lane() * kLane, counts[j]);
       }
 #pragma unroll
       for (int j = 0; j < Sums::kInFlight; ++j) {
-        const bool earlier = first + j * Sums::kWarps < here;
+        const bool earlier = first + j * readers < here;
 #pragma unroll
         for (int i = 0; i < kLane; ++i) all[i] += counts[j][i], before[i] += earlier ? counts[j][i] : 0;
       }
@@ -113,18 +116,17 @@ __device__ void AddBlocks(const BlockTeam& team, const BlockRoom* rooms, BlockSu
     }
   }
   team.Meet();
-  const int warps = min(Sums::kWarps, team.warps());
   for (int i = team.thread(); i < 64 * kLane; i += team.threads()) {
     const int which = i / (32 * kLane), e = i % (32 * kLane);
     uint32_t sum = 0;
-    for (int w = 0; w < warps; ++w) sum += sums->parts[which][w][e];
+    for (int w = 0; w < readers; ++w) sum += sums->parts[which][w][e];
     sums->all[which][e] = sum;
   }
   team.Meet();
 }
 
 template <int kLane>
-__global__ void __launch_bounds__(32 * kMostWarps) SelectKernel(SelectLaunch l) {
+__global__ void __launch_bounds__(32 * kMostWarps<kLane>) SelectKernel(SelectLaunch l) {
   __shared__ TeamRoom<kLane> room;
   const BlockTeam team;
   ClearRoom(team, &room);
@@ -136,7 +138,7 @@ __global__ void __launch_bounds__(32 * kMostWarps) SelectKernel(SelectLaunch l) 
 
 // Blocks share the rows, tell each other how many slots of each group they have, and put their own in order.
 template <int kLane>
-__global__ void __launch_bounds__(32 * kMostWarps) SelectManyKernel(SelectLaunch l, int rows_of_block) {
+__global__ void __launch_bounds__(32 * kMostWarps<kLane>) SelectManyKernel(SelectLaunch l, int rows_of_block) {
   __shared__ TeamRoom<kLane> room;
   __shared__ BlockSums<kLane> sums;
   const BlockTeam team;
@@ -148,9 +150,8 @@ __global__ void __launch_bounds__(32 * kMostWarps) SelectManyKernel(SelectLaunch
   auto* rooms = static_cast<BlockRoom*>(l.scratch);
   const int first = static_cast<int>(blockIdx.x) * rows_of_block, end = min(l.rows, first + rows_of_block);
   SlotCounts<kLane> counts;
-  const int group = ChooseRows(
-      l, rules, team, first, end, &room, &counts, [&](int64_t t) { return Softmax<kLane>(l.logits + t * l.experts, l.experts); },
-      [&](Batch* batch) { ShareBatch<kLane>(l, rules, team, rooms, batch); });
+  const int group =
+      ChooseRows(l, rules, team, first, end, &room, &counts, [&](Batch* batch) { ShareBatch<kLane>(l, rules, team, rooms, batch); });
   if (team.warp() == 0) {
 #pragma unroll
     for (int i = 0; i < kLane; ++i) rooms[blockIdx.x].both_hi[Lane() * kLane + i] = counts.both_hi[i];
@@ -191,21 +192,21 @@ int Multiprocessors() {
 
 template <int kLane>
 void Launch(const SelectLaunch& l, cudaStream_t stream) {
-  if (l.rows <= kMostWarps) {
+  if (l.rows <= kMostWarps<kLane>) {
     LaunchEarly(SelectKernel<kLane>, dim3(1), dim3(static_cast<unsigned>(32 * l.rows)), 0, stream, l);
     return;
   }
-  const int blocks_at_once = min(kMostBlocks, Multiprocessors());  // all run together: a block of 1,024 threads fits a multiprocessor
-  const int turns = (l.rows + kMostWarps * blocks_at_once - 1) / (kMostWarps * blocks_at_once), rows_of_block = kMostWarps * turns;
+  const int blocks_at_once = min(kMostBlocks, Multiprocessors());  // all run together: any block fits a multiprocessor
+  const int rows_of_warps = kMostWarps<kLane> * blocks_at_once, turns = (l.rows + rows_of_warps - 1) / rows_of_warps;
+  const int rows_of_block = kMostWarps<kLane> * turns;
   const auto blocks = static_cast<unsigned>((l.rows + rows_of_block - 1) / rows_of_block);
-  LaunchEarly(SelectManyKernel<kLane>, dim3(blocks), dim3(32 * kMostWarps), 0, stream, l, rows_of_block);
+  LaunchEarly(SelectManyKernel<kLane>, dim3(blocks), dim3(32 * kMostWarps<kLane>), 0, stream, l, rows_of_block);
 }
 
 }  // namespace
 
 int64_t SelectScratch(int64_t rows) {
-  const int64_t blocks = min(int64_t{kMostBlocks}, (rows + kMostWarps - 1) / kMostWarps);
-  return blocks * static_cast<int64_t>(sizeof(BlockRoom));
+  return min(int64_t{kMostBlocks}, (rows + kLeastWarps - 1) / kLeastWarps) * static_cast<int64_t>(sizeof(BlockRoom));
 }
 
 void Select(const SelectLaunch& l, cudaStream_t stream) {
