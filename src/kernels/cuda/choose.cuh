@@ -18,13 +18,14 @@ struct Batch {
 
 __device__ inline int Lane() { return static_cast<int>(threadIdx.x % 32); }
 
-__device__ inline uint32_t Ordered(float value) {  // rises with value; what is not a number is least
-  if (isnan(value)) return 0;
+// Rises with value; what is not a number is least but for 0, which is of no value.
+inline constexpr uint32_t kKeyOfNaN = 1;
+__device__ inline uint32_t Ordered(float value) {
   const uint32_t bits = __float_as_uint(value);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return value != value ? kKeyOfNaN : bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
 }
-__device__ inline float FromOrdered(uint32_t key) {  // the least keys are of no number
-  return key < 2 ? NAN : __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
+__device__ inline float FromOrdered(uint32_t key) {
+  return key <= kKeyOfNaN ? NAN : __uint_as_float(key ^ (~static_cast<uint32_t>(static_cast<int32_t>(key) >> 31) | 0x80000000u));
 }
 
 // Which of the lane's experts there are: bit i.
@@ -39,7 +40,7 @@ struct Token {
   float score[kLane];
 };
 
-// e / sum for 0 <= e <= 1 <= sum, rounded as the division is (but for what is far below 1e-30): one reciprocal serves all of a row.
+// e / sum for 0 <= e and 1e-4 <= sum <= 1e4, rounded as the division is (but for what is far below 1e-30): one reciprocal serves all of a row.
 class DivideBy {
  public:
   __device__ explicit DivideBy(float sum) : sum_(sum) {
@@ -60,10 +61,9 @@ class DivideBy {
   float sum_, inverse_;
 };
 
-// Scores of logits: what there is not is -inf.
+// Scores of logits, -inf where there is no expert. If one score is not a number none is.
 template <int kLane>
-__device__ Token<kLane> SoftmaxOf(const float (&logits)[kLane], int experts) {
-  const uint32_t exists = Existing<kLane>(experts);
+__device__ Token<kLane> SoftmaxOf(const float (&logits)[kLane]) {
   float most = -INFINITY;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) most = fmaxf(most, logits[i]);
@@ -72,7 +72,7 @@ __device__ Token<kLane> SoftmaxOf(const float (&logits)[kLane], int experts) {
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
-    token.score[i] = exists >> i & 1 ? expf(logits[i] - most) : 0.0f;
+    token.score[i] = expf(logits[i] - most);
     sum += token.score[i];
   }
   const DivideBy divide(WarpSum(sum));
@@ -81,7 +81,42 @@ __device__ Token<kLane> SoftmaxOf(const float (&logits)[kLane], int experts) {
   return token;
 }
 
-// What a row chooses from, read before anything waits for it.
+// Floats of the lane's experts in row `row` of E, at once where they are aligned. `missing`: of what there is not.
+template <int kLane>
+__device__ bool WholeVectors(const float* rows, int experts) {
+  return kLane == 4 && experts % 4 == 0 && reinterpret_cast<uintptr_t>(rows) % 16 == 0;
+}
+template <int kLane>
+__device__ void ReadExperts(const float* rows, int64_t row, int experts, float missing, float (&to)[kLane]) {
+  const uint32_t exists = Existing<kLane>(experts);
+  const float* from = rows + row * experts + Lane() * kLane;
+  if constexpr (kLane == 4) {
+    if (WholeVectors<kLane>(rows, experts)) {
+      const float4 all = exists != 0 ? __ldcg(reinterpret_cast<const float4*>(from)) : float4{missing, missing, missing, missing};
+      to[0] = all.x, to[1] = all.y, to[2] = all.z, to[3] = all.w;
+      return;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) to[i] = exists >> i & 1 ? __ldcg(from + i) : missing;
+}
+template <int kLane>
+__device__ void WriteExperts(float* rows, int64_t row, int experts, const float (&values)[kLane]) {
+  const uint32_t exists = Existing<kLane>(experts);
+  float* to = rows + row * experts + Lane() * kLane;
+  if constexpr (kLane == 4) {
+    if (WholeVectors<kLane>(rows, experts)) {
+      if (exists != 0) *reinterpret_cast<float4*>(to) = {values[0], values[1], values[2], values[3]};
+      return;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) {
+    if (exists >> i & 1) to[i] = values[i];
+  }
+}
+
+// What a row chooses from.
 template <int kLane>
 struct RowInput {
   kernels::RowKind kind;
@@ -90,43 +125,32 @@ struct RowInput {
   uint32_t uncapped;    // bit i: expert l * kLane + i may be read with both planes
 };
 
-// All but the logits of row t.
+// What does not depend on the rules, so that nothing is waited for; what does.
 template <int kLane>
-__device__ void ReadKnobs(const SelectLaunch& l, const SelectRules& rules, int64_t t, RowInput<kLane>* input) {
-  const uint32_t exists = Existing<kLane>(l.experts);
+__device__ void ReadRow(const SelectLaunch& l, int64_t t, RowInput<kLane>* input) {
+  ReadExperts(l.logits, t, l.experts, -INFINITY, input->logits);
   input->kind = l.kinds[t];
+}
+template <int kLane>
+__device__ void ReadKnobs(const SelectLaunch& l, const SelectRules& rules, RowInput<kLane>* input) {
   input->uncapped = ~0u;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) input->bias[i] = 0;
-  if (rules.has_bias) {
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) input->bias[i] = exists >> i & 1 ? l.bias[Lane() * kLane + i] : 0.0f;
-  }
+  if (rules.has_bias) ReadExperts(l.bias, 0, l.experts, 0, input->bias);
   if (rules.has_cap) {
+    const uint32_t exists = Existing<kLane>(l.experts);
     input->uncapped = 0;
 #pragma unroll
     for (int i = 0; i < kLane; ++i) input->uncapped |= static_cast<uint32_t>((exists >> i & 1) && l.plane_cap[Lane() * kLane + i] > 1) << i;
   }
 }
 
-template <int kLane>
-__device__ RowInput<kLane> ReadRow(const SelectLaunch& l, const SelectRules& rules, int64_t t) {
-  const uint32_t exists = Existing<kLane>(l.experts);
-  const float* logits = l.logits + t * l.experts + Lane() * kLane;
-  RowInput<kLane> input;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) input.logits[i] = exists >> i & 1 ? __ldcg(logits + i) : -INFINITY;
-  ReadKnobs(l, rules, t, &input);
-  return input;
-}
-
 // A lane's experts by falling rank, the lower expert first among equals. Short lists are sorted once; of long ones the first is brought to the front.
 template <int kLane>
 struct Ranking {
   static constexpr bool kSorted = kLane <= 8;
-  uint32_t key[kLane];    // Ordered of the rank, at least 1; 0: none left
+  uint32_t key[kLane];  // Ordered of the rank; 0: none left
   int32_t expert[kLane];
-  uint32_t taken = 0;     // bit i: expert l * kLane + i was
 };
 
 // Swaps two places if the second comes before the first.
@@ -150,7 +174,7 @@ __device__ Ranking<kLane> RankExperts(uint32_t allowed, Rank&& rank) {
   Ranking<kLane> ranking;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
-    ranking.key[i] = allowed >> i & 1 ? max(Ordered(rank(i)), 1u) : 0;
+    ranking.key[i] = Ordered(rank(i)) & (0u - (allowed >> i & 1));  // no branches
     ranking.expert[i] = Lane() * kLane + i;
   }
   if constexpr (Ranking<kLane>::kSorted) {
@@ -165,41 +189,75 @@ __device__ Ranking<kLane> RankExperts(uint32_t allowed, Rank&& rank) {
   return ranking;
 }
 
+// Removes the first if it is `taken`. Without branches where the list is short.
 template <int kLane>
-__device__ void TakeFirst(Ranking<kLane>* ranking) {
-  ranking->taken |= 1u << (ranking->expert[0] % kLane);
+__device__ void RemoveFirst(bool taken, Ranking<kLane>* ranking) {
   if constexpr (Ranking<kLane>::kSorted) {
 #pragma unroll
-    for (int i = 0; i + 1 < kLane; ++i) ranking->key[i] = ranking->key[i + 1], ranking->expert[i] = ranking->expert[i + 1];
-    ranking->key[kLane - 1] = 0;
-  } else {
+    for (int i = 0; i < kLane; ++i) {
+      ranking->key[i] = !taken ? ranking->key[i] : i + 1 < kLane ? ranking->key[i + 1] : 0;
+      if (i + 1 < kLane) ranking->expert[i] = taken ? ranking->expert[i + 1] : ranking->expert[i];
+    }
+  } else if (taken) {
     ranking->key[0] = 0;
     BringFirst(ranking);
   }
 }
 
-struct Chosen {
-  int32_t expert = -1;  // lane i: the i-th slot's
-  float rank = 0;       // lane i: what it was chosen by
-  int count = 0;        // the same in every lane, like the next
-  float mass = 0;       // ranks, added in order
+// Where a warp's lanes put what they choose. In shared memory.
+struct WarpRoom {
+  uint2 slot[32];  // rank as Ordered, expert
 };
 
-// Extends the choice to `target` slots, or as far as the ranking goes.
-template <int kLane>
-__device__ void Extend(int target, Ranking<kLane>* ranking, Chosen* chosen) {
-  const int lane = Lane();
-  for (int place = chosen->count; place < target; ++place) {
+// Fills places [place, target) by rank, as far as the ranking goes; returns where it stopped. The ranks' sum goes onto *mass, in order.
+// kEndless: the ranking goes that far.
+template <bool kEndless, int kLane>
+__device__ int Extend(int place, int target, Ranking<kLane>* ranking, WarpRoom* room, float* mass) {
+  const uint32_t below = (1u << Lane()) - 1;
+  for (; place < target; ++place) {
     const uint32_t top = __reduce_max_sync(kAllLanes, ranking->key[0]);
-    if (top == 0) return;
-    const int winner = __ffs(static_cast<int>(__ballot_sync(kAllLanes, ranking->key[0] == top))) - 1;
-    const int expert = __shfl_sync(kAllLanes, ranking->expert[0], winner);
-    const float rank = FromOrdered(top);
-    if (lane == place) chosen->expert = expert, chosen->rank = rank;
-    if (lane == winner) TakeFirst(ranking);
-    chosen->mass += rank;
-    ++chosen->count;
+    if (!kEndless && top == 0) break;
+    const bool best = ranking->key[0] == top;
+    const uint32_t equal = __ballot_sync(kAllLanes, best);
+    const bool first = best && (equal & below) == 0;
+    if (first) room->slot[place] = {top, static_cast<uint32_t>(ranking->expert[0])};
+    RemoveFirst(first, ranking);
+    *mass += __uint_as_float(top & 0x7fffffffu);  // meant for scores: numbers, not negative
   }
+  return place;
+}
+
+// A row's slots, slot i in lane i.
+struct Slots {
+  int32_t expert = -1;
+  float score = 0;
+  int count = 0;  // the same in every lane
+};
+
+// What Extend chose. `score` is the rank.
+__device__ inline Slots ReadSlots(int count, const WarpRoom& room) {
+  __syncwarp();
+  const uint2 slot = room.slot[Lane()];
+  __syncwarp();
+  if (Lane() >= count) return {-1, 0, count};
+  return {static_cast<int32_t>(slot.y), FromOrdered(slot.x), count};
+}
+
+inline constexpr int kAtOnce = 8;  // shuffles that do not wait for each other
+
+// Which of the lane's experts are in the first `count` slots: bit i.
+template <int kLane>
+__device__ uint32_t HeldOf(int expert, int count) {
+  uint32_t held = 0;
+#pragma unroll 1
+  for (int first = 0; first < count; first += kAtOnce) {
+#pragma unroll
+    for (int i = first; i < first + kAtOnce; ++i) {
+      const int other = __shfl_sync(kAllLanes, expert, i);
+      if (i < count && other / kLane == Lane()) held |= 1u << (other % kLane);
+    }
+  }
+  return held;
 }
 
 // What a row takes part in.
@@ -217,64 +275,55 @@ __device__ inline bool BatchAware(const SelectLaunch& l, const SelectRules& rule
 template <int kLane>
 struct OwnChoice {
   Token<kLane> scores;
-  Chosen plain;         // the best by score
-  Chosen biased;        // the best by score, then by score and bias
-  uint32_t guaranteed;  // which of the lane's experts are in the guaranteed slots of `biased`
-  uint32_t held;        // and in all
+  Slots plain;       // the best by score
+  float plain_mass;  // of their scores
+  Slots biased;      // the best by score, then by score and bias; without a bias the same
 };
 
 template <int kLane>
-__device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, const RowInput<kLane>& input) {
+__device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowInput<kLane>& input, WarpRoom* room) {
   OwnChoice<kLane> own;
-  own.scores = SoftmaxOf(input.logits, l.experts);
+  own.scores = SoftmaxOf(input.logits);
   const auto& score = own.scores.score;
   const uint32_t exists = Existing<kLane>(l.experts);
-  const auto fill = [&](Ranking<kLane>* ranking, Chosen* chosen) {
-    Extend(row.guaranteed, ranking, chosen);
-    own.guaranteed = ranking->taken;
-    Extend(l.slots, ranking, chosen);
-    own.held = ranking->taken;
-  };
   Ranking<kLane> by_score = RankExperts<kLane>(exists, [&](int i) { return score[i]; });
-  fill(&by_score, &own.plain);
-  own.biased = own.plain;
+  own.plain_mass = 0;
+  Extend<true>(0, l.slots, &by_score, room, &own.plain_mass);
+  if (score[0] != score[0]) own.plain_mass = NAN;
+  own.plain = own.biased = ReadSlots(l.slots, *room);
   if (rules.has_bias == 0) return own;
-  const int first = __shfl_sync(kAllLanes, own.plain.expert, 0);
-  own.biased.count = 1;
-  if (Lane() > 0) own.biased.expert = -1;
-  const uint32_t first_bit = first / kLane == Lane() ? 1u << (first % kLane) : 0;
-  Ranking<kLane> by_rank = RankExperts<kLane>(exists & ~first_bit, [&](int i) { return score[i] + input.bias[i]; });
-  by_rank.taken = first_bit;
-  fill(&by_rank, &own.biased);
+  const uint32_t others = exists & ~HeldOf<kLane>(own.plain.expert, 1);  // the first stays
+  Ranking<kLane> by_rank = RankExperts<kLane>(others, [&](int i) { return score[i] + input.bias[i]; });
+  float unused = 0;
+  Extend<true>(1, l.slots, &by_rank, room, &unused);
+  own.biased = ReadSlots(l.slots, *room);
   return own;
 }
 
 // What a decode row brings to the batch.
-template <int kLane>
-__device__ void JoinBatch(const RowRules& row, const OwnChoice<kLane>& own, Batch* batch) {
-  if (row.hard && Lane() < row.guaranteed) atomicOr(&batch->guaranteed[own.biased.expert / 32], 1u << (own.biased.expert % 32));
-  if (row.soft && Lane() < own.biased.count) atomicAdd(&batch->holders[own.biased.expert], 1);
+__device__ inline void JoinBatch(const RowRules& row, const Slots& biased, Batch* batch) {
+  if (row.hard && Lane() < row.guaranteed) atomicOr(&batch->guaranteed[biased.expert / 32], 1u << (biased.expert % 32));
+  if (row.soft && Lane() < biased.count) atomicAdd(&batch->holders[biased.expert], 1);
 }
 
-// The choice of a row that knows what others hold.
+// The choice of a row that knows what others hold. `score` is not set.
 template <int kLane>
-__device__ Chosen ChooseTogether(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, const RowInput<kLane>& input, const OwnChoice<kLane>& own,
-                                 const Batch& batch) {
-  Chosen chosen = own.biased;
-  chosen.count = row.hard ? row.guaranteed : 1;
-  if (Lane() >= chosen.count) chosen.expert = -1;
-  const int first = __shfl_sync(kAllLanes, chosen.expert, 0), word = Lane() * kLane / 32, shift = Lane() * kLane % 32;
-  const uint32_t held = row.hard ? own.guaranteed : first / kLane == Lane() ? 1u << (first % kLane) : 0;
-  const uint32_t allowed = Existing<kLane>(l.experts) & ~held & (row.hard ? batch.guaranteed[word] >> shift : ~0u);
-  Ranking<kLane> ranking = RankExperts<kLane>(allowed, [&](int i) {
+__device__ Slots ChooseTogether(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, const RowInput<kLane>& input, const OwnChoice<kLane>& own,
+                                const Batch& batch, WarpRoom* room) {
+  const int stay = row.hard ? row.guaranteed : 1, word = Lane() * kLane / 32, shift = Lane() * kLane % 32;
+  const uint32_t among = Existing<kLane>(l.experts) & (row.hard ? batch.guaranteed[word] >> shift : ~0u) & ~HeldOf<kLane>(own.biased.expert, stay);
+  const uint32_t held = row.soft ? HeldOf<kLane>(own.biased.expert, own.biased.count) : 0;
+  Ranking<kLane> ranking = RankExperts<kLane>(among, [&](int i) {
     const float score = own.scores.score[i];
     if (!row.soft) return score + input.bias[i];
-    const int others = batch.holders[Lane() * kLane + i] - static_cast<int>(own.held >> i & 1);  // a row is no other to itself
+    const int others = batch.holders[Lane() * kLane + i] - static_cast<int>(held >> i & 1);  // a row is no other to itself
     const float gained = score * (expf(rules.soft_batch / 2 * log2f(1.0f + static_cast<float>(others))) - 1);
     return score + (gained + input.bias[i]);
   });
-  Extend(l.slots, &ranking, &chosen);
-  return chosen;
+  float unused = 0;
+  Slots slots = ReadSlots(Extend<false>(stay, l.slots, &ranking, room, &unused), *room);
+  if (Lane() < stay) slots.expert = own.biased.expert;
+  return slots;
 }
 
 // The scores of a choice, slot i's in lane i.
@@ -289,20 +338,12 @@ __device__ float ScoresOf(const Token<kLane>& scores, int expert) {
   return score;
 }
 
-// A row's slots, slot i in lane i.
-struct Slots {
-  int32_t expert;
-  float score;
-  int count;  // the same in every lane
-};
-
-constexpr int kAtOnce = 8;  // shuffles that do not wait for each other
-
 // By falling score, ties by rising expert.
 __device__ inline Slots SortByScore(const Slots& slots) {
   const int lane = Lane();
   const uint32_t key = Ordered(slots.score);
   int place = 0;
+#pragma unroll 1
   for (int first = 0; first < slots.count; first += kAtOnce) {
 #pragma unroll
     for (int i = first; i < first + kAtOnce; ++i) {
@@ -313,6 +354,7 @@ __device__ inline Slots SortByScore(const Slots& slots) {
   }
   if (lane >= slots.count) place = lane;
   int from = lane;
+#pragma unroll 1
   for (int first = 0; first < slots.count; first += kAtOnce) {
 #pragma unroll
     for (int i = first; i < first + kAtOnce; ++i) {
@@ -325,6 +367,7 @@ __device__ inline Slots SortByScore(const Slots& slots) {
 // Scores of the first `count` slots, added in order.
 __device__ inline float MassOf(float score, int count) {
   float mass = 0;
+#pragma unroll 1
   for (int first = 0; first < count; first += kAtOnce) {
 #pragma unroll
     for (int i = first; i < first + kAtOnce; ++i) {
@@ -337,30 +380,28 @@ __device__ inline float MassOf(float score, int count) {
 
 // What a row gave.
 struct RowResult {
-  int group = -1;    // of the lane's slot: 2 expert + (1: the hi plane alone); -1: empty
-  int dropped = 0;   // the same in every lane, like the next
-  double lost = 0;
+  int group = -1;   // of the lane's slot: 2 expert + (1: the hi plane alone); -1: empty
+  int dropped = 0;  // the same in every lane, like the next
+  float lost = 0;   // mass
 };
 
-// Turns sorted slots into row t of the selection. plain: the mass of the plain model's.
-__device__ inline RowResult Weigh(const SelectLaunch& l, const SelectRules& rules, int64_t t, float plain, const Slots& slots, bool may_read_lo) {
+// Turns slots sorted by score into row t of the selection. plain_mass: of the plain model's slots. is_plain: these are they.
+__device__ inline RowResult Weigh(const SelectLaunch& l, const SelectRules& rules, int64_t t, float plain_mass, bool is_plain, const Slots& slots, bool may_read_lo) {
   const int lane = Lane(), most = min(slots.count, rules.most);
   const float least = rules.drop_below * __shfl_sync(kAllLanes, slots.score, 0);
   const uint32_t stay = __ballot_sync(kAllLanes, lane == 0 || (lane < most && !(slots.score < least)));
   const int kept = 32 - __clz(static_cast<int>(stay));  // every slot up to the last that stays
-  const float mass = MassOf(slots.score, kept);
+  const float mass = is_plain && kept == slots.count ? plain_mass : MassOf(slots.score, kept);
   const bool here = lane < kept, full = here && lane < rules.full && may_read_lo;
+  const DivideBy by_mass(mass);
+  const float weight = l.normalise ? by_mass(slots.score) : slots.score * by_mass(plain_mass);
   if (lane < l.slots) {
     const int64_t at = t * l.slots + lane;
     l.expert[at] = here ? slots.expert : -1;
-    l.weight[at] = !here ? 0.0f : l.normalise ? slots.score / mass : slots.score * (plain / mass);
+    l.weight[at] = here ? weight : 0.0f;
     l.planes[at] = !here || full ? Planes::kBoth : Planes::kHi;
   }
-  RowResult result;
-  if (here) result.group = 2 * slots.expert + (full ? 0 : 1);
-  result.dropped = l.slots - kept;
-  if (mass != plain) result.lost = 1.0 - static_cast<double>(mass) / static_cast<double>(plain);
-  return result;
+  return {here ? 2 * slots.expert + (full ? 0 : 1) : -1, l.slots - kept, DivideBy(plain_mass)(plain_mass - mass)};
 }
 
 __device__ inline RowResult EmptyRow(const SelectLaunch& l, int64_t t) {
@@ -371,30 +412,29 @@ __device__ inline RowResult EmptyRow(const SelectLaunch& l, int64_t t) {
 // The rest of row t, once it has chosen alone. batch: what rows hold together; null where no rule asks.
 template <int kLane>
 __device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, int64_t t, const RowInput<kLane>& input,
-                               const OwnChoice<kLane>& own, const Batch* batch) {
-  const uint32_t exists = Existing<kLane>(l.experts);
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) {
-    if (exists >> i & 1) l.scores[t * l.experts + Lane() * kLane + i] = own.scores.score[i];
-  }
-  const bool together = row.hard || row.soft;
-  Slots slots{own.plain.expert, own.plain.rank, own.plain.count};
-  if (together || rules.has_bias) {
-    const Chosen chosen = together ? ChooseTogether(l, rules, row, input, own, *batch) : own.biased;
-    slots = {chosen.expert, ScoresOf(own.scores, chosen.expert), min(chosen.count, rules.most)};
+                               const OwnChoice<kLane>& own, const Batch* batch, WarpRoom* room) {
+  if (l.scores != nullptr) WriteExperts(l.scores, t, l.experts, own.scores.score);
+  const bool together = row.hard || row.soft, is_plain = !together && rules.has_bias == 0;
+  Slots slots = own.plain;
+  if (!is_plain) {
+    slots = together ? ChooseTogether(l, rules, row, input, own, *batch, room) : own.biased;
+    slots.count = min(slots.count, rules.most);
+    slots.score = ScoresOf(own.scores, slots.expert);
     if (row.soft || rules.has_bias) slots = SortByScore(slots);
   }
-  const int expert = max(slots.expert, 0);
-  const bool may_read_lo = (__shfl_sync(kAllLanes, input.uncapped, expert / kLane) >> (expert % kLane) & 1) != 0;
-  return Weigh(l, rules, t, own.plain.mass, slots, may_read_lo);
+  bool may_read_lo = true;
+  if (rules.has_cap) {
+    const int expert = max(slots.expert, 0);
+    may_read_lo = (__shfl_sync(kAllLanes, input.uncapped, expert / kLane) >> (expert % kLane) & 1) != 0;
+  }
+  return Weigh(l, rules, t, own.plain_mass, is_plain, slots, may_read_lo);
 }
 
-// The choice of row t.
+// The choice of row t, whose input is read.
 template <int kLane>
-__device__ RowResult ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const RowInput<kLane>& input, const Batch* batch) {
+__device__ RowResult ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const RowInput<kLane>& input, const Batch* batch, WarpRoom* room) {
   if (input.kind == kernels::RowKind::kPadding) return EmptyRow(l, t);
-  const RowRules row = RulesOf(l, rules, input.kind);
-  return FinishRow(l, rules, row, t, input, ChooseAlone(l, rules, row, input), batch);
+  return FinishRow(l, rules, RulesOf(l, rules, input.kind), t, input, ChooseAlone(l, rules, input, room), batch, room);
 }
 
 }  // namespace thermoe::cuda

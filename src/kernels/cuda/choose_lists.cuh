@@ -25,23 +25,21 @@ struct RowTotals {
 // What a team shares. E is padded to 32 kLane.
 template <int kLane>
 struct TeamRoom {
+  alignas(16) uint32_t rows_of[64 * kLane];  // [2 E] group: bit w: the row of warp w is in it
+  alignas(16) uint32_t start[64 * kLane];    // [2 E] where the rows of this turn begin in `order`
+  WarpRoom warps[32];
+  RowTotals totals[32];  // [warps]
   Batch batch;
-  uint32_t rows_of[64 * kLane];  // [2 E] group: bit w: the row of warp w is in it
-  uint32_t start[64 * kLane];    // [2 E] where the rows of this turn begin in `order`
-  RowTotals totals[32];          // [warps]
 };
 
-// Before the rules are known.
+// Before anything is known but the shape.
 template <int kLane, typename Team>
-__device__ void ClearRoom(const Team& team, TeamRoom<kLane>* room) {
+__device__ void ClearRoom(const Team& team, int experts, TeamRoom<kLane>* room) {
   for (int i = team.thread(); i < 64 * kLane; i += team.threads()) room->rows_of[i] = 0;
-  if (team.thread() < 32) room->totals[team.thread()] = {};
+  for (int i = team.thread(); i < experts; i += team.threads()) room->batch.holders[i] = 0;
+  if (team.thread() < 32) room->totals[team.thread()] = {}, room->batch.guaranteed[team.thread()] = 0;
 }
-template <typename Team>
-__device__ void ClearBatch(const Team& team, int experts, Batch* batch) {
-  for (int i = team.thread(); i < kWords; i += team.threads()) batch->guaranteed[i] = 0;
-  for (int i = team.thread(); i < experts; i += team.threads()) batch->holders[i] = 0;
-}
+static_assert(kWords == 32);
 
 // Slots per expert, experts l * kLane + i in lane l: those that read both planes, and those of the hi plane alone in the upper half.
 // A launch has less than 65,536 rows.
@@ -50,21 +48,25 @@ struct SlotCounts {
   uint32_t both_hi[kLane] = {};
 };
 
-// Puts the rows of every turn into their groups and counts them, by warp 0. group_of(t): of the lane's slot of row t.
+// Puts the rows of every turn into their groups. group_of(t): of the lane's slot of row t. count(turn, counts): warp 0 is told of each turn.
 // Returns the group of the last turn, whose rows are left in room->rows_of. rows_of is clear.
-template <int kLane, typename Team, typename GroupOf>
-__device__ int CountSlots(const Team& team, int first, int end, TeamRoom<kLane>* room, SlotCounts<kLane>* counts, GroupOf&& group_of) {
-  for (int turn = first;; turn += team.warps()) {
-    const bool more = turn + team.warps() < end;
-    const int t = turn + team.warp(), group = t < end ? group_of(t) : -1;
+template <int kLane, typename Team, typename GroupAt, typename Count>
+__device__ int GroupSlots(const Team& team, int first, int end, TeamRoom<kLane>* room, GroupAt&& group_of, Count&& count) {
+  for (int turn = 0;; ++turn) {
+    const int t = first + turn * team.warps() + team.warp();
+    const bool more = first + (turn + 1) * team.warps() < end;
+    const int group = t < end ? group_of(t) : -1;
     if (group >= 0) atomicOr(&room->rows_of[group], 1u << team.warp());
     team.Meet();
     if (team.warp() == 0) {
+      SlotCounts<kLane> counts;
+      uint32_t* rows = &room->rows_of[2 * Lane() * kLane];
 #pragma unroll
-      for (int i = 0; i < kLane; ++i) {
-        uint32_t* rows = &room->rows_of[2 * (Lane() * kLane + i)];
-        counts->both_hi[i] += static_cast<uint32_t>(__popc(rows[0])) | static_cast<uint32_t>(__popc(rows[1])) << 16;
-        if (more) rows[0] = 0, rows[1] = 0;
+      for (int i = 0; i < kLane; ++i) counts.both_hi[i] = static_cast<uint32_t>(__popc(rows[2 * i])) | static_cast<uint32_t>(__popc(rows[2 * i + 1])) << 16;
+      count(turn, counts);
+      if (more) {
+#pragma unroll
+        for (int i = 0; i < 2 * kLane; ++i) rows[i] = 0;
       }
     }
     if (!more) return group;
@@ -72,59 +74,62 @@ __device__ int CountSlots(const Team& team, int first, int end, TeamRoom<kLane>*
   }
 }
 
-// The sum over lanes below.
-__device__ inline uint32_t Below(uint32_t value, uint32_t* all) {
-  uint32_t upto = value;
+// The sum over the lanes below and this one.
+__device__ inline uint32_t UpTo(uint32_t value) {
 #pragma unroll
   for (int offset = 1; offset < 32; offset *= 2) {
-    const uint32_t lower = __shfl_up_sync(kAllLanes, upto, offset);
-    if (Lane() >= offset) upto += lower;
+    const uint32_t lower = __shfl_up_sync(kAllLanes, value, offset);
+    if (Lane() >= offset) value += lower;
   }
-  *all = __shfl_sync(kAllLanes, upto, 31);
-  return upto - value;
+  return value;
 }
 
-// Where groups begin, by a warp. With `write` also jobs and counts.
+// Where groups begin, by a warp: [2 E]. before: added to each group's.
 template <int kLane>
-__device__ void MakeLists(const SelectLaunch& l, const SlotCounts<kLane>& counts, bool write, uint32_t* start) {
-  uint32_t slots = 0, jobs = 0, distinct = 0, all_slots, all_jobs;  // jobs and distinct: of the hi plane alone in the upper half
+__device__ void FindStarts(const SlotCounts<kLane>& counts, const SlotCounts<kLane>& before, uint32_t* start) {
+  uint32_t slots = 0;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) slots += (counts.both_hi[i] & 0xffffu) + (counts.both_hi[i] >> 16);
+  uint32_t at = UpTo(slots) - slots;
+  uint32_t* to = start + 2 * Lane() * kLane;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) {
+    to[2 * i] = at + (before.both_hi[i] & 0xffffu);
+    at += counts.both_hi[i] & 0xffffu;
+    to[2 * i + 1] = at + (before.both_hi[i] >> 16);
+    at += counts.both_hi[i] >> 16;
+  }
+}
+
+// Jobs, slots of experts and what is counted of them, by a warp.
+template <int kLane>
+__device__ void WriteLists(const SelectLaunch& l, const SlotCounts<kLane>& counts) {
+  uint32_t slots = 0, jobs = 0, distinct = 0, hi_slots = 0;  // jobs: of the hi plane alone in the upper half
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
     const uint32_t both = counts.both_hi[i] & 0xffffu, hi = counts.both_hi[i] >> 16;
-    slots += both + hi;
+    slots += both + hi, hi_slots += hi;
     jobs += (both > 0 ? 1u : 0u) | (hi > 0 ? 0x10000u : 0u);
     distinct += both + hi > 0;
   }
-  uint32_t at = Below(slots, &all_slots);
-  if (!write) {
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) {
-      uint32_t* to = start + 2 * (Lane() * kLane + i);
-      to[0] = at, to[1] = at += counts.both_hi[i] & 0xffffu;
-      at += counts.both_hi[i] >> 16;
-    }
-    return;
-  }
-  const uint32_t jobs_below = Below(jobs, &all_jobs);
-  uint32_t job = (jobs_below & 0xffffu) + (jobs_below >> 16), hi_slots = 0;
+  const uint32_t slots_upto = UpTo(slots), jobs_upto = UpTo(jobs), jobs_below = jobs_upto - jobs;
+  uint32_t at = slots_upto - slots, job = (jobs_below & 0xffffu) + (jobs_below >> 16);
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
     const int expert = Lane() * kLane + i;
     const uint32_t both = counts.both_hi[i] & 0xffffu, hi = counts.both_hi[i] >> 16;
-    start[2 * expert] = at, start[2 * expert + 1] = at + both;
     if (both > 0) l.jobs[job++] = {expert, Planes::kBoth, static_cast<int32_t>(at), static_cast<int32_t>(both)};
     if (hi > 0) l.jobs[job++] = {expert, Planes::kHi, static_cast<int32_t>(at + both), static_cast<int32_t>(hi)};
     if (expert < l.experts) l.expert_slots[expert] = static_cast<int32_t>(both + hi);
     at += both + hi;
-    hi_slots += hi;
   }
   hi_slots = __reduce_add_sync(kAllLanes, hi_slots);
   distinct = __reduce_add_sync(kAllLanes, distinct);
-  if (Lane() == 0) {
-    *l.job_count = static_cast<int32_t>((all_jobs & 0xffffu) + (all_jobs >> 16));
-    l.counts->slots_full = static_cast<int32_t>(all_slots - hi_slots), l.counts->slots_hi = static_cast<int32_t>(hi_slots);
-    l.counts->distinct = static_cast<int32_t>(distinct);
-    l.counts->distinct_full = static_cast<int32_t>(all_jobs & 0xffffu), l.counts->distinct_hi = static_cast<int32_t>(all_jobs >> 16);
+  if (Lane() == 31) {
+    const auto both_jobs = static_cast<int32_t>(jobs_upto & 0xffffu), hi_jobs = static_cast<int32_t>(jobs_upto >> 16);
+    *l.job_count = both_jobs + hi_jobs;
+    l.counts->slots_full = static_cast<int32_t>(slots_upto - hi_slots), l.counts->slots_hi = static_cast<int32_t>(hi_slots);
+    l.counts->distinct = static_cast<int32_t>(distinct), l.counts->distinct_full = both_jobs, l.counts->distinct_hi = hi_jobs;
   }
 }
 
@@ -153,7 +158,7 @@ __device__ inline int GroupOf(const SelectLaunch& l, int64_t t) {
   return 2 * expert + (static_cast<Planes>(__ldcg(reinterpret_cast<const uint8_t*>(l.planes) + at)) == Planes::kHi ? 1 : 0);
 }
 
-// Slots to their places. group: what CountSlots returned. room->start is where the rows of `first` begin.
+// Slots to their places. group: what GroupSlots returned. room->start is where the rows of `first` begin.
 template <int kLane, typename Team>
 __device__ void PutInOrder(const SelectLaunch& l, const Team& team, int first, int end, int group, TeamRoom<kLane>* room) {
   const auto put = [&](int t) {
@@ -179,85 +184,100 @@ __device__ void PutInOrder(const SelectLaunch& l, const Team& team, int first, i
   }
 }
 
-// The lists of one row, by its warp. Its slots are in different groups, and experts rise with groups.
-__device__ inline void ListOneRow(const SelectLaunch& l, const RowResult& row) {
+// The selection of one row that no rule joins with others, by its warp. Its slots are in different groups.
+template <int kLane>
+__device__ void SelectOneRow(const SelectLaunch& l, const SelectRules& rules, const RowInput<kLane>& input, WarpRoom* room) {
   const int lane = Lane();
   for (int e = lane; e < l.experts; e += 32) l.expert_slots[e] = 0;
-  __syncwarp();
-  const uint32_t here = __ballot_sync(kAllLanes, row.group >= 0), hi = __ballot_sync(kAllLanes, row.group >= 0 && row.group % 2 == 1);
+  const RowResult row = ChooseRow(l, rules, 0, input, nullptr, room);
+  const bool here = row.group >= 0, hi = row.group % 2 == 1;
+  const int kept = __popc(__ballot_sync(kAllLanes, here)), kept_hi = __popc(__ballot_sync(kAllLanes, here && hi));
   int place = 0;
-  for (int first = 0; first < l.slots; first += kAtOnce) {
+#pragma unroll 1
+  for (int first = 0; first < kept; first += kAtOnce) {
 #pragma unroll
-    for (int i = first; i < first + kAtOnce; ++i) {
-      const int other = __shfl_sync(kAllLanes, row.group, i);
-      place += other >= 0 && other < row.group;
-    }
+    for (int i = first; i < first + kAtOnce; ++i) place += static_cast<uint32_t>(__shfl_sync(kAllLanes, row.group, i)) < static_cast<uint32_t>(row.group);
   }
-  if (row.group >= 0) {
-    l.jobs[place] = {row.group / 2, row.group % 2 == 0 ? Planes::kBoth : Planes::kHi, place, 1};
+  __syncwarp();
+  if (here) {
+    l.jobs[place] = {row.group / 2, hi ? Planes::kHi : Planes::kBoth, place, 1};
     l.order[place] = lane;
     l.expert_slots[row.group / 2] = 1;
   }
   if (lane == 0) {
-    const int kept = __popc(here), kept_hi = __popc(hi);
     *l.job_count = kept;
     *l.counts = {row.lost, kept - kept_hi, kept_hi, row.dropped, kept, kept - kept_hi, kept_hi};
   }
 }
 
-// Chooses for rows [first, end) and counts their slots. share(batch): makes what rows of all teams hold out of what this one's do.
-// Returns as CountSlots.
-template <int kLane, typename Team, typename Share>
-__device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const Team& team, int first, int end, TeamRoom<kLane>* room, SlotCounts<kLane>* counts,
-                          Share&& share) {
+// Chooses for rows [first, end) and groups their slots. input: of this warp's first row, as ReadRow leaves it.
+// share(batch): makes what rows of all teams hold out of what this one's do. count, and what is returned: as of GroupSlots.
+template <int kLane, typename Team, typename Share, typename Count>
+__device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const Team& team, int first, int end, RowInput<kLane>* input, TeamRoom<kLane>* room,
+                          Share&& share, Count&& count) {
+  WarpRoom* warp_room = &room->warps[team.warp()];
+  const int mine = first + team.warp();
+  const bool once = first + team.warps() >= end;  // a warp has one row
+  ReadKnobs(l, rules, input);
+  const auto read = [&](int t) {
+    if (t != mine) ReadRow(l, t, input);
+  };
   const auto keep = [&](const RowResult& result) {
-    if (Lane() == 0) room->totals[team.warp()].lost += result.lost, room->totals[team.warp()].dropped += result.dropped;
+    if (Lane() == 0) room->totals[team.warp()].lost += static_cast<double>(result.lost), room->totals[team.warp()].dropped += result.dropped;
     return result.group;
   };
   if (!BatchAware(l, rules)) {
-    return CountSlots(team, first, end, room, counts, [&](int t) { return keep(ChooseRow(l, rules, t, ReadRow<kLane>(l, rules, t), nullptr)); });
+    return GroupSlots(team, first, end, room, [&](int t) {
+      read(t);
+      return keep(ChooseRow(l, rules, t, *input, nullptr, warp_room));
+    }, count);
   }
   // First what the rows hold, then the rest; a row is prepared once where its warp has no other.
-  ClearBatch(team, l.experts, &room->batch);
-  team.Meet();
-  RowInput<kLane> input;
   OwnChoice<kLane> own;
   RowRules row{};
   const auto prepare = [&](int t) {
-    input = ReadRow<kLane>(l, rules, t);
-    row = RulesOf(l, rules, input.kind);
-    if (input.kind != kernels::RowKind::kPadding) own = ChooseAlone(l, rules, row, input);
+    row = RulesOf(l, rules, input->kind);
+    if (input->kind != kernels::RowKind::kPadding) own = ChooseAlone(l, rules, *input, warp_room);
   };
-  for (int t = first + team.warp(); t < end; t += team.warps()) {
+  for (int t = mine; t < end; t += team.warps()) {
+    read(t);
     prepare(t);
-    if (input.kind == kernels::RowKind::kDecode) JoinBatch(row, own, &room->batch);
+    if (input->kind == kernels::RowKind::kDecode) JoinBatch(row, own.biased, &room->batch);
   }
   team.Meet();
   share(&room->batch);
-  return CountSlots(team, first, end, room, counts, [&](int t) {
-    if (first + team.warps() < end) prepare(t);
-    return keep(input.kind == kernels::RowKind::kPadding ? EmptyRow(l, t) : FinishRow(l, rules, row, t, input, own, &room->batch));
-  });
+  return GroupSlots(team, first, end, room, [&](int t) {
+    if (!once) ReadRow(l, t, input), prepare(t);
+    return keep(input->kind == kernels::RowKind::kPadding ? EmptyRow(l, t) : FinishRow(l, rules, row, t, *input, own, &room->batch, warp_room));
+  }, count);
 }
 
-// Lists and totals of all rows by one team, after CountSlots.
+// Lists and totals of all rows by one team, after GroupSlots. counts: warp 0's.
 template <int kLane, typename Team>
 __device__ void FinishLists(const SelectLaunch& l, const Team& team, int group, const SlotCounts<kLane>& counts, TeamRoom<kLane>* room) {
-  if (team.warp() == team.warps() - 1) WriteTotals(AddTotals(team.warps(), [&](int i) { return room->totals[i]; }), l.counts);
-  if (team.warp() == 0) MakeLists(l, counts, true, room->start);
+  if (team.warp() == 0) FindStarts(counts, {}, room->start);
   team.Meet();
+  if (team.warp() == 0) WriteLists(l, counts);
+  if (team.warp() == team.warps() - 1) WriteTotals(AddTotals(team.warps(), [&](int i) { return room->totals[i]; }), l.counts);
   PutInOrder(l, team, 0, l.rows, group, room);
 }
 
 // The selection of all rows by one team, whose room is clear.
 template <int kLane, typename Team>
-__device__ void SelectByTeam(const SelectLaunch& l, const SelectRules& rules, const Team& team, TeamRoom<kLane>* room) {
+__device__ void SelectByTeam(const SelectLaunch& l, const Team& team, TeamRoom<kLane>* room) {
+  RowInput<kLane> input;
+  if (team.warp() < l.rows) ReadRow(l, team.warp(), &input);
+  const SelectRules rules = *l.rules;
   if (l.rows == 1 && !BatchAware(l, rules)) {
-    if (team.warp() == 0) ListOneRow(l, ChooseRow(l, rules, 0, ReadRow<kLane>(l, rules, 0), nullptr));
-    return;
+    if (team.warp() > 0) return;
+    ReadKnobs(l, rules, &input);
+    return SelectOneRow(l, rules, input, &room->warps[0]);
   }
   SlotCounts<kLane> counts;
-  const int group = ChooseRows(l, rules, team, 0, l.rows, room, &counts, [](Batch*) {});
+  const int group = ChooseRows(l, rules, team, 0, l.rows, &input, room, [](Batch*) {}, [&](int, const SlotCounts<kLane>& turn) {
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) counts.both_hi[i] += turn.both_hi[i];
+  });
   FinishLists(l, team, group, counts, room);
 }
 

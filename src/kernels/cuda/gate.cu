@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kGateThreads) GateByExpertKernel(const float* 
   __shared__ TeamRoom<kLane> room;
   __shared__ bool last;
   const BlockTeam team;
-  ClearRoom(team, &room);
+  ClearRoom(team, l.experts, &room);
   const int warp = team.warp(), lane = Lane(), expert = static_cast<int>(blockIdx.x);
   const float4* w = reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden);
   const int quads = hidden / 4;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kGateThreads) GateByExpertKernel(const float* 
   __syncthreads();
   if (!last) return;
   __threadfence();
-  SelectByTeam(l, *l.rules, team, &room);
+  SelectByTeam(l, team, &room);
 }
 
 #if __CUDA_ARCH__ >= 900
@@ -113,9 +113,12 @@ __device__ float SumOfEight(float (&v)[kGateTogether]) {
 template <int kLane>
 __device__ void FinishChoice(const SelectLaunch& l, const BlockTeam& team, const RowTotals* totals, TeamRoom<kLane>* room) {
   SlotCounts<kLane> counts;
-  const int group = CountSlots(team, 0, l.rows, room, &counts, [&](int t) {
+  const int group = GroupSlots(team, 0, l.rows, room, [&](int t) {
     if (Lane() == 0) room->totals[team.warp()].lost += __ldcg(&totals[t].lost), room->totals[team.warp()].dropped += __ldcg(&totals[t].dropped);
     return GroupOf(l, t);
+  }, [&](int, const SlotCounts<kLane>& turn) {
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) counts.both_hi[i] += turn.both_hi[i];
   });
   FinishLists(l, team, group, counts, room);
 }
@@ -132,7 +135,7 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
   __shared__ TeamRoom<kLane> room;
   __shared__ bool last;
   const BlockTeam team;
-  ClearRoom(team, &room);
+  ClearRoom(team, l.experts, &room);
   const cg::cluster_group cluster = cg::this_cluster();
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int rank = static_cast<int>(cluster.block_rank()), first_row = static_cast<int>(blockIdx.x) / kGateCluster * kRows;
@@ -186,7 +189,8 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
   auto* totals = static_cast<RowTotals*>(l.scratch);
   if (const int t = first_row + warp; warp < kRows && t < l.rows) {
     RowInput<kLane> input;
-    ReadKnobs(l, rules, t, &input);
+    input.kind = l.kinds[t];
+    ReadKnobs(l, rules, &input);
     float(&sum)[kLane] = input.logits;
 #pragma unroll
     for (int i = 0; i < kLane; ++i) {
@@ -197,7 +201,7 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
       else sum[i] = -INFINITY;
     }
     if (!together) {
-      const RowResult result = ChooseRow(l, rules, t, input, nullptr);
+      const RowResult result = ChooseRow(l, rules, t, input, nullptr, &room.warps[warp]);
       if (lane == 0) totals[t] = {result.lost, result.dropped, 0};
     }
   }
@@ -210,7 +214,7 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
   __syncthreads();
   if (!last) return;
   __threadfence();
-  if (together) SelectByTeam(l, rules, team, &room);
+  if (together) SelectByTeam(l, team, &room);
   else FinishChoice(l, team, totals, &room);
 #endif
 }

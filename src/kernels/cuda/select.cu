@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Selection from logits that are there: one launch, by one block for few rows, by blocks that meet for more.
+#include <type_traits>
+
 #include "base/check.h"
 #include "kernels/cuda/choose_lists.cuh"
 #include "kernels/cuda/launch_early.cuh"
@@ -14,56 +16,61 @@ template <int kLane>
 inline constexpr int kMostWarps = kLane <= 8 ? 32 : 8;
 constexpr int kLeastWarps = 8;
 
-// What a block tells the others. [kMostBlocks] in scratch.
-struct alignas(16) BlockRoom {
-  uint32_t both_hi[kernels::kMaxExperts];  // SlotCounts of its rows
+// What a block tells the others.
+struct BlockRoom {
   uint32_t holders[kernels::kMaxExperts];  // Batch of its rows
   uint32_t guaranteed[kWords];
   RowTotals totals;
 };
+struct ManyRooms {
+  BlockRoom* blocks;  // [blocks]
+  // [turns of all blocks, 32 kLane] slots of each expert in a turn that read both planes; and of the hi plane alone. At most a slot a row.
+  uint8_t *both, *hi;
+};
 
-// Waits for all blocks of a launch that are on the device together; what they wrote before is there afterwards. `word` keeps its upper bit
-// from one meeting to the next and is left at 0 or 2^31.
-__device__ void MeetBlocks(const BlockTeam& team, uint32_t* word) {
-  team.Meet();
-  if (team.thread() == 0) {
-    __threadfence();
-    const uint32_t mine = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u, old = atomicAdd(word, mine);
-    uint32_t now = old;
-    while (((old ^ now) & 0x80000000u) == 0) {
+// Blocks of a launch that are on the device together. `word` keeps its upper bit from one meeting to the next and is left at 0 or 2^31.
+class Meeting {
+ public:
+  // Before the first meeting. Thread 0 holds what the upper bit was: it changes when all have come.
+  __device__ Meeting(const BlockTeam& team, uint32_t* word) : team_(team), word_(word) {
+    if (team.thread() == 0) was_ = *static_cast<volatile uint32_t*>(word);
+  }
+
+  // What all blocks wrote before is there afterwards.
+  __device__ void Meet() {
+    team_.Meet();
+    if (team_.thread() == 0) {
+      const uint32_t mine = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+      uint32_t now;
 #if defined(__CUDA_ARCH__)
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(word) : "memory");
+      asm volatile("fence.acq_rel.gpu;\n\tred.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(word_), "r"(mine) : "memory");
+      do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(word_) : "memory");
+      while (((was_ ^ now) & 0x80000000u) == 0);
 #else
-      now = *static_cast<volatile uint32_t*>(word);
+      atomicAdd(word_, mine);
+      do now = *static_cast<volatile uint32_t*>(word_);
+      while (((was_ ^ now) & 0x80000000u) == 0);
 #endif
+      was_ = now;
     }
+    team_.Meet();
   }
-  team.Meet();
-}
 
-template <int kLane>
-__device__ void LoadWords(const uint32_t* from, uint32_t (&to)[kLane]) {
-  if constexpr (kLane % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < kLane; i += 4) {
-      const uint4 words = __ldcg(reinterpret_cast<const uint4*>(from + i));
-      to[i] = words.x, to[i + 1] = words.y, to[i + 2] = words.z, to[i + 3] = words.w;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) to[i] = __ldcg(from + i);
-  }
-}
+ private:
+  const BlockTeam& team_;
+  uint32_t* word_;
+  uint32_t was_ = 0;
+};
 
 // Makes what the decode rows of all blocks hold out of what this one's do.
 template <int kLane>
-__device__ void ShareBatch(const SelectLaunch& l, const SelectRules& rules, const BlockTeam& team, BlockRoom* rooms, Batch* batch) {
+__device__ void ShareBatch(const SelectLaunch& l, const SelectRules& rules, const BlockTeam& team, BlockRoom* rooms, Meeting* meeting, Batch* batch) {
   BlockRoom& mine = rooms[blockIdx.x];
   if (team.thread() < kLane) mine.guaranteed[team.thread()] = batch->guaranteed[team.thread()];
   if (rules.soft_batch > 0) {
     for (int e = team.thread(); e < l.experts; e += team.threads()) mine.holders[e] = static_cast<uint32_t>(batch->holders[e]);
   }
-  MeetBlocks(team, l.done);
+  meeting->Meet();
   for (int word = team.warp(); word < kLane; word += team.warps()) {
     uint32_t all = 0;
     for (int b = Lane(); b < static_cast<int>(gridDim.x); b += 32) all |= __ldcg(&rooms[b].guaranteed[word]);
@@ -81,33 +88,58 @@ __device__ void ShareBatch(const SelectLaunch& l, const SelectRules& rules, cons
   team.Meet();
 }
 
-// Adds up the blocks' counts: of all, and of those before this one.
+// A byte of each of the lane's experts, in [32 kLane] of all.
 template <int kLane>
-struct BlockSums {
-  static constexpr int kWarps = kLane <= 4 ? 16 : 64 / kLane;       // that read, so that parts take at most 16 KiB
-  static constexpr int kInFlight = kLane <= 4 ? 8 : kLane == 8 ? 4 : 1;  // loads of a warp
-  uint32_t parts[2][kWarps][32 * kLane];
-  uint32_t all[2][32 * kLane];  // of all blocks; of those before
+struct LaneBytes {
+  static constexpr int kEach = kLane < 4 ? kLane : 4;  // bytes of a word
+  using Word = std::conditional_t<kEach == 1, uint8_t, std::conditional_t<kEach == 2, uint16_t, uint32_t>>;
+  Word words[kLane / kEach] = {};
+
+  __device__ uint32_t At(int i) const { return static_cast<uint32_t>(words[i / kEach]) >> (8 * (i % kEach)) & 0xffu; }
+  __device__ void Put(int i, uint32_t byte) { words[i / kEach] = static_cast<Word>(words[i / kEach] | byte << (8 * (i % kEach))); }
+  __device__ void Load(const uint8_t* all) {
+#pragma unroll
+    for (int i = 0; i < kLane / kEach; ++i) words[i] = __ldcg(reinterpret_cast<const Word*>(all + Lane() * kLane) + i);
+  }
+  __device__ void Store(uint8_t* all) const {
+#pragma unroll
+    for (int i = 0; i < kLane / kEach; ++i) reinterpret_cast<Word*>(all + Lane() * kLane)[i] = words[i];
+  }
+};
+
+// Adds up the turns' counts: of all, and of those before this block's first.
+template <int kLane>
+struct TurnSums {
+  static constexpr int kWarps = kLane <= 4 ? 16 : kLane == 8 ? 8 : 1;  // that read, so that parts take at most 16 KiB
+  static constexpr int kInFlight = kLane <= 8 ? 8 : 1;                 // turns that a warp reads at once
+  alignas(16) uint32_t parts[2][kWarps][32 * kLane];
+  alignas(16) uint32_t sum[2][32 * kLane];
 };
 
 template <int kLane>
-__device__ void AddBlocks(const BlockTeam& team, const BlockRoom* rooms, BlockSums<kLane>* sums) {
-  using Sums = BlockSums<kLane>;
-  const int blocks = static_cast<int>(gridDim.x), here = static_cast<int>(blockIdx.x), readers = min(Sums::kWarps, team.warps());
+__device__ void AddTurns(const BlockTeam& team, const ManyRooms& rooms, bool some_hi, int turns, int before_turn, TurnSums<kLane>* sums) {
+  using Sums = TurnSums<kLane>;
+  const int readers = min(Sums::kWarps, team.warps());
   if (team.warp() < readers) {
     uint32_t all[kLane] = {}, before[kLane] = {};
-    for (int first = team.warp(); first < blocks; first += readers * Sums::kInFlight) {
-      uint32_t counts[Sums::kInFlight][kLane] = {};
+    for (int first = team.warp(); first < turns; first += readers * Sums::kInFlight) {
+      LaneBytes<kLane> both[Sums::kInFlight], hi[Sums::kInFlight];
 #pragma unroll
       for (int j = 0; j < Sums::kInFlight; ++j) {
-        const int b = first + j * readers;
-        if (b < blocks) LoadWords(rooms[b].both_hi + Lane() * kLane, counts[j]);
+        const int turn = first + j * readers;
+        if (turn >= turns) continue;
+        both[j].Load(rooms.both + int64_t{turn} * 32 * kLane);
+        if (some_hi) hi[j].Load(rooms.hi + int64_t{turn} * 32 * kLane);
       }
 #pragma unroll
       for (int j = 0; j < Sums::kInFlight; ++j) {
-        const bool earlier = first + j * readers < here;
+        const bool earlier = first + j * readers < before_turn;
 #pragma unroll
-        for (int i = 0; i < kLane; ++i) all[i] += counts[j][i], before[i] += earlier ? counts[j][i] : 0;
+        for (int i = 0; i < kLane; ++i) {
+          const uint32_t counts = both[j].At(i) | hi[j].At(i) << 16;
+          all[i] += counts;
+          if (earlier) before[i] += counts;
+        }
       }
     }
 #pragma unroll
@@ -119,8 +151,9 @@ __device__ void AddBlocks(const BlockTeam& team, const BlockRoom* rooms, BlockSu
   for (int i = team.thread(); i < 64 * kLane; i += team.threads()) {
     const int which = i / (32 * kLane), e = i % (32 * kLane);
     uint32_t sum = 0;
+#pragma unroll 8
     for (int w = 0; w < readers; ++w) sum += sums->parts[which][w][e];
-    sums->all[which][e] = sum;
+    sums->sum[which][e] = sum;
   }
   team.Meet();
 }
@@ -129,58 +162,60 @@ template <int kLane>
 __global__ void __launch_bounds__(32 * kMostWarps<kLane>) SelectKernel(SelectLaunch l) {
   __shared__ TeamRoom<kLane> room;
   const BlockTeam team;
-  ClearRoom(team, &room);
+  ClearRoom(team, l.experts, &room);
   team.Meet();
   WaitForBefore();
   LetNextStart();
-  SelectByTeam(l, *l.rules, team, &room);
+  SelectByTeam(l, team, &room);
 }
 
-// Blocks share the rows, tell each other how many slots of each group they have, and put their own in order.
+// Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.
 template <int kLane>
-__global__ void __launch_bounds__(32 * kMostWarps<kLane>) SelectManyKernel(SelectLaunch l, int rows_of_block) {
+__global__ void __launch_bounds__(32 * kMostWarps<kLane>) SelectManyKernel(SelectLaunch l, ManyRooms rooms, int turns_of_block) {
   __shared__ TeamRoom<kLane> room;
-  __shared__ BlockSums<kLane> sums;
+  __shared__ TurnSums<kLane> sums;
   const BlockTeam team;
-  ClearRoom(team, &room);
+  ClearRoom(team, l.experts, &room);
   team.Meet();
   WaitForBefore();
   LetNextStart();
+  const int block = static_cast<int>(blockIdx.x), rows_of_block = turns_of_block * team.warps();
+  const int first = block * rows_of_block, end = min(l.rows, first + rows_of_block);
+  RowInput<kLane> input;
+  if (first + team.warp() < end) ReadRow(l, first + team.warp(), &input);
+  Meeting meeting(team, l.done);
   const SelectRules rules = *l.rules;
-  auto* rooms = static_cast<BlockRoom*>(l.scratch);
-  const int first = static_cast<int>(blockIdx.x) * rows_of_block, end = min(l.rows, first + rows_of_block);
-  SlotCounts<kLane> counts;
-  const int group =
-      ChooseRows(l, rules, team, first, end, &room, &counts, [&](Batch* batch) { ShareBatch<kLane>(l, rules, team, rooms, batch); });
-  if (team.warp() == 0) {
+  const int group = ChooseRows(
+      l, rules, team, first, end, &input, &room, [&](Batch* batch) { ShareBatch<kLane>(l, rules, team, rooms.blocks, &meeting, batch); },
+      [&](int turn, const SlotCounts<kLane>& counts) {
+        LaneBytes<kLane> both, hi;
 #pragma unroll
-    for (int i = 0; i < kLane; ++i) rooms[blockIdx.x].both_hi[Lane() * kLane + i] = counts.both_hi[i];
-  }
+        for (int i = 0; i < kLane; ++i) both.Put(i, counts.both_hi[i] & 0xffffu), hi.Put(i, counts.both_hi[i] >> 16);
+        const int64_t at = (int64_t{block} * turns_of_block + turn) * 32 * kLane;
+        both.Store(rooms.both + at), hi.Store(rooms.hi + at);
+      });
   if (team.warp() == team.warps() - 1) {
     const RowTotals totals = AddTotals(team.warps(), [&](int i) { return room.totals[i]; });
-    if (Lane() == 0) rooms[blockIdx.x].totals = totals;
+    if (Lane() == 0) rooms.blocks[block].totals = totals;
   }
-  MeetBlocks(team, l.done);
-  AddBlocks(team, rooms, &sums);
-  if (blockIdx.x == 0 && team.warp() == team.warps() - 1) {
-    WriteTotals(AddTotals(static_cast<int>(gridDim.x), [&](int i) {
-      const double lost = __ldcg(&rooms[i].totals.lost);
-      return RowTotals{lost, __ldcg(&rooms[i].totals.dropped), 0};
-    }), l.counts);
-  }
+  meeting.Meet();
+  const bool some_hi = rules.full < l.slots || rules.has_cap;
+  const int turns = (l.rows + team.warps() - 1) / team.warps();
+  AddTurns(team, rooms, some_hi, turns, block * turns_of_block, &sums);
+  SlotCounts<kLane> all, before;
   if (team.warp() == 0) {
-    SlotCounts<kLane> all;
 #pragma unroll
-    for (int i = 0; i < kLane; ++i) all.both_hi[i] = sums.all[0][Lane() * kLane + i];
-    MakeLists(l, all, blockIdx.x == 0, room.start);
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) {
-      const int expert = Lane() * kLane + i;
-      const uint32_t before = sums.all[1][expert];
-      room.start[2 * expert] += before & 0xffffu, room.start[2 * expert + 1] += before >> 16;
-    }
+    for (int i = 0; i < kLane; ++i) all.both_hi[i] = sums.sum[0][Lane() * kLane + i], before.both_hi[i] = sums.sum[1][Lane() * kLane + i];
+    FindStarts(all, before, room.start);
   }
   team.Meet();
+  if (block == 0 && team.warp() == 0) WriteLists(l, all);
+  if (block == 0 && team.warp() == team.warps() - 1) {
+    WriteTotals(AddTotals(static_cast<int>(gridDim.x), [&](int i) {
+      const double lost = __ldcg(&rooms.blocks[i].totals.lost);
+      return RowTotals{lost, __ldcg(&rooms.blocks[i].totals.dropped), 0};
+    }), l.counts);
+  }
   PutInOrder(l, team, first, end, group, &room);
 }
 
@@ -190,23 +225,33 @@ int Multiprocessors() {
   return count;
 }
 
+// At most.
+int64_t TurnsOf(int64_t rows) { return (rows + kLeastWarps - 1) / kLeastWarps; }
+int64_t BlocksOf(int64_t rows) { return min(int64_t{kMostBlocks}, TurnsOf(rows)); }
+
 template <int kLane>
 void Launch(const SelectLaunch& l, cudaStream_t stream) {
   if (l.rows <= kMostWarps<kLane>) {
     LaunchEarly(SelectKernel<kLane>, dim3(1), dim3(static_cast<unsigned>(32 * l.rows)), 0, stream, l);
     return;
   }
-  const int blocks_at_once = min(kMostBlocks, Multiprocessors());  // all run together: any block fits a multiprocessor
-  const int rows_of_warps = kMostWarps<kLane> * blocks_at_once, turns = (l.rows + rows_of_warps - 1) / rows_of_warps;
-  const int rows_of_block = kMostWarps<kLane> * turns;
-  const auto blocks = static_cast<unsigned>((l.rows + rows_of_block - 1) / rows_of_block);
-  LaunchEarly(SelectManyKernel<kLane>, dim3(blocks), dim3(32 * kMostWarps<kLane>), 0, stream, l, rows_of_block);
+  // All blocks run together: any fits a multiprocessor. Few rows are spread over many blocks of few warps.
+  const int blocks_at_once = min(kMostBlocks, Multiprocessors());
+  int warps = kLeastWarps;
+  while (warps < kMostWarps<kLane> && warps * blocks_at_once < l.rows) warps *= 2;
+  const int turns = (l.rows + warps - 1) / warps, turns_of_block = (turns + blocks_at_once - 1) / blocks_at_once;
+  const auto blocks = static_cast<unsigned>((turns + turns_of_block - 1) / turns_of_block);
+  ManyRooms rooms;
+  rooms.blocks = static_cast<BlockRoom*>(l.scratch);
+  rooms.both = reinterpret_cast<uint8_t*>(rooms.blocks + BlocksOf(l.rows));
+  rooms.hi = rooms.both + int64_t{turns} * 32 * kLane;
+  LaunchEarly(SelectManyKernel<kLane>, dim3(blocks), dim3(static_cast<unsigned>(32 * warps)), 0, stream, l, rooms, turns_of_block);
 }
 
 }  // namespace
 
 int64_t SelectScratch(int64_t rows) {
-  return min(int64_t{kMostBlocks}, (rows + kLeastWarps - 1) / kLeastWarps) * static_cast<int64_t>(sizeof(BlockRoom));
+  return BlocksOf(rows) * static_cast<int64_t>(sizeof(BlockRoom)) + TurnsOf(rows) * 2 * kernels::kMaxExperts;
 }
 
 void Select(const SelectLaunch& l, cudaStream_t stream) {

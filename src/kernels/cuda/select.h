@@ -38,7 +38,7 @@ struct SelectLaunch {
   const uint8_t* plane_cap = nullptr;  // [E]
   int32_t rows = 0, experts = 0, slots = 0;
   bool normalise = true;
-  float* scores = nullptr;            // [T, E]
+  float* scores = nullptr;            // [T, E] or null
   int32_t* expert = nullptr;          // [T, K]
   float* weight = nullptr;            // [T, K]
   Planes* planes = nullptr;           // [T, K]
