@@ -169,6 +169,20 @@ __device__ void BringFirst(Ranking<kLane>* ranking) {
   for (int i = 1; i < kLane; ++i) Sort2(ranking, 0, i);
 }
 
+// Sorts anew where keys have become 0.
+template <int kLane>
+__device__ void SortRanking(Ranking<kLane>* ranking) {
+  if constexpr (Ranking<kLane>::kSorted) {
+#pragma unroll
+    for (int pass = 0; pass < kLane; ++pass) {
+#pragma unroll
+      for (int i = pass % 2; i + 1 < kLane; i += 2) Sort2(ranking, i, i + 1);
+    }
+  } else {
+    BringFirst(ranking);
+  }
+}
+
 template <int kLane, typename Rank>
 __device__ Ranking<kLane> RankExperts(uint32_t allowed, Rank&& rank) {
   Ranking<kLane> ranking;
@@ -177,16 +191,17 @@ __device__ Ranking<kLane> RankExperts(uint32_t allowed, Rank&& rank) {
     ranking.key[i] = Ordered(rank(i)) & (0u - (allowed >> i & 1));  // no branches
     ranking.expert[i] = Lane() * kLane + i;
   }
-  if constexpr (Ranking<kLane>::kSorted) {
-#pragma unroll
-    for (int pass = 0; pass < kLane; ++pass) {
-#pragma unroll
-      for (int i = pass % 2; i + 1 < kLane; i += 2) Sort2(&ranking, i, i + 1);
-    }
-  } else {
-    BringFirst(&ranking);
-  }
+  SortRanking(&ranking);
   return ranking;
+}
+
+// Which of the lane's experts it still has: bit i.
+template <int kLane>
+__device__ uint32_t LeftIn(const Ranking<kLane>& ranking) {
+  uint32_t left = 0;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) left |= (ranking.key[i] != 0 ? 1u : 0u) << (ranking.expert[i] % kLane);
+  return left;
 }
 
 // Removes the first if it is `taken`. Without branches where the list is short.
@@ -209,22 +224,26 @@ struct WarpRoom {
   uint2 slot[32];  // rank as Ordered, expert
 };
 
-// Fills places [place, target) by rank, as far as the ranking goes; returns where it stopped. The ranks' sum goes onto *mass, in order.
-// kEndless: the ranking goes that far.
+// What a warp has chosen so far.
+struct Choice {
+  int count = 0;   // slots in its WarpRoom
+  float mass = 0;  // their ranks, added in order: meant for scores, which are not negative
+};
+
+// Fills places up to `target` by rank, as far as the ranking goes. kEndless: it goes that far.
 template <bool kEndless, int kLane>
-__device__ int Extend(int place, int target, Ranking<kLane>* ranking, WarpRoom* room, float* mass) {
+__device__ void Extend(int target, Ranking<kLane>* ranking, WarpRoom* room, Choice* choice) {
   const uint32_t below = (1u << Lane()) - 1;
-  for (; place < target; ++place) {
+  for (; choice->count < target; ++choice->count) {
     const uint32_t top = __reduce_max_sync(kAllLanes, ranking->key[0]);
     if (!kEndless && top == 0) break;
     const bool best = ranking->key[0] == top;
     const uint32_t equal = __ballot_sync(kAllLanes, best);
     const bool first = best && (equal & below) == 0;
-    if (first) room->slot[place] = {top, static_cast<uint32_t>(ranking->expert[0])};
+    if (first) room->slot[choice->count] = {top, static_cast<uint32_t>(ranking->expert[0])};
     RemoveFirst(first, ranking);
-    *mass += __uint_as_float(top & 0x7fffffffu);  // meant for scores: numbers, not negative
+    choice->mass += __uint_as_float(top & 0x7fffffffu);
   }
-  return place;
 }
 
 // A row's slots, slot i in lane i.
@@ -245,29 +264,15 @@ __device__ inline Slots ReadSlots(int count, const WarpRoom& room) {
 
 inline constexpr int kAtOnce = 8;  // shuffles that do not wait for each other
 
-// Which of the lane's experts are in the first `count` slots: bit i.
-template <int kLane>
-__device__ uint32_t HeldOf(int expert, int count) {
-  uint32_t held = 0;
-#pragma unroll 1
-  for (int first = 0; first < count; first += kAtOnce) {
-#pragma unroll
-    for (int i = first; i < first + kAtOnce; ++i) {
-      const int other = __shfl_sync(kAllLanes, expert, i);
-      if (i < count && other / kLane == Lane()) held |= 1u << (other % kLane);
-    }
-  }
-  return held;
-}
-
 // What a row takes part in.
 struct RowRules {
-  int guaranteed;   // slots that are filled plainly
-  bool hard, soft;  // the rest from what other rows hold; by what they hold
+  bool hard, soft;  // slots from what other rows hold; by what they hold
+  int stay;         // slots that are filled without asking
 };
 __device__ inline RowRules RulesOf(const SelectLaunch& l, const SelectRules& rules, kernels::RowKind kind) {
   const bool decode = kind == kernels::RowKind::kDecode, hard = decode && rules.guaranteed < l.slots;
-  return {hard ? rules.guaranteed : l.slots, hard, decode && rules.soft_batch > 0};
+  const bool soft = decode && rules.soft_batch > 0;
+  return {hard, soft, hard ? rules.guaranteed : soft ? 1 : l.slots};
 }
 __device__ inline bool BatchAware(const SelectLaunch& l, const SelectRules& rules) { return rules.guaranteed < l.slots || rules.soft_batch > 0; }
 
@@ -278,52 +283,69 @@ struct OwnChoice {
   Slots plain;       // the best by score
   float plain_mass;  // of their scores
   Slots biased;      // the best by score, then by score and bias; without a bias the same
+  // For those who choose together: what the ranking of `biased` had left after the slots that stay, and which of the lane's experts it took in all.
+  Ranking<kLane> left;
+  uint32_t held;
 };
 
-template <int kLane>
-__device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowInput<kLane>& input, WarpRoom* room) {
+template <bool kTogether, int kLane>
+__device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, const RowInput<kLane>& input, WarpRoom* room) {
   OwnChoice<kLane> own;
   own.scores = SoftmaxOf(input.logits);
   const auto& score = own.scores.score;
   const uint32_t exists = Existing<kLane>(l.experts);
-  Ranking<kLane> by_score = RankExperts<kLane>(exists, [&](int i) { return score[i]; });
-  own.plain_mass = 0;
-  Extend<true>(0, l.slots, &by_score, room, &own.plain_mass);
-  if (score[0] != score[0]) own.plain_mass = NAN;
-  own.plain = own.biased = ReadSlots(l.slots, *room);
+  const auto fill = [&](Ranking<kLane> ranking, Choice* choice) {
+    if (kTogether) {
+      Extend<true>(row.stay, &ranking, room, choice);
+      own.left = ranking;
+    }
+    Extend<true>(l.slots, &ranking, room, choice);
+    if (kTogether) own.held = exists & ~LeftIn(ranking);
+    return ReadSlots(l.slots, *room);
+  };
+  Choice plain;
+  own.plain = own.biased = fill(RankExperts<kLane>(exists, [&](int i) { return score[i]; }), &plain);
+  own.plain_mass = score[0] == score[0] ? plain.mass : NAN;
   if (rules.has_bias == 0) return own;
-  const uint32_t others = exists & ~HeldOf<kLane>(own.plain.expert, 1);  // the first stays
-  Ranking<kLane> by_rank = RankExperts<kLane>(others, [&](int i) { return score[i] + input.bias[i]; });
-  float unused = 0;
-  Extend<true>(1, l.slots, &by_rank, room, &unused);
-  own.biased = ReadSlots(l.slots, *room);
+  const int first = __shfl_sync(kAllLanes, own.plain.expert, 0);  // it stays
+  const uint32_t others = exists & ~(first / kLane == Lane() ? 1u << (first % kLane) : 0);
+  Choice biased;
+  biased.count = 1;
+  own.biased = fill(RankExperts<kLane>(others, [&](int i) { return score[i] + input.bias[i]; }), &biased);
   return own;
 }
 
 // What a decode row brings to the batch.
 __device__ inline void JoinBatch(const RowRules& row, const Slots& biased, Batch* batch) {
-  if (row.hard && Lane() < row.guaranteed) atomicOr(&batch->guaranteed[biased.expert / 32], 1u << (biased.expert % 32));
+  if (row.hard && Lane() < row.stay) atomicOr(&batch->guaranteed[biased.expert / 32], 1u << (biased.expert % 32));
   if (row.soft && Lane() < biased.count) atomicAdd(&batch->holders[biased.expert], 1);
 }
 
-// The choice of a row that knows what others hold. `score` is not set.
+// The choice of a row that knows what others hold. `score` is the rank.
 template <int kLane>
-__device__ Slots ChooseTogether(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, const RowInput<kLane>& input, const OwnChoice<kLane>& own,
+__device__ Slots ChooseTogether(const SelectRules& rules, const RowRules& row, int slots, const RowInput<kLane>& input, const OwnChoice<kLane>& own,
                                 const Batch& batch, WarpRoom* room) {
-  const int stay = row.hard ? row.guaranteed : 1, word = Lane() * kLane / 32, shift = Lane() * kLane % 32;
-  const uint32_t among = Existing<kLane>(l.experts) & (row.hard ? batch.guaranteed[word] >> shift : ~0u) & ~HeldOf<kLane>(own.biased.expert, stay);
-  const uint32_t held = row.soft ? HeldOf<kLane>(own.biased.expert, own.biased.count) : 0;
-  Ranking<kLane> ranking = RankExperts<kLane>(among, [&](int i) {
-    const float score = own.scores.score[i];
-    if (!row.soft) return score + input.bias[i];
-    const int others = batch.holders[Lane() * kLane + i] - static_cast<int>(held >> i & 1);  // a row is no other to itself
-    const float gained = score * (expf(rules.soft_batch / 2 * log2f(1.0f + static_cast<float>(others))) - 1);
-    return score + (gained + input.bias[i]);
-  });
-  float unused = 0;
-  Slots slots = ReadSlots(Extend<false>(stay, l.slots, &ranking, room, &unused), *room);
-  if (Lane() < stay) slots.expert = own.biased.expert;
-  return slots;
+  const uint32_t allowed = row.hard ? batch.guaranteed[Lane() * kLane / 32] >> (Lane() * kLane % 32) : ~0u;
+  Ranking<kLane> ranking = own.left;
+  if (row.soft) {
+    const uint32_t among = LeftIn(own.left) & allowed;
+    ranking = RankExperts<kLane>(among, [&](int i) {
+      const float score = own.scores.score[i];
+      const int others = batch.holders[Lane() * kLane + i] - static_cast<int>(own.held >> i & 1);  // a row is no other to itself
+      const float gained = score * (expf(rules.soft_batch / 2 * log2f(1.0f + static_cast<float>(others))) - 1);
+      return score + (gained + input.bias[i]);
+    });
+  } else {
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) ranking.key[i] &= 0u - (allowed >> (ranking.expert[i] % kLane) & 1);
+    SortRanking(&ranking);
+  }
+  Choice choice;
+  choice.count = row.stay;
+  Extend<false>(slots, &ranking, room, &choice);
+  Slots chosen = ReadSlots(choice.count, *room);
+  if (Lane() < row.stay) chosen.expert = own.biased.expert, chosen.score = own.biased.score;
+  return chosen;
 }
 
 // The scores of a choice, slot i's in lane i.
@@ -409,18 +431,22 @@ __device__ inline RowResult EmptyRow(const SelectLaunch& l, int64_t t) {
   return {};
 }
 
-// The rest of row t, once it has chosen alone. batch: what rows hold together; null where no rule asks.
+// The rest of row t, once it has chosen alone. batch: what rows hold together; null: there is no other row, or no rule asks.
 template <int kLane>
 __device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, int64_t t, const RowInput<kLane>& input,
                                const OwnChoice<kLane>& own, const Batch* batch, WarpRoom* room) {
   if (l.scores != nullptr) WriteExperts(l.scores, t, l.experts, own.scores.score);
-  const bool together = row.hard || row.soft, is_plain = !together && rules.has_bias == 0;
+  const bool together = batch != nullptr && (row.hard || row.soft);
+  const bool is_plain = !together && !row.hard && rules.has_bias == 0;
   Slots slots = own.plain;
   if (!is_plain) {
-    slots = together ? ChooseTogether(l, rules, row, input, own, *batch, room) : own.biased;
+    if (together) slots = ChooseTogether(rules, row, l.slots, input, own, *batch, room);
+    else slots = own.biased, slots.count = row.hard ? row.stay : slots.count;  // alone, nobody else holds what is not its own
     slots.count = min(slots.count, rules.most);
-    slots.score = ScoresOf(own.scores, slots.expert);
-    if (row.soft || rules.has_bias) slots = SortByScore(slots);
+    if ((together && row.soft) || rules.has_bias) {
+      slots.score = ScoresOf(own.scores, slots.expert);
+      slots = SortByScore(slots);
+    }
   }
   bool may_read_lo = true;
   if (rules.has_cap) {
@@ -430,11 +456,12 @@ __device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, 
   return Weigh(l, rules, t, own.plain_mass, is_plain, slots, may_read_lo);
 }
 
-// The choice of row t, whose input is read.
+// The choice of row t, which asks no other. Its input is read.
 template <int kLane>
-__device__ RowResult ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const RowInput<kLane>& input, const Batch* batch, WarpRoom* room) {
+__device__ RowResult ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const RowInput<kLane>& input, WarpRoom* room) {
   if (input.kind == kernels::RowKind::kPadding) return EmptyRow(l, t);
-  return FinishRow(l, rules, RulesOf(l, rules, input.kind), t, input, ChooseAlone(l, rules, input, room), batch, room);
+  const RowRules row = RulesOf(l, rules, input.kind);
+  return FinishRow(l, rules, row, t, input, ChooseAlone<false>(l, rules, row, input, room), nullptr, room);
 }
 
 }  // namespace thermoe::cuda

@@ -22,12 +22,18 @@ struct RowTotals {
   int32_t dropped, unused;
 };
 
+// Warps of a team, at most.
+template <int kLane>
+inline constexpr int kTeamWarps = kLane <= 8 ? 32 : 8;
+
 // What a team shares. E is padded to 32 kLane.
 template <int kLane>
 struct TeamRoom {
   alignas(16) uint32_t rows_of[64 * kLane];  // [2 E] group: bit w: the row of warp w is in it
   alignas(16) uint32_t start[64 * kLane];    // [2 E] where the rows of this turn begin in `order`
-  WarpRoom warps[32];
+  uint32_t both_hi[32 * kLane];              // [E] SlotCounts of all rows
+  uint32_t job[32 * kLane];                  // [E] its first job
+  WarpRoom warps[kTeamWarps<kLane>];
   RowTotals totals[32];  // [warps]
   Batch batch;
 };
@@ -35,7 +41,9 @@ struct TeamRoom {
 // Before anything is known but the shape.
 template <int kLane, typename Team>
 __device__ void ClearRoom(const Team& team, int experts, TeamRoom<kLane>* room) {
+#pragma unroll 1
   for (int i = team.thread(); i < 64 * kLane; i += team.threads()) room->rows_of[i] = 0;
+#pragma unroll 1
   for (int i = team.thread(); i < experts; i += team.threads()) room->batch.holders[i] = 0;
   if (team.thread() < 32) room->totals[team.thread()] = {}, room->batch.guaranteed[team.thread()] = 0;
 }
@@ -84,26 +92,9 @@ __device__ inline uint32_t UpTo(uint32_t value) {
   return value;
 }
 
-// Where groups begin, by a warp: [2 E]. before: added to each group's.
+// Where groups and their jobs begin, by a warp. before: added to each group's. write: also what is counted of all, once for a launch.
 template <int kLane>
-__device__ void FindStarts(const SlotCounts<kLane>& counts, const SlotCounts<kLane>& before, uint32_t* start) {
-  uint32_t slots = 0;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) slots += (counts.both_hi[i] & 0xffffu) + (counts.both_hi[i] >> 16);
-  uint32_t at = UpTo(slots) - slots;
-  uint32_t* to = start + 2 * Lane() * kLane;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) {
-    to[2 * i] = at + (before.both_hi[i] & 0xffffu);
-    at += counts.both_hi[i] & 0xffffu;
-    to[2 * i + 1] = at + (before.both_hi[i] >> 16);
-    at += counts.both_hi[i] >> 16;
-  }
-}
-
-// Jobs, slots of experts and what is counted of them, by a warp.
-template <int kLane>
-__device__ void WriteLists(const SelectLaunch& l, const SlotCounts<kLane>& counts) {
+__device__ void FindStarts(const SelectLaunch& l, const SlotCounts<kLane>& counts, const SlotCounts<kLane>& before, bool write, TeamRoom<kLane>* room) {
   uint32_t slots = 0, jobs = 0, distinct = 0, hi_slots = 0;  // jobs: of the hi plane alone in the upper half
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
@@ -114,15 +105,15 @@ __device__ void WriteLists(const SelectLaunch& l, const SlotCounts<kLane>& count
   }
   const uint32_t slots_upto = UpTo(slots), jobs_upto = UpTo(jobs), jobs_below = jobs_upto - jobs;
   uint32_t at = slots_upto - slots, job = (jobs_below & 0xffffu) + (jobs_below >> 16);
+  uint32_t* start = room->start + 2 * Lane() * kLane;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
-    const int expert = Lane() * kLane + i;
     const uint32_t both = counts.both_hi[i] & 0xffffu, hi = counts.both_hi[i] >> 16;
-    if (both > 0) l.jobs[job++] = {expert, Planes::kBoth, static_cast<int32_t>(at), static_cast<int32_t>(both)};
-    if (hi > 0) l.jobs[job++] = {expert, Planes::kHi, static_cast<int32_t>(at + both), static_cast<int32_t>(hi)};
-    if (expert < l.experts) l.expert_slots[expert] = static_cast<int32_t>(both + hi);
-    at += both + hi;
+    start[2 * i] = at + (before.both_hi[i] & 0xffffu), start[2 * i + 1] = at + both + (before.both_hi[i] >> 16);
+    room->both_hi[Lane() * kLane + i] = counts.both_hi[i], room->job[Lane() * kLane + i] = job;
+    at += both + hi, job += (both > 0) + (hi > 0);
   }
+  if (!write) return;
   hi_slots = __reduce_add_sync(kAllLanes, hi_slots);
   distinct = __reduce_add_sync(kAllLanes, distinct);
   if (Lane() == 31) {
@@ -130,6 +121,19 @@ __device__ void WriteLists(const SelectLaunch& l, const SlotCounts<kLane>& count
     *l.job_count = both_jobs + hi_jobs;
     l.counts->slots_full = static_cast<int32_t>(slots_upto - hi_slots), l.counts->slots_hi = static_cast<int32_t>(hi_slots);
     l.counts->distinct = static_cast<int32_t>(distinct), l.counts->distinct_full = both_jobs, l.counts->distinct_hi = hi_jobs;
+  }
+}
+
+// Jobs and slots of experts, by the team of the launch's first rows: their groups begin where the jobs do.
+template <int kLane, typename Team>
+__device__ void WriteJobs(const SelectLaunch& l, const Team& team, const TeamRoom<kLane>& room) {
+#pragma unroll 1
+  for (int expert = team.thread(); expert < l.experts; expert += team.threads()) {
+    const auto both = static_cast<int32_t>(room.both_hi[expert] & 0xffffu), hi = static_cast<int32_t>(room.both_hi[expert] >> 16);
+    Job* job = l.jobs + room.job[expert];
+    if (both > 0) *job++ = {expert, Planes::kBoth, static_cast<int32_t>(room.start[2 * expert]), both};
+    if (hi > 0) *job = {expert, Planes::kHi, static_cast<int32_t>(room.start[2 * expert + 1]), hi};
+    l.expert_slots[expert] = both + hi;
   }
 }
 
@@ -167,6 +171,7 @@ __device__ void PutInOrder(const SelectLaunch& l, const Team& team, int first, i
     l.order[room->start[group] + before] = t * l.slots + Lane();
   };
   if (first + team.warps() >= end) return put(first + team.warp());
+#pragma unroll 1
   for (int i = team.thread(); i < 64 * kLane; i += team.threads()) room->rows_of[i] = 0;
   team.Meet();
   for (int turn = first; turn < end; turn += team.warps()) {
@@ -176,6 +181,7 @@ __device__ void PutInOrder(const SelectLaunch& l, const Team& team, int first, i
     team.Meet();
     put(t);
     team.Meet();
+#pragma unroll 1
     for (int i = team.thread(); i < 64 * kLane; i += team.threads()) {
       room->start[i] += static_cast<uint32_t>(__popc(room->rows_of[i]));
       room->rows_of[i] = 0;
@@ -184,12 +190,12 @@ __device__ void PutInOrder(const SelectLaunch& l, const Team& team, int first, i
   }
 }
 
-// The selection of one row that no rule joins with others, by its warp. Its slots are in different groups.
+// The selection of a launch of one row, by its warp. Its slots are in different groups.
 template <int kLane>
 __device__ void SelectOneRow(const SelectLaunch& l, const SelectRules& rules, const RowInput<kLane>& input, WarpRoom* room) {
   const int lane = Lane();
   for (int e = lane; e < l.experts; e += 32) l.expert_slots[e] = 0;
-  const RowResult row = ChooseRow(l, rules, 0, input, nullptr, room);
+  const RowResult row = ChooseRow(l, rules, 0, input, room);
   const bool here = row.group >= 0, hi = row.group % 2 == 1;
   const int kept = __popc(__ballot_sync(kAllLanes, here)), kept_hi = __popc(__ballot_sync(kAllLanes, here && hi));
   int place = 0;
@@ -229,7 +235,7 @@ __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const
   if (!BatchAware(l, rules)) {
     return GroupSlots(team, first, end, room, [&](int t) {
       read(t);
-      return keep(ChooseRow(l, rules, t, *input, nullptr, warp_room));
+      return keep(ChooseRow(l, rules, t, *input, warp_room));
     }, count);
   }
   // First what the rows hold, then the rest; a row is prepared once where its warp has no other.
@@ -237,7 +243,7 @@ __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const
   RowRules row{};
   const auto prepare = [&](int t) {
     row = RulesOf(l, rules, input->kind);
-    if (input->kind != kernels::RowKind::kPadding) own = ChooseAlone(l, rules, *input, warp_room);
+    if (input->kind != kernels::RowKind::kPadding) own = ChooseAlone<true>(l, rules, row, *input, warp_room);
   };
   for (int t = mine; t < end; t += team.warps()) {
     read(t);
@@ -255,9 +261,9 @@ __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const
 // Lists and totals of all rows by one team, after GroupSlots. counts: warp 0's.
 template <int kLane, typename Team>
 __device__ void FinishLists(const SelectLaunch& l, const Team& team, int group, const SlotCounts<kLane>& counts, TeamRoom<kLane>* room) {
-  if (team.warp() == 0) FindStarts(counts, {}, room->start);
+  if (team.warp() == 0) FindStarts(l, counts, {}, true, room);
   team.Meet();
-  if (team.warp() == 0) WriteLists(l, counts);
+  WriteJobs(l, team, *room);
   if (team.warp() == team.warps() - 1) WriteTotals(AddTotals(team.warps(), [&](int i) { return room->totals[i]; }), l.counts);
   PutInOrder(l, team, 0, l.rows, group, room);
 }
@@ -268,7 +274,7 @@ __device__ void SelectByTeam(const SelectLaunch& l, const Team& team, TeamRoom<k
   RowInput<kLane> input;
   if (team.warp() < l.rows) ReadRow(l, team.warp(), &input);
   const SelectRules rules = *l.rules;
-  if (l.rows == 1 && !BatchAware(l, rules)) {
+  if (l.rows == 1) {
     if (team.warp() > 0) return;
     ReadKnobs(l, rules, &input);
     return SelectOneRow(l, rules, input, &room->warps[0]);

@@ -45,7 +45,7 @@ __device__ void LogitsOfExpert(const float4* w, const float* x, int quads, int r
 
 // Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects.
 template <int kLane>
-__global__ void __launch_bounds__(kGateThreads) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
+__global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
   __shared__ float parts[kGateWarps];
   __shared__ TeamRoom<kLane> room;
   __shared__ bool last;
@@ -128,7 +128,7 @@ __device__ void FinishChoice(const SelectLaunch& l, const BlockTeam& team, const
 // The same for more rows. Clusters of blocks share kRows rows: each block multiplies a part of the columns, the first adds up and chooses.
 // The last of those that choose makes the dispatch, or, where rows know of each other, the whole choice. kQuads: float4s of a lane.
 template <int kLane, int kRows, int kQuads>
-__global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
+__global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
 #if __CUDA_ARCH__ >= 900
   namespace cg = cooperative_groups;
   __shared__ float parts[kGateCluster][kRows][kLane * 32];
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
       else sum[i] = -INFINITY;
     }
     if (!together) {
-      const RowResult result = ChooseRow(l, rules, t, input, nullptr, &room.warps[warp]);
+      const RowResult result = ChooseRow(l, rules, t, input, &room.warps[warp]);
       if (lane == 0) totals[t] = {result.lost, result.dropped, 0};
     }
   }

@@ -11,10 +11,7 @@ namespace {
 
 constexpr int kMostBlocks = 256;  // that meet
 constexpr int kMostRows = 65535;  // counts of a group fit 16 bits
-// Warps of a block, a row each at a time. More experts than 256 take more registers.
-template <int kLane>
-inline constexpr int kMostWarps = kLane <= 8 ? 32 : 8;
-constexpr int kLeastWarps = 8;
+constexpr int kLeastWarps = 8;    // of a block, a row each at a time; more experts than 256 take too many registers for more
 
 // What a block tells the others.
 struct BlockRoom {
@@ -96,6 +93,10 @@ struct LaneBytes {
   Word words[kLane / kEach] = {};
 
   __device__ uint32_t At(int i) const { return static_cast<uint32_t>(words[i / kEach]) >> (8 * (i % kEach)) & 0xffu; }
+  __device__ void Add(const LaneBytes& other, bool really) {
+#pragma unroll
+    for (int i = 0; i < kLane / kEach; ++i) words[i] = static_cast<Word>(words[i] + (really ? other.words[i] : 0));
+  }
   __device__ void Put(int i, uint32_t byte) { words[i / kEach] = static_cast<Word>(words[i / kEach] | byte << (8 * (i % kEach))); }
   __device__ void Load(const uint8_t* all) {
 #pragma unroll
@@ -111,43 +112,47 @@ struct LaneBytes {
 template <int kLane>
 struct TurnSums {
   static constexpr int kWarps = kLane <= 4 ? 16 : kLane == 8 ? 8 : 1;  // that read, so that parts take at most 16 KiB
-  static constexpr int kInFlight = kLane <= 8 ? 8 : 1;                 // turns that a warp reads at once
-  alignas(16) uint32_t parts[2][kWarps][32 * kLane];
-  alignas(16) uint32_t sum[2][32 * kLane];
+  uint32_t parts[2][kWarps][32 * kLane];
+  uint32_t sum[2][32 * kLane];
 };
+
+// Adds up turns at, at + step, ... A turn has at most 32 rows, so four of them fit bytes.
+template <int kLane>
+__device__ void AddTurnsOfWarp(const uint8_t* counts, int at, int step, int turns, int before_turn, int shift, uint32_t (&all)[kLane], uint32_t (&before)[kLane]) {
+  constexpr int kFit = 4, kInFlight = 2 * kFit;
+#pragma unroll 1
+  for (; at < turns; at += kInFlight * step) {
+    LaneBytes<kLane> turn[kInFlight];
+#pragma unroll
+    for (int j = 0; j < kInFlight; ++j) turn[j].Load(counts + int64_t{min(at + j * step, turns - 1)} * 32 * kLane);
+#pragma unroll
+    for (int first = 0; first < kInFlight; first += kFit) {
+      LaneBytes<kLane> sum, sum_before;
+#pragma unroll
+      for (int j = first; j < first + kFit; ++j) {
+        const int t = at + j * step;
+        sum.Add(turn[j], t < turns), sum_before.Add(turn[j], t < before_turn);
+      }
+#pragma unroll
+      for (int i = 0; i < kLane; ++i) all[i] += sum.At(i) << shift, before[i] += sum_before.At(i) << shift;
+    }
+  }
+}
 
 template <int kLane>
 __device__ void AddTurns(const BlockTeam& team, const ManyRooms& rooms, bool some_hi, int turns, int before_turn, TurnSums<kLane>* sums) {
-  using Sums = TurnSums<kLane>;
-  const int readers = min(Sums::kWarps, team.warps());
+  const int readers = min(TurnSums<kLane>::kWarps, team.warps());
   if (team.warp() < readers) {
     uint32_t all[kLane] = {}, before[kLane] = {};
-    for (int first = team.warp(); first < turns; first += readers * Sums::kInFlight) {
-      LaneBytes<kLane> both[Sums::kInFlight], hi[Sums::kInFlight];
-#pragma unroll
-      for (int j = 0; j < Sums::kInFlight; ++j) {
-        const int turn = first + j * readers;
-        if (turn >= turns) continue;
-        both[j].Load(rooms.both + int64_t{turn} * 32 * kLane);
-        if (some_hi) hi[j].Load(rooms.hi + int64_t{turn} * 32 * kLane);
-      }
-#pragma unroll
-      for (int j = 0; j < Sums::kInFlight; ++j) {
-        const bool earlier = first + j * readers < before_turn;
-#pragma unroll
-        for (int i = 0; i < kLane; ++i) {
-          const uint32_t counts = both[j].At(i) | hi[j].At(i) << 16;
-          all[i] += counts;
-          if (earlier) before[i] += counts;
-        }
-      }
-    }
+    AddTurnsOfWarp(rooms.both, team.warp(), readers, turns, before_turn, 0, all, before);
+    if (some_hi) AddTurnsOfWarp(rooms.hi, team.warp(), readers, turns, before_turn, 16, all, before);
 #pragma unroll
     for (int i = 0; i < kLane; ++i) {
       sums->parts[0][team.warp()][Lane() * kLane + i] = all[i], sums->parts[1][team.warp()][Lane() * kLane + i] = before[i];
     }
   }
   team.Meet();
+#pragma unroll 1
   for (int i = team.thread(); i < 64 * kLane; i += team.threads()) {
     const int which = i / (32 * kLane), e = i % (32 * kLane);
     uint32_t sum = 0;
@@ -159,7 +164,7 @@ __device__ void AddTurns(const BlockTeam& team, const ManyRooms& rooms, bool som
 }
 
 template <int kLane>
-__global__ void __launch_bounds__(32 * kMostWarps<kLane>) SelectKernel(SelectLaunch l) {
+__global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLaunch l) {
   __shared__ TeamRoom<kLane> room;
   const BlockTeam team;
   ClearRoom(team, l.experts, &room);
@@ -171,7 +176,7 @@ __global__ void __launch_bounds__(32 * kMostWarps<kLane>) SelectKernel(SelectLau
 
 // Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.
 template <int kLane>
-__global__ void __launch_bounds__(32 * kMostWarps<kLane>) SelectManyKernel(SelectLaunch l, ManyRooms rooms, int turns_of_block) {
+__global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(SelectLaunch l, ManyRooms rooms, int turns, int turns_of_block) {
   __shared__ TeamRoom<kLane> room;
   __shared__ TurnSums<kLane> sums;
   const BlockTeam team;
@@ -200,16 +205,15 @@ __global__ void __launch_bounds__(32 * kMostWarps<kLane>) SelectManyKernel(Selec
   }
   meeting.Meet();
   const bool some_hi = rules.full < l.slots || rules.has_cap;
-  const int turns = (l.rows + team.warps() - 1) / team.warps();
   AddTurns(team, rooms, some_hi, turns, block * turns_of_block, &sums);
-  SlotCounts<kLane> all, before;
   if (team.warp() == 0) {
+    SlotCounts<kLane> all, before;
 #pragma unroll
     for (int i = 0; i < kLane; ++i) all.both_hi[i] = sums.sum[0][Lane() * kLane + i], before.both_hi[i] = sums.sum[1][Lane() * kLane + i];
-    FindStarts(all, before, room.start);
+    FindStarts(l, all, before, block == 0, &room);
   }
   team.Meet();
-  if (block == 0 && team.warp() == 0) WriteLists(l, all);
+  if (block == 0) WriteJobs(l, team, room);
   if (block == 0 && team.warp() == team.warps() - 1) {
     WriteTotals(AddTotals(static_cast<int>(gridDim.x), [&](int i) {
       const double lost = __ldcg(&rooms.blocks[i].totals.lost);
@@ -231,21 +235,21 @@ int64_t BlocksOf(int64_t rows) { return min(int64_t{kMostBlocks}, TurnsOf(rows))
 
 template <int kLane>
 void Launch(const SelectLaunch& l, cudaStream_t stream) {
-  if (l.rows <= kMostWarps<kLane>) {
+  if (l.rows <= kTeamWarps<kLane>) {
     LaunchEarly(SelectKernel<kLane>, dim3(1), dim3(static_cast<unsigned>(32 * l.rows)), 0, stream, l);
     return;
   }
   // All blocks run together: any fits a multiprocessor. Few rows are spread over many blocks of few warps.
   const int blocks_at_once = min(kMostBlocks, Multiprocessors());
   int warps = kLeastWarps;
-  while (warps < kMostWarps<kLane> && warps * blocks_at_once < l.rows) warps *= 2;
+  while (warps < kTeamWarps<kLane> && warps * blocks_at_once < l.rows) warps *= 2;
   const int turns = (l.rows + warps - 1) / warps, turns_of_block = (turns + blocks_at_once - 1) / blocks_at_once;
   const auto blocks = static_cast<unsigned>((turns + turns_of_block - 1) / turns_of_block);
   ManyRooms rooms;
   rooms.blocks = static_cast<BlockRoom*>(l.scratch);
   rooms.both = reinterpret_cast<uint8_t*>(rooms.blocks + BlocksOf(l.rows));
   rooms.hi = rooms.both + int64_t{turns} * 32 * kLane;
-  LaunchEarly(SelectManyKernel<kLane>, dim3(blocks), dim3(static_cast<unsigned>(32 * warps)), 0, stream, l, rooms, turns_of_block);
+  LaunchEarly(SelectManyKernel<kLane>, dim3(blocks), dim3(static_cast<unsigned>(32 * warps)), 0, stream, l, rooms, turns, turns_of_block);
 }
 
 }  // namespace
