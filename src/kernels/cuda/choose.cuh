@@ -16,6 +16,15 @@ struct Batch {
   int32_t holders[kernels::kMaxExperts];  // decode rows whose plain choice has the expert
 };
 
+// The same for those who choose: how an expert's score is multiplied for a row that does not hold it itself (x), and that does (y).
+struct Together {
+  const Batch* batch = nullptr;   // null: nobody asks
+  const float2* gain = nullptr;   // [E], for the soft rule
+};
+__device__ inline float Gain(const SelectRules& rules, int others) {
+  return expf(rules.soft_batch / 2 * log2f(1.0f + static_cast<float>(others)));
+}
+
 __device__ inline int Lane() { return static_cast<int>(threadIdx.x % 32); }
 
 // Rises with value; what is not a number is least but for 0, which is of no value.
@@ -125,9 +134,10 @@ struct RowInput {
   uint32_t uncapped;    // bit i: expert l * kLane + i may be read with both planes
 };
 
-// What does not depend on the rules, so that nothing is waited for; what does.
+// What does not depend on the rules, of row t if there is one; what does.
 template <int kLane>
 __device__ void ReadRow(const SelectLaunch& l, int64_t t, RowInput<kLane>* input) {
+  if (t >= l.rows) return;
   ReadExperts(l.logits, t, l.experts, -INFINITY, input->logits);
   input->kind = l.kinds[t];
 }
@@ -323,17 +333,16 @@ __device__ inline void JoinBatch(const RowRules& row, const Slots& biased, Batch
 
 // The choice of a row that knows what others hold. `score` is the rank.
 template <int kLane>
-__device__ Slots ChooseTogether(const SelectRules& rules, const RowRules& row, int slots, const RowInput<kLane>& input, const OwnChoice<kLane>& own,
-                                const Batch& batch, WarpRoom* room) {
-  const uint32_t allowed = row.hard ? batch.guaranteed[Lane() * kLane / 32] >> (Lane() * kLane % 32) : ~0u;
+__device__ Slots ChooseTogether(const RowRules& row, int slots, const RowInput<kLane>& input, const OwnChoice<kLane>& own,
+                                const Together& together, WarpRoom* room) {
+  const uint32_t allowed = row.hard ? together.batch->guaranteed[Lane() * kLane / 32] >> (Lane() * kLane % 32) : ~0u;
   Ranking<kLane> ranking = own.left;
   if (row.soft) {
     const uint32_t among = LeftIn(own.left) & allowed;
     ranking = RankExperts<kLane>(among, [&](int i) {
       const float score = own.scores.score[i];
-      const int others = batch.holders[Lane() * kLane + i] - static_cast<int>(own.held >> i & 1);  // a row is no other to itself
-      const float gained = score * (expf(rules.soft_batch / 2 * log2f(1.0f + static_cast<float>(others))) - 1);
-      return score + (gained + input.bias[i]);
+      const float2 gain = together.gain[Lane() * kLane + i];
+      return score + (score * ((own.held >> i & 1 ? gain.y : gain.x) - 1) + input.bias[i]);
     });
   } else {
 #pragma unroll
@@ -431,16 +440,16 @@ __device__ inline RowResult EmptyRow(const SelectLaunch& l, int64_t t) {
   return {};
 }
 
-// The rest of row t, once it has chosen alone. batch: what rows hold together; null: there is no other row, or no rule asks.
+// The rest of row t, once it has chosen alone. others.batch: null where there is no other row or no rule asks.
 template <int kLane>
 __device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, int64_t t, const RowInput<kLane>& input,
-                               const OwnChoice<kLane>& own, const Batch* batch, WarpRoom* room) {
+                               const OwnChoice<kLane>& own, const Together& others, WarpRoom* room) {
   if (l.scores != nullptr) WriteExperts(l.scores, t, l.experts, own.scores.score);
-  const bool together = batch != nullptr && (row.hard || row.soft);
+  const bool together = others.batch != nullptr && (row.hard || row.soft);
   const bool is_plain = !together && !row.hard && rules.has_bias == 0;
   Slots slots = own.plain;
   if (!is_plain) {
-    if (together) slots = ChooseTogether(rules, row, l.slots, input, own, *batch, room);
+    if (together) slots = ChooseTogether(row, l.slots, input, own, others, room);
     else slots = own.biased, slots.count = row.hard ? row.stay : slots.count;  // alone, nobody else holds what is not its own
     slots.count = min(slots.count, rules.most);
     if ((together && row.soft) || rules.has_bias) {
@@ -461,7 +470,7 @@ template <int kLane>
 __device__ RowResult ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const RowInput<kLane>& input, WarpRoom* room) {
   if (input.kind == kernels::RowKind::kPadding) return EmptyRow(l, t);
   const RowRules row = RulesOf(l, rules, input.kind);
-  return FinishRow(l, rules, row, t, input, ChooseAlone<false>(l, rules, row, input, room), nullptr, room);
+  return FinishRow(l, rules, row, t, input, ChooseAlone<false>(l, rules, row, input, room), {}, room);
 }
 
 }  // namespace thermoe::cuda

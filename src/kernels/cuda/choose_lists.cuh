@@ -18,8 +18,12 @@ struct BlockTeam {
 
 // What rows lost.
 struct RowTotals {
-  double lost;
-  int32_t dropped, unused;
+  float lost = 0;
+  int32_t dropped = 0;
+};
+struct SumOfTotals {
+  double lost = 0;
+  int32_t dropped = 0, unused = 0;
 };
 
 // Warps of a team, at most.
@@ -30,7 +34,10 @@ inline constexpr int kTeamWarps = kLane <= 8 ? 32 : 8;
 template <int kLane>
 struct TeamRoom {
   alignas(16) uint32_t rows_of[64 * kLane];  // [2 E] group: bit w: the row of warp w is in it
-  alignas(16) uint32_t start[64 * kLane];    // [2 E] where the rows of this turn begin in `order`
+  union {
+    alignas(16) uint32_t start[64 * kLane];  // [2 E] where the rows of this turn begin in `order`
+    float2 gain[32 * kLane];                 // [E] before that, as Together has it
+  };
   uint32_t both_hi[32 * kLane];              // [E] SlotCounts of all rows
   uint32_t job[32 * kLane];                  // [E] its first job
   WarpRoom warps[kTeamWarps<kLane>];
@@ -92,19 +99,27 @@ __device__ inline uint32_t UpTo(uint32_t value) {
   return value;
 }
 
-// Where groups and their jobs begin, by a warp. before: added to each group's. write: also what is counted of all, once for a launch.
+// What a warp has counted of all rows: the lane's experts', and up to them.
+struct ListTotals {
+  uint32_t slots_upto = 0, jobs_upto = 0;  // jobs: of the hi plane alone in the upper half
+  uint32_t hi_slots = 0, distinct = 0;
+};
+
+// Where groups and their jobs begin, by a warp. before: added to each group's.
 template <int kLane>
-__device__ void FindStarts(const SelectLaunch& l, const SlotCounts<kLane>& counts, const SlotCounts<kLane>& before, bool write, TeamRoom<kLane>* room) {
-  uint32_t slots = 0, jobs = 0, distinct = 0, hi_slots = 0;  // jobs: of the hi plane alone in the upper half
+__device__ ListTotals FindStarts(const SlotCounts<kLane>& counts, const SlotCounts<kLane>& before, TeamRoom<kLane>* room) {
+  ListTotals totals;
+  uint32_t slots = 0, jobs = 0;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
     const uint32_t both = counts.both_hi[i] & 0xffffu, hi = counts.both_hi[i] >> 16;
-    slots += both + hi, hi_slots += hi;
+    slots += both + hi, totals.hi_slots += hi;
     jobs += (both > 0 ? 1u : 0u) | (hi > 0 ? 0x10000u : 0u);
-    distinct += both + hi > 0;
+    totals.distinct += both + hi > 0;
   }
-  const uint32_t slots_upto = UpTo(slots), jobs_upto = UpTo(jobs), jobs_below = jobs_upto - jobs;
-  uint32_t at = slots_upto - slots, job = (jobs_below & 0xffffu) + (jobs_below >> 16);
+  totals.slots_upto = UpTo(slots), totals.jobs_upto = UpTo(jobs);
+  const uint32_t jobs_below = totals.jobs_upto - jobs;
+  uint32_t at = totals.slots_upto - slots, job = (jobs_below & 0xffffu) + (jobs_below >> 16);
   uint32_t* start = room->start + 2 * Lane() * kLane;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
@@ -113,22 +128,25 @@ __device__ void FindStarts(const SelectLaunch& l, const SlotCounts<kLane>& count
     room->both_hi[Lane() * kLane + i] = counts.both_hi[i], room->job[Lane() * kLane + i] = job;
     at += both + hi, job += (both > 0) + (hi > 0);
   }
-  if (!write) return;
-  hi_slots = __reduce_add_sync(kAllLanes, hi_slots);
-  distinct = __reduce_add_sync(kAllLanes, distinct);
-  if (Lane() == 31) {
-    const auto both_jobs = static_cast<int32_t>(jobs_upto & 0xffffu), hi_jobs = static_cast<int32_t>(jobs_upto >> 16);
-    *l.job_count = both_jobs + hi_jobs;
-    l.counts->slots_full = static_cast<int32_t>(slots_upto - hi_slots), l.counts->slots_hi = static_cast<int32_t>(hi_slots);
-    l.counts->distinct = static_cast<int32_t>(distinct), l.counts->distinct_full = both_jobs, l.counts->distinct_hi = hi_jobs;
-  }
+  return totals;
 }
 
-// Jobs and slots of experts, by the team of the launch's first rows: their groups begin where the jobs do.
+// By the same warp.
+__device__ inline void WriteCounts(const SelectLaunch& l, const ListTotals& totals) {
+  const auto hi_slots = static_cast<int32_t>(__reduce_add_sync(kAllLanes, totals.hi_slots));
+  const auto distinct = static_cast<int32_t>(__reduce_add_sync(kAllLanes, totals.distinct));
+  if (Lane() < 31) return;
+  const auto both_jobs = static_cast<int32_t>(totals.jobs_upto & 0xffffu), hi_jobs = static_cast<int32_t>(totals.jobs_upto >> 16);
+  *l.job_count = both_jobs + hi_jobs;
+  l.counts->slots_full = static_cast<int32_t>(totals.slots_upto) - hi_slots, l.counts->slots_hi = hi_slots;
+  l.counts->distinct = distinct, l.counts->distinct_full = both_jobs, l.counts->distinct_hi = hi_jobs;
+}
+
+// Jobs and slots of experts, by the team of the launch's first rows, whose groups begin where the jobs do. Warp 0 has other work.
 template <int kLane, typename Team>
 __device__ void WriteJobs(const SelectLaunch& l, const Team& team, const TeamRoom<kLane>& room) {
 #pragma unroll 1
-  for (int expert = team.thread(); expert < l.experts; expert += team.threads()) {
+  for (int expert = team.thread() - 32 + (team.warp() == 0 ? team.threads() : 0); expert < l.experts; expert += team.threads()) {
     const auto both = static_cast<int32_t>(room.both_hi[expert] & 0xffffu), hi = static_cast<int32_t>(room.both_hi[expert] >> 16);
     Job* job = l.jobs + room.job[expert];
     if (both > 0) *job++ = {expert, Planes::kBoth, static_cast<int32_t>(room.start[2 * expert]), both};
@@ -137,20 +155,20 @@ __device__ void WriteJobs(const SelectLaunch& l, const Team& team, const TeamRoo
   }
 }
 
-// Adds up `count` totals, by a warp, in an order that is always the same; lane 0 has them.
+// Adds up `count` totals, by a warp, in an order that is always the same.
 template <typename TotalsAt>
-__device__ RowTotals AddTotals(int count, TotalsAt&& at) {
-  RowTotals sum{};
+__device__ SumOfTotals AddTotals(int count, TotalsAt&& at) {
+  SumOfTotals sum;
   for (int i = Lane(); i < count; i += 32) {
-    const RowTotals other = at(i);
-    sum.lost += other.lost, sum.dropped += other.dropped;
+    const auto other = at(i);
+    sum.lost += static_cast<double>(other.lost), sum.dropped += other.dropped;
   }
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) sum.lost += __shfl_xor_sync(kAllLanes, sum.lost, offset);
   sum.dropped = __reduce_add_sync(kAllLanes, sum.dropped);
   return sum;
 }
-__device__ inline void WriteTotals(const RowTotals& sum, SelectCounts* counts) {
+__device__ inline void WriteTotals(const SumOfTotals& sum, SelectCounts* counts) {
   if (Lane() == 0) counts->mass_lost = sum.lost, counts->slots_dropped = sum.dropped;
 }
 
@@ -225,16 +243,15 @@ __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const
   const int mine = first + team.warp();
   const bool once = first + team.warps() >= end;  // a warp has one row
   ReadKnobs(l, rules, input);
-  const auto read = [&](int t) {
-    if (t != mine) ReadRow(l, t, input);
-  };
+  RowTotals totals;
   const auto keep = [&](const RowResult& result) {
-    if (Lane() == 0) room->totals[team.warp()].lost += static_cast<double>(result.lost), room->totals[team.warp()].dropped += result.dropped;
+    totals.lost += result.lost, totals.dropped += result.dropped;
+    if (Lane() == 0) room->totals[team.warp()] = totals;
     return result.group;
   };
   if (!BatchAware(l, rules)) {
     return GroupSlots(team, first, end, room, [&](int t) {
-      read(t);
+      if (t != mine) ReadRow(l, t, input);
       return keep(ChooseRow(l, rules, t, *input, warp_room));
     }, count);
   }
@@ -246,34 +263,44 @@ __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const
     if (input->kind != kernels::RowKind::kPadding) own = ChooseAlone<true>(l, rules, row, *input, warp_room);
   };
   for (int t = mine; t < end; t += team.warps()) {
-    read(t);
+    if (t != mine) ReadRow(l, t, input);
     prepare(t);
     if (input->kind == kernels::RowKind::kDecode) JoinBatch(row, own.biased, &room->batch);
   }
   team.Meet();
   share(&room->batch);
+  if (rules.soft_batch > 0) {
+#pragma unroll 1
+    for (int e = team.thread(); e < l.experts; e += team.threads()) {
+      const int holders = room->batch.holders[e];
+      room->gain[e] = {Gain(rules, holders), Gain(rules, holders - 1)};
+    }
+    team.Meet();
+  }
+  const Together together{&room->batch, room->gain};
   return GroupSlots(team, first, end, room, [&](int t) {
     if (!once) ReadRow(l, t, input), prepare(t);
-    return keep(input->kind == kernels::RowKind::kPadding ? EmptyRow(l, t) : FinishRow(l, rules, row, t, *input, own, &room->batch, warp_room));
+    return keep(input->kind == kernels::RowKind::kPadding ? EmptyRow(l, t) : FinishRow(l, rules, row, t, *input, own, together, warp_room));
   }, count);
 }
 
 // Lists and totals of all rows by one team, after GroupSlots. counts: warp 0's.
 template <int kLane, typename Team>
 __device__ void FinishLists(const SelectLaunch& l, const Team& team, int group, const SlotCounts<kLane>& counts, TeamRoom<kLane>* room) {
-  if (team.warp() == 0) FindStarts(l, counts, {}, true, room);
+  ListTotals totals;
+  if (team.warp() == 0) totals = FindStarts(counts, {}, room);
   team.Meet();
   WriteJobs(l, team, *room);
+  if (team.warp() == 0) WriteCounts(l, totals);
   if (team.warp() == team.warps() - 1) WriteTotals(AddTotals(team.warps(), [&](int i) { return room->totals[i]; }), l.counts);
   PutInOrder(l, team, 0, l.rows, group, room);
 }
 
 // The selection of all rows by one team, whose room is clear.
 template <int kLane, typename Team>
-__device__ void SelectByTeam(const SelectLaunch& l, const Team& team, TeamRoom<kLane>* room) {
+__device__ void SelectByTeam(const SelectLaunch& l, const SelectRules& rules, const Team& team, TeamRoom<kLane>* room) {
   RowInput<kLane> input;
-  if (team.warp() < l.rows) ReadRow(l, team.warp(), &input);
-  const SelectRules rules = *l.rules;
+  ReadRow(l, team.warp(), &input);
   if (l.rows == 1) {
     if (team.warp() > 0) return;
     ReadKnobs(l, rules, &input);

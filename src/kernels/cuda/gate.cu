@@ -77,6 +77,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
       logits[int64_t{t} * l.experts + expert] = total;
     }
   }
+  const SelectRules rules = *l.rules;
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
   __syncthreads();
   if (!last) return;
   __threadfence();
-  SelectByTeam(l, team, &room);
+  SelectByTeam(l, rules, team, &room);
 }
 
 #if __CUDA_ARCH__ >= 900
@@ -112,9 +113,11 @@ __device__ float SumOfEight(float (&v)[kGateTogether]) {
 // Rows were chosen by several blocks: what is left for the last of them, whose room is clear.
 template <int kLane>
 __device__ void FinishChoice(const SelectLaunch& l, const BlockTeam& team, const RowTotals* totals, TeamRoom<kLane>* room) {
+  RowTotals sum;
   SlotCounts<kLane> counts;
   const int group = GroupSlots(team, 0, l.rows, room, [&](int t) {
-    if (Lane() == 0) room->totals[team.warp()].lost += __ldcg(&totals[t].lost), room->totals[team.warp()].dropped += __ldcg(&totals[t].dropped);
+    sum.lost += __ldcg(&totals[t].lost), sum.dropped += __ldcg(&totals[t].dropped);
+    if (Lane() == 0) room->totals[team.warp()] = sum;
     return GroupOf(l, t);
   }, [&](int, const SlotCounts<kLane>& turn) {
 #pragma unroll
@@ -202,7 +205,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weigh
     }
     if (!together) {
       const RowResult result = ChooseRow(l, rules, t, input, &room.warps[warp]);
-      if (lane == 0) totals[t] = {result.lost, result.dropped, 0};
+      if (lane == 0) totals[t] = {result.lost, result.dropped};
     }
   }
   __threadfence();
@@ -214,7 +217,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weigh
   __syncthreads();
   if (!last) return;
   __threadfence();
-  if (together) SelectByTeam(l, team, &room);
+  if (together) SelectByTeam(l, rules, team, &room);
   else FinishChoice(l, team, totals, &room);
 #endif
 }

@@ -17,7 +17,7 @@ constexpr int kLeastWarps = 8;    // of a block, a row each at a time; more expe
 struct BlockRoom {
   uint32_t holders[kernels::kMaxExperts];  // Batch of its rows
   uint32_t guaranteed[kWords];
-  RowTotals totals;
+  SumOfTotals totals;
 };
 struct ManyRooms {
   BlockRoom* blocks;  // [blocks]
@@ -163,15 +163,24 @@ __device__ void AddTurns(const BlockTeam& team, const ManyRooms& rooms, bool som
   team.Meet();
 }
 
+// So that they are in the constant cache once the kernel before has ended.
+__device__ void FetchParameters(const SelectLaunch& l) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" ::"l"(l.rules), "l"(l.kinds), "l"(l.logits), "l"(l.scores), "l"(l.expert), "l"(l.weight), "l"(l.planes), "l"(l.jobs), "l"(l.job_count), "l"(l.order));
+  asm volatile("" ::"l"(l.counts), "l"(l.expert_slots), "l"(l.scratch), "l"(l.done));
+#endif
+}
+
 template <int kLane>
 __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLaunch l) {
   __shared__ TeamRoom<kLane> room;
   const BlockTeam team;
   ClearRoom(team, l.experts, &room);
+  FetchParameters(l);
   team.Meet();
   WaitForBefore();
   LetNextStart();
-  SelectByTeam(l, team, &room);
+  SelectByTeam(l, *l.rules, team, &room);
 }
 
 // Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.
@@ -180,14 +189,15 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(Selec
   __shared__ TeamRoom<kLane> room;
   __shared__ TurnSums<kLane> sums;
   const BlockTeam team;
+  const int block = static_cast<int>(blockIdx.x), rows_of_block = turns_of_block * team.warps();
+  const int first = block * rows_of_block, end = min(l.rows, first + rows_of_block);
   ClearRoom(team, l.experts, &room);
+  FetchParameters(l);
   team.Meet();
   WaitForBefore();
   LetNextStart();
-  const int block = static_cast<int>(blockIdx.x), rows_of_block = turns_of_block * team.warps();
-  const int first = block * rows_of_block, end = min(l.rows, first + rows_of_block);
   RowInput<kLane> input;
-  if (first + team.warp() < end) ReadRow(l, first + team.warp(), &input);
+  ReadRow(l, first + team.warp(), &input);
   Meeting meeting(team, l.done);
   const SelectRules rules = *l.rules;
   const int group = ChooseRows(
@@ -200,24 +210,26 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(Selec
         both.Store(rooms.both + at), hi.Store(rooms.hi + at);
       });
   if (team.warp() == team.warps() - 1) {
-    const RowTotals totals = AddTotals(team.warps(), [&](int i) { return room.totals[i]; });
+    const SumOfTotals totals = AddTotals(team.warps(), [&](int i) { return room.totals[i]; });
     if (Lane() == 0) rooms.blocks[block].totals = totals;
   }
   meeting.Meet();
   const bool some_hi = rules.full < l.slots || rules.has_cap;
   AddTurns(team, rooms, some_hi, turns, block * turns_of_block, &sums);
+  ListTotals list_totals;
   if (team.warp() == 0) {
     SlotCounts<kLane> all, before;
 #pragma unroll
     for (int i = 0; i < kLane; ++i) all.both_hi[i] = sums.sum[0][Lane() * kLane + i], before.both_hi[i] = sums.sum[1][Lane() * kLane + i];
-    FindStarts(l, all, before, block == 0, &room);
+    list_totals = FindStarts(all, before, &room);
   }
   team.Meet();
   if (block == 0) WriteJobs(l, team, room);
+  if (block == 0 && team.warp() == 0) WriteCounts(l, list_totals);
   if (block == 0 && team.warp() == team.warps() - 1) {
     WriteTotals(AddTotals(static_cast<int>(gridDim.x), [&](int i) {
       const double lost = __ldcg(&rooms.blocks[i].totals.lost);
-      return RowTotals{lost, __ldcg(&rooms.blocks[i].totals.dropped), 0};
+      return SumOfTotals{lost, __ldcg(&rooms.blocks[i].totals.dropped)};
     }), l.counts);
   }
   PutInOrder(l, team, first, end, group, &room);
