@@ -21,6 +21,7 @@ struct Case {
 constexpr Case kCases[] = {
     {"1 token, 128 experts, top 8", 1, 128, 8, 8, 2},       {"16 tokens, 128 experts, top 8", 16, 128, 8, 8, 0},
     {"16 tokens, 128, top 8, batch-aware 6", 16, 128, 8, 6, 4}, {"32 tokens, 64 experts, top 8", 32, 64, 8, 8, 0},
+    {"512 tokens, 128 experts, top 8", 512, 128, 8, 8, 0},  {"4096 tokens, 64 experts, top 8", 4096, 64, 8, 8, 0},
     {"4096 tokens, 128 experts, top 8", 4096, 128, 8, 8, 5},
 };
 

@@ -222,6 +222,29 @@ TEST_P(Cuda, SelectionIsTheHosts) {
   std::printf("[          ] %d steps\n", steps);
 }
 
+// Ties go to the lower expert, at every number of slots and of rows to a warp.
+TEST_P(Cuda, SelectionAmongEqualScoresIsTheHosts) {
+  Random random(8);
+  for (const int64_t experts : {8, 60, 128, 256, 300}) {
+    for (const int64_t tokens : {1, 16, 40, 700, 5000}) {
+      if (experts * tokens > 700 * 256) continue;
+      for (const bool steered : {false, true}) {
+        SelectStep s;
+        s.tokens = tokens, s.experts = experts, s.nested = true;
+        s.slots = static_cast<int32_t>(std::min<int64_t>(experts, 32));
+        for (int64_t i = 0; i < tokens * experts; ++i) s.logits.push_back(static_cast<float>(random.Below(3)));
+        s.kinds.assign(static_cast<size_t>(tokens), RowKind::kDecode);
+        s.kinds.back() = RowKind::kPrefill;
+        s.steering.full_slots = 3;
+        if (steered) s.steering.guaranteed_slots = 1 + s.slots / 2, s.steering.soft_batch = tokens == 40 ? 0.2f : 0.0f;
+        ExpectSame(SelectBy(nullptr, s), SelectBy(ops_.get(), s),
+                   std::to_string(experts) + " experts, " + std::to_string(tokens) + " tokens, steered " + std::to_string(steered));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST_P(Cuda, SummariesOfLogits) {
   Random random(7);
   const int64_t rows = 5, vocab = 50001;

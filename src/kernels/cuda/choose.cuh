@@ -1,426 +1,476 @@
 // SPDX-License-Identifier: Apache-2.0
-// A warp chooses for a token: lane l holds the scores of experts l, l + 32, ... Ties go to the lower expert, as on the host.
-// What select.cu and gate.cu choose by.
+// A warp chooses for a token: lane l holds experts l * kLane + i, so that the lowest lane of those whose ranks are equal has the lowest expert,
+// which comes first, as on the host. What select.cu and gate.cu choose by; choose_lists.cuh makes the lists of the dispatch.
 #pragma once
-
-#include <cfloat>
 
 #include "kernels/cuda/select.h"
 #include "kernels/cuda/warp.cuh"
 
 namespace thermoe::cuda {
 
-inline constexpr int kOneBlockRows = 256;  // more rows are shared between blocks
 inline constexpr int kWords = kernels::kMaxExperts / 32;
 
 // What rows of one decode batch know of each other.
 struct Batch {
-  uint32_t guaranteed[kWords];         // U: experts that are guaranteed to some decode row; bit e % 32 of word e / 32
+  uint32_t guaranteed[kWords];            // U: experts that are guaranteed to some decode row; bit e % 32 of word e / 32
   int32_t holders[kernels::kMaxExperts];  // decode rows whose plain choice has the expert
 };
 
-// Scores of one token, kLane experts a lane.
+// The same for those who choose: how an expert's score is multiplied for a row that does not hold it itself (x), and that does (y).
+struct Together {
+  const Batch* batch = nullptr;   // null: nobody asks
+  const float2* gain = nullptr;   // [E], for the soft rule
+};
+__device__ inline float Gain(const SelectRules& rules, int others) {
+  return expf(rules.soft_batch / 2 * log2f(1.0f + static_cast<float>(others)));
+}
+
+__device__ inline int Lane() { return static_cast<int>(threadIdx.x % 32); }
+
+// Rises with value; what is not a number is least but for 0, which is of no value.
+inline constexpr uint32_t kKeyOfNaN = 1;
+__device__ inline uint32_t Ordered(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  return value != value ? kKeyOfNaN : bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
+}
+__device__ inline float FromOrdered(uint32_t key) {
+  return key <= kKeyOfNaN ? NAN : __uint_as_float(key ^ (~static_cast<uint32_t>(static_cast<int32_t>(key) >> 31) | 0x80000000u));
+}
+
+// Which of the lane's experts there are: bit i.
+template <int kLane>
+__device__ uint32_t Existing(int experts) {
+  const int here = experts - Lane() * kLane;
+  return here <= 0 ? 0 : here >= kLane ? 0xffffffffu >> (32 - kLane) : (1u << here) - 1;
+}
+
 template <int kLane>
 struct Token {
   float score[kLane];
-  uint32_t held = 0;  // bit i: expert lane + 32 i is chosen already
 };
 
-struct Chosen {
-  int32_t expert = -1;  // lane i: the i-th slot's
-  float score = 0;
-  int count = 0;        // the same in every lane
+// e / sum for 0 <= e and 1e-4 <= sum <= 1e4, rounded as the division is (but for what is far below 1e-30): one reciprocal serves all of a row.
+class DivideBy {
+ public:
+  __device__ explicit DivideBy(float sum) : sum_(sum) {
+#if defined(__CUDA_ARCH__)
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse_) : "f"(sum));
+#else
+    inverse_ = 1 / sum;
+#endif
+    inverse_ = fmaf(inverse_, fmaf(-sum, inverse_, 1.0f), inverse_);
+  }
+  __device__ float operator()(float e) const {
+    float ratio = e * inverse_;
+    ratio = fmaf(fmaf(-sum_, ratio, e), inverse_, ratio);
+    return fmaf(fmaf(-sum_, ratio, e), inverse_, ratio);
+  }
+
+ private:
+  float sum_, inverse_;
 };
 
-__device__ inline uint32_t Ordered(float value) {  // rises with value; what is not a number is least
-  if (isnan(value)) return 0;
-  const uint32_t bits = __float_as_uint(value);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-// Which expert has the largest rank among those that are free; -1: none.
-template <int kLane, typename Rank>
-__device__ int Best(const Token<kLane>& token, uint32_t free, Rank&& rank) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  uint32_t most = 0;
-  int at = INT32_MAX;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) {
-    if (!(free >> i & 1)) continue;
-    const uint32_t key = Ordered(rank(i));
-    if (at == INT32_MAX || key > most) most = key, at = lane + 32 * i;
-  }
-  const uint32_t top = __reduce_max_sync(kAllLanes, at == INT32_MAX ? 0 : most);
-  const uint32_t winner = __reduce_min_sync(kAllLanes, at != INT32_MAX && most == top ? static_cast<uint32_t>(at) : 0xffffffffu);
-  return winner == 0xffffffffu ? -1 : static_cast<int>(winner);
-}
-
+// Scores of logits, -inf where there is no expert. If one score is not a number none is.
 template <int kLane>
-__device__ void Take(int expert, Token<kLane>* token, Chosen* chosen) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  float mine = 0;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) {
-    if (lane + 32 * i == expert) mine = token->score[i], token->held |= 1u << i;
-  }
-  mine = __shfl_sync(kAllLanes, mine, expert % 32);
-  if (lane == chosen->count) chosen->expert = expert, chosen->score = mine;
-  ++chosen->count;
-}
-
-// Extends the choice to `target` slots by rank; the first is the best by score itself.
-template <int kLane, typename Rank>
-__device__ void Extend(int target, uint32_t exists, uint32_t allowed, Rank&& rank, Token<kLane>* token, Chosen* chosen) {
-  if (chosen->count == 0 && target > 0) {
-    Take(Best(*token, exists, [&](int i) { return token->score[i]; }), token, chosen);
-  }
-  while (chosen->count < target) {
-    const int next = Best(*token, allowed & ~token->held, rank);
-    if (next < 0) return;
-    Take(next, token, chosen);
-  }
-}
-
-template <int kLane>
-__device__ uint32_t Existing(int experts) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  uint32_t exists = 0;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) exists |= static_cast<uint32_t>(lane + 32 * i < experts) << i;
-  return exists;
-}
-
-// Scores of logits, kLane a lane: what there is not is -inf.
-template <int kLane>
-__device__ Token<kLane> SoftmaxOf(const float (&logits)[kLane], int experts) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  Token<kLane> token;
+__device__ Token<kLane> SoftmaxOf(const float (&logits)[kLane]) {
   float most = -INFINITY;
 #pragma unroll
-  for (int i = 0; i < kLane; ++i) {
-    token.score[i] = logits[i];
-    most = fmaxf(most, token.score[i]);
-  }
-  most = WarpMax(most);
+  for (int i = 0; i < kLane; ++i) most = fmaxf(most, logits[i]);
+  most = FromOrdered(__reduce_max_sync(kAllLanes, Ordered(most)));
+  Token<kLane> token;
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
-    token.score[i] = lane + 32 * i < experts ? expf(token.score[i] - most) : 0.0f;
+    token.score[i] = expf(logits[i] - most);
     sum += token.score[i];
   }
-  sum = WarpSum(sum);
+  const DivideBy divide(WarpSum(sum));
 #pragma unroll
-  for (int i = 0; i < kLane; ++i) token.score[i] /= sum;
+  for (int i = 0; i < kLane; ++i) token.score[i] = divide(token.score[i]);
   return token;
 }
 
+// Floats of the lane's experts in row `row` of E, at once where they are aligned. `missing`: of what there is not.
 template <int kLane>
-__device__ Token<kLane> Softmax(const float* logits, int experts) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  float mine[kLane];
+__device__ bool WholeVectors(const float* rows, int experts) {
+  return kLane == 4 && experts % 4 == 0 && reinterpret_cast<uintptr_t>(rows) % 16 == 0;
+}
+template <int kLane>
+__device__ void ReadExperts(const float* rows, int64_t row, int experts, float missing, float (&to)[kLane]) {
+  const uint32_t exists = Existing<kLane>(experts);
+  const float* from = rows + row * experts + Lane() * kLane;
+  if constexpr (kLane == 4) {
+    if (WholeVectors<kLane>(rows, experts)) {
+      const float4 all = exists != 0 ? __ldcg(reinterpret_cast<const float4*>(from)) : float4{missing, missing, missing, missing};
+      to[0] = all.x, to[1] = all.y, to[2] = all.z, to[3] = all.w;
+      return;
+    }
+  }
 #pragma unroll
-  for (int i = 0; i < kLane; ++i) mine[i] = lane + 32 * i < experts ? __ldcg(logits + lane + 32 * i) : -INFINITY;
-  return SoftmaxOf(mine, experts);
+  for (int i = 0; i < kLane; ++i) to[i] = exists >> i & 1 ? __ldcg(from + i) : missing;
+}
+template <int kLane>
+__device__ void WriteExperts(float* rows, int64_t row, int experts, const float (&values)[kLane]) {
+  const uint32_t exists = Existing<kLane>(experts);
+  float* to = rows + row * experts + Lane() * kLane;
+  if constexpr (kLane == 4) {
+    if (WholeVectors<kLane>(rows, experts)) {
+      if (exists != 0) *reinterpret_cast<float4*>(to) = {values[0], values[1], values[2], values[3]};
+      return;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) {
+    if (exists >> i & 1) to[i] = values[i];
+  }
 }
 
-// Falling scores, ties by rising expert.
-__device__ inline void SortByScore(int count, Chosen* chosen) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  int before = 0;
-  for (int i = 0; i < count; ++i) {
-    const float score = __shfl_sync(kAllLanes, chosen->score, i);
-    const int expert = __shfl_sync(kAllLanes, chosen->expert, i);
-    before += score > chosen->score || (score == chosen->score && expert < chosen->expert);
+// What a row chooses from.
+template <int kLane>
+struct RowInput {
+  kernels::RowKind kind;
+  float logits[kLane];  // of the lane's experts; -inf: there is none
+  float bias[kLane];    // 0 without one
+  uint32_t uncapped;    // bit i: expert l * kLane + i may be read with both planes
+};
+
+// What does not depend on the rules, of row t if there is one; what does.
+template <int kLane>
+__device__ void ReadRow(const SelectLaunch& l, int64_t t, RowInput<kLane>* input) {
+  if (t >= l.rows) return;
+  ReadExperts(l.logits, t, l.experts, -INFINITY, input->logits);
+  input->kind = l.kinds[t];
+}
+template <int kLane>
+__device__ void ReadKnobs(const SelectLaunch& l, const SelectRules& rules, RowInput<kLane>* input) {
+  input->uncapped = ~0u;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) input->bias[i] = 0;
+  if (rules.has_bias) ReadExperts(l.bias, 0, l.experts, 0, input->bias);
+  if (rules.has_cap) {
+    const uint32_t exists = Existing<kLane>(l.experts);
+    input->uncapped = 0;
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) input->uncapped |= static_cast<uint32_t>((exists >> i & 1) && l.plane_cap[Lane() * kLane + i] > 1) << i;
   }
-  if (lane >= count) before = lane;
+}
+
+// A lane's experts by falling rank, the lower expert first among equals. Short lists are sorted once; of long ones the first is brought to the front.
+template <int kLane>
+struct Ranking {
+  static constexpr bool kSorted = kLane <= 8;
+  uint32_t key[kLane];  // Ordered of the rank; 0: none left
+  int32_t expert[kLane];
+};
+
+// Swaps two places if the second comes before the first.
+template <int kLane>
+__device__ void Sort2(Ranking<kLane>* ranking, int a, int b) {
+  const uint32_t key_a = ranking->key[a], key_b = ranking->key[b];
+  const int32_t expert_a = ranking->expert[a], expert_b = ranking->expert[b];
+  const bool swap = key_b > key_a || (!Ranking<kLane>::kSorted && key_b == key_a && expert_b < expert_a);  // sorted: only neighbours, so equals keep their order
+  ranking->key[a] = swap ? key_b : key_a, ranking->key[b] = swap ? key_a : key_b;
+  ranking->expert[a] = swap ? expert_b : expert_a, ranking->expert[b] = swap ? expert_a : expert_b;
+}
+
+template <int kLane>
+__device__ void BringFirst(Ranking<kLane>* ranking) {
+#pragma unroll
+  for (int i = 1; i < kLane; ++i) Sort2(ranking, 0, i);
+}
+
+// Sorts anew where keys have become 0.
+template <int kLane>
+__device__ void SortRanking(Ranking<kLane>* ranking) {
+  if constexpr (Ranking<kLane>::kSorted) {
+#pragma unroll
+    for (int pass = 0; pass < kLane; ++pass) {
+#pragma unroll
+      for (int i = pass % 2; i + 1 < kLane; i += 2) Sort2(ranking, i, i + 1);
+    }
+  } else {
+    BringFirst(ranking);
+  }
+}
+
+template <int kLane, typename Rank>
+__device__ Ranking<kLane> RankExperts(uint32_t allowed, Rank&& rank) {
+  Ranking<kLane> ranking;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) {
+    ranking.key[i] = Ordered(rank(i)) & (0u - (allowed >> i & 1));  // no branches
+    ranking.expert[i] = Lane() * kLane + i;
+  }
+  SortRanking(&ranking);
+  return ranking;
+}
+
+// Which of the lane's experts it still has: bit i.
+template <int kLane>
+__device__ uint32_t LeftIn(const Ranking<kLane>& ranking) {
+  uint32_t left = 0;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) left |= (ranking.key[i] != 0 ? 1u : 0u) << (ranking.expert[i] % kLane);
+  return left;
+}
+
+// Removes the first if it is `taken`. Without branches where the list is short.
+template <int kLane>
+__device__ void RemoveFirst(bool taken, Ranking<kLane>* ranking) {
+  if constexpr (Ranking<kLane>::kSorted) {
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) {
+      ranking->key[i] = !taken ? ranking->key[i] : i + 1 < kLane ? ranking->key[i + 1] : 0;
+      if (i + 1 < kLane) ranking->expert[i] = taken ? ranking->expert[i + 1] : ranking->expert[i];
+    }
+  } else if (taken) {
+    ranking->key[0] = 0;
+    BringFirst(ranking);
+  }
+}
+
+// Where a warp's lanes put what they choose. In shared memory.
+struct WarpRoom {
+  uint2 slot[32];  // rank as Ordered, expert
+};
+
+// What a warp has chosen so far.
+struct Choice {
+  int count = 0;   // slots in its WarpRoom
+  float mass = 0;  // their ranks, added in order: meant for scores, which are not negative
+};
+
+// Fills places up to `target` by rank, as far as the ranking goes. kEndless: it goes that far.
+template <bool kEndless, int kLane>
+__device__ void Extend(int target, Ranking<kLane>* ranking, WarpRoom* room, Choice* choice) {
+  const uint32_t below = (1u << Lane()) - 1;
+  for (; choice->count < target; ++choice->count) {
+    const uint32_t top = __reduce_max_sync(kAllLanes, ranking->key[0]);
+    if (!kEndless && top == 0) break;
+    const bool best = ranking->key[0] == top;
+    const uint32_t equal = __ballot_sync(kAllLanes, best);
+    const bool first = best && (equal & below) == 0;
+    if (first) room->slot[choice->count] = {top, static_cast<uint32_t>(ranking->expert[0])};
+    RemoveFirst(first, ranking);
+    choice->mass += __uint_as_float(top & 0x7fffffffu);
+  }
+}
+
+// A row's slots, slot i in lane i.
+struct Slots {
+  int32_t expert = -1;
   float score = 0;
-  int expert = -1;
-  for (int i = 0; i < count; ++i) {
-    const int to = __shfl_sync(kAllLanes, before, i);
-    const float from_score = __shfl_sync(kAllLanes, chosen->score, i);
-    const int from_expert = __shfl_sync(kAllLanes, chosen->expert, i);
-    if (lane == to) score = from_score, expert = from_expert;
-  }
-  chosen->score = score, chosen->expert = expert, chosen->count = count;
+  int count = 0;  // the same in every lane
+};
+
+// What Extend chose. `score` is the rank.
+__device__ inline Slots ReadSlots(int count, const WarpRoom& room) {
+  __syncwarp();
+  const uint2 slot = room.slot[Lane()];
+  __syncwarp();
+  if (Lane() >= count) return {-1, 0, count};
+  return {static_cast<int32_t>(slot.y), FromOrdered(slot.x), count};
 }
 
-// Of the first `count` slots, added in order.
-__device__ inline float MassOf(const Chosen& chosen, int count) {
+inline constexpr int kAtOnce = 8;  // shuffles that do not wait for each other
+
+// What a row takes part in.
+struct RowRules {
+  bool hard, soft;  // slots from what other rows hold; by what they hold
+  int stay;         // slots that are filled without asking
+};
+__device__ inline RowRules RulesOf(const SelectLaunch& l, const SelectRules& rules, kernels::RowKind kind) {
+  const bool decode = kind == kernels::RowKind::kDecode, hard = decode && rules.guaranteed < l.slots;
+  const bool soft = decode && rules.soft_batch > 0;
+  return {hard, soft, hard ? rules.guaranteed : soft ? 1 : l.slots};
+}
+__device__ inline bool BatchAware(const SelectLaunch& l, const SelectRules& rules) { return rules.guaranteed < l.slots || rules.soft_batch > 0; }
+
+// What a row chooses by itself.
+template <int kLane>
+struct OwnChoice {
+  Token<kLane> scores;
+  Slots plain;       // the best by score
+  float plain_mass;  // of their scores
+  Slots biased;      // the best by score, then by score and bias; without a bias the same
+  // For those who choose together: what the ranking of `biased` had left after the slots that stay, and which of the lane's experts it took in all.
+  Ranking<kLane> left;
+  uint32_t held;
+};
+
+template <bool kTogether, int kLane>
+__device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, const RowInput<kLane>& input, WarpRoom* room) {
+  OwnChoice<kLane> own;
+  own.scores = SoftmaxOf(input.logits);
+  const auto& score = own.scores.score;
+  const uint32_t exists = Existing<kLane>(l.experts);
+  const auto fill = [&](Ranking<kLane> ranking, Choice* choice) {
+    if (kTogether) {
+      Extend<true>(row.stay, &ranking, room, choice);
+      own.left = ranking;
+    }
+    Extend<true>(l.slots, &ranking, room, choice);
+    if (kTogether) own.held = exists & ~LeftIn(ranking);
+    return ReadSlots(l.slots, *room);
+  };
+  Choice plain;
+  own.plain = own.biased = fill(RankExperts<kLane>(exists, [&](int i) { return score[i]; }), &plain);
+  own.plain_mass = score[0] == score[0] ? plain.mass : NAN;
+  if (rules.has_bias == 0) return own;
+  const int first = __shfl_sync(kAllLanes, own.plain.expert, 0);  // it stays
+  const uint32_t others = exists & ~(first / kLane == Lane() ? 1u << (first % kLane) : 0);
+  Choice biased;
+  biased.count = 1;
+  own.biased = fill(RankExperts<kLane>(others, [&](int i) { return score[i] + input.bias[i]; }), &biased);
+  return own;
+}
+
+// What a decode row brings to the batch.
+__device__ inline void JoinBatch(const RowRules& row, const Slots& biased, Batch* batch) {
+  if (row.hard && Lane() < row.stay) atomicOr(&batch->guaranteed[biased.expert / 32], 1u << (biased.expert % 32));
+  if (row.soft && Lane() < biased.count) atomicAdd(&batch->holders[biased.expert], 1);
+}
+
+// The choice of a row that knows what others hold. `score` is the rank.
+template <int kLane>
+__device__ Slots ChooseTogether(const RowRules& row, int slots, const RowInput<kLane>& input, const OwnChoice<kLane>& own,
+                                const Together& together, WarpRoom* room) {
+  const uint32_t allowed = row.hard ? together.batch->guaranteed[Lane() * kLane / 32] >> (Lane() * kLane % 32) : ~0u;
+  Ranking<kLane> ranking = own.left;
+  if (row.soft) {
+    const uint32_t among = LeftIn(own.left) & allowed;
+    ranking = RankExperts<kLane>(among, [&](int i) {
+      const float score = own.scores.score[i];
+      const float2 gain = together.gain[Lane() * kLane + i];
+      return score + (score * ((own.held >> i & 1 ? gain.y : gain.x) - 1) + input.bias[i]);
+    });
+  } else {
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) ranking.key[i] &= 0u - (allowed >> (ranking.expert[i] % kLane) & 1);
+    SortRanking(&ranking);
+  }
+  Choice choice;
+  choice.count = row.stay;
+  Extend<false>(slots, &ranking, room, &choice);
+  Slots chosen = ReadSlots(choice.count, *room);
+  if (Lane() < row.stay) chosen.expert = own.biased.expert, chosen.score = own.biased.score;
+  return chosen;
+}
+
+// The scores of a choice, slot i's in lane i.
+template <int kLane>
+__device__ float ScoresOf(const Token<kLane>& scores, int expert) {
+  float score = 0;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) {
+    const float other = __shfl_sync(kAllLanes, scores.score[i], max(expert, 0) / kLane);
+    if (expert >= 0 && expert % kLane == i) score = other;
+  }
+  return score;
+}
+
+// By falling score, ties by rising expert.
+__device__ inline Slots SortByScore(const Slots& slots) {
+  const int lane = Lane();
+  const uint32_t key = Ordered(slots.score);
+  int place = 0;
+#pragma unroll 1
+  for (int first = 0; first < slots.count; first += kAtOnce) {
+#pragma unroll
+    for (int i = first; i < first + kAtOnce; ++i) {
+      const uint32_t other = __shfl_sync(kAllLanes, key, i);
+      const int expert = __shfl_sync(kAllLanes, slots.expert, i);
+      place += i < slots.count && (other > key || (other == key && expert < slots.expert));
+    }
+  }
+  if (lane >= slots.count) place = lane;
+  int from = lane;
+#pragma unroll 1
+  for (int first = 0; first < slots.count; first += kAtOnce) {
+#pragma unroll
+    for (int i = first; i < first + kAtOnce; ++i) {
+      if (__shfl_sync(kAllLanes, place, i) == lane) from = i;
+    }
+  }
+  return {__shfl_sync(kAllLanes, slots.expert, from), __shfl_sync(kAllLanes, slots.score, from), slots.count};
+}
+
+// Scores of the first `count` slots, added in order.
+__device__ inline float MassOf(float score, int count) {
   float mass = 0;
-  for (int i = 0; i < count; ++i) mass += __shfl_sync(kAllLanes, chosen.score, i);
+#pragma unroll 1
+  for (int first = 0; first < count; first += kAtOnce) {
+#pragma unroll
+    for (int i = first; i < first + kAtOnce; ++i) {
+      const float other = __shfl_sync(kAllLanes, score, i);
+      if (i < count) mass += other;
+    }
+  }
   return mass;
 }
 
-struct RowCounts {
-  int32_t full = 0, hi = 0, dropped = 0;
-  double lost = 0;
+// What a row gave.
+struct RowResult {
+  int group = -1;   // of the lane's slot: 2 expert + (1: the hi plane alone); -1: empty
+  int dropped = 0;  // the same in every lane, like the next
+  float lost = 0;   // mass
 };
 
-// Turns a choice into row t of the selection.
-// `groups`: where the slots' places in the dispatch are kept for it, or null. `sorted`: by falling score already.
-__device__ inline RowCounts Weigh(const SelectLaunch& l, const SelectRules& rules, int64_t t, float plain, bool sorted, Chosen chosen, int16_t* groups) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  int kept = min(chosen.count, rules.most);
-  if (!sorted) SortByScore(kept, &chosen);
-  const float least = rules.drop_below * __shfl_sync(kAllLanes, chosen.score, 0);
-  while (kept > 1 && __shfl_sync(kAllLanes, chosen.score, kept - 1) < least) --kept;
-  const float mass = MassOf(chosen, kept);
-  const bool here = lane < kept;
-  const bool full = here && lane < rules.full && (rules.has_cap == 0 || l.plane_cap[chosen.expert] > 1);
+// Turns slots sorted by score into row t of the selection. plain_mass: of the plain model's slots. is_plain: these are they.
+__device__ inline RowResult Weigh(const SelectLaunch& l, const SelectRules& rules, int64_t t, float plain_mass, bool is_plain, const Slots& slots, bool may_read_lo) {
+  const int lane = Lane(), most = min(slots.count, rules.most);
+  const float least = rules.drop_below * __shfl_sync(kAllLanes, slots.score, 0);
+  const uint32_t stay = __ballot_sync(kAllLanes, lane == 0 || (lane < most && !(slots.score < least)));
+  const int kept = 32 - __clz(static_cast<int>(stay));  // every slot up to the last that stays
+  const float mass = is_plain && kept == slots.count ? plain_mass : MassOf(slots.score, kept);
+  const bool here = lane < kept, full = here && lane < rules.full && may_read_lo;
+  const DivideBy by_mass(mass);
+  const float weight = l.normalise ? by_mass(slots.score) : slots.score * by_mass(plain_mass);
   if (lane < l.slots) {
     const int64_t at = t * l.slots + lane;
-    l.expert[at] = here ? chosen.expert : -1;
-    l.weight[at] = !here ? 0.0f : l.normalise ? chosen.score / mass : chosen.score * (plain / mass);
+    l.expert[at] = here ? slots.expert : -1;
+    l.weight[at] = here ? weight : 0.0f;
     l.planes[at] = !here || full ? Planes::kBoth : Planes::kHi;
-    if (groups != nullptr) groups[at] = static_cast<int16_t>(!here ? -1 : 2 * chosen.expert + (full ? 0 : 1));
   }
-  RowCounts counts;
-  counts.full = __popc(__ballot_sync(kAllLanes, full));
-  counts.hi = kept - counts.full;
-  counts.dropped = l.slots - kept;
-  counts.lost = 1.0 - static_cast<double>(mass) / static_cast<double>(plain);
-  return counts;
+  return {here ? 2 * slots.expert + (full ? 0 : 1) : -1, l.slots - kept, DivideBy(plain_mass)(plain_mass - mass)};
 }
 
-__device__ inline void EmptyRow(const SelectLaunch& l, int64_t t, int16_t* groups) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  if (lane >= l.slots) return;
-  if (groups != nullptr) groups[t * l.slots + lane] = -1;
-  l.expert[t * l.slots + lane] = -1;
-  l.weight[t * l.slots + lane] = 0;
-  l.planes[t * l.slots + lane] = Planes::kBoth;
+__device__ inline RowResult EmptyRow(const SelectLaunch& l, int64_t t) {
+  if (const int64_t at = t * l.slots + Lane(); Lane() < l.slots) l.expert[at] = -1, l.weight[at] = 0, l.planes[at] = Planes::kBoth;
+  return {};
 }
 
-__device__ inline bool BatchAware(const SelectLaunch& l, const SelectRules& rules) { return rules.guaranteed < l.slots || rules.soft_batch > 0; }
-
-// What decode row t brings to the batch.
+// The rest of row t, once it has chosen alone. others.batch: null where there is no other row or no rule asks.
 template <int kLane>
-__device__ void JoinBatch(const SelectLaunch& l, const SelectRules& rules, int64_t t, Batch* batch) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const uint32_t exists = Existing<kLane>(l.experts);
-  const Token<kLane> scores = Softmax<kLane>(l.logits + t * l.experts, l.experts);
-  const auto rank_of = [&](const Token<kLane>& token) {
-    return [&](int i) { return token.score[i] + (rules.has_bias ? l.bias[lane + 32 * i] : 0.0f); };
-  };
-  if (rules.guaranteed < l.slots) {
-    Token<kLane> token = scores;
-    Chosen chosen;
-    Extend(rules.guaranteed, exists, exists, rank_of(token), &token, &chosen);
-    if (lane < chosen.count) atomicOr(&batch->guaranteed[chosen.expert / 32], 1u << (chosen.expert % 32));
-  }
-  if (rules.soft_batch > 0) {
-    Token<kLane> token = scores;
-    Chosen chosen;
-    Extend(l.slots, exists, exists, rank_of(token), &token, &chosen);
-    if (lane < chosen.count) atomicAdd(&batch->holders[chosen.expert], 1);
-  }
-}
-
-// The choice of row t, whose scores these are.
-template <int kLane>
-__device__ RowCounts ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const Token<kLane>& scores, const Batch* batch, int16_t* groups) {
-  if (l.kinds[t] == kernels::RowKind::kPadding) {
-    EmptyRow(l, t, groups);
-    return {};
-  }
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const uint32_t exists = Existing<kLane>(l.experts);
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) {
-    if (exists >> i & 1) l.scores[t * l.experts + lane + 32 * i] = scores.score[i];
-  }
-  Token<kLane> token = scores;
-  Chosen plain_choice;
-  Extend(l.slots, exists, exists, [&](int i) { return token.score[i]; }, &token, &plain_choice);
-  const float plain = MassOf(plain_choice, plain_choice.count);
-  const bool decode = l.kinds[t] == kernels::RowKind::kDecode;
-  const bool hard = decode && rules.guaranteed < l.slots, soft = decode && rules.soft_batch > 0;
-  if (!hard && !soft && rules.has_bias == 0) return Weigh(l, rules, t, plain, true, plain_choice, groups);
-
-  const auto biased = [&](const Token<kLane>& of) {
-    return [&](int i) { return of.score[i] + (rules.has_bias ? l.bias[lane + 32 * i] : 0.0f); };
-  };
-  uint32_t own = 0;  // experts of the row's plain choice under the bias: it is no other token to itself
-  if (soft) {
-    Token<kLane> mine = scores;
-    Chosen choice;
-    Extend(l.slots, exists, exists, biased(mine), &mine, &choice);
-    own = mine.held;
-  }
-  token = scores;
-  Chosen chosen;
-  uint32_t allowed = exists;
-  if (hard) {
-    Extend(rules.guaranteed, exists, exists, biased(token), &token, &chosen);
-    allowed = 0;
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) allowed |= (batch->guaranteed[i] >> lane & 1) << i;
-  }
-  Extend(l.slots, exists, allowed, [&](int i) {
-    const int e = lane + 32 * i;
-    float rank = token.score[i];
-    if (soft) {
-      const int others = batch->holders[e] - static_cast<int>(own >> i & 1);
-      const float bias = token.score[i] * (expf(rules.soft_batch / 2 * log2f(1.0f + static_cast<float>(others))) - 1);
-      return rank + (rules.has_bias ? bias + l.bias[e] : bias);
-    }
-    return rank + (rules.has_bias ? l.bias[e] : 0.0f);
-  }, &token, &chosen);
-  return Weigh(l, rules, t, plain, false, chosen, groups);
-}
-
-// The dispatch of up to 32 slots, a lane each.
-__device__ inline void DispatchByWarp(const SelectLaunch& l, const int16_t* kept) {
-  for (int e = static_cast<int>(threadIdx.x); e < l.experts; e += static_cast<int>(blockDim.x)) l.expert_slots[e] = 0;
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
-  const int lane = static_cast<int>(threadIdx.x), slots = l.rows * l.slots;
-  const int group = lane < slots ? static_cast<int>(kept[lane]) : -1;
-  const bool here = group >= 0;
-  const uint32_t same = __match_any_sync(kAllLanes, group), below = (1u << lane) - 1;
-  const bool leads = here && (same & below) == 0;
-  const uint32_t leaders = __ballot_sync(kAllLanes, leads);
-  int before = 0, jobs_before = 0;  // slots and jobs of lower groups
-  for (int i = 0; i < slots; ++i) {
-    const int other = __shfl_sync(kAllLanes, group, i);
-    before += other >= 0 && other < group;
-    jobs_before += (leaders >> i & 1) != 0 && other < group;
-  }
-  if (here) l.order[before + __popc(same & below)] = lane;
-  if (leads) l.jobs[jobs_before] = {group / 2, group % 2 == 0 ? Planes::kBoth : Planes::kHi, before, __popc(same)};
-  const uint32_t expert = __match_any_sync(kAllLanes, here ? group / 2 : -1);
-  const bool leads_expert = here && (expert & below) == 0;
-  if (leads_expert) l.expert_slots[group / 2] = __popc(expert);
-  const uint32_t distinct = __ballot_sync(kAllLanes, leads_expert), hi = __ballot_sync(kAllLanes, leads && group % 2 == 1);
-  if (lane == 0) {
-    *l.job_count = __popc(leaders);
-    l.counts->distinct = __popc(distinct), l.counts->distinct_hi = __popc(hi), l.counts->distinct_full = __popc(leaders & ~hi);
-  }
-}
-
-// Kept slots grouped by (expert, planes), tokens rising inside a group: a counting sort by one block. Each warp takes a run of slots.
-// `kept`: the slots' groups where Weigh kept them, or null.
-__device__ inline void Dispatch(const SelectLaunch& l, uint32_t* starts /* [warps, 2 E] */, const int16_t* kept) {
-  if (kept != nullptr && l.rows * l.slots <= 32) return DispatchByWarp(l, kept);
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int groups = 2 * l.experts, slots = l.rows * l.slots;
-  const int warps = min(static_cast<int>(blockDim.x / 32), (slots + 63) / 64);  // that have slots
-  const int each = (slots + warps * 32 - 1) / (warps * 32) * 32, begin = warp * each, end = min(slots, begin + each);
-  for (int i = static_cast<int>(threadIdx.x); i < warps * groups; i += static_cast<int>(blockDim.x)) starts[i] = 0;
-  __syncthreads();
-  const auto group_of = [&](int at) {
-    if (kept != nullptr) return at < end ? static_cast<int>(kept[at]) : -1;
-    const int e = at < end ? l.expert[at] : -1;
-    return e < 0 ? -1 : 2 * e + (l.planes[at] == Planes::kHi ? 1 : 0);
-  };
-  uint32_t* mine = starts + warp * groups;
-  for (int at = begin + lane; at - lane < end; at += 32) {
-    const int group = group_of(at);
-    const uint32_t same = __match_any_sync(kAllLanes, group);
-    if (group >= 0 && (same & ((1u << lane) - 1)) == 0) mine[group] += static_cast<uint32_t>(__popc(same));
-    __syncwarp();
-  }
-  __syncthreads();
-  // Totals of groups, their jobs, and where each warp's part of a group begins; one warp scans the groups.
-  if (warp == 0) {
-    uint32_t total = 0;
-    int jobs = 0, distinct = 0, distinct_full = 0, distinct_hi = 0;
-    for (int first = 0; first < groups; first += 32) {
-      const int group = first + lane;
-      uint32_t count = 0;
-      for (int w = 0; w < warps && group < groups; ++w) count += starts[w * groups + group];
-      uint32_t upto = count;
-      for (int offset = 1; offset < 32; offset *= 2) {
-        const uint32_t below = __shfl_up_sync(kAllLanes, upto, offset);
-        if (lane >= offset) upto += below;
-      }
-      const uint32_t start = total + upto - count, busy = __ballot_sync(kAllLanes, count > 0);
-      if (count > 0) {
-        l.jobs[jobs + __popc(busy & ((1u << lane) - 1))] = {group / 2, group % 2 == 0 ? Planes::kBoth : Planes::kHi,
-                                                            static_cast<int32_t>(start), static_cast<int32_t>(count)};
-      }
-      const uint32_t partner = __shfl_xor_sync(kAllLanes, count, 1);
-      if (group < groups && group % 2 == 0) l.expert_slots[group / 2] = static_cast<int32_t>(count + partner);
-      distinct += __popc(__ballot_sync(kAllLanes, group % 2 == 0 && count + partner > 0));
-      distinct_full += __popc(busy & 0x55555555u);
-      distinct_hi += __popc(busy & 0xaaaaaaaau);
-      jobs += __popc(busy);
-      uint32_t at = start;
-      for (int w = 0; w < warps && group < groups; ++w) {
-        const uint32_t part = starts[w * groups + group];
-        starts[w * groups + group] = at;
-        at += part;
-      }
-      total = __shfl_sync(kAllLanes, total + upto, 31);
-    }
-    if (lane == 0) {
-      *l.job_count = jobs;
-      l.counts->distinct = distinct, l.counts->distinct_full = distinct_full, l.counts->distinct_hi = distinct_hi;
+__device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, int64_t t, const RowInput<kLane>& input,
+                               const OwnChoice<kLane>& own, const Together& others, WarpRoom* room) {
+  if (l.scores != nullptr) WriteExperts(l.scores, t, l.experts, own.scores.score);
+  const bool together = others.batch != nullptr && (row.hard || row.soft);
+  const bool is_plain = !together && !row.hard && rules.has_bias == 0;
+  Slots slots = own.plain;
+  if (!is_plain) {
+    if (together) slots = ChooseTogether(row, l.slots, input, own, others, room);
+    else slots = own.biased, slots.count = row.hard ? row.stay : slots.count;  // alone, nobody else holds what is not its own
+    slots.count = min(slots.count, rules.most);
+    if ((together && row.soft) || rules.has_bias) {
+      slots.score = ScoresOf(own.scores, slots.expert);
+      slots = SortByScore(slots);
     }
   }
-  __syncthreads();
-  for (int at = begin + lane; at - lane < end; at += 32) {
-    const int group = group_of(at);
-    const uint32_t same = __match_any_sync(kAllLanes, group), before = same & ((1u << lane) - 1);
-    if (group >= 0) l.order[mine[group] + static_cast<uint32_t>(__popc(before))] = at;
-    __syncwarp();
-    if (group >= 0 && before == 0) mine[group] += static_cast<uint32_t>(__popc(same));
-    __syncwarp();
+  bool may_read_lo = true;
+  if (rules.has_cap) {
+    const int expert = max(slots.expert, 0);
+    may_read_lo = (__shfl_sync(kAllLanes, input.uncapped, expert / kLane) >> (expert % kLane) & 1) != 0;
   }
+  return Weigh(l, rules, t, own.plain_mass, is_plain, slots, may_read_lo);
 }
 
-// Adds up what rows lost in the order of the rows. [rows] in row_lost, [rows] counts.
-struct RowTotals {
-  double lost;
-  int32_t full, hi, dropped, unused;
-};
-
-__device__ inline void AddTotals(const RowTotals* rows, int count, SelectCounts* counts) {
-  if (threadIdx.x >= 32) return;
-  const int lane = static_cast<int>(threadIdx.x);
-  double lost = 0;
-  int full = 0, hi = 0, dropped = 0;
-  for (int t = lane; t < count; t += 32) lost += rows[t].lost, full += rows[t].full, hi += rows[t].hi, dropped += rows[t].dropped;
-  for (int offset = 16; offset > 0; offset /= 2) {
-    lost += __shfl_xor_sync(kAllLanes, lost, offset);
-    full += __shfl_xor_sync(kAllLanes, full, offset);
-    hi += __shfl_xor_sync(kAllLanes, hi, offset);
-    dropped += __shfl_xor_sync(kAllLanes, dropped, offset);
-  }
-  if (lane == 0) counts->mass_lost = lost, counts->slots_full = full, counts->slots_hi = hi, counts->slots_dropped = dropped;
-}
-
-__device__ inline void Keep(const RowCounts& counts, RowTotals* to) {
-  if (threadIdx.x % 32 == 0) *to = {counts.lost, counts.full, counts.hi, counts.dropped, 0};
-}
-
-extern __shared__ uint32_t starts[];
-
+// The choice of row t, which asks no other. Its input is read.
 template <int kLane>
-__device__ void Join(const SelectLaunch& l, const SelectRules& rules, Batch* batch) {
-  for (int i = static_cast<int>(threadIdx.x); i < kWords; i += static_cast<int>(blockDim.x)) batch->guaranteed[i] = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < l.experts; i += static_cast<int>(blockDim.x)) batch->holders[i] = 0;
-  __syncthreads();
-  for (int t = static_cast<int>(threadIdx.x / 32); t < l.rows; t += static_cast<int>(blockDim.x / 32)) {
-    if (l.kinds[t] == kernels::RowKind::kDecode) JoinBatch<kLane>(l, rules, t, batch);
-  }
-  __syncthreads();
-}
-
-// All of it by one block.
-template <int kLane>
-__device__ void SelectByBlock(const SelectLaunch& l) {
-  __shared__ Batch batch;
-  __shared__ RowTotals totals[kOneBlockRows];
-  __shared__ int16_t groups[kOneBlockRows * kMaxDeviceSlots];
-  const SelectRules rules = *l.rules;
-  if (BatchAware(l, rules)) Join<kLane>(l, rules, &batch);
-  for (int t = static_cast<int>(threadIdx.x / 32); t < l.rows; t += static_cast<int>(blockDim.x / 32)) {
-    Keep(ChooseRow(l, rules, t, Softmax<kLane>(l.logits + t * l.experts, l.experts), &batch, groups), &totals[t]);
-  }
-  __syncthreads();
-  AddTotals(totals, l.rows, l.counts);
-  Dispatch(l, starts, groups);
+__device__ RowResult ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const RowInput<kLane>& input, WarpRoom* room) {
+  if (input.kind == kernels::RowKind::kPadding) return EmptyRow(l, t);
+  const RowRules row = RulesOf(l, rules, input.kind);
+  return FinishRow(l, rules, row, t, input, ChooseAlone<false>(l, rules, row, input, room), {}, room);
 }
 
 }  // namespace thermoe::cuda

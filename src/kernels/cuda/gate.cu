@@ -2,7 +2,7 @@
 // The product with the gate's weights and the selection in one launch.
 #include <cooperative_groups.h>
 
-#include "kernels/cuda/choose.cuh"
+#include "kernels/cuda/choose_lists.cuh"
 #include "kernels/cuda/launch_early.cuh"
 
 namespace thermoe::cuda {
@@ -12,15 +12,23 @@ constexpr int kGateThreads = 512, kGateWarps = kGateThreads / 32, kGateCluster =
 constexpr int kByExpertRows = 16;  // up to here blocks by expert are faster, beyond it clusters by rows
 constexpr int kGateQuads = 8;                                // float4s of a weight row that a lane holds at once
 constexpr int kGateRows = kByExpertRows / kGateWarps;  // rows of a warp
+constexpr uint32_t kDoneMask = 0x7fffffffu;            // meetings of blocks leave the upper bit of the counter as they like
 
-// Logits of one expert for the rows of a warp; w and x: [quads]. Weights are read once, and loads do not wait for each other.
+// Logits of one expert for the rows of a warp; w and x: [quads]. Weights are read once, the first of them before what makes x has ended, and loads
+// do not wait for each other.
 __device__ void LogitsOfExpert(const float4* w, const float* x, int quads, int rows, int experts, int expert, int first_quad, int last_quad,
                            int first_row, int row_step, float (&sums)[kGateRows]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  for (int begin = first_quad; begin < last_quad; begin += 32 * kGateQuads) {
-    float4 a[kGateQuads];
+  float4 a[kGateQuads];
+  const auto load = [&](int begin) {
 #pragma unroll
     for (int i = 0; i < kGateQuads; ++i) a[i] = begin + 32 * i + lane < last_quad ? __ldg(w + begin + 32 * i + lane) : float4{};
+  };
+  load(first_quad);
+  WaitForBefore();
+  LetNextStart();
+  for (int begin = first_quad; begin < last_quad; begin += 32 * kGateQuads) {
+    if (begin > first_quad) load(begin);
 #pragma unroll
     for (int r = 0; r < kGateRows; ++r) {
       const int t = first_row + r * row_step;
@@ -37,12 +45,13 @@ __device__ void LogitsOfExpert(const float4* w, const float* x, int quads, int r
 
 // Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects.
 template <int kLane>
-__global__ void __launch_bounds__(kGateThreads) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
+__global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
   __shared__ float parts[kGateWarps];
+  __shared__ TeamRoom<kLane> room;
   __shared__ bool last;
-  WaitForBefore();
-  LetNextStart();
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), expert = static_cast<int>(blockIdx.x);
+  const BlockTeam team;
+  ClearRoom(team, l.experts, &room);
+  const int warp = team.warp(), lane = Lane(), expert = static_cast<int>(blockIdx.x);
   const float4* w = reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden);
   const int quads = hidden / 4;
   float sums[kGateRows] = {};
@@ -68,16 +77,17 @@ __global__ void __launch_bounds__(kGateThreads) GateByExpertKernel(const float* 
       logits[int64_t{t} * l.experts + expert] = total;
     }
   }
+  const SelectRules rules = *l.rules;
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(l.done, 1) + 1 == gridDim.x;
+    last = (atomicAdd(l.done, 1) & kDoneMask) + 1 == gridDim.x;
     if (last) *l.done = 0;
   }
   __syncthreads();
   if (!last) return;
   __threadfence();
-  SelectByBlock<kLane>(l);
+  SelectByTeam(l, rules, team, &room);
 }
 
 #if __CUDA_ARCH__ >= 900
@@ -100,20 +110,20 @@ __device__ float SumOfEight(float (&v)[kGateTogether]) {
   return v[0] + __shfl_xor_sync(kAllLanes, v[0], 1);
 }
 
-// Rows were chosen by several blocks: what is left for the last of them.
-__device__ void FinishChoice(const SelectLaunch& l, const RowTotals* totals, RowTotals* own_totals, int16_t* groups) {
-  for (int at = static_cast<int>(threadIdx.x); at < l.rows * l.slots; at += static_cast<int>(blockDim.x)) {
-    const int e = __ldcg(l.expert + at);
-    const auto planes = static_cast<Planes>(__ldcg(reinterpret_cast<const uint8_t*>(l.planes) + at));
-    groups[at] = static_cast<int16_t>(e < 0 ? -1 : 2 * e + (planes == Planes::kHi ? 1 : 0));
-  }
-  constexpr int kQuads = sizeof(RowTotals) / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < l.rows * kQuads; i += static_cast<int>(blockDim.x)) {
-    reinterpret_cast<double*>(own_totals)[i] = __ldcg(reinterpret_cast<const double*>(totals) + i);
-  }
-  __syncthreads();
-  AddTotals(own_totals, l.rows, l.counts);
-  Dispatch(l, starts, groups);
+// Rows were chosen by several blocks: what is left for the last of them, whose room is clear.
+template <int kLane>
+__device__ void FinishChoice(const SelectLaunch& l, const BlockTeam& team, const RowTotals* totals, TeamRoom<kLane>* room) {
+  RowTotals sum;
+  SlotCounts<kLane> counts;
+  const int group = GroupSlots(team, 0, l.rows, room, [&](int t) {
+    sum.lost += __ldcg(&totals[t].lost), sum.dropped += __ldcg(&totals[t].dropped);
+    if (Lane() == 0) room->totals[team.warp()] = sum;
+    return GroupOf(l, t);
+  }, [&](int, const SlotCounts<kLane>& turn) {
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) counts.both_hi[i] += turn.both_hi[i];
+  });
+  FinishLists(l, team, group, counts, room);
 }
 
 #endif
@@ -121,11 +131,14 @@ __device__ void FinishChoice(const SelectLaunch& l, const RowTotals* totals, Row
 // The same for more rows. Clusters of blocks share kRows rows: each block multiplies a part of the columns, the first adds up and chooses.
 // The last of those that choose makes the dispatch, or, where rows know of each other, the whole choice. kQuads: float4s of a lane.
 template <int kLane, int kRows, int kQuads>
-__global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
+__global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
 #if __CUDA_ARCH__ >= 900
   namespace cg = cooperative_groups;
   __shared__ float parts[kGateCluster][kRows][kLane * 32];
+  __shared__ TeamRoom<kLane> room;
   __shared__ bool last;
+  const BlockTeam team;
+  ClearRoom(team, l.experts, &room);
   const cg::cluster_group cluster = cg::this_cluster();
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int rank = static_cast<int>(cluster.block_rank()), first_row = static_cast<int>(blockIdx.x) / kGateCluster * kRows;
@@ -176,53 +189,50 @@ __global__ void __launch_bounds__(kGateThreads) GateKernel(const float* weights,
   cluster.sync();
   if (rank != 0) return;
   const bool together = BatchAware(l, rules);
-  auto* totals = reinterpret_cast<RowTotals*>(static_cast<Batch*>(l.scratch) + 1);
+  auto* totals = static_cast<RowTotals*>(l.scratch);
   if (const int t = first_row + warp; warp < kRows && t < l.rows) {
-    float sum[kLane];
+    RowInput<kLane> input;
+    input.kind = l.kinds[t];
+    ReadKnobs(l, rules, &input);
+    float(&sum)[kLane] = input.logits;
 #pragma unroll
     for (int i = 0; i < kLane; ++i) {
-      const int expert = lane + 32 * i;
+      const int expert = lane * kLane + i;
       sum[i] = 0;
       for (int c = 0; c < kGateCluster; ++c) sum[i] += parts[c][warp][expert];
       if (expert < l.experts) logits[int64_t{t} * l.experts + expert] = sum[i];
       else sum[i] = -INFINITY;
     }
-    if (!together) Keep(ChooseRow<kLane>(l, rules, t, SoftmaxOf(sum, l.experts), nullptr, nullptr), &totals[t]);
+    if (!together) {
+      const RowResult result = ChooseRow(l, rules, t, input, &room.warps[warp]);
+      if (lane == 0) totals[t] = {result.lost, result.dropped};
+    }
   }
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(l.done, 1) + 1 == gridDim.x / kGateCluster;
+    last = (atomicAdd(l.done, 1) & kDoneMask) + 1 == gridDim.x / kGateCluster;
     if (last) *l.done = 0;
   }
   __syncthreads();
   if (!last) return;
   __threadfence();
-  if (together) {
-    SelectByBlock<kLane>(l);
-  } else {
-    __shared__ RowTotals own_totals[kFusedGateRows];
-    __shared__ int16_t groups[kFusedGateRows * kMaxDeviceSlots];
-    FinishChoice(l, totals, own_totals, groups);
-  }
+  if (together) SelectByTeam(l, rules, team, &room);
+  else FinishChoice(l, team, totals, &room);
 #endif
 }
 
 template <int kLane>
 bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
-  const int bytes = min(kGateWarps, (l.rows * l.slots + 63) / 64) * 2 * l.experts * 4;
+  const auto* weights = reinterpret_cast<const float*>(gate.weight.hi);
+  if (l.rows <= kByExpertRows) {
+    return LaunchEarly(GateByExpertKernel<kLane>, dim3(static_cast<unsigned>(l.experts)), dim3(kGateThreads), 0, stream, weights, gate.x, gate.weight.cols,
+                       gate.out, l) == cudaSuccess;
+  }
   const auto launch = [&](auto* kernel, int rows) {
     const dim3 grid(static_cast<unsigned>(kGateCluster * ((l.rows + rows - 1) / rows)));
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024) == cudaSuccess &&
-           LaunchEarlyInClusters(kGateCluster, kernel, grid, dim3(kGateThreads), static_cast<size_t>(bytes), stream, reinterpret_cast<const float*>(gate.weight.hi),
-                                 gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
+    return LaunchEarlyInClusters(kGateCluster, kernel, grid, dim3(kGateThreads), 0, stream, weights, gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
   };
-  if (bytes > 64 * 1024) return false;
-  if (l.rows <= kByExpertRows) {
-    return cudaFuncSetAttribute(GateByExpertKernel<kLane>, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024) == cudaSuccess &&
-           LaunchEarly(GateByExpertKernel<kLane>, dim3(static_cast<unsigned>(l.experts)), dim3(kGateThreads), static_cast<size_t>(bytes), stream,
-                       reinterpret_cast<const float*>(gate.weight.hi), gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
-  }
   if (!gate.wgmma) return false;  // clusters are Hopper's
   const int quads = (gate.weight.cols / 4 + kGateCluster - 1) / kGateCluster;
   if (quads <= 64) return launch(GateKernel<kLane, 2, 2>, 2);

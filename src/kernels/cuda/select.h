@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection of experts on the device: what kernels/select.cc does, in one launch for the steps of decoding and in three for longer ones.
+// Selection of experts on the device: what kernels/select.cc does, in one launch.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -38,7 +38,7 @@ struct SelectLaunch {
   const uint8_t* plane_cap = nullptr;  // [E]
   int32_t rows = 0, experts = 0, slots = 0;
   bool normalise = true;
-  float* scores = nullptr;            // [T, E]
+  float* scores = nullptr;            // [T, E] or null
   int32_t* expert = nullptr;          // [T, K]
   float* weight = nullptr;            // [T, K]
   Planes* planes = nullptr;           // [T, K]
@@ -48,7 +48,7 @@ struct SelectLaunch {
   SelectCounts* counts = nullptr;
   int32_t* expert_slots = nullptr;    // [E]
   void* scratch = nullptr;            // SelectScratch bytes
-  uint32_t* done = nullptr;           // zeroed once by the caller, left zero; of no other launch under way
+  uint32_t* done = nullptr;           // zeroed once by the caller, then of selections alone; of no other launch under way
 };
 int64_t SelectScratch(int64_t rows);
 void Select(const SelectLaunch& launch, cudaStream_t stream);
