@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The product with the gate's weights and the selection in one launch.
+// The product with the gate's weights and the selection in one launch, of few rows with the norm before them.
 #include <cooperative_groups.h>
 
 #include "kernels/cuda/choose_lists.cuh"
+#include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/launch_early.cuh"
 
 namespace thermoe::cuda {
@@ -14,15 +15,29 @@ constexpr int kGateQuads = 8;                                // float4s of a wei
 constexpr int kGateRows = kByExpertRows / kGateWarps;  // rows of a warp
 constexpr uint32_t kDoneMask = 0x7fffffffu;            // meetings of blocks leave the upper bit of the counter as they like
 
-// Logits of one expert for the rows of a warp; w and x: [quads]. Weights are read once, the first of them before what makes x has ended, and loads
-// do not wait for each other.
-__device__ void LogitsOfExpert(const float4* w, const float* x, int quads, int rows, int experts, int expert, int first_quad, int last_quad,
-                           int first_row, int row_step, float (&sums)[kGateRows]) {
+// A norm of the rows before the product; gain null: none.
+struct GateNorm {
+  const float* gain;
+  float epsilon;
+  float* out;      // [rows, hidden]
+  __half* halves;  // out once more as half_rows.cuh has it, or null
+};
+
+// Logits of one expert for the rows of a warp, and of normed rows the sums of squares; w, gain and x: [quads]. Weights are read once, the first of
+// them before what makes x has ended, and loads do not wait for each other.
+__device__ void LogitsOfExpert(const float4* w, const float4* gain, const float* x, int quads, int rows, int first_quad, int last_quad, int first_row,
+                               int row_step, float (&sums)[kGateRows], float (&squares)[kGateRows]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   float4 a[kGateQuads];
   const auto load = [&](int begin) {
 #pragma unroll
-    for (int i = 0; i < kGateQuads; ++i) a[i] = begin + 32 * i + lane < last_quad ? __ldg(w + begin + 32 * i + lane) : float4{};
+    for (int i = 0; i < kGateQuads; ++i) {
+      const int at = begin + 32 * i + lane;
+      a[i] = at < last_quad ? __ldg(w + at) : float4{};
+      if (gain == nullptr) continue;
+      const float4 by = at < last_quad ? __ldg(gain + at) : float4{};
+      a[i] = {a[i].x * by.x, a[i].y * by.y, a[i].z * by.z, a[i].w * by.w};
+    }
   };
   load(first_quad);
   WaitForBefore();
@@ -38,50 +53,87 @@ __device__ void LogitsOfExpert(const float4* w, const float* x, int quads, int r
       for (int i = 0; i < kGateQuads; ++i) {
         const float4 b = begin + 32 * i + lane < last_quad ? __ldcg(row + 32 * i) : float4{};
         sums[r] += a[i].x * b.x + a[i].y * b.y + (a[i].z * b.z + a[i].w * b.w);
+        squares[r] += b.x * b.x + b.y * b.y + (b.z * b.z + b.w * b.w);
       }
     }
   }
 }
 
-// Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects.
+// A row's norm, by a block.
+__device__ void NormRow(const GateNorm& norm, const float* x, int hidden, int64_t row) {
+  WaitForBefore();
+  LetNextStart();
+  constexpr int kKept = 4;
+  float kept[kKept], squares = 0;
+  const auto at = [&](int k) { return static_cast<int>(threadIdx.x) + k * kGateThreads; };
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) kept[k] = at(k) < hidden ? __ldcg(x + row * hidden + at(k)) : 0.0f;
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) squares += kept[k] * kept[k];
+  for (int k = kKept; at(k) < hidden; ++k) {
+    const float value = __ldcg(x + row * hidden + at(k));
+    squares += value * value;
+  }
+  const float scale = 1.0f / sqrtf(BlockSum(squares) / static_cast<float>(hidden) + norm.epsilon);
+  const auto put = [&](int i, float value) {
+    const float normed = value * scale * norm.gain[i];
+    norm.out[row * hidden + i] = normed;
+    if (norm.halves != nullptr) StoreHalf(norm.halves + row * hidden, i, normed);
+  };
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) {
+    if (at(k) < hidden) put(at(k), kept[k]);
+  }
+  for (int k = kKept; at(k) < hidden; ++k) put(at(k), __ldcg(x + row * hidden + at(k)));
+}
+
+// Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects. Where there is a norm, one more
+// block a row leaves it for what comes next.
 template <int kLane>
-__global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
-  __shared__ float parts[kGateWarps];
+__global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, GateNorm norm,
+                                                                      SelectLaunch l) {
+  __shared__ float parts[kGateWarps], part_squares[kGateWarps];
   __shared__ TeamRoom<kLane> room;
   __shared__ bool last;
+  if (static_cast<int>(blockIdx.x) >= l.experts) return NormRow(norm, x, hidden, static_cast<int>(blockIdx.x) - l.experts);
   const BlockTeam team;
   ClearRoom(team, l.experts, &room);
   const int warp = team.warp(), lane = Lane(), expert = static_cast<int>(blockIdx.x);
   const float4* w = reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden);
+  const float4* gain = reinterpret_cast<const float4*>(norm.gain);
   const int quads = hidden / 4;
-  float sums[kGateRows] = {};
+  float sums[kGateRows] = {}, squares[kGateRows] = {};
+  const auto put = [&](int t, float sum, float square) {
+    if (norm.gain != nullptr) sum *= rsqrtf(square / static_cast<float>(hidden) + norm.epsilon);
+    logits[int64_t{t} * l.experts + expert] = sum;
+  };
   if (l.rows * 2 > kGateWarps) {  // a warp has rows of its own
-    LogitsOfExpert(w, x, quads, l.rows, l.experts, expert, 0, quads, warp, kGateWarps, sums);
+    LogitsOfExpert(w, gain, x, quads, l.rows, 0, quads, warp, kGateWarps, sums, squares);
 #pragma unroll
     for (int r = 0; r < kGateRows; ++r) {
-      const float sum = WarpSum(sums[r]);
+      const float sum = WarpSum(sums[r]), square = WarpSum(squares[r]);
       const int t = warp + r * kGateWarps;
-      if (lane == 0 && t < l.rows) logits[int64_t{t} * l.experts + expert] = sum;
+      if (lane == 0 && t < l.rows) put(t, sum, square);
     }
   } else {  // some warps share a row
     int share = 1;
     while (2 * share * l.rows <= kGateWarps) share *= 2;
     const int t = warp / share, slice = warp % share, each = (quads + share - 1) / share;
-    LogitsOfExpert(w, x, quads, l.rows, l.experts, expert, slice * each, min(quads, slice * each + each), t, kByExpertRows, sums);
-    const float sum = WarpSum(sums[0]);
-    if (lane == 0) parts[warp] = sum;
+    LogitsOfExpert(w, gain, x, quads, l.rows, slice * each, min(quads, slice * each + each), t, kByExpertRows, sums, squares);
+    const float sum = WarpSum(sums[0]), square = WarpSum(squares[0]);
+    if (lane == 0) parts[warp] = sum, part_squares[warp] = square;
     __syncthreads();
     if (lane == 0 && slice == 0 && t < l.rows) {
-      float total = 0;
-      for (int s = 0; s < share; ++s) total += parts[warp + s];
-      logits[int64_t{t} * l.experts + expert] = total;
+      float total = 0, total_squares = 0;
+      for (int s = 0; s < share; ++s) total += parts[warp + s], total_squares += part_squares[warp + s];
+      put(t, total, total_squares);
     }
   }
   const SelectRules rules = *l.rules;
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = (atomicAdd(l.done, 1) & kDoneMask) + 1 == gridDim.x;
+    last = (atomicAdd(l.done, 1) & kDoneMask) + 1 == static_cast<uint32_t>(l.experts);
     if (last) *l.done = 0;
   }
   __syncthreads();
@@ -223,15 +275,19 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weigh
 }
 
 template <int kLane>
+bool LaunchByExpert(const LinearLaunch& gate, const float* x, const GateNorm& norm, const SelectLaunch& l, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(l.experts + (norm.gain != nullptr ? l.rows : 0)));
+  return LaunchEarly(GateByExpertKernel<kLane>, grid, dim3(kGateThreads), 0, stream, reinterpret_cast<const float*>(gate.weight.hi), x, gate.weight.cols,
+                     gate.out, norm, l) == cudaSuccess;
+}
+
+template <int kLane>
 bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
-  const auto* weights = reinterpret_cast<const float*>(gate.weight.hi);
-  if (l.rows <= kByExpertRows) {
-    return LaunchEarly(GateByExpertKernel<kLane>, dim3(static_cast<unsigned>(l.experts)), dim3(kGateThreads), 0, stream, weights, gate.x, gate.weight.cols,
-                       gate.out, l) == cudaSuccess;
-  }
+  if (l.rows <= kByExpertRows) return LaunchByExpert<kLane>(gate, gate.x, GateNorm{}, l, stream);
   const auto launch = [&](auto* kernel, int rows) {
     const dim3 grid(static_cast<unsigned>(kGateCluster * ((l.rows + rows - 1) / rows)));
-    return LaunchEarlyInClusters(kGateCluster, kernel, grid, dim3(kGateThreads), 0, stream, weights, gate.x, gate.weight.cols, gate.out, l) == cudaSuccess;
+    return LaunchEarlyInClusters(kGateCluster, kernel, grid, dim3(kGateThreads), 0, stream, reinterpret_cast<const float*>(gate.weight.hi), gate.x,
+                                 gate.weight.cols, gate.out, l) == cudaSuccess;
   };
   if (!gate.wgmma) return false;  // clusters are Hopper's
   const int quads = (gate.weight.cols / 4 + kGateCluster - 1) / kGateCluster;
@@ -239,18 +295,35 @@ bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t st
   return quads <= 128 && launch(GateKernel<kLane, 1, 4>, 1);
 }
 
+// `launch` with as many experts a lane as its template argument as these take.
+template <typename Launch>
+bool ByExperts(int32_t experts, Launch&& launch) {
+  if (experts <= 32) return launch.template operator()<1>();
+  if (experts <= 64) return launch.template operator()<2>();
+  if (experts <= 128) return launch.template operator()<4>();
+  if (experts <= 256) return launch.template operator()<8>();
+  return false;
+}
+
+bool Serves(const LinearLaunch& gate, const SelectLaunch& l, int32_t most_rows) {
+  return gate.weight.packing == Packing::kF32 && gate.out == l.logits && gate.bias == nullptr && gate.weight.cols % 4 == 0 && l.rows > 0 && l.rows <= most_rows &&
+         l.experts <= 256;
+}
+
 }  // namespace
 
 bool GateAndSelect(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
-  if (gate.weight.packing != Packing::kF32 || gate.out != l.logits || gate.bias != nullptr || gate.weight.cols % 4 != 0 || l.rows == 0 ||
-      l.rows > kFusedGateRows) {
-    return false;
-  }
-  if (l.experts <= 32) return LaunchGate<1>(gate, l, stream);
-  if (l.experts <= 64) return LaunchGate<2>(gate, l, stream);
-  if (l.experts <= 128) return LaunchGate<4>(gate, l, stream);
-  if (l.experts <= 256) return LaunchGate<8>(gate, l, stream);
-  return false;
+  return Serves(gate, l, kFusedGateRows) && ByExperts(l.experts, [&]<int kLane>() { return LaunchGate<kLane>(gate, l, stream); });
+}
+
+bool NormsBeforeGate(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& l) {
+  return Serves(gate, l, kByExpertRows) && norm.out == gate.x && norm.out != norm.x && norm.n == gate.weight.cols && norm.rows == l.rows && norm.add == nullptr &&
+         norm.slots.slot_out == nullptr;
+}
+
+bool NormGateAndSelect(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
+  const GateNorm of{norm.gain, norm.epsilon, norm.out, norm.halves};
+  return NormsBeforeGate(norm, gate, l) && ByExperts(l.experts, [&]<int kLane>() { return LaunchByExpert<kLane>(gate, norm.x, of, l, stream); });
 }
 
 }  // namespace thermoe::cuda

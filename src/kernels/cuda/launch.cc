@@ -122,6 +122,24 @@ size_t ExpertsThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t
   return 2;
 }
 
+// What comes of attention added to the rows, their norm, the gate and the selection: the product adds, and the gate's blocks norm for themselves.
+size_t OutputToSelection(std::span<const Node> nodes, Halves* halves, cudaStream_t stream) {
+  const auto* output = NodeAt<LinearLaunch>(nodes, 0);
+  const auto* add = NodeAt<AddNode>(nodes, 1);
+  const auto* norm = NodeAt<NormLaunch>(nodes, 2);
+  const auto* gate = NodeAt<LinearLaunch>(nodes, 3);
+  const auto* select = NodeAt<SelectLaunch>(nodes, 4);
+  if (output == nullptr || add == nullptr || norm == nullptr || gate == nullptr || select == nullptr) return 0;
+  // What the product gave is nowhere else than in the sum, and then gone.
+  if (add->x != output->out || add->gate != nullptr || norm->x != add->out || norm->out != add->x || !NormsBeforeGate(*norm, *gate, *select)) return 0;
+  LinearLaunch adds = *output;
+  adds.out = add->out, adds.adds = true, adds.halves = halves->Of(output->x);
+  if (!LinearOfStreamedRows(std::span(&adds, 1), stream)) return 0;
+  NormLaunch normed = *norm;
+  normed.halves = halves->Take(norm->out, norm->rows, norm->n);
+  return NormGateAndSelect(normed, *gate, *select, stream) ? 5 : 0;
+}
+
 size_t GateThenSelect(std::span<const Node> nodes, cudaStream_t stream) {
   const auto* gate = NodeAt<LinearLaunch>(nodes, 0);
   const auto* select = NodeAt<SelectLaunch>(nodes, 1);
@@ -136,6 +154,7 @@ cudaError_t Launch(std::span<const Node> nodes, const LaunchRoom& room, cudaStre
     const std::span<const Node> rest = nodes.subspan(i);
     cudaError_t error = cudaSuccess;
     size_t done = LinearsTogether(rest, halves, stream, &error);
+    if (done == 0) done = OutputToSelection(rest, &halves, stream);
     if (done == 0) done = AddThenNorm(rest, &halves, stream);
     if (done == 0) done = ProjectionsTogether(rest, room, &halves, stream);
     if (done == 0) done = GateThenSelect(rest, stream);

@@ -26,6 +26,7 @@ struct LinearLaunch {
   bool wgmma = true;        // may use Hopper's own tensor-core instructions
   void* scratch = nullptr;  // [LinearScratch], aligned to 256 bytes
   const __half* halves = nullptr;  // x once more as half_rows.cuh has it, or null
+  bool adds = false;        // out += instead; only for LinearOfStreamedRows (stream_rows.h)
 };
 size_t LinearScratch(int32_t rows, int32_t in);
 cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream);

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/matrix_kernels.h"
+#include "kernels/cuda/rows.h"
 #include "kernels/ops.h"
 
 namespace thermoe::cuda {
@@ -56,5 +57,8 @@ void Select(const SelectLaunch& launch, cudaStream_t stream);
 // The product with the gate's float weights and the selection in one launch, for up to so many rows. False: not these shapes.
 inline constexpr int kFusedGateRows = 64;
 bool GateAndSelect(const LinearLaunch& gate, const SelectLaunch& launch, cudaStream_t stream);
+// And, of up to 16 rows, the norm before them: whether they are such; and the launch.
+bool NormsBeforeGate(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& launch);
+bool NormGateAndSelect(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& launch, cudaStream_t stream);
 
 }  // namespace thermoe::cuda

@@ -184,6 +184,7 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
     args.linear[i] = l.weight, args.bias[i] = l.bias, args.out[i] = l.out;
     tiles += TilesOf(l.weight.rows);
   }
+  args.adds = one.adds;
   args.rows = one.rows, args.cols = cols, args.k_tiles = cols / kTileCols;
   args.x = HalvesOf(one.x, one.halves, one.scratch, one.rows, cols, stream);
   return ByPacking(one.weight.packing, [&]<Packing kPacking>() { return LaunchLinear<kPacking>(tiles, args, stream); });

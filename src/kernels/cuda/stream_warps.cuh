@@ -250,7 +250,8 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
         }
         if constexpr (kStage == Stage::kLinear) {
           const float* bias = args.bias[u.which];
-          args.out[u.which][int64_t{column} * u.m[0].rows + row] = total[0][i] + (bias != nullptr ? bias[row] : 0.0f);
+          float* to = args.out[u.which] + int64_t{column} * u.m[0].rows + row;
+          *to = total[0][i] + (bias != nullptr ? bias[row] : 0.0f) + (args.adds ? __ldcg(to) : 0.0f);
         } else if constexpr (kStage == Stage::kGateUp) {
           StoreHalf(args.inner + int64_t{u.item.first + column} * args.matrix_rows, row, Silu(total[0][i]) * total[kMats - 1][i]);
         } else {

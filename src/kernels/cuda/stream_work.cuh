@@ -32,6 +32,7 @@ struct StreamArgs {
   const float* bias[kMostTogether];
   float* out[kMostTogether];
   int32_t linears;
+  bool adds;  // to what is there
   // Experts.
   const DeviceMatrix* first;   // [E] gate, or down
   const DeviceMatrix* second;  // [E] up
