@@ -316,11 +316,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
   if (splits == 1) return;
 
   // The last part of a context to be done adds all of them.
-  if (thread == 0) {
-    __threadfence();
-    room.last = atomicAdd(a.done + which, 1) + 1 == static_cast<uint32_t>(splits);
-    __threadfence();
-  }
+  if (thread == 0) room.last = CountBlock(a.done + which) + 1 == static_cast<uint32_t>(splits);
   __syncthreads();
   if (!room.last) return;
   if (thread == 0) a.done[which] = 0;

@@ -296,7 +296,9 @@ void CudaOps::EndStep() const {
   if (recorded_ > 0) {
     const auto bytes = static_cast<size_t>(Bytes<SelectCounts>(static_cast<int64_t>(recorded_)) +
                                            Bytes<int32_t>(static_cast<int64_t>(recorded_) * select_experts_));
-    Check(cudaMemcpyAsync(records_.data(), counts_, bytes, cudaMemcpyDefault, stream_), "reading what the gates chose");
+    // By a kernel: a copy would make the stream change engines twice.
+    Scatter({{{records_.data(), reinterpret_cast<const std::byte*>(counts_), static_cast<int64_t>(bytes)}}, 1}, stream_);
+    Check(cudaGetLastError(), "reading what the gates chose");
   }
 }
 
@@ -562,11 +564,10 @@ void CudaOps::Gather(const kernels::GatherArgs& args) const {
 
 bool CudaOps::Summarise(const kernels::SummariseArgs& args) const {
   const auto rows = args.logits.rows;
-  const int64_t bytes = Bytes<kernels::LogitSummary>(rows);
   if (rows > summary_rows_) {
     Synchronise();
-    Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes + 64 + SummaryScratch(rows), "summaries of logits");
-    Result<PinnedMemory> pinned = PinnedMemory::Allocate(bytes);
+    Result<DeviceMemory> memory = DeviceMemory::Allocate(SummaryScratch(rows), "summaries of logits");
+    Result<PinnedMemory> pinned = PinnedMemory::Allocate(Bytes<kernels::LogitSummary>(rows));
     if (!memory.ok() || !pinned.ok()) {
       if (health_.ok()) health_ = memory.ok() ? pinned.status() : memory.status();
       return false;
@@ -580,12 +581,11 @@ bool CudaOps::Summarise(const kernels::SummariseArgs& args) const {
   const float* logits = call.In(args.logits.data, args.logits.size());
   const int32_t* asked = call.In(args.asked.data(), rows);
   LaunchPending();
-  auto* out = summary_memory_.as<kernels::LogitSummary>();
-  thermoe::cuda::Summarise(logits, rows, args.logits.cols, asked, out, summary_memory_.data() + (bytes + 63) / 64 * 64, stream_);
+  auto* out = summaries_.as<kernels::LogitSummary>();  // the device writes where the host reads
+  thermoe::cuda::Summarise(logits, rows, args.logits.cols, asked, out, summary_memory_.data(), stream_);
   Check(cudaGetLastError(), "summarising logits");
-  Check(cudaMemcpyAsync(summaries_.data(), out, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "reading results");
   Synchronise();
-  std::memcpy(args.out.data(), summaries_.data(), static_cast<size_t>(bytes));
+  std::copy_n(out, static_cast<size_t>(rows), args.out.data());
   return true;
 }
 

@@ -130,15 +130,13 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
     }
   }
   const SelectRules rules = *l.rules;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = (atomicAdd(l.done, 1) & kDoneMask) + 1 == static_cast<uint32_t>(l.experts);
+    last = (CountBlock(l.done) & kDoneMask) + 1 == static_cast<uint32_t>(l.experts);
     if (last) *l.done = 0;
   }
   __syncthreads();
   if (!last) return;
-  __threadfence();
   SelectByTeam(l, rules, team, &room);
 }
 
@@ -260,15 +258,13 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weigh
       if (lane == 0) totals[t] = {result.lost, result.dropped};
     }
   }
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = (atomicAdd(l.done, 1) & kDoneMask) + 1 == gridDim.x / kGateCluster;
+    last = (CountBlock(l.done) & kDoneMask) + 1 == gridDim.x / kGateCluster;
     if (last) *l.done = 0;
   }
   __syncthreads();
   if (!last) return;
-  __threadfence();
   if (together) SelectByTeam(l, rules, team, &room);
   else FinishChoice(l, team, totals, &room);
 #endif

@@ -46,7 +46,8 @@ void Gather(const float* x, const int32_t* picked, float* out, int64_t rows, int
 // out [rows, cols] = rows `ids` of a table as the file has it (type: any of DType but kNested8).
 void Embed(DType type, const std::byte* table, int64_t cols, int64_t row_bytes, const int32_t* ids, float* out, int64_t rows, cudaStream_t stream);
 
-// Small pieces of pinned host memory to where they belong, all at once; the host leaves them until it has waited for the stream.
+// Small pieces of pinned host memory to where they belong, all at once, or from there to pinned host memory; the host leaves them until it has
+// waited for the stream.
 inline constexpr int kMostPieces = 12;
 struct ScatterLaunch {
   struct Piece {

@@ -91,9 +91,8 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   }
   const auto meet = [] { asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory"); };
   Consume(up, places, &stage, &rows);
-  __threadfence();
   meet();
-  if (threadIdx.x == 0) atomicAdd(args.met, 1);
+  if (threadIdx.x == 0) CountBlock(args.met);
   Consume(down, places, &stage, &rows);
   meet();
   if (threadIdx.x == 0 && atomicAdd(args.met + 1, 1) + 1 == gridDim.x) args.met[0] = 0, args.met[1] = 0;

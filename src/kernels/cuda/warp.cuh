@@ -18,6 +18,14 @@ __device__ inline void LetNextStart() {
 #endif
 }
 
+// Counts a block that has come to some point, by one thread after the block has met: how many had come before. What they wrote before that is
+// seen by this block once it meets again.
+__device__ inline uint32_t CountBlock(uint32_t* counter) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
+
 __device__ inline float WarpSum(float value) {
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
   return value;
