@@ -3,25 +3,17 @@
 #include <cooperative_groups.h>
 
 #include "kernels/cuda/choose_lists.cuh"
-#include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/norm_row.cuh"
 
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kGateThreads = 512, kGateWarps = kGateThreads / 32, kGateCluster = 8;
+constexpr int kGateThreads = kNormThreads, kGateWarps = kGateThreads / 32, kGateCluster = 8;
 constexpr int kByExpertRows = 16;  // up to here blocks by expert are faster, beyond it clusters by rows
 constexpr int kGateQuads = 8;                                // float4s of a weight row that a lane holds at once
 constexpr int kGateRows = kByExpertRows / kGateWarps;  // rows of a warp
 constexpr uint32_t kDoneMask = 0x7fffffffu;            // meetings of blocks leave the upper bit of the counter as they like
-
-// A norm of the rows before the product; gain null: none.
-struct GateNorm {
-  const float* gain;
-  float epsilon;
-  float* out;      // [rows, hidden]
-  __half* halves;  // out once more as half_rows.cuh has it, or null
-};
 
 // Logits of one expert for the rows of a warp, and of normed rows the sums of squares; w, gain and x: [quads]. Weights are read once, the first of
 // them before what makes x has ended, and loads do not wait for each other.
@@ -59,43 +51,19 @@ __device__ void LogitsOfExpert(const float4* w, const float4* gain, const float*
   }
 }
 
-// A row's norm, by a block.
-__device__ void NormRow(const GateNorm& norm, const float* x, int hidden, int64_t row) {
-  WaitForBefore();
-  LetNextStart();
-  constexpr int kKept = 4;
-  float kept[kKept], squares = 0;
-  const auto at = [&](int k) { return static_cast<int>(threadIdx.x) + k * kGateThreads; };
-#pragma unroll
-  for (int k = 0; k < kKept; ++k) kept[k] = at(k) < hidden ? __ldcg(x + row * hidden + at(k)) : 0.0f;
-#pragma unroll
-  for (int k = 0; k < kKept; ++k) squares += kept[k] * kept[k];
-  for (int k = kKept; at(k) < hidden; ++k) {
-    const float value = __ldcg(x + row * hidden + at(k));
-    squares += value * value;
-  }
-  const float scale = 1.0f / sqrtf(BlockSum(squares) / static_cast<float>(hidden) + norm.epsilon);
-  const auto put = [&](int i, float value) {
-    const float normed = value * scale * norm.gain[i];
-    norm.out[row * hidden + i] = normed;
-    if (norm.halves != nullptr) StoreHalf(norm.halves + row * hidden, i, normed);
-  };
-#pragma unroll
-  for (int k = 0; k < kKept; ++k) {
-    if (at(k) < hidden) put(at(k), kept[k]);
-  }
-  for (int k = kKept; at(k) < hidden; ++k) put(at(k), __ldcg(x + row * hidden + at(k)));
-}
-
 // Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects. Where there is a norm, one more
 // block a row leaves it for what comes next.
 template <int kLane>
-__global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, GateNorm norm,
+__global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, NormLaunch norm,
                                                                       SelectLaunch l) {
   __shared__ float parts[kGateWarps], part_squares[kGateWarps];
   __shared__ TeamRoom<kLane> room;
   __shared__ bool last;
-  if (static_cast<int>(blockIdx.x) >= l.experts) return NormRow(norm, x, hidden, static_cast<int>(blockIdx.x) - l.experts);
+  if (static_cast<int>(blockIdx.x) >= l.experts) {
+    WaitForBefore();
+    LetNextStart();
+    return NormRow(norm, static_cast<int>(blockIdx.x) - l.experts, parts, [] { __syncthreads(); });
+  }
   const BlockTeam team;
   ClearRoom(team, l.experts, &room);
   const int warp = team.warp(), lane = Lane(), expert = static_cast<int>(blockIdx.x);
@@ -271,15 +239,17 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weigh
 }
 
 template <int kLane>
-bool LaunchByExpert(const LinearLaunch& gate, const float* x, const GateNorm& norm, const SelectLaunch& l, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(l.experts + (norm.gain != nullptr ? l.rows : 0)));
+bool LaunchByExpert(const LinearLaunch& gate, const NormLaunch& norm, const SelectLaunch& l, cudaStream_t stream) {
+  const bool norms = norm.gain != nullptr;
+  const float* x = norms ? norm.x : gate.x;
+  const dim3 grid(static_cast<unsigned>(l.experts + (norms ? l.rows : 0)));
   return LaunchEarly(GateByExpertKernel<kLane>, grid, dim3(kGateThreads), 0, stream, reinterpret_cast<const float*>(gate.weight.hi), x, gate.weight.cols,
                      gate.out, norm, l) == cudaSuccess;
 }
 
 template <int kLane>
 bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
-  if (l.rows <= kByExpertRows) return LaunchByExpert<kLane>(gate, gate.x, GateNorm{}, l, stream);
+  if (l.rows <= kByExpertRows) return LaunchByExpert<kLane>(gate, {}, l, stream);
   const auto launch = [&](auto* kernel, int rows) {
     const dim3 grid(static_cast<unsigned>(kGateCluster * ((l.rows + rows - 1) / rows)));
     return LaunchEarlyInClusters(kGateCluster, kernel, grid, dim3(kGateThreads), 0, stream, reinterpret_cast<const float*>(gate.weight.hi), gate.x,
@@ -318,8 +288,7 @@ bool NormsBeforeGate(const NormLaunch& norm, const LinearLaunch& gate, const Sel
 }
 
 bool NormGateAndSelect(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
-  const GateNorm of{norm.gain, norm.epsilon, norm.out, norm.halves};
-  return NormsBeforeGate(norm, gate, l) && ByExperts(l.experts, [&]<int kLane>() { return LaunchByExpert<kLane>(gate, norm.x, of, l, stream); });
+  return NormsBeforeGate(norm, gate, l) && ByExperts(l.experts, [&]<int kLane>() { return LaunchByExpert<kLane>(gate, norm, l, stream); });
 }
 
 }  // namespace thermoe::cuda

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/norm_row.cuh"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/warp.cuh"
 #include "model/quant_blocks.h"
@@ -16,55 +17,12 @@ constexpr int kThreads = 256;
 
 unsigned BlocksFor(int64_t size) { return static_cast<unsigned>((size + kThreads - 1) / kThreads); }
 
-constexpr int kNormThreads = 512, kNormKept = 4;  // elements of a row that a thread keeps in registers
-
-// One block a row. What is added first, and where it goes: NormLaunch.
+// One block a row.
 __global__ void __launch_bounds__(kNormThreads) RmsNormKernel(NormLaunch l) {
+  __shared__ float sums[kNormThreads / 32];
   WaitForBefore();
   LetNextStart();
-  const int64_t row = blockIdx.x, at = row * l.n;
-  const bool adds = l.add != nullptr || l.slots.slot_out != nullptr;
-  float* x = const_cast<float*>(l.x);
-  const auto value_at = [&](int i) {
-    float value = l.x[at + i];
-    if (l.add != nullptr) value += l.add[at + i];
-    if (l.slots.slot_out != nullptr) {
-      float sum = 0;
-      for (int s = 0; s < l.slots.slots; ++s) {
-        const int64_t slot = row * l.slots.slots + s;
-        if (l.slots.expert[slot] >= 0) sum += l.slots.weight[slot] * l.slots.slot_out[slot * l.n + i];
-      }
-      value += sum;
-    }
-    if (adds) x[at + i] = value;
-    return value;
-  };
-  float kept[kNormKept], gain[kNormKept], squares = 0;
-#pragma unroll
-  for (int k = 0; k < kNormKept; ++k) {
-    const int i = static_cast<int>(threadIdx.x) + k * kNormThreads;
-    kept[k] = i < l.n ? value_at(i) : 0.0f;
-    gain[k] = i < l.n ? l.gain[i] : 0.0f;
-    squares += kept[k] * kept[k];
-  }
-  for (int i = static_cast<int>(threadIdx.x) + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
-    const float value = value_at(i);
-    squares += value * value;
-  }
-  const float scale = 1.0f / sqrtf(BlockSum(squares) / static_cast<float>(l.n) + l.epsilon);
-#pragma unroll
-  for (int k = 0; k < kNormKept; ++k) {
-    const int i = static_cast<int>(threadIdx.x) + k * kNormThreads;
-    if (i >= l.n) continue;
-    const float value = kept[k] * scale * gain[k];
-    l.out[at + i] = value;
-    if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);
-  }
-  for (int i = static_cast<int>(threadIdx.x) + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
-    const float value = x[at + i] * scale * l.gain[i];
-    l.out[at + i] = value;
-    if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);
-  }
+  NormRow(l, blockIdx.x, sums, [] { __syncthreads(); });
 }
 
 // Narrow rows (one head): one warp each.

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// A row's norm by kNormThreads threads, with what is added to the row first (NormLaunch).
+#pragma once
+
+#include "kernels/cuda/half_rows.cuh"
+#include "kernels/cuda/rows.h"
+#include "kernels/cuda/warp.cuh"
+
+namespace thermoe::cuda {
+
+inline constexpr int kNormThreads = 512;
+
+// Sums over all these threads; `sync` makes them meet. sums: [kNormThreads / 32] in shared memory.
+template <typename Sync>
+__device__ float SumOfThreads(float value, float* sums, Sync&& sync) {
+  value = WarpSum(value);
+  sync();  // nobody still reads the sums before
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
+  sync();
+  return WarpSum(threadIdx.x % 32 < kNormThreads / 32 ? sums[threadIdx.x % 32] : 0.0f);
+}
+
+template <typename Sync>
+__device__ void NormRow(const NormLaunch& l, int64_t row, float* sums, Sync&& sync) {
+  constexpr int kKept = 4;  // elements that a thread keeps in registers
+  const int64_t at = row * l.n;
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool adds = l.add != nullptr || l.slots.slot_out != nullptr;
+  float* x = const_cast<float*>(l.x);
+  const auto value_at = [&](int i) {
+    float value = l.x[at + i];
+    if (l.add != nullptr) value += l.add[at + i];
+    if (l.slots.slot_out != nullptr) {
+      float sum = 0;
+      for (int s = 0; s < l.slots.slots; ++s) {
+        const int64_t slot = row * l.slots.slots + s;
+        if (l.slots.expert[slot] >= 0) sum += l.slots.weight[slot] * __ldcg(l.slots.slot_out + slot * l.n + i);
+      }
+      value += sum;
+    }
+    if (adds) x[at + i] = value;
+    return value;
+  };
+  float kept[kKept], gain[kKept], squares = 0;
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) {
+    const int i = thread + k * kNormThreads;
+    kept[k] = i < l.n ? value_at(i) : 0.0f;
+    gain[k] = i < l.n ? l.gain[i] : 0.0f;
+    squares += kept[k] * kept[k];
+  }
+  for (int i = thread + kKept * kNormThreads; i < l.n; i += kNormThreads) {
+    const float value = value_at(i);
+    squares += value * value;
+  }
+  const float scale = 1.0f / sqrtf(SumOfThreads(squares, sums, sync) / static_cast<float>(l.n) + l.epsilon);
+#pragma unroll
+  for (int k = 0; k < kKept; ++k) {
+    const int i = thread + k * kNormThreads;
+    if (i >= l.n) continue;
+    const float value = kept[k] * scale * gain[k];
+    l.out[at + i] = value;
+    if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);
+  }
+  for (int i = thread + kKept * kNormThreads; i < l.n; i += kNormThreads) {
+    const float value = x[at + i] * scale * l.gain[i];
+    l.out[at + i] = value;
+    if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);
+  }
+}
+
+}  // namespace thermoe::cuda
