@@ -31,10 +31,13 @@ __device__ void NormRow(const NormLaunch& l, int64_t row, float* sums, Sync&& sy
     float value = l.x[at + i];
     if (l.add != nullptr) value += l.add[at + i];
     if (l.slots.slot_out != nullptr) {
+      // Loads do not wait for each other: those of empty slots, which come to nothing, are not left out.
+      const int64_t first = row * l.slots.slots;
       float sum = 0;
+#pragma unroll 8
       for (int s = 0; s < l.slots.slots; ++s) {
-        const int64_t slot = row * l.slots.slots + s;
-        if (l.slots.expert[slot] >= 0) sum += l.slots.weight[slot] * __ldcg(l.slots.slot_out + slot * l.n + i);
+        const float weight = __ldcg(l.slots.weight + first + s), given = __ldcg(l.slots.slot_out + (first + s) * l.n + i);
+        sum += __ldcg(l.slots.expert + first + s) >= 0 ? weight * given : 0.0f;
       }
       value += sum;
     }

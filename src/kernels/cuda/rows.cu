@@ -69,6 +69,8 @@ __global__ void ClampKernel(float* x, int64_t size, float limit) {
 }
 
 __global__ void GatherKernel(const float* x, const int32_t* picked, float* out, int64_t n) {
+  WaitForBefore();
+  LetNextStart();
   const float* from = x + picked[blockIdx.x] * n;
   float* to = out + blockIdx.x * n;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) to[i] = from[i];
@@ -176,6 +178,8 @@ __device__ Part BlockMerge(Part part) {
 constexpr int kSummaryParts = 64;
 
 __global__ void SummaryPartKernel(const float* logits, int64_t vocab, Part* parts) {
+  WaitForBefore();
+  LetNextStart();
   const float* row = logits + blockIdx.y * vocab;
   const int64_t each = (vocab + kSummaryParts - 1) / kSummaryParts, begin = blockIdx.x * each;
   const int64_t end = begin + each < vocab ? begin + each : vocab;
@@ -198,6 +202,7 @@ __global__ void SummaryPartKernel(const float* logits, int64_t vocab, Part* part
 }
 
 __global__ void SummaryKernel(const float* logits, int64_t vocab, const Part* parts, const int32_t* asked, kernels::LogitSummary* out) {
+  WaitForBefore();
   const int64_t row = blockIdx.x;
   Part part = parts[row * kSummaryParts + threadIdx.x];
   for (int i = 32; i < kSummaryParts; i += 32) part = Merge(part, parts[row * kSummaryParts + i + threadIdx.x]);
@@ -244,7 +249,7 @@ void Clamp(float* x, int64_t size, float limit, cudaStream_t stream) {
 }
 
 void Gather(const float* x, const int32_t* picked, float* out, int64_t rows, int64_t n, cudaStream_t stream) {
-  if (rows > 0) GatherKernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(x, picked, out, n);
+  if (rows > 0) LaunchEarly(GatherKernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, stream, x, picked, out, n);
 }
 
 void Embed(DType type, const std::byte* table, int64_t cols, int64_t row_bytes, const int32_t* ids, float* out, int64_t rows,
@@ -260,8 +265,9 @@ void Summarise(const float* logits, int64_t rows, int64_t vocab, const int32_t* 
                cudaStream_t stream) {
   if (rows == 0) return;
   auto* parts = static_cast<Part*>(scratch);
-  SummaryPartKernel<<<dim3(kSummaryParts, static_cast<unsigned>(rows)), kThreads, 0, stream>>>(logits, vocab, parts);
-  SummaryKernel<<<static_cast<unsigned>(rows), 32, 0, stream>>>(logits, vocab, parts, asked, out);
+  const auto count = static_cast<unsigned>(rows);
+  LaunchEarly(SummaryPartKernel, dim3(kSummaryParts, count), dim3(kThreads), 0, stream, logits, vocab, parts);
+  LaunchEarly(SummaryKernel, dim3(count), dim3(32), 0, stream, logits, vocab, parts, asked, out);
 }
 
 }  // namespace thermoe::cuda

@@ -251,7 +251,9 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
         if constexpr (kStage == Stage::kLinear) {
           const float* bias = args.bias[u.which];
           float* to = args.out[u.which] + int64_t{column} * u.m[0].rows + row;
-          *to = total[0][i] + (bias != nullptr ? bias[row] : 0.0f) + (args.adds ? __ldcg(to) : 0.0f);
+          const float value = total[0][i] + (bias != nullptr ? bias[row] : 0.0f);
+          if (args.adds) atomicAdd(to, value);  // nobody else adds there: the same sum, but nothing waits for what was there
+          else *to = value;
         } else if constexpr (kStage == Stage::kGateUp) {
           StoreHalf(args.inner + int64_t{u.item.first + column} * args.matrix_rows, row, Silu(total[0][i]) * total[kMats - 1][i]);
         } else {
