@@ -163,24 +163,15 @@ __device__ void AddTurns(const BlockTeam& team, const ManyRooms& rooms, bool som
   team.Meet();
 }
 
-// So that they are in the constant cache once the kernel before has ended.
-__device__ void FetchParameters(const SelectLaunch& l) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" ::"l"(l.rules), "l"(l.kinds), "l"(l.logits), "l"(l.scores), "l"(l.expert), "l"(l.weight), "l"(l.planes), "l"(l.jobs), "l"(l.job_count), "l"(l.order));
-  asm volatile("" ::"l"(l.counts), "l"(l.expert_slots), "l"(l.scratch), "l"(l.done));
-#endif
-}
-
 template <int kLane>
 __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLaunch l) {
   __shared__ TeamRoom<kLane> room;
   const BlockTeam team;
   ClearRoom(team, l.experts, &room);
-  FetchParameters(l);
   team.Meet();
   WaitForBefore();
   LetNextStart();
-  SelectByTeam(l, *l.rules, team, &room);
+  SelectByTeam(l, team, &room);
 }
 
 // Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.
@@ -192,7 +183,6 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(Selec
   const int block = static_cast<int>(blockIdx.x), rows_of_block = turns_of_block * team.warps();
   const int first = block * rows_of_block, end = min(l.rows, first + rows_of_block);
   ClearRoom(team, l.experts, &room);
-  FetchParameters(l);
   team.Meet();
   WaitForBefore();
   LetNextStart();
