@@ -296,12 +296,11 @@ __device__ void FinishLists(const SelectLaunch& l, const Team& team, int group, 
   PutInOrder(l, team, 0, l.rows, group, room);
 }
 
-// The selection of all rows by one team, whose room is clear.
+// The selection of all rows by one team, whose room is clear. rules: a copy, which stores do not make the team read again.
 template <int kLane, typename Team>
-__device__ void SelectByTeam(const SelectLaunch& l, const Team& team, TeamRoom<kLane>* room) {
+__device__ void SelectByTeam(const SelectLaunch& l, const SelectRules rules, const Team& team, TeamRoom<kLane>* room) {
   RowInput<kLane> input;
   ReadRow(l, team.warp(), &input);
-  const SelectRules rules = *l.rules;  // a copy: what is written does not make it read again
   if (l.rows == 1) {
     if (team.warp() > 0) return;
     ReadKnobs(l, rules, &input);

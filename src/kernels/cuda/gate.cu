@@ -77,6 +77,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
       logits[int64_t{t} * l.experts + expert] = total;
     }
   }
+  const SelectRules rules = *l.rules;
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
   __syncthreads();
   if (!last) return;
   __threadfence();
-  SelectByTeam(l, team, &room);
+  SelectByTeam(l, rules, team, &room);
 }
 
 #if __CUDA_ARCH__ >= 900
@@ -216,7 +217,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weigh
   __syncthreads();
   if (!last) return;
   __threadfence();
-  if (together) SelectByTeam(l, team, &room);
+  if (together) SelectByTeam(l, rules, team, &room);
   else FinishChoice(l, team, totals, &room);
 #endif
 }

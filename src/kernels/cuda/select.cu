@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLau
   team.Meet();
   WaitForBefore();
   LetNextStart();
-  SelectByTeam(l, team, &room);
+  SelectByTeam(l, *l.rules, team, &room);
 }
 
 // Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.
