@@ -53,11 +53,7 @@ struct Token {
 class DivideBy {
  public:
   __device__ explicit DivideBy(float sum) : sum_(sum) {
-#if defined(__CUDA_ARCH__)
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse_) : "f"(sum));
-#else
-    inverse_ = 1 / sum;
-#endif
     inverse_ = fmaf(inverse_, fmaf(-sum, inverse_, 1.0f), inverse_);
   }
   __device__ float operator()(float e) const {
@@ -168,7 +164,8 @@ template <int kLane>
 __device__ void Sort2(Ranking<kLane>* ranking, int a, int b) {
   const uint32_t key_a = ranking->key[a], key_b = ranking->key[b];
   const int32_t expert_a = ranking->expert[a], expert_b = ranking->expert[b];
-  const bool swap = key_b > key_a || (!Ranking<kLane>::kSorted && key_b == key_a && expert_b < expert_a);  // sorted: only neighbours, so equals keep their order
+  // Sorted lists swap only neighbours, so that equals keep their order.
+  const bool swap = key_b > key_a || (!Ranking<kLane>::kSorted && key_b == key_a && expert_b < expert_a);
   ranking->key[a] = swap ? key_b : key_a, ranking->key[b] = swap ? key_a : key_b;
   ranking->expert[a] = swap ? expert_b : expert_a, ranking->expert[b] = swap ? expert_a : expert_b;
 }
@@ -179,7 +176,7 @@ __device__ void BringFirst(Ranking<kLane>* ranking) {
   for (int i = 1; i < kLane; ++i) Sort2(ranking, 0, i);
 }
 
-// Sorts anew where keys have become 0.
+// Sorts it, anew where keys have become 0.
 template <int kLane>
 __device__ void SortRanking(Ranking<kLane>* ranking) {
   if constexpr (Ranking<kLane>::kSorted) {
@@ -417,7 +414,8 @@ struct RowResult {
 };
 
 // Turns slots sorted by score into row t of the selection. plain_mass: of the plain model's slots. is_plain: these are they.
-__device__ inline RowResult Weigh(const SelectLaunch& l, const SelectRules& rules, int64_t t, float plain_mass, bool is_plain, const Slots& slots, bool may_read_lo) {
+__device__ inline RowResult Weigh(const SelectLaunch& l, const SelectRules& rules, int64_t t, float plain_mass, bool is_plain, const Slots& slots,
+                                  bool may_read_lo) {
   const int lane = Lane(), most = min(slots.count, rules.most);
   const float least = rules.drop_below * __shfl_sync(kAllLanes, slots.score, 0);
   const uint32_t stay = __ballot_sync(kAllLanes, lane == 0 || (lane < most && !(slots.score < least)));

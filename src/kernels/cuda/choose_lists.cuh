@@ -18,15 +18,15 @@ struct BlockTeam {
 
 // What rows lost.
 struct RowTotals {
-  float lost = 0;
-  int32_t dropped = 0;
+  float lost;
+  int32_t dropped;
 };
 struct SumOfTotals {
-  double lost = 0;
-  int32_t dropped = 0, unused = 0;
+  double lost;
+  int32_t dropped, unused;
 };
 
-// Warps of a team, at most.
+// Warps of a team, at most. More experts than 256 take more registers.
 template <int kLane>
 inline constexpr int kTeamWarps = kLane <= 8 ? 32 : 8;
 
@@ -158,7 +158,7 @@ __device__ void WriteJobs(const SelectLaunch& l, const Team& team, const TeamRoo
 // Adds up `count` totals, by a warp, in an order that is always the same.
 template <typename TotalsAt>
 __device__ SumOfTotals AddTotals(int count, TotalsAt&& at) {
-  SumOfTotals sum;
+  SumOfTotals sum{};
   for (int i = Lane(); i < count; i += 32) {
     const auto other = at(i);
     sum.lost += static_cast<double>(other.lost), sum.dropped += other.dropped;
@@ -243,7 +243,7 @@ __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const
   const int mine = first + team.warp();
   const bool once = first + team.warps() >= end;  // a warp has one row
   ReadKnobs(l, rules, input);
-  RowTotals totals;
+  RowTotals totals{};
   const auto keep = [&](const RowResult& result) {
     totals.lost += result.lost, totals.dropped += result.dropped;
     if (Lane() == 0) room->totals[team.warp()] = totals;
@@ -296,9 +296,9 @@ __device__ void FinishLists(const SelectLaunch& l, const Team& team, int group, 
   PutInOrder(l, team, 0, l.rows, group, room);
 }
 
-// The selection of all rows by one team, whose room is clear.
+// The selection of all rows by one team, whose room is clear. rules: a copy, which stores do not make the team read again.
 template <int kLane, typename Team>
-__device__ void SelectByTeam(const SelectLaunch& l, const SelectRules& rules, const Team& team, TeamRoom<kLane>* room) {
+__device__ void SelectByTeam(const SelectLaunch& l, const SelectRules rules, const Team& team, TeamRoom<kLane>* room) {
   RowInput<kLane> input;
   ReadRow(l, team.warp(), &input);
   if (l.rows == 1) {

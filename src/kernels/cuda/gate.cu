@@ -131,7 +131,7 @@ __device__ float SumOfEight(float (&v)[kGateTogether]) {
 // Rows were chosen by several blocks: what is left for the last of them, whose room is clear.
 template <int kLane>
 __device__ void FinishChoice(const SelectLaunch& l, const BlockTeam& team, const RowTotals* totals, TeamRoom<kLane>* room) {
-  RowTotals sum;
+  RowTotals sum{};
   SlotCounts<kLane> counts;
   const int group = GroupSlots(team, 0, l.rows, room, [&](int t) {
     sum.lost += __ldcg(&totals[t].lost), sum.dropped += __ldcg(&totals[t].dropped);

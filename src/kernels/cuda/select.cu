@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kMostBlocks = 256;  // that meet
 constexpr int kMostRows = 65535;  // counts of a group fit 16 bits
-constexpr int kLeastWarps = 8;    // of a block, a row each at a time; more experts than 256 take too many registers for more
+constexpr int kLeastWarps = 8;    // of a block, a row each at a time
 
 // What a block tells the others.
 struct BlockRoom {
@@ -21,7 +21,7 @@ struct BlockRoom {
 };
 struct ManyRooms {
   BlockRoom* blocks;  // [blocks]
-  // [turns of all blocks, 32 kLane] slots of each expert in a turn that read both planes; and of the hi plane alone. At most a slot a row.
+  // [turns of all blocks, 32 kLane] slots of each expert in a turn that read both planes; and of the hi plane alone. At most a turn's rows: 32.
   uint8_t *both, *hi;
 };
 
@@ -39,15 +39,9 @@ class Meeting {
     if (team_.thread() == 0) {
       const uint32_t mine = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
       uint32_t now;
-#if defined(__CUDA_ARCH__)
       asm volatile("fence.acq_rel.gpu;\n\tred.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(word_), "r"(mine) : "memory");
       do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(word_) : "memory");
       while (((was_ ^ now) & 0x80000000u) == 0);
-#else
-      atomicAdd(word_, mine);
-      do now = *static_cast<volatile uint32_t*>(word_);
-      while (((was_ ^ now) & 0x80000000u) == 0);
-#endif
       was_ = now;
     }
     team_.Meet();
@@ -118,7 +112,8 @@ struct TurnSums {
 
 // Adds up turns at, at + step, ... A turn has at most 32 rows, so four of them fit bytes.
 template <int kLane>
-__device__ void AddTurnsOfWarp(const uint8_t* counts, int at, int step, int turns, int before_turn, int shift, uint32_t (&all)[kLane], uint32_t (&before)[kLane]) {
+__device__ void AddTurnsOfWarp(const uint8_t* counts, int at, int step, int turns, int before_turn, int shift, uint32_t (&all)[kLane],
+                               uint32_t (&before)[kLane]) {
   constexpr int kFit = 4, kInFlight = 2 * kFit;
 #pragma unroll 1
   for (; at < turns; at += kInFlight * step) {
@@ -163,20 +158,11 @@ __device__ void AddTurns(const BlockTeam& team, const ManyRooms& rooms, bool som
   team.Meet();
 }
 
-// So that they are in the constant cache once the kernel before has ended.
-__device__ void FetchParameters(const SelectLaunch& l) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" ::"l"(l.rules), "l"(l.kinds), "l"(l.logits), "l"(l.scores), "l"(l.expert), "l"(l.weight), "l"(l.planes), "l"(l.jobs), "l"(l.job_count), "l"(l.order));
-  asm volatile("" ::"l"(l.counts), "l"(l.expert_slots), "l"(l.scratch), "l"(l.done));
-#endif
-}
-
 template <int kLane>
 __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLaunch l) {
   __shared__ TeamRoom<kLane> room;
   const BlockTeam team;
   ClearRoom(team, l.experts, &room);
-  FetchParameters(l);
   team.Meet();
   WaitForBefore();
   LetNextStart();
@@ -192,7 +178,6 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(Selec
   const int block = static_cast<int>(blockIdx.x), rows_of_block = turns_of_block * team.warps();
   const int first = block * rows_of_block, end = min(l.rows, first + rows_of_block);
   ClearRoom(team, l.experts, &room);
-  FetchParameters(l);
   team.Meet();
   WaitForBefore();
   LetNextStart();
@@ -229,7 +214,7 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(Selec
   if (block == 0 && team.warp() == team.warps() - 1) {
     WriteTotals(AddTotals(static_cast<int>(gridDim.x), [&](int i) {
       const double lost = __ldcg(&rooms.blocks[i].totals.lost);
-      return SumOfTotals{lost, __ldcg(&rooms.blocks[i].totals.dropped)};
+      return SumOfTotals{lost, __ldcg(&rooms.blocks[i].totals.dropped), 0};
     }), l.counts);
   }
   PutInOrder(l, team, first, end, group, &room);
