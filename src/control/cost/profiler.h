@@ -127,6 +127,8 @@ class Profiler {
   const PartTime& TimePart(Part part, size_t layer, int64_t rows, bool energy);
   double MicrosecondsInStep(const OperationShape& shape);
   std::optional<Timed> TimeInStep(const OperationShape& shape, bool energy);
+  Call FinishCall(int64_t rows);
+  Timed TimeAttention(const OperationShape& shape, bool energy);
   Timed TimeExperts(const OperationShape& shape, bool energy);
   Timed TimeAroundStep(const OperationShape& shape, bool energy);
   std::optional<double> StepEnergyOf(kernels::MeasuredStep* step, double once_us) const;

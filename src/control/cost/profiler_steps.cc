@@ -140,6 +140,49 @@ std::vector<OperationShape> Profiler::MembersOf(Part part, size_t layer, int64_t
   return members;
 }
 
+// What happens to q, k and v between their products and attention.
+Profiler::Call Profiler::FinishCall(int64_t rows) {
+  const ModelConfig& config = *target_.config;
+  const auto view = [rows](std::vector<float>& values, int64_t cols) { return MutRows{values.data(), rows, cols}; };
+  const MutRows q = view(q_, int64_t{config.heads} * config.head_dim), k = view(k_, int64_t{config.kv_heads} * config.head_dim), v = view(v_, k.cols);
+  const MutRows cosines = view(cosines_, config.attention.rope_dim / 2), sines = view(sines_, cosines.cols);
+  return [=, this, &config](size_t turn) {
+    const LayerWeights& weights = target_.weights->layers[turn % target_.weights->layers.size()];
+    const auto norm_heads = [&](MutRows values, const std::vector<float>& gain) {
+      const auto width = static_cast<int64_t>(gain.size());
+      const MutRows groups{values.data, values.size() / width, width};
+      ops_->RmsNorm({groups, gain, config.norm_epsilon, groups});
+    };
+    if (config.attention.qk_norm != QkNorm::kNone) norm_heads(q, weights.q_norm), norm_heads(k, weights.k_norm);
+    if (config.attention.clip_qkv > 0) {
+      for (const MutRows& values : {q, k, v}) ops_->Clamp(values, config.attention.clip_qkv);
+    }
+    for (const MutRows& values : {q, k}) ops_->Rope({values, config.head_dim, config.attention.rope_dim, config.attention.rope, cosines, sines});
+    ops_->StoreKv({k, v, kv_rows_, cache_->layer(static_cast<int32_t>(turn % static_cast<size_t>(kv_layers_)))});
+  };
+}
+
+// Attention of decode rows may share a launch with what comes before it, which has a time of its own.
+Profiler::Timed Profiler::TimeAttention(const OperationShape& shape, bool energy) {
+  PlaceRows(shape);
+  const ModelConfig& config = *target_.config;
+  const Call finish = FinishCall(shape.tokens);
+  const int64_t width = int64_t{config.heads} * config.head_dim;
+  const MutRows q{q_.data(), shape.tokens, width}, out{attended_.data(), shape.tokens, width};
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
+  const Timed before = TimeCall(finish, CostOf(shape), false);
+  Timed timed = TimeCall(
+      [&](size_t turn) {
+        finish(turn);
+        ops_->Attention({q, kv_rows_, cache_->layer(static_cast<int32_t>(turn % static_cast<size_t>(kv_layers_))), config.heads, scale, out});
+      },
+      CostOf(shape), energy);
+  const double own_frac = std::max(1 - before.us / timed.us, kLeastOwnFrac);
+  timed.us *= own_frac;
+  if (timed.energy_j) *timed.energy_j *= own_frac;
+  return timed;
+}
+
 // Up to the end of segment `last`. Turns have inputs of their own where the first product's would be the last one's too: products of the same
 // rows may be done together.
 Profiler::Call Profiler::PartCall(Part part, size_t layer, int64_t rows, int last) {
@@ -153,34 +196,20 @@ Profiler::Call Profiler::PartCall(Part part, size_t layer, int64_t rows, int las
   const MutRows q = view(q_, int64_t{config.heads} * config.head_dim), attended = view(attended_, q.cols);
   const MutRows k = view(k_, int64_t{config.kv_heads} * config.head_dim), v = view(v_, k.cols);
   const float epsilon = config.norm_epsilon;
-  const auto norm_heads = [this, epsilon](MutRows values, const std::vector<float>& gain) {
-    const auto width = static_cast<int64_t>(gain.size());
-    const MutRows groups{values.data, values.size() / width, width};
-    ops_->RmsNorm({groups, gain, epsilon, groups});
-  };
   switch (part) {
     case Part::kBeforeAttention: {
       OperationShape stored;
       stored.family = Family::kStoreKv;
       stored.tokens = rows;
       PlaceRows(stored);
-      const int64_t half = config.attention.rope_dim / 2;
-      const MutRows cosines = view(cosines_, half), sines = view(sines_, half);
-      return [=, this, &config](size_t turn) {
+      const Call finish = FinishCall(rows);
+      return [=, this](size_t turn) {
         const LayerWeights& weights = target_.weights->layers[alike[turn % alike.size()]];
         const MutRows from = turn % 2 == 0 ? h : x;
         ops_->Linear({from, weights.q, weights.q_bias, q});
         ops_->Linear({from, weights.k, weights.k_bias, k});
         ops_->Linear({from, weights.v, weights.v_bias, v});
-        if (last < 1) return;
-        if (config.attention.qk_norm != QkNorm::kNone) norm_heads(q, weights.q_norm), norm_heads(k, weights.k_norm);
-        if (config.attention.clip_qkv > 0) {
-          for (const MutRows& values : {q, k, v}) ops_->Clamp(values, config.attention.clip_qkv);
-        }
-        for (const MutRows& values : {q, k}) {
-          ops_->Rope({values, config.head_dim, config.attention.rope_dim, config.attention.rope, cosines, sines});
-        }
-        ops_->StoreKv({k, v, kv_rows_, cache_->layer(static_cast<int32_t>(turn) % kv_layers_)});
+        if (last >= 1) finish(turn);
       };
     }
     case Part::kAfterAttention: {
@@ -432,6 +461,7 @@ std::optional<Profiler::Timed> Profiler::TimeInStep(const OperationShape& shape,
     const Timed timed = TimeExperts(shape, energy);
     return timed.us > 0 ? std::optional(timed) : std::nullopt;
   }
+  if (shape.family == Family::kAttentionDecode) return TimeAttention(shape, energy);
   if (part == Part::kAlone) {
     const Call call = CallOf(shape);
     if (!call) return std::nullopt;
