@@ -18,6 +18,9 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kMostHeads = 8;       // of q to one of k
 constexpr int kSplitPositions = 16 * kWarps;  // a block attends to so many at once
 constexpr int kMostSplits = 32;     // AttentionScratch has room for
+// Keys and values of a step's rows, as planned. Of more than that attention.cu's loads, which run ahead, are what counts (H100: as fast at 32 MiB,
+// 15 % faster at 200).
+constexpr int64_t kMostBytes = int64_t{48} << 20;
 static_assert(kKvBlock == 16);
 
 struct AttendArgs {
@@ -342,6 +345,7 @@ bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, uint32_t* 
   const int32_t dim = l.cache.head_dim, kv_heads = l.cache.kv_heads, per_kv = l.heads / kv_heads, norm = f.q_norm ? f.q_norm->n : 0;
   if ((dim != 64 && dim != 128) || per_kv > kMostHeads || l.single != l.count || l.count == 0 || f.store.count != l.count) return false;
   if (counters == nullptr || l.count * kv_heads > kAttendCounters || f.q_rope.rope_dim > dim) return false;
+  if (l.count * l.longest * kv_heads * dim * 2 * static_cast<int64_t>(sizeof(__half)) > kMostBytes) return false;
   if (f.store.cache.keys != l.cache.keys || f.store.cache.values != l.cache.values) return false;
   // One norm a head, or one of all of them.
   if (norm != 0 && norm != dim && (norm != l.heads * dim || f.k_norm->n != kv_heads * dim)) return false;
