@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -67,7 +68,11 @@ Status MappedFile::Read(size_t offset, std::span<std::byte> to) const {
     const ssize_t got = ::pread(fd_, to.data(), to.size(), static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return Corrupt("{}: cannot be read at byte {} ({}); check the disk", path_, offset, std::strerror(errno));
-    if (got == 0) return Corrupt("{}: ends at byte {}, it had {} when it was opened; download it again", path_, offset, size_);
+    if (got == 0) {
+      struct stat now {};
+      const auto end = ::fstat(fd_, &now) == 0 ? static_cast<size_t>(now.st_size) : offset;
+      return Corrupt("{}: ends at byte {}, it had {} when it was opened; download it again", path_, std::min(end, offset), size_);
+    }
     offset += static_cast<size_t>(got);
     to = to.subspan(static_cast<size_t>(got));
   }

@@ -58,6 +58,8 @@ TEST_F(MappedFileTest, SaysThatTheFileBecameShorter) {
   const Status status = file->Read(0, read);
   EXPECT_EQ(status.code(), StatusCode::kCorrupt);
   EXPECT_NE(status.message().find("ends at byte 1000"), std::string::npos) << status.message();
+  const Status beyond = file->Read(2000, std::span(read).first(16));  // which says where it ends, not where it was asked for
+  EXPECT_NE(beyond.message().find("ends at byte 1000"), std::string::npos) << beyond.message();
 }
 
 }  // namespace

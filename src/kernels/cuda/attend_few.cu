@@ -37,10 +37,11 @@ struct AttendArgs {
   int32_t norm;                      // elements of q and k normalised together; 0: they are not
   float epsilon, limit, scale;
   bool halves_turn;                  // rope
+  bool early;                        // tables and angles may be read before the launch before has ended
 };
 
 template <int kDim>
-struct Room {
+struct alignas(16) Room {
   float qk[kMostHeads + 1][kDim];    // heads of q, then k
   __half q[kMostHeads][kDim];
   float parts[kWarps][2][kDim + 4];  // of two heads at a time: sums, then the largest score and its weight
@@ -208,7 +209,8 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
   const int64_t row = blockIdx.z, which = row * a.cache.kv_heads + kv_head;
   const int q_width = a.heads * kDim, kv_width = a.cache.kv_heads * kDim;
 
-  // What the launch before has not written may be read before that has ended: keys of earlier positions, tables, gains, angles.
+  // What the launch before has not written may be read before that has ended: keys of earlier positions, gains and, mostly, tables and angles.
+  if (!a.early) WaitForBefore();
   const int position = a.rows.position[row], length = position + 1, newest = position / kKvBlock, tiles = newest + 1, each = (tiles + splits - 1) / splits;
   const int begin = min(tiles, split * each), end = min(tiles, begin + each), first_tile = begin + warp;
   const bool stores = newest >= begin && newest < end;  // has the newest position
@@ -341,7 +343,7 @@ int SplitsFor(int64_t rows, int32_t kv_heads, int32_t longest) {
 
 }  // namespace
 
-bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, uint32_t* counters, cudaStream_t stream) {
+bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early, uint32_t* counters, cudaStream_t stream) {
   const int32_t dim = l.cache.head_dim, kv_heads = l.cache.kv_heads, per_kv = l.heads / kv_heads, norm = f.q_norm ? f.q_norm->n : 0;
   if ((dim != 64 && dim != 128) || per_kv > kMostHeads || l.single != l.count || l.count == 0 || f.store.count != l.count) return false;
   if (counters == nullptr || l.count * kv_heads > kAttendCounters || f.q_rope.rope_dim > dim) return false;
@@ -356,7 +358,7 @@ bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, uint32_t* 
   a.cosines = f.q_rope.cosines, a.sines = f.q_rope.sines;
   a.out = l.out, a.halves = l.halves, a.partials = static_cast<float*>(l.scratch), a.done = counters;
   a.rows = l.rows, a.cache = l.cache, a.heads = l.heads, a.per_kv = per_kv, a.rope_dim = f.q_rope.rope_dim;
-  a.norm = norm == l.heads * dim && l.heads == 1 ? dim : norm;
+  a.norm = norm, a.early = early;
   a.epsilon = f.q_norm ? f.q_norm->epsilon : 0.0f, a.limit = f.limit, a.scale = l.scale, a.halves_turn = f.q_rope.halves;
   const dim3 grid(static_cast<unsigned>(SplitsFor(l.count, kv_heads, l.longest)), static_cast<unsigned>(kv_heads), static_cast<unsigned>(l.count));
   return LaunchEarly(dim == 64 ? AttendKernel<64> : AttendKernel<128>, grid, dim3(kThreads), 0, stream, a) == cudaSuccess;

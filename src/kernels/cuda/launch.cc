@@ -86,15 +86,15 @@ size_t AddThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t str
   return 2;
 }
 
-// Norms, clamps and rope of q and k, the cache and, of rows of decoding, attention.
-size_t ProjectionsTogether(std::span<const Node> nodes, const LaunchRoom& room, Halves* halves, cudaStream_t stream) {
+// Norms, clamps and rope of q and k, the cache and, of rows of decoding, attention. first: of the run, inputs may have been written just before.
+size_t ProjectionsTogether(std::span<const Node> nodes, bool first, const LaunchRoom& room, Halves* halves, cudaStream_t stream) {
   FinishLaunch finish;
   const size_t count = ProjectionsAt(nodes, &finish);
   if (count == 0) return 0;
   if (const auto* attention = NodeAt<AttentionLaunch>(nodes, count); attention != nullptr && attention->q == finish.q_rope.x) {
     AttentionLaunch launch = *attention;
     launch.halves = WritesHalves(launch) ? halves->Take(launch.out, launch.count, int64_t{launch.heads} * launch.cache.head_dim) : nullptr;
-    if (FinishAndAttend(finish, launch, room.attention_done, stream)) {
+    if (FinishAndAttend(finish, launch, !first, room.attention_done, stream)) {
       if (launch.halves == nullptr) halves->Forget();
       return count + 1;
     }
@@ -122,22 +122,17 @@ size_t ExpertsThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t
   return 2;
 }
 
-// What comes of attention added to the rows, their norm, the gate and the selection: the product adds, and the gate's blocks norm for themselves.
-size_t OutputToSelection(std::span<const Node> nodes, Halves* halves, cudaStream_t stream) {
-  const auto* output = NodeAt<LinearLaunch>(nodes, 0);
-  const auto* add = NodeAt<AddNode>(nodes, 1);
-  const auto* norm = NodeAt<NormLaunch>(nodes, 2);
-  const auto* gate = NodeAt<LinearLaunch>(nodes, 3);
-  const auto* select = NodeAt<SelectLaunch>(nodes, 4);
-  if (output == nullptr || add == nullptr || norm == nullptr || gate == nullptr || select == nullptr) return 0;
-  // What the product gave is nowhere else than in the sum, and then gone.
-  if (add->x != output->out || add->gate != nullptr || norm->x != add->out || norm->out != add->x || !NormsBeforeGate(*norm, *gate, *select)) return 0;
-  LinearLaunch adds = *output;
-  adds.out = add->out, adds.adds = true, adds.halves = halves->Of(output->x);
+// The product adds to the rows, and the gate's blocks norm them for themselves.
+size_t OutputToSelectionTogether(std::span<const Node> nodes, Halves* halves, cudaStream_t stream, cudaError_t* error) {
+  OutputToSelection f;
+  if (!OutputToSelectionAt(nodes, &f) || !NormsBeforeGate(*f.norm, *f.gate, *f.select)) return 0;
+  LinearLaunch adds = *f.output;
+  adds.out = f.add->out, adds.adds = true, adds.halves = halves->Of(f.output->x);
   if (!LinearOfStreamedRows(std::span(&adds, 1), stream)) return 0;
-  NormLaunch normed = *norm;
-  normed.halves = halves->Take(norm->out, norm->rows, norm->n);
-  return NormGateAndSelect(normed, *gate, *select, stream) ? 5 : 0;
+  NormLaunch normed = *f.norm;
+  normed.halves = halves->Take(normed.out, normed.rows, normed.n);
+  if (!NormGateAndSelect(normed, *f.gate, *f.select, stream)) *error = cudaErrorLaunchFailure;  // the rows have the sum already
+  return kOutputToSelection;
 }
 
 size_t GateThenSelect(std::span<const Node> nodes, cudaStream_t stream) {
@@ -154,9 +149,9 @@ cudaError_t Launch(std::span<const Node> nodes, const LaunchRoom& room, cudaStre
     const std::span<const Node> rest = nodes.subspan(i);
     cudaError_t error = cudaSuccess;
     size_t done = LinearsTogether(rest, halves, stream, &error);
-    if (done == 0) done = OutputToSelection(rest, &halves, stream);
+    if (done == 0) done = OutputToSelectionTogether(rest, &halves, stream, &error);
     if (done == 0) done = AddThenNorm(rest, &halves, stream);
-    if (done == 0) done = ProjectionsTogether(rest, room, &halves, stream);
+    if (done == 0) done = ProjectionsTogether(rest, i == 0, room, &halves, stream);
     if (done == 0) done = GateThenSelect(rest, stream);
     if (done == 0) done = ExpertsThenNorm(rest, &halves, stream);
     if (done == 0) {

@@ -36,4 +36,14 @@ size_t ProjectionsAt(std::span<const Node> nodes, FinishLaunch* finish) {
   return at;
 }
 
+bool OutputToSelectionAt(std::span<const Node> nodes, OutputToSelection* found) {
+  OutputToSelection f;
+  f.output = NodeAt<LinearLaunch>(nodes, 0), f.add = NodeAt<AddNode>(nodes, 1), f.norm = NodeAt<NormLaunch>(nodes, 2);
+  f.gate = NodeAt<LinearLaunch>(nodes, 3), f.select = NodeAt<SelectLaunch>(nodes, 4);
+  if (f.output == nullptr || f.add == nullptr || f.norm == nullptr || f.gate == nullptr || f.select == nullptr) return false;
+  *found = f;
+  return f.add->x == f.output->out && f.add->gate == nullptr && f.norm->x == f.add->out && f.norm->out == f.add->x && f.gate->x == f.norm->out &&
+         f.gate->out == f.select->logits;
+}
+
 }  // namespace thermoe::cuda

@@ -16,4 +16,16 @@ const T* NodeAt(std::span<const Node> nodes, size_t at) {
 // Norms, clamps and rope of q and k, then the cache: how many nodes they are; 0: not these.
 size_t ProjectionsAt(std::span<const Node> nodes, FinishLaunch* finish);
 
+// What comes of attention, added to the rows, their norm, the gate and the selection; nothing but the sum and the norm keeps what the product
+// gave.
+struct OutputToSelection {
+  const LinearLaunch* output = nullptr;
+  const AddNode* add = nullptr;
+  const NormLaunch* norm = nullptr;
+  const LinearLaunch* gate = nullptr;
+  const SelectLaunch* select = nullptr;
+};
+inline constexpr size_t kOutputToSelection = 5;  // nodes
+bool OutputToSelectionAt(std::span<const Node> nodes, OutputToSelection* found);
+
 }  // namespace thermoe::cuda

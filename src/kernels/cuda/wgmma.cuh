@@ -20,10 +20,6 @@ __device__ inline void ExpectBytes(uint64_t* barrier, uint32_t bytes) {
 __device__ inline void BarrierArrive(uint64_t* barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(SharedAddress(barrier)) : "memory");
 }
-// An arrival when all of this thread's CopyAsync so far have come.
-__device__ inline void ArriveWithCopies(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(SharedAddress(barrier)) : "memory");
-}
 __device__ inline void BarrierWait(uint64_t* barrier, uint32_t parity) {
   uint32_t done = 0;
   while (done == 0) {
