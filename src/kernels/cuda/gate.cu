@@ -2,6 +2,8 @@
 // The product with the gate's weights and the selection in one launch, of few rows with the norm before them.
 #include <cooperative_groups.h>
 
+#include <algorithm>
+
 #include "kernels/cuda/choose_lists.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/norm_row.cuh"
@@ -51,22 +53,24 @@ __device__ void LogitsOfExpert(const float4* w, const float4* gain, const float*
   }
 }
 
-// Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects. Where there is a norm, one more
-// block a row leaves it for what comes next.
+// Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects. Where there is a norm, some blocks
+// more, the first of all, leave it for what comes next.
 template <int kLane>
 __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, NormLaunch norm,
                                                                       SelectLaunch l) {
   __shared__ float parts[kGateWarps], part_squares[kGateWarps];
   __shared__ TeamRoom<kLane> room;
   __shared__ bool last;
-  if (static_cast<int>(blockIdx.x) >= l.experts) {
+  const int norm_blocks = static_cast<int>(gridDim.x) - l.experts;
+  if (static_cast<int>(blockIdx.x) < norm_blocks) {
     WaitForBefore();
     LetNextStart();
-    return NormRow(norm, static_cast<int>(blockIdx.x) - l.experts, parts, [] { __syncthreads(); });
+    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow(norm, row, parts, [] { __syncthreads(); });
+    return;
   }
   const BlockTeam team;
   ClearRoom(team, l.experts, &room);
-  const int warp = team.warp(), lane = Lane(), expert = static_cast<int>(blockIdx.x);
+  const int warp = team.warp(), lane = Lane(), expert = static_cast<int>(blockIdx.x) - norm_blocks;
   const float4* w = reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden);
   const float4* gain = reinterpret_cast<const float4*>(norm.gain);
   const int quads = hidden / 4;
@@ -242,7 +246,9 @@ template <int kLane>
 bool LaunchByExpert(const LinearLaunch& gate, const NormLaunch& norm, const SelectLaunch& l, cudaStream_t stream) {
   const bool norms = norm.gain != nullptr;
   const float* x = norms ? norm.x : gate.x;
-  const dim3 grid(static_cast<unsigned>(l.experts + (norms ? l.rows : 0)));
+  // All blocks at once, where that can be: a block takes a multiprocessor.
+  const int spare = Multiprocessors() - l.experts;
+  const dim3 grid(static_cast<unsigned>(l.experts + (!norms ? 0 : spare > 0 ? std::min(spare, l.rows) : l.rows)));
   return LaunchEarly(GateByExpertKernel<kLane>, grid, dim3(kGateThreads), 0, stream, reinterpret_cast<const float*>(gate.weight.hi), x, gate.weight.cols,
                      gate.out, norm, l) == cudaSuccess;
 }

@@ -9,6 +9,13 @@
 
 namespace thermoe::cuda {
 
+// Of the current device; at least 1.
+inline int Multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 1;
+  return count > 1 ? count : 1;
+}
+
 // In clusters of so many blocks along x (1: none).
 template <typename... Parameters, typename... Arguments>
 cudaError_t LaunchEarlyInClusters(unsigned cluster, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,

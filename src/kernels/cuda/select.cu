@@ -220,12 +220,6 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(Selec
   PutInOrder(l, team, first, end, group, &room);
 }
 
-int Multiprocessors() {
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 1;
-  return count;
-}
-
 // At most.
 int64_t TurnsOf(int64_t rows) { return (rows + kLeastWarps - 1) / kLeastWarps; }
 int64_t BlocksOf(int64_t rows) { return min(int64_t{kMostBlocks}, TurnsOf(rows)); }

@@ -115,13 +115,6 @@ const __half* HalvesOf(const float* x, const __half* given, void* room, int32_t 
   return out;
 }
 
-int Multiprocessors() {
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return std::max(count, 1);
-}
-
 // Of a ring with such places beside `others` bytes of shared memory; 0: too little.
 int RingBytesBeside(int others, int place_bytes) {
   const int stages = std::min((kSharedRoom - others) / place_bytes, kMostStages);
