@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kMostHeads = 8;       // of q to one of k
+constexpr int kJoined = 4;          // heads whose parts are added at once
 constexpr int kSplitPositions = 16 * kWarps;  // a block attends to so many at once
 constexpr int kMostSplits = 32;     // AttentionScratch has room for
 // Keys and values of a step's rows, as planned. Of more than that attention.cu's loads, which run ahead, are what counts (H100: as fast at 32 MiB,
@@ -44,7 +45,7 @@ template <int kDim>
 struct alignas(16) Room {
   float qk[kMostHeads + 1][kDim];    // heads of q, then k
   __half q[kMostHeads][kDim];
-  float parts[kWarps][2][kDim + 4];  // of two heads at a time: sums, then the largest score and its weight
+  float parts[kWarps][kJoined][kDim + 4];  // of some heads at a time: sums, then the largest score and its weight
   float sums[kWarps];
   bool last;
 };
@@ -286,7 +287,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
     for (int offset = 4; offset < 32; offset *= 2) seen.sum[h] += __shfl_xor_sync(kAllLanes, seen.sum[h], offset);
   }
 
-  // The warps' parts into one, two heads at a time.
+  // The warps' parts into one.
   const int busy = min(kWarps, end - begin), group = lane / 4, pair = lane % 4;
   const auto put = [&](int of_kv, int d, float value) {
     const int column = (kv_head * a.per_kv + of_kv) * kDim + d;
@@ -294,19 +295,19 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
     if (a.halves != nullptr) StoreHalf(a.halves + row * q_width, column, value);
   };
   const auto part_of = [&](int s, int of_kv) { return a.partials + ((which * splits + s) * a.per_kv + of_kv) * (kDim + 2); };
-  for (int two = 0; 2 * two < a.per_kv; ++two) {
-    if (pair == two) {
+  for (int first = 0; first < a.per_kv; first += kJoined) {
+    if (const int mine = 2 * pair - first; mine >= 0 && mine < kJoined) {  // this lane's two heads are among them
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float* to = room.parts[warp][h];
+        float* to = room.parts[warp][mine + h];
 #pragma unroll
         for (int i = 0; i < kDim / 16; ++i) *reinterpret_cast<float2*>(to + group * (kDim / 8) + 2 * i) = {seen.out[i][h], seen.out[i][2 + h]};
         if (group == 0) to[kDim] = seen.most[h], to[kDim + 1] = seen.sum[h];
       }
     }
     __syncthreads();
-    const int h = thread / kDim, d = thread % kDim, of_kv = 2 * two + h;
-    if (h < 2 && of_kv < a.per_kv) {
+    for (int i = thread; i < min(kJoined, a.per_kv - first) * kDim; i += kThreads) {
+      const int h = i / kDim, d = i % kDim, of_kv = first + h;
       const float3 all = JoinParts<kWarps>(busy, [&](int w) { return float3{room.parts[w][h][d], room.parts[w][h][kDim], room.parts[w][h][kDim + 1]}; });
       if (splits == 1) {
         put(of_kv, d, __fdividef(all.x, all.z));

@@ -267,7 +267,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
 
 // All rows of a linear, by the warps that multiply.
 __device__ inline void LoadRows(const StreamArgs& args, std::byte* to) {
-  constexpr int kTogether = 4, kLoaders = 32 * kWarps;
+  constexpr int kTogether = 8, kLoaders = 32 * kWarps;
   const int each = args.cols / 8, pieces = args.rows * each;
   for (int begin = static_cast<int>(threadIdx.x); begin < pieces; begin += kTogether * kLoaders) {
     uint4 v[kTogether];
