@@ -328,9 +328,11 @@ const Profiler::PartTime& Profiler::TimePart(Part part, size_t layer, int64_t ro
   time.energy_tried = energy;
   // A segment's time is divided by what its members would take for one row: by launches and weights, alike for all sizes.
   const std::vector<OperationShape> members = MembersOf(part, layer, rows);
-  const auto one_row_us = [](OperationShape member) {
+  const auto one_row_us = [rows](OperationShape member) {
     member.tokens = 1;
-    return GuessOf(CostOf(member));
+    const double us = GuessOf(CostOf(member));
+    // Of a launch that multiplies and selects, selection takes about a third (gpu_gate, 32 rows).
+    return member.family == Family::kSelect && rows <= kGateWithSelectRows ? us / 2 : us;
   };
   std::map<int, kernels::OpCost> costs;
   std::map<int, double> own_us;
