@@ -82,33 +82,56 @@ __global__ void __launch_bounds__(256)
 }
 
 // Few blocks of the above would be under way, each a long row of waits: here the warps of a block share the columns, sixteen at a time in turn, and
-// add up at the end. 16 activations by 64 weight rows, 4 by 8 a lane.
-constexpr int kSplitRows = 16, kSplitWeights = 64, kSplitDepth = 16;
+// add up at the end. 16 activations by 64 weight rows, 4 by 8 a lane. A turn's floats are on their way while the one before is multiplied.
+constexpr int kSplitWarps = 16, kSplitRows = 16, kSplitWeights = 64, kSplitDepth = 16;
 struct alignas(16) SplitTile {
   float x[kSplitDepth][kSplitRows + 4], w[kSplitDepth][kSplitWeights + 4];
 };
-static_assert(sizeof(SplitTile) * kWarps <= 48 * 1024 && kSplitRows * kSplitWeights * sizeof(float) <= sizeof(SplitTile));
-__global__ void __launch_bounds__(32 * kWarps) SplitColumns(DeviceMatrix weight, const float* x, const float* bias, float* out, int32_t rows) {
-  __shared__ SplitTile tiles[kWarps];
+constexpr int kSplitBytes = sizeof(SplitTile) * kSplitWarps;
+static_assert(kSplitRows * kSplitWeights * sizeof(float) <= sizeof(SplitTile));
+
+// A lane's float4s of kRows rows from `first` on, columns k0 to k0 + kSplitDepth; rows that there are not are zero.
+template <int kRows>
+struct SplitPiece {
+  static constexpr int kLoads = kRows * kSplitDepth / 4 / 32;
+  float4 v[kLoads];
+
+  __device__ static int Row(int i) { return (static_cast<int>(threadIdx.x % 32) + 32 * i) / (kSplitDepth / 4); }
+  __device__ static int Column() { return static_cast<int>(threadIdx.x % (kSplitDepth / 4)) * 4; }
+  __device__ void Load(const float* from, int32_t first, int32_t rows, int32_t n, int32_t k0) {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int32_t row = first + Row(i);
+      v[i] = row < rows ? *reinterpret_cast<const float4*>(from + int64_t{row} * n + k0 + Column()) : float4{};
+    }
+  }
+  template <int kWidth>
+  __device__ void Store(float (*to)[kWidth]) const {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int row = Row(i), k = Column();
+      to[k][row] = v[i].x, to[k + 1][row] = v[i].y, to[k + 2][row] = v[i].z, to[k + 3][row] = v[i].w;
+    }
+  }
+};
+
+__global__ void __launch_bounds__(32 * kSplitWarps) SplitColumns(DeviceMatrix weight, const float* x, const float* bias, float* out, int32_t rows) {
+  extern __shared__ __align__(16) SplitTile tiles[];
   const int32_t t0 = static_cast<int32_t>(blockIdx.x) * kSplitRows, r0 = static_cast<int32_t>(blockIdx.y) * kSplitWeights, n = weight.cols;
   const auto* w = reinterpret_cast<const float*>(weight.hi);
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), tx = lane % 8, ty = lane / 8;
   SplitTile& tile = tiles[warp];
   float sums[4][8] = {};
-  for (int32_t k0 = warp * kSplitDepth; k0 < n; k0 += kWarps * kSplitDepth) {
-#pragma unroll
-    for (int i = lane; i < kSplitRows * kSplitDepth / 4; i += 32) {
-      const int row = i / (kSplitDepth / 4), k = i % (kSplitDepth / 4) * 4;
-      const float4 v = t0 + row < rows ? *reinterpret_cast<const float4*>(x + int64_t{t0 + row} * n + k0 + k) : float4{};
-      tile.x[k][row] = v.x, tile.x[k + 1][row] = v.y, tile.x[k + 2][row] = v.z, tile.x[k + 3][row] = v.w;
-    }
-#pragma unroll
-    for (int i = lane; i < kSplitWeights * kSplitDepth / 4; i += 32) {
-      const int row = i / (kSplitDepth / 4), k = i % (kSplitDepth / 4) * 4;
-      const float4 v = r0 + row < weight.rows ? *reinterpret_cast<const float4*>(w + int64_t{r0 + row} * n + k0 + k) : float4{};
-      tile.w[k][row] = v.x, tile.w[k + 1][row] = v.y, tile.w[k + 2][row] = v.z, tile.w[k + 3][row] = v.w;
-    }
+  SplitPiece<kSplitRows> next_x;
+  SplitPiece<kSplitWeights> next_w;
+  const auto load = [&](int32_t k0) {
+    if (k0 < n) next_x.Load(x, t0, rows, n, k0), next_w.Load(w, r0, weight.rows, n, k0);
+  };
+  load(warp * kSplitDepth);
+  for (int32_t k0 = warp * kSplitDepth; k0 < n; k0 += kSplitWarps * kSplitDepth) {
+    next_x.Store(tile.x), next_w.Store(tile.w);
     __syncwarp();
+    load(k0 + kSplitWarps * kSplitDepth);
 #pragma unroll
     for (int k = 0; k < kSplitDepth; ++k) {
       const float4 a = *reinterpret_cast<const float4*>(&tile.x[k][ty * 4]);
@@ -130,11 +153,11 @@ __global__ void __launch_bounds__(32 * kWarps) SplitColumns(DeviceMatrix weight,
     for (int j = 0; j < 8; ++j) own[(ty * 4 + i) * kSplitWeights + j / 4 * 32 + tx * 4 + j % 4] = sums[i][j];
   }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kSplitRows * kSplitWeights; i += 32 * kWarps) {
+  for (int i = static_cast<int>(threadIdx.x); i < kSplitRows * kSplitWeights; i += 32 * kSplitWarps) {
     const int32_t t = t0 + i / kSplitWeights, r = r0 + i % kSplitWeights;
     if (t >= rows || r >= weight.rows) continue;
     float sum = bias != nullptr ? bias[r] : 0.0f;
-    for (int part = 0; part < kWarps; ++part) sum += reinterpret_cast<const float*>(&tiles[part])[i];
+    for (int part = 0; part < kSplitWarps; ++part) sum += reinterpret_cast<const float*>(&tiles[part])[i];
     out[int64_t{t} * weight.rows + r] = sum;
   }
 }
@@ -179,9 +202,9 @@ cudaError_t LinearPlain(const LinearLaunch& launch, cudaStream_t stream) {
   }
   const dim3 tiles(Blocks(launch.rows, kTile), Blocks(weight.rows, kTile));
   const bool quads = weight.cols % kSplitDepth == 0 && reinterpret_cast<uintptr_t>(launch.x) % sizeof(float4) == 0;
-  if (quads && tiles.x * tiles.y < kManyBlocks) {
+  if (quads && tiles.x * tiles.y < kManyBlocks && cudaFuncSetAttribute(SplitColumns, cudaFuncAttributeMaxDynamicSharedMemorySize, kSplitBytes) == cudaSuccess) {
     const dim3 grid(Blocks(launch.rows, kSplitRows), Blocks(weight.rows, kSplitWeights));
-    SplitColumns<<<grid, kWarps * 32, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
+    SplitColumns<<<grid, kSplitWarps * 32, kSplitBytes, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
   } else {
     ManyRows<<<tiles, 256, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
   }
