@@ -22,7 +22,7 @@ class OnDevice {
   explicit OnDevice(int64_t count) : count_(static_cast<size_t>(count)) {
     Result<DeviceMemory> memory = DeviceMemory::Allocate(std::max<int64_t>(1, count) * static_cast<int64_t>(sizeof(T)), "a test");
     EXPECT_TRUE(memory.ok());
-    memory_ = std::move(memory).value();
+    if (memory.ok()) memory_ = std::move(memory).value();  // if not, nothing below succeeds either
     EXPECT_EQ(cudaMemset(memory_.data(), 0xff, count_ * sizeof(T)), cudaSuccess);
     EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   }
