@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches of decode steps that do what several others do: the norm, the gate and the selection; products that add to what is there.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "kernels/cuda/select.h"
+#include "kernels/cuda/stream_rows.h"
+#include "kernels/on_device.h"
+#include "kernels/op_cases.h"
+
+namespace thermoe::cuda {
+namespace {
+
+using kernels::kUnit, kernels::RandomFloats;
+
+class CudaDecodeLaunches : public DeviceTest {};
+
+// What a gate writes, and its selection.
+struct Gated {
+  Gated(int32_t rows, int32_t of_experts, int32_t of_slots, int32_t hidden)
+      : experts(of_experts), slots(of_slots), normed(int64_t{rows} * hidden), logits(rows * experts), weight(rows * slots), halves(int64_t{rows} * hidden),
+        expert(rows * slots), order(rows * slots), job_count(1), expert_slots(experts), planes(rows * slots), jobs(2 * experts), counts(1),
+        kinds(std::vector<kernels::RowKind>(static_cast<size_t>(rows), kernels::RowKind::kDecode)), rules(std::vector<SelectRules>{Neutral(slots)}),
+        scratch(SelectScratch(rows)), done(std::vector<uint32_t>(1, 0)) {
+    select.logits = logits.data(), select.kinds = kinds.data(), select.rules = rules.data(), select.rows = rows, select.experts = experts;
+    select.slots = slots, select.expert = expert.data(), select.weight = weight.data(), select.planes = planes.data(), select.jobs = jobs.data();
+    select.job_count = job_count.data(), select.order = order.data(), select.counts = counts.data(), select.expert_slots = expert_slots.data();
+    select.scratch = scratch.data(), select.done = done.data();
+  }
+  static SelectRules Neutral(int32_t slots) {
+    SelectRules rules;
+    rules.guaranteed = rules.most = rules.full = slots;
+    return rules;
+  }
+
+  int32_t experts, slots;
+  OnDevice<float> normed, logits, weight;
+  OnDevice<uint16_t> halves;
+  OnDevice<int32_t> expert, order, job_count, expert_slots;
+  OnDevice<Planes> planes;
+  OnDevice<Job> jobs;
+  OnDevice<SelectCounts> counts;
+  OnDevice<kernels::RowKind> kinds;
+  OnDevice<SelectRules> rules;
+  OnDevice<std::byte> scratch;
+  OnDevice<uint32_t> done;
+  SelectLaunch select;
+};
+
+// bound: of each logit, in both.
+void ExpectSameSelection(const Gated& a, const Gated& b, double bound) {
+  const std::vector<float> weights = a.weight.Read(), others = b.weight.Read();
+  for (size_t i = 0; i < weights.size(); ++i) {
+    // exp of a difference of two logits that may each be twice `bound` apart; exp, sums and quotients round on their own.
+    ASSERT_LE(std::fabs(weights[i] - others[i]), (4 * bound + 32 * kUnit) * std::fabs(weights[i])) << i;
+  }
+  const SelectCounts counts = a.counts.Read()[0], other_counts = b.counts.Read()[0];
+  EXPECT_TRUE(counts.distinct == other_counts.distinct && counts.slots_full == other_counts.slots_full && counts.slots_dropped == other_counts.slots_dropped);
+  EXPECT_EQ(a.expert.Read(), b.expert.Read());
+  EXPECT_EQ(a.planes.Read(), b.planes.Read());
+  EXPECT_EQ(a.order.Read(), b.order.Read());
+  EXPECT_EQ(a.expert_slots.Read(), b.expert_slots.Read());
+  const std::vector<int32_t> jobs = a.job_count.Read();
+  ASSERT_EQ(jobs, b.job_count.Read());
+  ASSERT_TRUE(jobs[0] > 0 && jobs[0] <= 2 * a.experts);
+  EXPECT_EQ(std::memcmp(a.jobs.Read().data(), b.jobs.Read().data(), static_cast<size_t>(jobs[0]) * sizeof(Job)), 0);
+  EXPECT_EQ(a.done.Read()[0], 0u);
+  EXPECT_EQ(b.done.Read()[0], 0u);
+}
+
+// A gate and its rows, whose logits are so far apart that rounding does not change what is chosen.
+struct GateInputs {
+  static constexpr double kApart = 0x1p-8, kEpsilon = 1e-5f;
+
+  GateInputs(Random& random, int32_t of_rows, int32_t of_experts, int32_t of_hidden)
+      : rows(of_rows), experts(of_experts), hidden(of_hidden), slots(std::min(8, experts / 2)),
+        weights(RandomFloats(random, int64_t{experts} * hidden, 1 / std::sqrt(hidden))), gain(RandomFloats(random, hidden)) {
+    const std::vector<double> in_double(weights.begin(), weights.end());
+    while (x.size() < static_cast<size_t>(rows) * static_cast<size_t>(hidden)) AddRow(in_double, RandomFloats(random, hidden, 3));
+  }
+  void AddRow(const std::vector<double>& w, const std::vector<float>& row) {
+    double squares = 0;
+    for (const double value : row) squares += value * value;
+    std::vector<double> turned, sums, bounds;
+    for (size_t i = 0; i < row.size(); ++i) turned.push_back(row[i] / std::sqrt(squares / hidden + kEpsilon) * static_cast<double>(gain[i]));
+    for (int32_t e = 0; e < experts; ++e) {
+      const kernels::DotSum dot = kernels::DotInDouble(w, e, turned.data(), hidden);
+      sums.push_back(dot.sum);
+      // The sum, the norm (relative: its sum halved by the root, six more roundings) and the product of gain and weight.
+      bounds.push_back(kernels::SumBound(hidden, 1.5 * dot.magnitude) + 8 * kUnit * dot.magnitude);
+    }
+    std::vector<double> sorted = sums;
+    std::sort(sorted.rbegin(), sorted.rend());
+    for (size_t i = 0; i < static_cast<size_t>(slots); ++i) {
+      if (sorted[i] - sorted[i + 1] < kApart) return;
+    }
+    EXPECT_LT(2 * *std::max_element(bounds.begin(), bounds.end()), kApart);
+    x.insert(x.end(), row.begin(), row.end());
+    logits.want.insert(logits.want.end(), sums.begin(), sums.end());
+    logits.bound.insert(logits.bound.end(), bounds.begin(), bounds.end());
+    for (const double want : turned) {
+      normed.want.push_back(want);
+      normed.bound.push_back(kernels::SumBound(hidden, 0.5 * std::fabs(want)) + 6 * kUnit * std::fabs(want));
+    }
+  }
+
+  int32_t rows, experts, hidden, slots;
+  std::vector<float> weights, gain, x;
+  kernels::OpCase normed, logits;
+};
+
+TEST_F(CudaDecodeLaunches, NormGateAndSelectIsWhatItsPartsAre) {
+  Random random(2);
+  for (const int32_t hidden : {256, 1100, 2048}) {
+    for (const int32_t experts : {8, 64, 128, 200}) {
+      const GateInputs in(random, 16, experts, hidden);
+      const OnDevice<float> x(in.x), gain(in.gain), weights(in.weights);
+      for (const int32_t rows : {1, 2, 8, 9, 16}) {
+        const std::string name = kernels::Shape({rows, hidden, experts});
+        SCOPED_TRACE(name);
+        const auto first = [&](kernels::OpCase all, int64_t cols) {
+          all.name = name, all.want.resize(static_cast<size_t>(rows * cols)), all.bound.resize(all.want.size());
+          return all;
+        };
+        const kernels::OpCase normed = first(in.normed, hidden), logits = first(in.logits, experts);
+        const Gated plain(rows, experts, in.slots, hidden), one(rows, experts, in.slots, hidden);
+        const auto launches = [&](const Gated& to) {
+          NormLaunch norm;
+          norm.x = x.data(), norm.gain = gain.data(), norm.out = to.normed.data(), norm.rows = rows, norm.n = hidden, norm.epsilon = GateInputs::kEpsilon;
+          LinearLaunch gate;
+          gate.weight = View(DType::kF32, experts, hidden, reinterpret_cast<const std::byte*>(weights.data()));
+          gate.x = to.normed.data(), gate.out = to.logits.data(), gate.rows = rows;
+          return std::pair(norm, gate);
+        };
+        const auto [plain_norm, plain_gate] = launches(plain);
+        RmsNorm(plain_norm, stream_);
+        ASSERT_TRUE(GateAndSelect(plain_gate, plain.select, stream_));
+        auto [norm, gate] = launches(one);
+        const bool halves = hidden % kTileCols == 0;
+        norm.halves = halves ? one.halves.halves() : nullptr;
+        ASSERT_TRUE(NormGateAndSelect(norm, gate, one.select, stream_));
+        for (const Gated* of : {&plain, &one}) {
+          const std::string who = of == &plain ? "launches of their own" : "one launch";
+          ExpectWithinBounds(normed, who, of->normed.Read());
+          ExpectWithinBounds(logits, who, of->logits.Read());
+        }
+        ExpectSameSelection(plain, one, *std::max_element(logits.bound.begin(), logits.bound.end()));
+        if (halves) ExpectHalvesOf(one.normed.Read(), one.halves.Read(), name);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_F(CudaDecodeLaunches, StreamedRowsAddToWhatIsThere) {
+  if (devices_.front().capability != 90) GTEST_SKIP() << "products of streamed rows are Hopper's alone";
+  Random random(3);
+  constexpr int32_t kRows = 200, kCols = 512;
+  for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kQ4K, DType::kQ5K, DType::kQ6K, DType::kMXFP4, DType::kBF16}) {
+    const std::shared_ptr<kernels::Matrix> m = kernels::RandomMatrix(random, type, kRows, kCols);
+    std::vector<std::byte> packed(static_cast<size_t>(PackedBytes(type, kRows, kCols)));
+    Pack(m->view, packed.data());
+    const OnDevice<std::byte> weights(packed);
+    for (const int32_t rows : {1, 8, 20}) {
+      const std::string name = std::string(TraitsOf(type).name) + ", rows " + std::to_string(rows);
+      SCOPED_TRACE(name);
+      const std::vector<float> before = RandomFloats(random, rows * kRows, 10), bias = RandomFloats(random, kRows);
+      const OnDevice<float> x(RandomFloats(random, rows * kCols)), of_bias(bias), plain(rows * kRows), added(before);
+      const OnDevice<std::byte> scratch(static_cast<int64_t>(StreamedLinearScratch(rows, kCols)));
+      LinearLaunch l;
+      l.weight = View(type, kRows, kCols, weights.data());
+      l.x = x.data(), l.bias = rows == 8 ? of_bias.data() : nullptr, l.out = plain.data(), l.rows = rows, l.scratch = scratch.data();
+      ASSERT_TRUE(LinearOfStreamedRows(std::span(&l, 1), stream_));
+      l.out = added.data(), l.adds = true;
+      ASSERT_TRUE(LinearOfStreamedRows(std::span(&l, 1), stream_));
+      // The same product, added once: no more than the one rounding that the host has, too.
+      std::vector<float> want = plain.Read();
+      EXPECT_NE(want, std::vector<float>(want.size(), want[0]));
+      for (size_t i = 0; i < want.size(); ++i) want[i] += before[i];
+      ASSERT_EQ(added.Read(), want);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace thermoe::cuda
