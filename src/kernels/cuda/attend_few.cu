@@ -98,7 +98,7 @@ struct Head {
 #pragma unroll
     for (int j = 0; j < kDim / 64; ++j) {
       const int p = lane + 32 * j;
-      if (p >= half) break;
+      if (p >= half) continue;
       float* first = to + (a.halves_turn ? p : 2 * p);
       float* second = first + (a.halves_turn ? half : 1);
       const float u = *first, w = *second;
@@ -220,20 +220,28 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
   TileKeys<kDim> keys;
   if (first_tile < end) keys.Load(tile_at(a.cache.keys, first_tile));
   const bool all_heads = a.norm > kDim;
-  Head<kDim> head;
-  const auto load_constants = [&](int h) {  // heads of q, then k, then v
+  // Heads of q, then k, then v: a warp has every kWarps-th, whose loads do not wait for each other.
+  constexpr int kTurns = (kMostHeads + 2 + kWarps - 1) / kWarps;
+  Head<kDim> heads[kTurns];
+  const auto load_constants = [&](int h, Head<kDim>* head) {
     const float* gains = h == a.per_kv ? a.k_norm : a.q_norm;
     if (h > a.per_kv || a.norm == 0) gains = nullptr;
     else if (all_heads) gains += (h == a.per_kv ? kv_head : kv_head * a.per_kv + h) * kDim;
-    head.LoadConstants(a, row, gains);
+    head->LoadConstants(a, row, gains);
   };
-  const auto load_values = [&](int h) {
-    head.LoadValues(h < a.per_kv ? a.q + row * q_width + (kv_head * a.per_kv + h) * kDim : (h == a.per_kv ? a.k : a.v) + row * kv_width + kv_head * kDim);
+  const auto load_values = [&](int h, Head<kDim>* head) {
+    head->LoadValues(h < a.per_kv ? a.q + row * q_width + (kv_head * a.per_kv + h) * kDim : (h == a.per_kv ? a.k : a.v) + row * kv_width + kv_head * kDim);
   };
-  if (warp < a.per_kv + 2) load_constants(warp);
+#pragma unroll
+  for (int t = 0; t < kTurns; ++t) {
+    if (warp + t * kWarps < a.per_kv + 2) load_constants(warp + t * kWarps, &heads[t]);
+  }
   WaitForBefore();
   LetNextStart();
-  if (warp < a.per_kv + 2) load_values(warp);
+#pragma unroll
+  for (int t = 0; t < kTurns; ++t) {
+    if (warp + t * kWarps < a.per_kv + 2) load_values(warp + t * kWarps, &heads[t]);
+  }
   if (all_heads) {  // half of the warps add up q, half k
     const bool of_k = warp >= kWarps / 2;
     const auto* of = reinterpret_cast<const float4*>(of_k ? a.k + row * kv_width : a.q + row * q_width);
@@ -245,29 +253,32 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
     if (lane == 0) room.sums[warp] = squares;
     __syncthreads();
   }
-  for (int h = warp; h < a.per_kv + 2; h += kWarps) {
-    if (h != warp) load_constants(h), load_values(h);
-    const int64_t cell = (tile_at(nullptr, newest) - static_cast<const __half*>(nullptr)) + position % kKvBlock * kDim;
-    if (h > a.per_kv) {
+  const int64_t cell = ((int64_t{table[newest]} * a.cache.kv_heads + kv_head) * kKvBlock + position % kKvBlock) * kDim;
+#pragma unroll
+  for (int t = 0; t < kTurns; ++t) {
+    const int h = warp + t * kWarps;
+    Head<kDim>& head = heads[t];
+    const bool is_k = h == a.per_kv;
+    if (h <= a.per_kv) {
+      float scale = 0;
+      if (all_heads) {
+        for (int w = 0; w < kWarps / 2; ++w) scale += room.sums[(is_k ? kWarps / 2 : 0) + w];
+        scale = rsqrtf(scale / static_cast<float>(is_k ? kv_width : q_width) + a.epsilon);
+      }
+      head.Finish(a, scale, room.qk[h]);
+      __half* to = is_k ? a.cache.keys + cell : room.q[h];
+      const float times = is_k ? 1.0f : a.scale * kLog2E;
+      if (!is_k || stores) {
+#pragma unroll
+        for (int j = 0; j < kDim / 32; ++j) to[lane + 32 * j] = SaturatedHalf(room.qk[h][lane + 32 * j] * times);
+      }
+    } else if (h == a.per_kv + 1 && stores) {
 #pragma unroll
       for (int j = 0; j < kDim / 32; ++j) {
         const float value = a.limit > 0 ? fminf(fmaxf(head.value[j], -a.limit), a.limit) : head.value[j];
-        if (stores) a.cache.values[cell + lane + 32 * j] = SaturatedHalf(value);
+        a.cache.values[cell + lane + 32 * j] = SaturatedHalf(value);
       }
-      break;
     }
-    const bool is_k = h == a.per_kv;
-    float scale = 0;
-    if (all_heads) {
-      for (int w = 0; w < kWarps / 2; ++w) scale += room.sums[(is_k ? kWarps / 2 : 0) + w];
-      scale = rsqrtf(scale / static_cast<float>(is_k ? kv_width : q_width) + a.epsilon);
-    }
-    head.Finish(a, scale, room.qk[h]);
-    __half* to = is_k ? a.cache.keys + cell : room.q[h];
-    const float times = is_k ? 1.0f : a.scale * kLog2E;
-    if (is_k && !stores) continue;
-#pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) to[lane + 32 * j] = SaturatedHalf(room.qk[h][lane + 32 * j] * times);
   }
   for (int i = a.per_kv * kDim + thread; i < kMostHeads * kDim; i += kThreads) (&room.q[0][0])[i] = __half{};  // heads that there are not
   __syncthreads();
