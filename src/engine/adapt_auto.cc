@@ -52,9 +52,7 @@ void EngineImpl::BeginPricing(const Adaptation& ttt) {
 void EngineImpl::PriceFixed(const Adaptation& ttt, int64_t rows, int64_t position) {
   fixed_tier_ = AdaptTier::kSkip;
   if (cost_view_.profiled_points == 0 || supervisor_->info().simulated) return;
-  for (size_t tier = 1; tier < kAdaptTiers; ++tier) {
-    if (AdaptTierName(static_cast<AdaptTier>(tier)) == ttt.options().tier) fixed_tier_ = static_cast<AdaptTier>(tier);
-  }
+  fixed_tier_ = AdaptTierNamed(ttt.options().tier).value_or(AdaptTier::kSkip);
   if (fixed_tier_ == AdaptTier::kSkip) return;
   BeginPricing(ttt);
   const auto costs = adapt_pricer_.Price(pricer_->profiled(), {supervisor_->prices()}, rows, position);

@@ -34,6 +34,13 @@ AdaptOutcome Learnt(AdaptTier tier) {
   return {.read_tokens = 48, .mean_nats = 3, .tier = tier, .learnt_tokens = tier == AdaptTier::kSkip ? 0 : 48};
 }
 
+TEST(AdaptTier, IsFoundByItsNameAlone) {
+  for (size_t tier = 0; tier < kAdaptTiers; ++tier) {
+    EXPECT_EQ(AdaptTierNamed(AdaptTierName(static_cast<AdaptTier>(tier))), static_cast<AdaptTier>(tier));
+  }
+  for (const char* name : {"", "Output", "outputs", "auto"}) EXPECT_EQ(AdaptTierNamed(name), std::nullopt) << name;
+}
+
 TEST(AdaptationController, LearnsMostAtTheStartAndFromTheCheaperTiersLater) {
   AdaptationController controller = Make();
   int last = static_cast<int>(kAdaptTiers), kinds = 0;

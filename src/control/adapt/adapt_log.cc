@@ -93,12 +93,9 @@ struct Reader {
     List(json, &cost->seconds, &cost->joules, &cost->bytes, &cost->plain_seconds);
   }
   void Tier(const Json* json, AdaptTier* out) {
-    for (size_t tier = 0; json != nullptr && json->is_string() && tier < kAdaptTiers; ++tier) {
-      if (json->get<std::string>() != AdaptTierName(static_cast<AdaptTier>(tier))) continue;
-      *out = static_cast<AdaptTier>(tier);
-      return;
-    }
-    ok = false;
+    const auto tier = json != nullptr && json->is_string() ? AdaptTierNamed(json->get<std::string>()) : std::nullopt;
+    ok = ok && tier.has_value();
+    *out = tier.value_or(*out);
   }
 
  private:

@@ -2,6 +2,7 @@
 #include "control/adapt/benefit_model.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace thermoe {
@@ -30,6 +31,12 @@ constexpr double kSpread_frac = 0.6, kTogether = 0.9;
 }  // namespace
 
 std::string_view AdaptTierName(AdaptTier tier) { return kNames[static_cast<size_t>(tier)]; }
+
+std::optional<AdaptTier> AdaptTierNamed(std::string_view name) {
+  const auto found = std::find(kNames.begin(), kNames.end(), name);
+  if (found == kNames.end()) return std::nullopt;
+  return static_cast<AdaptTier>(found - kNames.begin());
+}
 
 BenefitState BenefitFrom(const PerPart& ceiling_nats, int64_t sessions) {
   BenefitState state;

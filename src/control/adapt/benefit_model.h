@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 namespace thermoe {
@@ -15,6 +16,7 @@ namespace thermoe {
 enum class AdaptTier : uint8_t { kSkip, kOutput, kLast, kGains, kLowRank, kCombined };
 inline constexpr size_t kAdaptTiers = 6;
 std::string_view AdaptTierName(AdaptTier tier);  // "skip", "output", "last", "gains", "low-rank", "combined"
+std::optional<AdaptTier> AdaptTierNamed(std::string_view name);
 
 // Parts of the deltas: at the output, in the last layers, in the layers below.
 inline constexpr size_t kAdaptParts = 3;
