@@ -28,6 +28,12 @@ class Halves {
     of_ = count <= kHalfRows && cols % kTileCols == 0 && count * cols <= room_.half_count ? rows : nullptr;
     return of_ == nullptr ? nullptr : room_.halves;
   }
+  // What attention writes of them.
+  __half* Take(const AttentionLaunch& n) {
+    if (WritesHalves(n)) return Take(n.out, n.count, int64_t{n.heads} * n.cache.head_dim);
+    Forget();
+    return nullptr;
+  }
   const __half* Of(const float* rows) const { return rows == of_ ? room_.halves : nullptr; }
   void Forget() { of_ = nullptr; }
 
@@ -45,8 +51,7 @@ cudaError_t LaunchOne(LinearLaunch n, Halves* halves, cudaStream_t stream) {
   return Linear(n, stream);
 }
 void LaunchOne(AttentionLaunch n, Halves* halves, cudaStream_t stream) {
-  n.halves = WritesHalves(n) ? halves->Take(n.out, n.count, int64_t{n.heads} * n.cache.head_dim) : nullptr;
-  if (n.halves == nullptr) halves->Forget();
+  n.halves = halves->Take(n);
   Attention(n, stream);
 }
 cudaError_t LaunchOne(ExpertFfnLaunch n, Halves* halves, cudaStream_t stream) {
@@ -93,11 +98,8 @@ size_t ProjectionsTogether(std::span<const Node> nodes, bool first, const Launch
   if (count == 0) return 0;
   if (const auto* attention = NodeAt<AttentionLaunch>(nodes, count); attention != nullptr && attention->q == finish.q_rope.x) {
     AttentionLaunch launch = *attention;
-    launch.halves = WritesHalves(launch) ? halves->Take(launch.out, launch.count, int64_t{launch.heads} * launch.cache.head_dim) : nullptr;
-    if (FinishAndAttend(finish, launch, !first, room.attention_done, stream)) {
-      if (launch.halves == nullptr) halves->Forget();
-      return count + 1;
-    }
+    launch.halves = halves->Take(launch);
+    if (FinishAndAttend(finish, launch, !first, room.attention_done, stream)) return count + 1;
     halves->Forget();
   }
   return FinishProjections(finish, stream) ? count : 0;
