@@ -7,7 +7,7 @@
 
 namespace thermoe::cuda {
 
-// Whole warps that can wait for each other. Another kind of team has the same members.
+// All warps of a block.
 struct BlockTeam {
   __device__ int thread() const { return static_cast<int>(threadIdx.x); }
   __device__ int threads() const { return static_cast<int>(blockDim.x); }
@@ -46,8 +46,8 @@ struct TeamRoom {
 };
 
 // Before anything is known but the shape.
-template <int kLane, typename Team>
-__device__ void ClearRoom(const Team& team, int experts, TeamRoom<kLane>* room) {
+template <int kLane>
+__device__ void ClearRoom(const BlockTeam& team, int experts, TeamRoom<kLane>* room) {
 #pragma unroll 1
   for (int i = team.thread(); i < 64 * kLane; i += team.threads()) room->rows_of[i] = 0;
 #pragma unroll 1
@@ -61,12 +61,16 @@ static_assert(kWords == 32);
 template <int kLane>
 struct SlotCounts {
   uint32_t both_hi[kLane] = {};
+  __device__ void Add(const SlotCounts& more) {
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) both_hi[i] += more.both_hi[i];
+  }
 };
 
 // Puts the rows of every turn into their groups. group_of(t): of the lane's slot of row t. count(turn, counts): warp 0 is told of each turn.
 // Returns the group of the last turn, whose rows are left in room->rows_of. rows_of is clear.
-template <int kLane, typename Team, typename GroupAt, typename Count>
-__device__ int GroupSlots(const Team& team, int first, int end, TeamRoom<kLane>* room, GroupAt&& group_of, Count&& count) {
+template <int kLane, typename GroupAt, typename Count>
+__device__ int GroupSlots(const BlockTeam& team, int first, int end, TeamRoom<kLane>* room, GroupAt&& group_of, Count&& count) {
   for (int turn = 0;; ++turn) {
     const int t = first + turn * team.warps() + team.warp();
     const bool more = first + (turn + 1) * team.warps() < end;
@@ -89,16 +93,6 @@ __device__ int GroupSlots(const Team& team, int first, int end, TeamRoom<kLane>*
   }
 }
 
-// The sum over the lanes below and this one.
-__device__ inline uint32_t UpTo(uint32_t value) {
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const uint32_t lower = __shfl_up_sync(kAllLanes, value, offset);
-    if (Lane() >= offset) value += lower;
-  }
-  return value;
-}
-
 // What a warp has counted of all rows: the lane's experts', and up to them.
 struct ListTotals {
   uint32_t slots_upto = 0, jobs_upto = 0;  // jobs: of the hi plane alone in the upper half
@@ -117,7 +111,7 @@ __device__ ListTotals FindStarts(const SlotCounts<kLane>& counts, const SlotCoun
     jobs += (both > 0 ? 1u : 0u) | (hi > 0 ? 0x10000u : 0u);
     totals.distinct += both + hi > 0;
   }
-  totals.slots_upto = UpTo(slots), totals.jobs_upto = UpTo(jobs);
+  totals.slots_upto = SumUpTo(Lane(), slots), totals.jobs_upto = SumUpTo(Lane(), jobs);
   const uint32_t jobs_below = totals.jobs_upto - jobs;
   uint32_t at = totals.slots_upto - slots, job = (jobs_below & 0xffffu) + (jobs_below >> 16);
   uint32_t* start = room->start + 2 * Lane() * kLane;
@@ -143,8 +137,8 @@ __device__ inline void WriteCounts(const SelectLaunch& l, const ListTotals& tota
 }
 
 // Jobs and slots of experts, by the team of the launch's first rows, whose groups begin where the jobs do. Warp 0 has other work.
-template <int kLane, typename Team>
-__device__ void WriteJobs(const SelectLaunch& l, const Team& team, const TeamRoom<kLane>& room) {
+template <int kLane>
+__device__ void WriteJobs(const SelectLaunch& l, const BlockTeam& team, const TeamRoom<kLane>& room) {
 #pragma unroll 1
   for (int expert = team.thread() - 32 + (team.warp() == 0 ? team.threads() : 0); expert < l.experts; expert += team.threads()) {
     const auto both = static_cast<int32_t>(room.both_hi[expert] & 0xffffu), hi = static_cast<int32_t>(room.both_hi[expert] >> 16);
@@ -181,8 +175,8 @@ __device__ inline int GroupOf(const SelectLaunch& l, int64_t t) {
 }
 
 // Slots to their places. group: what GroupSlots returned. room->start is where the rows of `first` begin.
-template <int kLane, typename Team>
-__device__ void PutInOrder(const SelectLaunch& l, const Team& team, int first, int end, int group, TeamRoom<kLane>* room) {
+template <int kLane>
+__device__ void PutInOrder(const SelectLaunch& l, const BlockTeam& team, int first, int end, int group, TeamRoom<kLane>* room) {
   const auto put = [&](int t) {
     if (group < 0) return;
     const auto before = static_cast<uint32_t>(__popc(room->rows_of[group] & ((1u << team.warp()) - 1)));
@@ -236,8 +230,8 @@ __device__ void SelectOneRow(const SelectLaunch& l, const SelectRules& rules, co
 
 // Chooses for rows [first, end) and groups their slots. input: of this warp's first row, as ReadRow leaves it.
 // share(batch): makes what rows of all teams hold out of what this one's do. count, and what is returned: as of GroupSlots.
-template <int kLane, typename Team, typename Share, typename Count>
-__device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const Team& team, int first, int end, RowInput<kLane>* input, TeamRoom<kLane>* room,
+template <int kLane, typename Share, typename Count>
+__device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const BlockTeam& team, int first, int end, RowInput<kLane>* input, TeamRoom<kLane>* room,
                           Share&& share, Count&& count) {
   WarpRoom* warp_room = &room->warps[team.warp()];
   const int mine = first + team.warp();
@@ -285,8 +279,8 @@ __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const
 }
 
 // Lists and totals of all rows by one team, after GroupSlots. counts: warp 0's.
-template <int kLane, typename Team>
-__device__ void FinishLists(const SelectLaunch& l, const Team& team, int group, const SlotCounts<kLane>& counts, TeamRoom<kLane>* room) {
+template <int kLane>
+__device__ void FinishLists(const SelectLaunch& l, const BlockTeam& team, int group, const SlotCounts<kLane>& counts, TeamRoom<kLane>* room) {
   ListTotals totals;
   if (team.warp() == 0) totals = FindStarts(counts, {}, room);
   team.Meet();
@@ -297,8 +291,8 @@ __device__ void FinishLists(const SelectLaunch& l, const Team& team, int group, 
 }
 
 // The selection of all rows by one team, whose room is clear. rules: a copy, which stores do not make the team read again.
-template <int kLane, typename Team>
-__device__ void SelectByTeam(const SelectLaunch& l, const SelectRules rules, const Team& team, TeamRoom<kLane>* room) {
+template <int kLane>
+__device__ void SelectByTeam(const SelectLaunch& l, const SelectRules rules, const BlockTeam& team, TeamRoom<kLane>* room) {
   RowInput<kLane> input;
   ReadRow(l, team.warp(), &input);
   if (l.rows == 1) {
@@ -307,10 +301,7 @@ __device__ void SelectByTeam(const SelectLaunch& l, const SelectRules rules, con
     return SelectOneRow(l, rules, input, &room->warps[0]);
   }
   SlotCounts<kLane> counts;
-  const int group = ChooseRows(l, rules, team, 0, l.rows, &input, room, [](Batch*) {}, [&](int, const SlotCounts<kLane>& turn) {
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) counts.both_hi[i] += turn.both_hi[i];
-  });
+  const int group = ChooseRows(l, rules, team, 0, l.rows, &input, room, [](Batch*) {}, [&](int, const SlotCounts<kLane>& turn) { counts.Add(turn); });
   FinishLists(l, team, group, counts, room);
 }
 

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
   if (static_cast<int>(blockIdx.x) < norm_blocks) {
     WaitForBefore();
     LetNextStart();
-    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow(norm, row, parts, [] { __syncthreads(); });
+    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow(norm, row, parts);
     return;
   }
   const BlockTeam team;
@@ -141,10 +141,7 @@ __device__ void FinishChoice(const SelectLaunch& l, const BlockTeam& team, const
     sum.lost += __ldcg(&totals[t].lost), sum.dropped += __ldcg(&totals[t].dropped);
     if (Lane() == 0) room->totals[team.warp()] = sum;
     return GroupOf(l, t);
-  }, [&](int, const SlotCounts<kLane>& turn) {
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) counts.both_hi[i] += turn.both_hi[i];
-  });
+  }, [&](int, const SlotCounts<kLane>& turn) { counts.Add(turn); });
   FinishLists(l, team, group, counts, room);
 }
 

@@ -10,18 +10,16 @@ namespace thermoe::cuda {
 
 inline constexpr int kNormThreads = 512;
 
-// Sums over all these threads; `sync` makes them meet. sums: [kNormThreads / 32] in shared memory.
-template <typename Sync>
-__device__ float SumOfThreads(float value, float* sums, Sync&& sync) {
+// Sums over all these threads. sums: [kNormThreads / 32] in shared memory, whose last readers need not have met (BlockSum's must).
+__device__ inline float SumOfThreads(float value, float* sums) {
   value = WarpSum(value);
-  sync();  // nobody still reads the sums before
+  __syncthreads();
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-  sync();
+  __syncthreads();
   return WarpSum(threadIdx.x % 32 < kNormThreads / 32 ? sums[threadIdx.x % 32] : 0.0f);
 }
 
-template <typename Sync>
-__device__ void NormRow(const NormLaunch& l, int64_t row, float* sums, Sync&& sync) {
+__device__ inline void NormRow(const NormLaunch& l, int64_t row, float* sums) {
   constexpr int kKept = 4;  // elements that a thread keeps in registers
   const int64_t at = row * l.n;
   const int thread = static_cast<int>(threadIdx.x);
@@ -56,7 +54,7 @@ __device__ void NormRow(const NormLaunch& l, int64_t row, float* sums, Sync&& sy
     const float value = value_at(i);
     squares += value * value;
   }
-  const float scale = 1.0f / sqrtf(SumOfThreads(squares, sums, sync) / static_cast<float>(l.n) + l.epsilon);
+  const float scale = 1.0f / sqrtf(SumOfThreads(squares, sums) / static_cast<float>(l.n) + l.epsilon);
 #pragma unroll
   for (int k = 0; k < kKept; ++k) {
     const int i = thread + k * kNormThreads;

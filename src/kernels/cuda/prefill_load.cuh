@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/prefill_ring.cuh"
+#include "kernels/cuda/warp.cuh"
 
 namespace thermoe::cuda {
 
@@ -61,11 +62,7 @@ class PrefillLoad {
     if (thread_ < 32) {
       int32_t sum = 0;
       for (int32_t base = 0; base < jobs; base += 32) {
-        int32_t value = base + thread_ < jobs ? shared_->before[base + thread_ + 1] : 0;
-        for (int step = 1; step < 32; step *= 2) {
-          const int32_t other = __shfl_up_sync(~0u, value, step);
-          if (thread_ >= step) value += other;
-        }
+        const int32_t value = SumUpTo(thread_, base + thread_ < jobs ? shared_->before[base + thread_ + 1] : 0);
         if (base + thread_ < jobs) shared_->before[base + thread_ + 1] = sum + value;
         sum += __shfl_sync(~0u, value, 31);
       }

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kNormThreads) RmsNormKernel(NormLaunch l) {
   __shared__ float sums[kNormThreads / 32];
   WaitForBefore();
   LetNextStart();
-  NormRow(l, blockIdx.x, sums, [] { __syncthreads(); });
+  NormRow(l, blockIdx.x, sums);
 }
 
 // Narrow rows (one head): one warp each.

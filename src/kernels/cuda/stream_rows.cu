@@ -42,10 +42,10 @@ struct ExpertsArgs {
   uint32_t* met;  // [2] blocks that have done the first product, and that have ended; zero between launches
 };
 
-// Both products of experts. All blocks must run at once: the second begins where the first of all has ended, though its tiles come before.
 template <Packing kUp, Packing kDown>
 inline constexpr int kPlaceBytes = std::max(RingShape<kUp, true>::kStageBytes, RingShape<kDown, true>::kStageBytes);
 
+// Both products of experts. All blocks must run at once: the second begins where the first of all has ended, though its tiles come before.
 template <Packing kUp, Packing kDown, int NT>
 __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_constant__ ExpertsArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL

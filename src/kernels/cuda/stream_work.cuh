@@ -68,11 +68,7 @@ __device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
     const bool joined = of_hi(job) && before.x == job.x, joins = !of_hi(job) && of_hi(after) && after.x == job.x;
     const int both = of_hi(job) ? 0 : job.w, total = job.w + (joins ? after.w : 0);
     const int mine = joined ? 0 : (total + kMost - 1) / kMost;
-    int upto = mine;
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int below = __shfl_up_sync(kAllLanes, upto, offset);
-      if (lane >= offset) upto += below;
-    }
+    const int upto = SumUpTo(lane, mine);
     for (int i = 0; i < mine; ++i) {
       const int count = min(kMost, total - i * kMost);
       items[made + upto - mine + i] = {job.x, job.z + i * kMost, min(max(both - i * kMost, 0), count), count};

@@ -36,6 +36,17 @@ __device__ inline float WarpMax(float value) {
   return value;
 }
 
+// The sum over the lanes below and this one.
+template <typename T>
+__device__ T SumUpTo(int lane, T value) {
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const T lower = __shfl_up_sync(kAllLanes, value, offset);
+    if (lane >= offset) value += lower;
+  }
+  return value;
+}
+
 // The sum over the threads of a block (whole warps, at most 32), in every thread.
 __device__ inline float BlockSum(float value) {
   __shared__ float sums[32];
