@@ -92,6 +92,40 @@ TEST(IncludeArrows, PublicHeadersUseOnlyThemselvesAndTheStandardLibrary) {
   }
 }
 
+// The first of `file` and what it includes, however far on, that wants a header of the CUDA toolkit; or "". Not what was seen before.
+std::string NeedsCuda(const fs::path& file, std::set<fs::path>* seen) {
+  static const std::regex kToolkit(R"re(^\s*#\s*include\s*<(cuda|cooperative_groups|mma\.h))re");
+  if (!seen->insert(file).second) return "";
+  std::ifstream stream(file);
+  for (std::string line; std::getline(stream, line);) {
+    if (std::regex_search(line, kToolkit)) return file.string();
+  }
+  for (const std::string& include : QuotedIncludes(file)) {
+    for (const char* from : {"src", "tests", "include"}) {
+      const fs::path next = kRoot / from / include;
+      if (const std::string found = fs::exists(next) ? NeedsCuda(next, seen) : ""; !found.empty()) return found;
+    }
+  }
+  return "";
+}
+
+// What builds where there is no toolkit: as src/CMakeLists.txt and tests/CMakeLists.txt choose it.
+TEST(IncludeArrows, NothingElseNeedsTheCudaToolkit) {
+  static const std::set<std::string> kPlain = {"choose_device.cc", "weight_layout.cc"};
+  std::set<fs::path> seen;
+  for (const char* folder : {"src", "tests", "apps"}) {
+    for (const auto& entry : fs::recursive_directory_iterator(kRoot / folder)) {
+      const fs::path& path = entry.path();
+      if (path.extension() != ".cc" || path.filename() == "dispatch.cc") continue;  // that one asks the preprocessor first
+      if (path.parent_path().filename() == "cuda" && !kPlain.contains(path.filename().string())) continue;
+      if (path.filename().string().ends_with("_cuda_test.cc")) continue;
+      EXPECT_EQ(NeedsCuda(path, &seen), "") << path;
+    }
+  }
+  seen.clear();
+  EXPECT_NE(NeedsCuda(kRoot / "src/kernels/cuda/launch.cc", &seen), "");
+}
+
 TEST(IncludeArrows, TheRuleSeesAWrongArrow) {
   EXPECT_NE(Wrong("forward", kAllowed.at("forward"), "control/loop.h"), "");
   EXPECT_NE(Wrong("control", kAllowed.at("control"), "forward/step.h"), "");
