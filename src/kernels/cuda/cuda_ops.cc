@@ -16,9 +16,6 @@ constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
 constexpr int64_t kCounters = 3 + kAttendCounters;  // of blocks: the gate's one, the experts' two, attention's
 
-template <typename T>
-int64_t Bytes(int64_t count) { return count * static_cast<int64_t>(sizeof(T)); }
-
 }  // namespace
 
 // Device addresses of one operation's operands. What is not resident is copied there, and back when the call ends.
@@ -118,13 +115,6 @@ CudaOps::~CudaOps() {
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
-void CudaOps::DropGraphs() const {
-  for (const auto& [key, graph] : graphs_) {
-    if (graph != nullptr) cudaGraphExecDestroy(graph);
-  }
-  graphs_.clear();
-}
-
 void CudaOps::Check(cudaError_t error, const char* what) const {
   if (error != cudaSuccess && health_.ok()) health_ = CudaStatus(error, what);
 }
@@ -134,18 +124,6 @@ void CudaOps::LaunchPending() const {
   if (pending_.empty()) return;
   Check(Launch(pending_, {halves_.as<__half>(), half_count_, counters_.as<uint32_t>() + 3}, stream_), "launching operations");
   pending_.clear();
-}
-
-cudaGraphExec_t CudaOps::CapturePending(const char* what) const {
-  FlushStaged();  // inputs are of this once, not of every replay
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t instance = nullptr;
-  Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), what);
-  LaunchPending();
-  Check(cudaStreamEndCapture(stream_, &graph), what);
-  Check(cudaGraphInstantiate(&instance, graph, 0), what);
-  cudaGraphDestroy(graph);
-  return instance;
 }
 
 void CudaOps::Synchronise() const {
@@ -222,103 +200,6 @@ void CudaOps::CopyKv(float* to, const float* from, int64_t floats) const {
   Check(cudaMemcpyAsync(halves + (to - kv_host_), halves + (from - kv_host_), static_cast<size_t>(Bytes<__half>(floats)), cudaMemcpyDeviceToDevice,
                         stream_),
         "copying keys and values");
-}
-
-// One upload: [T] sequences, [T] positions, [sequences, stride] block numbers.
-void CudaOps::SetRows(std::span<const KvRow> rows) const {
-  rows_set_ = rows.data();
-  rows_count_ = static_cast<int64_t>(rows.size());
-  single_rows_ = 0;
-  const size_t count = rows.size();
-  int64_t sequences = 0, longest = 0;
-  bool leading = true;
-  for (size_t t = 0; t < count; ++t) {
-    const bool first = t == 0 || rows[t].blocks != rows[t - 1].blocks, last = t + 1 == count || rows[t + 1].blocks != rows[t].blocks;
-    sequences += first;
-    longest = std::max<int64_t>(longest, rows[t].position / kKvBlock + 1);
-    leading = leading && first && last;
-    single_rows_ += leading;
-  }
-  // Launches of attention are planned for lengths that are powers of two, so that graphs serve many steps.
-  planned_length_ = kKvBlock * 8;
-  while (planned_length_ < longest * kKvBlock) planned_length_ *= 2;
-  if (longest > table_stride_) table_stride_ = static_cast<int32_t>(std::max<int64_t>(longest, context_ / kKvBlock + 2)), tables_capacity_ = 0;
-  if (static_cast<int64_t>(count) > rows_capacity_ || sequences > tables_capacity_) {
-    Synchronise();
-    rows_capacity_ = std::max(rows_capacity_, static_cast<int64_t>(count));
-    tables_capacity_ = std::max(tables_capacity_, sequences);
-    Result<DeviceMemory> memory = DeviceMemory::Allocate(Bytes<int32_t>(2 * rows_capacity_ + tables_capacity_ * table_stride_), "the rows of a step");
-    if (!memory.ok()) {
-      health_ = memory.status();
-      return;
-    }
-    rows_memory_ = std::move(memory).value();
-    DropGraphs();  // they have the old addresses
-  }
-  auto* words = rows_memory_.as<int32_t>();
-  rows_ = {words, words + rows_capacity_, words + 2 * rows_capacity_, table_stride_};
-  row_words_.assign(static_cast<size_t>(2 * rows_capacity_ + sequences * table_stride_), 0);
-  int32_t sequence = -1;
-  for (size_t t = 0; t < count; ++t) {
-    if (t == 0 || rows[t].blocks != rows[t - 1].blocks) ++sequence;
-    row_words_[t] = sequence;
-    row_words_[static_cast<size_t>(rows_capacity_) + t] = rows[t].position;
-    int32_t* table = row_words_.data() + 2 * rows_capacity_ + int64_t{sequence} * table_stride_;
-    std::copy_n(rows[t].blocks, rows[t].position / kKvBlock + 1, table);
-  }
-  Stage(words, row_words_.data(), Bytes<int32_t>(static_cast<int64_t>(row_words_.size())));
-}
-
-void CudaOps::BeginStep(uint64_t key) const {
-  LaunchPending();
-  key_ = key == 0 ? 0 : key << 32 | static_cast<uint64_t>(planned_length_);
-  key = key_;
-  in_step_ = true;
-  const auto graph = graphs_.find(key);
-  if (key == 0 || graph == graphs_.end() || graph->second == nullptr) return;
-  replaying_ = true;
-  Check(cudaGraphLaunch(graph->second, stream_), "launching a step");
-}
-
-// A step's first run launches operation by operation, so that kernels are loaded; the second is captured.
-void CudaOps::EndStep() const {
-  in_step_ = false;
-  if (replaying_) {
-    replaying_ = false;
-  } else if (key_ != 0 && graphs_.contains(key_)) {
-    const cudaGraphExec_t instance = CapturePending("making a graph of a step");
-    graphs_[key_] = instance;
-    if (instance != nullptr) Check(cudaGraphLaunch(instance, stream_), "launching a step");
-  } else {
-    LaunchPending();
-    if (key_ != 0) graphs_[key_] = nullptr;
-  }
-  if (recorded_ > 0) {
-    const auto bytes = static_cast<size_t>(Bytes<SelectCounts>(static_cast<int64_t>(recorded_)) +
-                                           Bytes<int32_t>(static_cast<int64_t>(recorded_) * select_experts_));
-    // By a kernel: a copy would make the stream change engines twice.
-    Scatter({{{records_.data(), reinterpret_cast<const std::byte*>(counts_), static_cast<int64_t>(bytes)}}, 1}, stream_);
-    Check(cudaGetLastError(), "reading what the gates chose");
-  }
-}
-
-void CudaOps::ReadRecord(size_t index, const SelectCounts& counts, const int32_t* expert_slots) const {
-  LayerRecord& record = *select_slots_[index].record;
-  record.expert_slots.assign(expert_slots, expert_slots + select_experts_);
-  record.distinct_experts = counts.distinct;
-  record.distinct_full_experts = counts.distinct_full;
-  record.distinct_hi_experts = counts.distinct_hi;
-  record.slots_full = counts.slots_full;
-  record.slots_hi = counts.slots_hi;
-  record.slots_dropped = counts.slots_dropped;
-  record.gate_mass_lost = counts.mass_lost;
-}
-
-void CudaOps::FinishRecords() const {
-  Synchronise();
-  const auto* counts = records_.as<SelectCounts>();
-  const auto* slots = reinterpret_cast<const int32_t*>(counts + recorded_);
-  for (size_t i = 0; i < recorded_; ++i) ReadRecord(i, counts[i], slots + i * static_cast<size_t>(select_experts_));
 }
 
 // --- Operations. ---

@@ -17,6 +17,10 @@ namespace thermoe::cuda {
 // Every device that the driver shows; empty where there is no driver or no device.
 std::vector<DeviceFacts> Devices();
 
+// Of `count` values.
+template <typename T>
+constexpr int64_t Bytes(int64_t count) { return count * static_cast<int64_t>(sizeof(T)); }
+
 // Memory of the device, and pinned memory of the host.
 class DeviceMemory {
  public:

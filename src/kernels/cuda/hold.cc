@@ -17,9 +17,6 @@ constexpr int64_t kReserveBytes = int64_t{512} << 20;  // CUDA's own, graphs and
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-template <typename T>
-int64_t Bytes(int64_t count) { return count * static_cast<int64_t>(sizeof(T)); }
-
 constexpr WeightMatrix FfnWeights::* kRoles[] = {&FfnWeights::gate, &FfnWeights::up, &FfnWeights::down};
 
 // Every matrix that products are taken with, experts last.
