@@ -50,19 +50,22 @@ __device__ inline Fragment FromBytes(uint32_t hi, uint32_t lo) {
            SubHalves(__byte_perm(second, kMagic, 0x4341), kOffset)}};
 }
 
+// (value & kMask) | kBase in one instruction.
+template <uint32_t kMask, uint32_t kBase>
+__device__ inline uint32_t Based(uint32_t value) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(value), "n"(kMask), "n"(kBase));
+  return out;
+}
 // The hi plane as 512 + 16 n: 632.5 more than 16 (n - 8) + 7.5, which halves hold exactly here.
 __device__ inline Fragment FromBiasedHi(uint32_t hi) {
-  constexpr uint32_t kMask = 0x01e001e0u, kBase = 0x60006000u;
-  return {{(hi << 1 & kMask) | kBase, (hi >> 7 & kMask) | kBase, (hi << 5 & kMask) | kBase, (hi >> 3 & kMask) | kBase}};
+  const auto based = [](uint32_t value) { return Based<0x01e001e0u, 0x60006000u>(value); };
+  return {{based(hi << 1), based(hi >> 7), based(hi << 5), based(hi >> 3)}};
 }
 // Nibbles at bits 4 to 7 of the mantissa of `base`.
 template <uint32_t kBase>
 __device__ inline Fragment BasedNibbles(uint32_t hi) {
-  const auto based = [](uint32_t value) {  // (value & mask) | base: one instruction
-    uint32_t out;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(value), "n"(0x00f000f0u), "n"(kBase));
-    return out;
-  };
+  const auto based = [](uint32_t value) { return Based<0x00f000f0u, kBase>(value); };
   return {{based(hi), based(hi >> 8), based(hi << 4), based(hi >> 4)}};
 }
 __device__ inline Fragment Less(const Fragment& from, uint32_t each) {

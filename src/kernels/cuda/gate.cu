@@ -63,9 +63,10 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
   __shared__ bool last;
   const int norm_blocks = static_cast<int>(gridDim.x) - l.experts;
   if (static_cast<int>(blockIdx.x) < norm_blocks) {
+    const NormGains gains = ReadGains(norm);
     WaitForBefore();
     LetNextStart();
-    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow(norm, row, parts);
+    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow(norm, row, gains, parts);
     return;
   }
   const BlockTeam team;

@@ -19,8 +19,23 @@ __device__ inline float SumOfThreads(float value, float* sums) {
   return WarpSum(threadIdx.x % 32 < kNormThreads / 32 ? sums[threadIdx.x % 32] : 0.0f);
 }
 
-__device__ inline void NormRow(const NormLaunch& l, int64_t row, float* sums) {
-  constexpr int kKept = 4;  // elements that a thread keeps in registers
+inline constexpr int kNormKept = 4;  // elements that a thread keeps in registers
+
+// The gains of a thread's elements: weights, which may be read before the kernel before has ended.
+struct NormGains {
+  float of[kNormKept];
+};
+__device__ inline NormGains ReadGains(const NormLaunch& l) {
+  NormGains gains;
+#pragma unroll
+  for (int k = 0; k < kNormKept; ++k) {
+    const int i = static_cast<int>(threadIdx.x) + k * kNormThreads;
+    gains.of[k] = i < l.n ? l.gain[i] : 0.0f;
+  }
+  return gains;
+}
+
+__device__ inline void NormRow(const NormLaunch& l, int64_t row, const NormGains& gains, float* sums) {
   const int64_t at = row * l.n;
   const int thread = static_cast<int>(threadIdx.x);
   const bool adds = l.add != nullptr || l.slots.slot_out != nullptr;
@@ -39,31 +54,35 @@ __device__ inline void NormRow(const NormLaunch& l, int64_t row, float* sums) {
       }
       value += sum;
     }
-    if (adds) x[at + i] = value;
     return value;
   };
-  float kept[kKept], gain[kKept], squares = 0;
+  float kept[kNormKept], squares = 0;
 #pragma unroll
-  for (int k = 0; k < kKept; ++k) {
+  for (int k = 0; k < kNormKept; ++k) {  // all loads before the first store: they do not wait for each other
     const int i = thread + k * kNormThreads;
     kept[k] = i < l.n ? value_at(i) : 0.0f;
-    gain[k] = i < l.n ? l.gain[i] : 0.0f;
     squares += kept[k] * kept[k];
   }
-  for (int i = thread + kKept * kNormThreads; i < l.n; i += kNormThreads) {
+#pragma unroll
+  for (int k = 0; k < kNormKept; ++k) {
+    const int i = thread + k * kNormThreads;
+    if (adds && i < l.n) x[at + i] = kept[k];
+  }
+  for (int i = thread + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
     const float value = value_at(i);
+    if (adds) x[at + i] = value;
     squares += value * value;
   }
   const float scale = 1.0f / sqrtf(SumOfThreads(squares, sums) / static_cast<float>(l.n) + l.epsilon);
 #pragma unroll
-  for (int k = 0; k < kKept; ++k) {
+  for (int k = 0; k < kNormKept; ++k) {
     const int i = thread + k * kNormThreads;
     if (i >= l.n) continue;
-    const float value = kept[k] * scale * gain[k];
+    const float value = kept[k] * scale * gains.of[k];
     l.out[at + i] = value;
     if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);
   }
-  for (int i = thread + kKept * kNormThreads; i < l.n; i += kNormThreads) {
+  for (int i = thread + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
     const float value = x[at + i] * scale * l.gain[i];
     l.out[at + i] = value;
     if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);

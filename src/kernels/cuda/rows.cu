@@ -20,9 +20,10 @@ unsigned BlocksFor(int64_t size) { return static_cast<unsigned>((size + kThreads
 // One block a row.
 __global__ void __launch_bounds__(kNormThreads) RmsNormKernel(NormLaunch l) {
   __shared__ float sums[kNormThreads / 32];
+  const NormGains gains = ReadGains(l);
   WaitForBefore();
   LetNextStart();
-  NormRow(l, blockIdx.x, sums);
+  NormRow(l, blockIdx.x, gains, sums);
 }
 
 // Narrow rows (one head): one warp each.

@@ -77,9 +77,9 @@ struct Copier {
     if (before + k >= k_tiles) return;
     const int64_t tile = int64_t{before} * kGroupTiles;
     std::byte* to = ring_stage + chunk_place;
-    BulkCopy(to, codes + tile * R::kCodes, static_cast<uint32_t>(tiles * R::kCodes), full);
-    if (R::kLo > 0 && !hi) BulkCopy(to + tiles * R::kCodes, lo + tile * R::kLo, static_cast<uint32_t>(tiles * R::kLo), full);
-    if (R::kScales > 0) BulkCopy(to + tiles * (R::kCodes + lo_bytes), scales + tile * R::kScales, static_cast<uint32_t>(tiles * R::kScales), full);
+    BulkCopyOnce(to, codes + tile * R::kCodes, static_cast<uint32_t>(tiles * R::kCodes), full);
+    if (R::kLo > 0 && !hi) BulkCopyOnce(to + tiles * R::kCodes, lo + tile * R::kLo, static_cast<uint32_t>(tiles * R::kLo), full);
+    if (R::kScales > 0) BulkCopyOnce(to + tiles * (R::kCodes + lo_bytes), scales + tile * R::kScales, static_cast<uint32_t>(tiles * R::kScales), full);
   }
 };
 

@@ -37,6 +37,16 @@ __device__ inline void BulkCopy(void* to, const std::byte* from, uint32_t bytes,
                : "memory");
 }
 
+// The same of weights, which a step reads once: they are the first to leave the L2 cache, so that activations, gains and the kernels' code stay.
+__device__ inline void BulkCopyOnce(void* to, const std::byte* from, uint32_t bytes, uint64_t* barrier) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+                   SharedAddress(to)),
+               "l"(from), "r"(bytes), "r"(SharedAddress(barrier)), "l"(policy)
+               : "memory");
+}
+
 // d (64 by N: of warp w of four, rows 16 w + g and 16 w + g + 8; d[4 j..4 j + 3] are columns 8 j + 2 t, + 1 of either)
 // = a b, or
 // += where `accumulate`; the first N / 2 of d. b: a descriptor of N rows of 64 halves.
