@@ -211,20 +211,6 @@ __global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) FewRowsKernel(FewAr
   }
 }
 
-__global__ void AddSlotsKernel(SlotSums sums, float* out, int hidden) {
-  WaitForBefore();
-  LetNextStart();
-  const int64_t t = blockIdx.y;
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i >= hidden) return;
-  float value = 0;
-  for (int s = 0; s < sums.slots; ++s) {
-    const int64_t at = t * sums.slots + s;
-    if (sums.expert[at] >= 0) value += sums.weight[at] * sums.slot_out[at * hidden + i];
-  }
-  out[t * hidden + i] += value;
-}
-
 template <Packing kPacking, bool kHi, Stage kStage>
 cudaError_t LaunchGroups(int groups, dim3 grid, FewArgs args, cudaStream_t stream) {
   constexpr int kMats = kStage == Stage::kGateUp ? 2 : 1;
@@ -324,11 +310,6 @@ bool ExpertsOfFewRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t str
   if (!LaunchPacking<Stage::kDown>(l.down_packing, groups, down, args, stream)) return false;
   *sums = {slot_out, l.weight, l.expert, l.slots};
   return true;
-}
-
-void AddSlots(const SlotSums& sums, float* out, int64_t rows, int32_t hidden, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>((hidden + 255) / 256), static_cast<unsigned>(rows));
-  if (rows > 0) LaunchEarly(AddSlotsKernel, grid, dim3(256), 0, stream, sums, out, hidden);
 }
 
 }  // namespace thermoe::cuda

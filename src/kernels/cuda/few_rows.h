@@ -25,7 +25,5 @@ struct ExpertScratchParts {
   size_t slot_out = 0, rows = 0, total = 0;
 };
 ExpertScratchParts PartsOfExpertScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
-// out [rows, hidden] += the slots, in their order.
-void AddSlots(const SlotSums& sums, float* out, int64_t rows, int32_t hidden, cudaStream_t stream);
 
 }  // namespace thermoe::cuda

@@ -4,6 +4,7 @@
 #include "kernels/cuda/launches.h"
 #include "kernels/cuda/matrix_kernels.h"
 #include "kernels/cuda/prefill.h"
+#include "kernels/cuda/rows.h"
 #include "kernels/cuda/stream_rows.h"
 
 namespace thermoe::cuda {

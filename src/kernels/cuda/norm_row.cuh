@@ -35,25 +35,28 @@ __device__ inline NormGains ReadGains(const NormLaunch& l) {
   return gains;
 }
 
-__device__ inline void NormRow(const NormLaunch& l, int64_t row, const NormGains& gains, float* sums) {
+// What the slots of a row gave element i. Loads do not wait for each other: those of empty slots, which come to nothing, are not left out.
+__device__ inline float SumOfSlots(const SlotSums& slots, int64_t row, int n, int i) {
+  const int64_t first = row * slots.slots;
+  float sum = 0;
+#pragma unroll 8
+  for (int s = 0; s < slots.slots; ++s) {
+    const float weight = __ldcg(slots.weight + first + s), given = __ldcg(slots.slot_out + (first + s) * n + i);
+    sum += __ldcg(slots.expert + first + s) >= 0 ? weight * given : 0.0f;
+  }
+  return sum;
+}
+
+// keeps: stores what comes of it.
+__device__ inline void NormRow(const NormLaunch& l, int64_t row, const NormGains& gains, bool keeps, float* sums) {
   const int64_t at = row * l.n;
   const int thread = static_cast<int>(threadIdx.x);
-  const bool adds = l.add != nullptr || l.slots.slot_out != nullptr;
+  const bool adds = keeps && (l.add != nullptr || l.slots.slot_out != nullptr);
   float* x = const_cast<float*>(l.x);
   const auto value_at = [&](int i) {
-    float value = l.x[at + i];
-    if (l.add != nullptr) value += l.add[at + i];
-    if (l.slots.slot_out != nullptr) {
-      // Loads do not wait for each other: those of empty slots, which come to nothing, are not left out.
-      const int64_t first = row * l.slots.slots;
-      float sum = 0;
-#pragma unroll 8
-      for (int s = 0; s < l.slots.slots; ++s) {
-        const float weight = __ldcg(l.slots.weight + first + s), given = __ldcg(l.slots.slot_out + (first + s) * l.n + i);
-        sum += __ldcg(l.slots.expert + first + s) >= 0 ? weight * given : 0.0f;
-      }
-      value += sum;
-    }
+    float value = __ldcg(l.x + at + i);
+    if (l.add != nullptr) value += __ldcg(l.add + at + i);
+    if (l.slots.slot_out != nullptr) value += SumOfSlots(l.slots, row, l.n, i);
     return value;
   };
   float kept[kNormKept], squares = 0;
@@ -77,12 +80,12 @@ __device__ inline void NormRow(const NormLaunch& l, int64_t row, const NormGains
 #pragma unroll
   for (int k = 0; k < kNormKept; ++k) {
     const int i = thread + k * kNormThreads;
-    if (i >= l.n) continue;
+    if (i >= l.n || !keeps) continue;
     const float value = kept[k] * scale * gains.of[k];
     l.out[at + i] = value;
     if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);
   }
-  for (int i = thread + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
+  for (int i = thread + kNormKept * kNormThreads; i < l.n && keeps; i += kNormThreads) {
     const float value = x[at + i] * scale * l.gain[i];
     l.out[at + i] = value;
     if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);

@@ -17,13 +17,18 @@ constexpr int kThreads = 256;
 
 unsigned BlocksFor(int64_t size) { return static_cast<unsigned>((size + kThreads - 1) / kThreads); }
 
-// One block a row.
+// One block a row. Of few rows, which come early and wait, each is gone through for nothing first: code comes from the L2 cache a few instructions
+// at a time, and slowly while the next kernel's weights keep memory busy.
 __global__ void __launch_bounds__(kNormThreads) RmsNormKernel(NormLaunch l) {
   __shared__ float sums[kNormThreads / 32];
+  constexpr unsigned kFewRows = 32;
   const NormGains gains = ReadGains(l);
-  WaitForBefore();
   LetNextStart();
-  NormRow(l, blockIdx.x, gains, sums);
+#pragma unroll 1
+  for (int turn = gridDim.x <= kFewRows ? 0 : 1; turn < 2; ++turn) {
+    if (turn == 1) WaitForBefore();
+    NormRow(l, blockIdx.x, gains, turn == 1, sums);
+  }
 }
 
 // Narrow rows (one head): one warp each.
@@ -67,6 +72,14 @@ __global__ void AddKernel(const float* x, const float* gate, float* out, int64_t
 __global__ void ClampKernel(float* x, int64_t size, float limit) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i < size) x[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
+}
+
+// grid: columns, rows.
+__global__ void AddSlotsKernel(SlotSums sums, float* out, int hidden) {
+  WaitForBefore();
+  LetNextStart();
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < hidden) out[int64_t{blockIdx.y} * hidden + i] += SumOfSlots(sums, blockIdx.y, hidden, i);
 }
 
 __global__ void GatherKernel(const float* x, const int32_t* picked, float* out, int64_t n) {
@@ -226,6 +239,10 @@ void RmsNorm(const NormLaunch& l, cudaStream_t stream) {
     return;
   }
   LaunchEarly(RmsNormKernel, dim3(static_cast<unsigned>(l.rows)), dim3(kNormThreads), 0, stream, l);
+}
+
+void AddSlots(const SlotSums& sums, float* out, int64_t rows, int32_t hidden, cudaStream_t stream) {
+  if (rows > 0) LaunchEarly(AddSlotsKernel, dim3(BlocksFor(hidden), static_cast<unsigned>(rows)), dim3(kThreads), 0, stream, sums, out, hidden);
 }
 
 void Rope(const RopeLaunch& launch, cudaStream_t stream) {

@@ -26,6 +26,9 @@ struct NormLaunch {
 };
 void RmsNorm(const NormLaunch& launch, cudaStream_t stream);
 
+// out [rows, hidden] += what the slots of a row gave.
+void AddSlots(const SlotSums& sums, float* out, int64_t rows, int32_t hidden, cudaStream_t stream);
+
 struct RopeLaunch {
   float* x = nullptr;  // [rows, heads * head_dim]
   const float* cosines = nullptr;

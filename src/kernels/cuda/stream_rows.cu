@@ -31,9 +31,10 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
     if (which < kTileWarps) CopyTiles(work, places, which, ahead, &stage);
     return;
   }
-  WaitForBefore();
-  LoadRows(args, places.rows);
-  Consume(work, places, &stage, &rows);
+  Consume(work, places, &stage, &rows, [&] {
+    WaitForBefore();
+    LoadRows(args, places.rows);
+  });
 #endif
 }
 
@@ -90,10 +91,10 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
     return CopyTiles(down, places, warp - kWarps, 0, &stage);
   }
   const auto meet = [] { asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory"); };
-  Consume(up, places, &stage, &rows);
+  Consume(up, places, &stage, &rows, [] {});
   meet();
   if (threadIdx.x == 0) CountBlock(args.met);
-  Consume(down, places, &stage, &rows);
+  Consume(down, places, &stage, &rows, [] {});
   meet();
   if (threadIdx.x == 0 && atomicAdd(args.met + 1, 1) + 1 == gridDim.x) args.met[0] = 0, args.met[1] = 0;
 #endif

@@ -138,8 +138,10 @@ __device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& p
 
 constexpr int kRowTileBytes = kTileCols * static_cast<int>(sizeof(__half));
 
-template <Packing kPacking, int NT, Stage kStage>
-__device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* stages, Turn* row_places) {
+// Multiplies this block's units. First the end of a unit is gone through for nothing, while there is nothing else to do: its code would otherwise come
+// when weights keep memory busy, a line of instructions after the other. Then `begin`, which makes the rows be there.
+template <Packing kPacking, int NT, Stage kStage, typename Begin>
+__device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* stages, Turn* row_places, const Begin& begin) {
   using R = Ring<kPacking, false>;
   constexpr int kMats = Work<kPacking, NT, kStage>::kMats;
   constexpr bool kPlanes = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear, kExperts = kStage != Stage::kLinear;
@@ -161,16 +163,19 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   const int slice_mask = (kSliceCols<NT> / kTileCols / kTiles >> cut.share_log) - 1;
   Turn stage = *stages, rows = *row_places;
   int stage_at = stage.at * ring.stage_bytes;
-  for (int unit = static_cast<int>(blockIdx.x); unit < cut.units; unit += static_cast<int>(gridDim.x)) {
-    const auto u = work.Open(unit);
-    const int count = u.item.count, both = u.item.both, groups = (count + 7) / 8;
+  const int first = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  if (first >= cut.units) return begin();
+  for (int unit = first - blocks; unit < cut.units; unit += blocks) {
+    const bool real = unit >= 0;
+    const auto u = work.Open(real ? unit : first);
+    const int count = real ? u.item.count : 0, both = u.item.both, groups = real ? (count + 7) / 8 : 1, steps = real ? cut.steps : 0;
     int row_at[NT];  // rows that there are not are the last once more: nobody reads what comes of them
 #pragma unroll
     for (int nt = 0; nt < NT; ++nt) row_at[nt] = min(nt * 8 + lane / 4, count - 1) * args.row_bytes + lane % 4 * 16 + own_k * kRowTileBytes;
     float sum[NT][4] = {};
     const std::byte* x_rows = places.rows;
     int left = args.k_tiles - own_k;  // column tiles from this warp's next to the end
-    for (int step = 0; step < cut.steps; ++step, left -= step_k, x_rows += step_k * kRowTileBytes) {
+    for (int step = 0; step < steps; ++step, left -= step_k, x_rows += step_k * kRowTileBytes) {
       if (kExperts && (step & slice_mask) == 0) {
         BarrierWait(&b.rows_full[rows.at], rows.phase);
         x_rows = places.rows + rows.at * args.rows_place;
@@ -261,6 +266,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
         }
       }
     }
+    if (!real) begin();
   }
   *stages = stage, *row_places = rows;
 }
