@@ -195,7 +195,7 @@ class Bench {
         launch.out = out.data();
         const DeviceArray<std::byte> scratch(cuda::ExpertFfnScratch(shape.hidden, shape.width, shape.slots, rows));
         launch.scratch = scratch.data();
-        DeviceArray<uint32_t> met(2);
+        DeviceArray<uint32_t> met(cuda::kExpertCounters);
         met.Fill(0);
         launch.met = met.data();
         const double us = TimeGraph(launches, [&](int i, cudaStream_t s) {

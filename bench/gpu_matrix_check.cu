@@ -203,7 +203,7 @@ bool CheckExperts(std::mt19937* random, DType type, DType down_type, const Shape
   DeviceArray<std::byte> scratch(cuda::ExpertFfnScratch(shape.hidden, shape.width, shape.slots, shape.rows));
   scratch.Fill(0x7f);
   launch.scratch = scratch.data();
-  DeviceArray<uint32_t> met(2);
+  DeviceArray<uint32_t> met(cuda::kExpertCounters);
   met.Fill(0);
   launch.met = met.data();
   std::vector<float> first;

@@ -355,15 +355,15 @@ int SplitsFor(int64_t rows, int32_t kv_heads, int32_t longest) {
 
 }  // namespace
 
-bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early, uint32_t* counters, cudaStream_t stream) {
+int FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early, uint32_t* counters, cudaStream_t stream) {
   const int32_t dim = l.cache.head_dim, kv_heads = l.cache.kv_heads, per_kv = l.heads / kv_heads, norm = f.q_norm ? f.q_norm->n : 0;
-  if ((dim != 64 && dim != 128) || per_kv > kMostHeads || l.single != l.count || l.count == 0 || f.store.count != l.count) return false;
-  if (counters == nullptr || l.count * kv_heads > kAttendCounters || f.q_rope.rope_dim > dim) return false;
-  if (l.count * l.longest * kv_heads * dim * 2 * static_cast<int64_t>(sizeof(__half)) > kMostBytes) return false;
-  if (f.store.cache.keys != l.cache.keys || f.store.cache.values != l.cache.values) return false;
+  if ((dim != 64 && dim != 128) || per_kv > kMostHeads || l.single != l.count || l.count == 0 || f.store.count != l.count) return 0;
+  if (counters == nullptr || l.count * kv_heads > kAttendCounters || f.q_rope.rope_dim > dim) return 0;
+  if (l.count * l.longest * kv_heads * dim * 2 * static_cast<int64_t>(sizeof(__half)) > kMostBytes) return 0;
+  if (f.store.cache.keys != l.cache.keys || f.store.cache.values != l.cache.values) return 0;
   // One norm a head, or one of all of them.
-  if (norm != 0 && norm != dim && (norm != l.heads * dim || f.k_norm->n != kv_heads * dim)) return false;
-  if (norm == dim && f.k_norm->n != dim) return false;
+  if (norm != 0 && norm != dim && (norm != l.heads * dim || f.k_norm->n != kv_heads * dim)) return 0;
+  if (norm == dim && f.k_norm->n != dim) return 0;
   AttendArgs a{};
   a.q = l.q, a.k = f.store.k, a.v = f.store.v;
   a.q_norm = f.q_norm ? f.q_norm->gain : nullptr, a.k_norm = f.k_norm ? f.k_norm->gain : nullptr;
@@ -373,7 +373,8 @@ bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early
   a.norm = norm, a.early = early;
   a.epsilon = f.q_norm ? f.q_norm->epsilon : 0.0f, a.limit = f.limit, a.scale = l.scale, a.halves_turn = f.q_rope.halves;
   const dim3 grid(static_cast<unsigned>(SplitsFor(l.count, kv_heads, l.longest)), static_cast<unsigned>(kv_heads), static_cast<unsigned>(l.count));
-  return LaunchEarly(dim == 64 ? AttendKernel<64> : AttendKernel<128>, grid, dim3(kThreads), 0, stream, a) == cudaSuccess;
+  const bool launched = LaunchEarly(dim == 64 ? AttendKernel<64> : AttendKernel<128>, grid, dim3(kThreads), 0, stream, a) == cudaSuccess;
+  return launched ? static_cast<int>(grid.x * grid.y * grid.z) : 0;
 }
 
 }  // namespace thermoe::cuda

@@ -14,7 +14,8 @@ namespace {
 
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
-constexpr int64_t kCounters = 3 + kAttendCounters;  // of blocks: the gate's one, the experts' two, attention's
+// Of blocks: the gate's one, the experts', attention's.
+constexpr int64_t kExpertsAt = 1, kAttendAt = kExpertsAt + kExpertCounters, kCounters = kAttendAt + kAttendCounters;
 
 }  // namespace
 
@@ -122,7 +123,7 @@ void CudaOps::Check(cudaError_t error, const char* what) const {
 void CudaOps::LaunchPending() const {
   FlushStaged();
   if (pending_.empty()) return;
-  Check(Launch(pending_, {halves_.as<__half>(), half_count_, counters_.as<uint32_t>() + 3}, stream_), "launching operations");
+  Check(Launch(pending_, {halves_.as<__half>(), half_count_, counters_.as<uint32_t>() + kAttendAt}, stream_), "launching operations");
   pending_.clear();
 }
 
@@ -404,7 +405,7 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
   launch.out = call.Out(args.out.data, args.out.size());
   EnsureScratch(static_cast<int64_t>(ExpertFfnScratch(launch.hidden, launch.width, launch.slots, launch.rows)));
   launch.scratch = scratch_.data();
-  launch.met = counters_.as<uint32_t>() + 1;
+  launch.met = counters_.as<uint32_t>() + kExpertsAt;
   pending_.push_back(launch);
   if (tables == &made) {  // before the tables go
     LaunchPending();

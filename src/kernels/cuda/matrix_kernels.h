@@ -27,6 +27,7 @@ struct LinearLaunch {
   void* scratch = nullptr;  // [LinearScratch], aligned to 256 bytes
   const __half* halves = nullptr;  // x once more as half_rows.cuh has it, or null
   bool adds = false;        // out += instead; only for LinearOfStreamedRows (stream_rows.h)
+  int32_t held = 0;         // multiprocessors that the launch before may hold to its end: others, if they do, begin early
 };
 size_t LinearScratch(int32_t rows, int32_t in);
 cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream);
@@ -43,6 +44,7 @@ struct Job {
 };
 static_assert(sizeof(Job) == 16);
 
+inline constexpr int32_t kExpertCounters = 4096;
 struct ExpertFfnLaunch {
   const DeviceMatrix* gate = nullptr;  // [E] in device memory, all of one packing and shape; likewise up and down
   const DeviceMatrix* up = nullptr;    // [E], [width, hidden]
@@ -65,7 +67,7 @@ struct ExpertFfnLaunch {
   const int32_t* expert = nullptr;     // [T, K], -1: empty; empty ones come last
   float* out = nullptr;                // [T, hidden] +=
   void* scratch = nullptr;             // [ExpertFfnScratch], aligned to 256 bytes
-  uint32_t* met = nullptr;             // [2] zeroed once by the caller, left zero; of no other launch under way. Null: slower kernels
+  uint32_t* met = nullptr;             // [kExpertCounters] zeroed once by the caller, left zero; of no other launch under way. Null: slower kernels
 };
 size_t ExpertFfnScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
 cudaError_t ExpertFfn(const ExpertFfnLaunch& launch, cudaStream_t stream);

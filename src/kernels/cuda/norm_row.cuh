@@ -2,6 +2,8 @@
 // A row's norm by kNormThreads threads, with what is added to the row first (NormLaunch).
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/warp.cuh"
@@ -35,16 +37,26 @@ __device__ inline NormGains ReadGains(const NormLaunch& l) {
   return gains;
 }
 
-// What the slots of a row gave element i. Loads do not wait for each other: those of empty slots, which come to nothing, are not left out.
-__device__ inline float SumOfSlots(const SlotSums& slots, int64_t row, int n, int i) {
-  const int64_t first = row * slots.slots;
-  float sum = 0;
+// Adds what the slots of a row gave elements first, first + step, ... Loads do not wait for each other: those of empty slots, which come to nothing, are
+// not left out.
+template <int kCount>
+__device__ void AddSlots(const SlotSums& slots, int64_t row, int n, int first, int step, float (&to)[kCount]) {
+  const int64_t slot = row * slots.slots;
+  float sums[kCount] = {};
 #pragma unroll 8
   for (int s = 0; s < slots.slots; ++s) {
-    const float weight = __ldcg(slots.weight + first + s), given = __ldcg(slots.slot_out + (first + s) * n + i);
-    sum += __ldcg(slots.expert + first + s) >= 0 ? weight * given : 0.0f;
+    const float weight = __ldcg(slots.weight + slot + s);
+    const bool empty = __ldcg(slots.expert + slot + s) < 0;
+    const float* gave = slots.slot_out + (slot + s) * n;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const int i = first + k * step;
+      const float given = i < n ? __ldcg(gave + i) : 0.0f;
+      sums[k] += empty ? 0.0f : weight * given;
+    }
   }
-  return sum;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) to[k] += sums[k];
 }
 
 // keeps: stores what comes of it.
@@ -53,28 +65,31 @@ __device__ inline void NormRow(const NormLaunch& l, int64_t row, const NormGains
   const int thread = static_cast<int>(threadIdx.x);
   const bool adds = keeps && (l.add != nullptr || l.slots.slot_out != nullptr);
   float* x = const_cast<float*>(l.x);
-  const auto value_at = [&](int i) {
-    float value = __ldcg(l.x + at + i);
-    if (l.add != nullptr) value += __ldcg(l.add + at + i);
-    if (l.slots.slot_out != nullptr) value += SumOfSlots(l.slots, row, l.n, i);
-    return value;
+  // All loads before the first store: they do not wait for each other.
+  const auto load = [&](int first, auto& values) {
+    constexpr int kCount = static_cast<int>(std::extent_v<std::remove_reference_t<decltype(values)>>);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const int i = first + k * kNormThreads;
+      values[k] = i < l.n ? __ldcg(l.x + at + i) : 0.0f;
+      if (l.add != nullptr && i < l.n) values[k] += __ldcg(l.add + at + i);
+    }
+    if (l.slots.slot_out != nullptr) AddSlots(l.slots, row, l.n, first, kNormThreads, values);
   };
   float kept[kNormKept], squares = 0;
+  load(thread, kept);
 #pragma unroll
-  for (int k = 0; k < kNormKept; ++k) {  // all loads before the first store: they do not wait for each other
-    const int i = thread + k * kNormThreads;
-    kept[k] = i < l.n ? value_at(i) : 0.0f;
-    squares += kept[k] * kept[k];
-  }
+  for (int k = 0; k < kNormKept; ++k) squares += kept[k] * kept[k];
 #pragma unroll
   for (int k = 0; k < kNormKept; ++k) {
     const int i = thread + k * kNormThreads;
     if (adds && i < l.n) x[at + i] = kept[k];
   }
   for (int i = thread + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
-    const float value = value_at(i);
-    if (adds) x[at + i] = value;
-    squares += value * value;
+    float value[1];
+    load(i, value);
+    if (adds) x[at + i] = value[0];
+    squares += value[0] * value[0];
   }
   const float scale = 1.0f / sqrtf(SumOfThreads(squares, sums) / static_cast<float>(l.n) + l.epsilon);
 #pragma unroll

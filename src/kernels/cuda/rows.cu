@@ -79,7 +79,11 @@ __global__ void AddSlotsKernel(SlotSums sums, float* out, int hidden) {
   WaitForBefore();
   LetNextStart();
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i < hidden) out[int64_t{blockIdx.y} * hidden + i] += SumOfSlots(sums, blockIdx.y, hidden, i);
+  if (i >= hidden) return;
+  float* to = out + int64_t{blockIdx.y} * hidden + i;
+  float value[1] = {*to};
+  AddSlots(sums, blockIdx.y, hidden, i, 1, value);
+  *to = value[0];
 }
 
 __global__ void GatherKernel(const float* x, const int32_t* picked, float* out, int64_t n) {

@@ -3,8 +3,6 @@
 // that runs ahead across the ends of units and kernels, so memory is never idle; the others multiply their tiles of every stage of the
 // ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all, of experts the rows that a unit meets. An
 // expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
-#include <climits>
-
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/stream_rows.h"
 #include "kernels/cuda/stream_warps.cuh"
@@ -22,7 +20,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   __syncthreads();
   const RingShape<kPacking, false> ring(args.ring_bytes, false, RingShape<kPacking, false>::kStageBytes);
   Work<kPacking, NT, Stage::kLinear> work{args, ring, items, 0, {}};
-  work.MakeCut();
+  work.MakeCut({static_cast<int>(gridDim.x), 0, 0});
   Turn stage, rows;
   if (const int which = static_cast<int>(threadIdx.x / 32) - kWarps; which >= 0) {
     const int ahead = which < kTileWarps ? CopyAhead(work, places, which) : 0;
@@ -40,13 +38,13 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
 
 struct ExpertsArgs {
   StreamArgs up, down;
-  uint32_t* met;  // [2] blocks that have done the first product, and that have ended; zero between launches
+  uint32_t* met;  // [1 + items] blocks that have ended; units of each item's first product that are done; zero between launches
 };
 
 template <Packing kUp, Packing kDown>
 inline constexpr int kPlaceBytes = std::max(RingShape<kUp, true>::kStageBytes, RingShape<kDown, true>::kStageBytes);
 
-// Both products of experts. All blocks must run at once: the second begins where the first of all has ended, though its tiles come before.
+// Both products of experts. All blocks must run at once: the second of an item begins where its first has ended in all blocks, though tiles come before.
 template <Packing kUp, Packing kDown, int NT>
 __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_constant__ ExpertsArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -73,30 +71,28 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   const RingShape<kDown, true> down_ring(args.up.ring_bytes, compact, kPlace);
   Work<kUp, NT, Stage::kGateUp> up{args.up, up_ring, items, item_count, {}};
   Work<kDown, NT, Stage::kDown> down{args.down, down_ring, items, item_count, {}};
-  up.MakeCut(), down.MakeCut();
+  up.MakeCut({static_cast<int>(gridDim.x), 0, 0});
+  down.MakeCut(up.After());
+  uint32_t* of_items = args.met + 1;
   Turn stage, rows;
-  if (warp >= kWarps + kTileWarps) {
-    CopyRows(up, places, &rows);
-    if (static_cast<int>(blockIdx.x) >= down.cut.units) return;  // nobody would wait for what comes then
-    if (lane == 0) {
-      uint32_t met = 0;
-      while (met < gridDim.x) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(met) : "l"(args.met) : "memory");
-    }
-    __syncwarp();
-    asm volatile("fence.proxy.async;" ::: "memory");
-    return CopyRows(down, places, &rows);
+  if (warp > kWarps + kTileWarps) return ReportUnits(up, places, of_items);
+  if (warp == kWarps + kTileWarps) {
+    CopyRows(up, places, &rows, of_items, 0);
+    return CopyRows(down, places, &rows, of_items, up.UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
   }
   if (warp >= kWarps) {
     CopyTiles(up, places, warp - kWarps, 0, &stage);
     return CopyTiles(down, places, warp - kWarps, 0, &stage);
   }
-  const auto meet = [] { asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory"); };
   Consume(up, places, &stage, &rows, [] {});
-  meet();
-  if (threadIdx.x == 0) CountBlock(args.met);
+  asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory");  // warps share tiles, and barriers, otherwise from here on
   Consume(down, places, &stage, &rows, [] {});
-  meet();
-  if (threadIdx.x == 0 && atomicAdd(args.met + 1, 1) + 1 == gridDim.x) args.met[0] = 0, args.met[1] = 0;
+  // The last block clears what was counted: nobody waits for it any more.
+  if (warp > 0) return;
+  uint32_t ended = lane == 0 ? atomicAdd(args.met, 1) + 1 : 0;
+  ended = __shfl_sync(kAllLanes, ended, 0);
+  if (ended < gridDim.x) return;
+  for (int i = lane; i <= item_count; i += 32) args.met[i] = 0;
 #endif
 }
 
@@ -122,23 +118,30 @@ int RingBytesBeside(int others, int place_bytes) {
   return stages < 2 ? 0 : stages * place_bytes;
 }
 
+// Blocks for so many row tiles: one a multiprocessor, or with two tiles each only where the launch before holds none, so that all can begin before that ends.
+int BlocksFor(int tiles, int held) {
+  const int all = Multiprocessors();
+  const bool spared = held > 0 && tiles > all - held && tiles <= all && (tiles + 1) / 2 <= all - held;
+  return spared ? (tiles + 1) / 2 : std::min(all, tiles);
+}
+
 template <typename Arguments>
-bool LaunchBlocks(void (*kernel)(Arguments), int tiles, int bytes, const Arguments& args, cudaStream_t stream) {
-  const auto grid = static_cast<unsigned>(std::min(Multiprocessors(), tiles));
+bool LaunchBlocks(void (*kernel)(Arguments), int blocks, int bytes, const Arguments& args, cudaStream_t stream) {
+  const auto grid = static_cast<unsigned>(blocks);
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess &&
          LaunchEarly(kernel, dim3(grid), dim3(kThreads), static_cast<size_t>(bytes), stream, args) == cudaSuccess;
 }
 
 template <Packing kPacking>
-bool LaunchLinear(int tiles, StreamArgs args, cudaStream_t stream) {
+bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   args.row_bytes = args.cols * static_cast<int>(sizeof(__half)) + kRowPad;
   const int others = args.rows * args.row_bytes + kPartialBytes;
   args.ring_bytes = RingBytesBeside(others, RingShape<kPacking, false>::kStageBytes);
   if (args.ring_bytes == 0) return false;
   const int bytes = others + args.ring_bytes;
-  if (args.rows > 16) return LaunchBlocks(LinearKernel<kPacking, 4>, tiles, bytes, args, stream);
-  if (args.rows > 8) return LaunchBlocks(LinearKernel<kPacking, 2>, tiles, bytes, args, stream);
-  return LaunchBlocks(LinearKernel<kPacking, 1>, tiles, bytes, args, stream);
+  if (args.rows > 16) return LaunchBlocks(LinearKernel<kPacking, 4>, blocks, bytes, args, stream);
+  if (args.rows > 8) return LaunchBlocks(LinearKernel<kPacking, 2>, blocks, bytes, args, stream);
+  return LaunchBlocks(LinearKernel<kPacking, 1>, blocks, bytes, args, stream);
 }
 
 template <Packing kUp, Packing kDown, int NT>
@@ -150,10 +153,10 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   const int place = 8 * NT * std::max(args.up.row_bytes, args.down.row_bytes);
   const int others = 2 * place + kPartialBytes + args.up.most_items * static_cast<int>(sizeof(Item)) + args.up.kept * static_cast<int>(sizeof(int32_t));
   const int ring_bytes = RingBytesBeside(others, kPlaceBytes<kUp, kDown>);
-  if (ring_bytes == 0) return false;
+  if (ring_bytes == 0 || args.up.most_items >= kExpertCounters) return false;
   args.up.rows_place = args.down.rows_place = place;
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
-  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT>, INT_MAX, others + ring_bytes, args, stream);
+  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT>, Multiprocessors(), others + ring_bytes, args, stream);
 }
 
 int TilesOf(int rows) { return (rows + kTileRows - 1) / kTileRows; }
@@ -180,7 +183,7 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
   args.adds = one.adds;
   args.rows = one.rows, args.cols = cols, args.k_tiles = cols / kTileCols;
   args.x = HalvesOf(one.x, one.halves, one.scratch, one.rows, cols, stream);
-  return ByPacking(one.weight.packing, [&]<Packing kPacking>() { return LaunchLinear<kPacking>(tiles, args, stream); });
+  return ByPacking(one.weight.packing, [&]<Packing kPacking>() { return LaunchLinear<kPacking>(BlocksFor(tiles, one.held), args, stream); });
 }
 
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t stream) {

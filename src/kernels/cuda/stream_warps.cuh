@@ -9,9 +9,9 @@
 #if __CUDA_ARCH_FEAT_SM90_ALL
 namespace thermoe::cuda {
 
-// Barriers of the ring and of the rows' two places.
+// Barriers of the ring, of the rows' two places and of units whose results are written.
 struct Barriers {
-  uint64_t full[kMostStages], empty[kMostStages], rows_full[2], rows_empty[2];
+  uint64_t full[kMostStages], empty[kMostStages], rows_full[2], rows_empty[2], unit_done[kUnitsAhead];
 };
 
 // Where things are in shared memory.
@@ -34,6 +34,7 @@ __device__ inline Places MakePlaces(const StreamArgs& args, std::byte* shared, i
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < kMostStages) BarrierInit(&barriers->full[thread], 1), BarrierInit(&barriers->empty[thread], kWarps);
   if (thread < 2) BarrierInit(&barriers->rows_full[thread], 1), BarrierInit(&barriers->rows_empty[thread], kWarps);
+  if (thread < kUnitsAhead) BarrierInit(&barriers->unit_done[thread], kWarps);
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   return places;
 }
@@ -88,8 +89,8 @@ struct Copier {
 template <Packing kPacking, int NT, Stage kStage>
 __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& places, int which) {
   int ahead = 0;
-  for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units && ahead < work.ring.stages; unit += static_cast<int>(gridDim.x)) {
-    const Copier<kPacking, NT, kStage> copier(work, work.Open(unit));
+  for (int k = 0; work.UnitAt(k) < work.cut.units && ahead < work.ring.stages; ++k) {
+    const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)));
     for (int step = 0; step < work.cut.steps && ahead < work.ring.stages; ++step, ++ahead) {
       if (ahead % kTileWarps == which) copier.Copy(step, places.ring + ahead * work.ring.stage_bytes, &places.barriers->full[ahead]);
     }
@@ -101,8 +102,8 @@ __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& p
 template <Packing kPacking, int NT, Stage kStage>
 __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Turn* stage) {
   Barriers& b = *places.barriers;
-  for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units; unit += static_cast<int>(gridDim.x)) {
-    const Copier<kPacking, NT, kStage> copier(work, work.Open(unit));
+  for (int k = 0; work.UnitAt(k) < work.cut.units; ++k) {
+    const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)));
     for (int step = 0; step < work.cut.steps; ++step, --ahead) {
       if (ahead <= 0 && stage->at % kTileWarps == which) {
         if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
@@ -113,14 +114,37 @@ __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& 
   }
 }
 
-// The rows of the units' items, a slice of the columns at a time, by one warp.
+// Tells of this block's units of the first product, item by item, by one warp: those that multiply do not wait for what they wrote to be seen.
+template <Packing kPacking, int NT>
+__device__ void ReportUnits(const Work<kPacking, NT, Stage::kGateUp>& work, const Places& places, uint32_t* of_items) {
+  for (int k = 0; work.UnitAt(k) < work.cut.units; ++k) {
+    BarrierWait(&places.barriers->unit_done[k % kUnitsAhead], k / kUnitsAhead % 2);
+    const int item = work.Open(work.UnitAt(k)).which;
+    if (threadIdx.x % 32 == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(of_items + item) : "memory");
+  }
+}
+
+// Waits, by a warp, until as many units of an item are done as there are. What they wrote may then be copied.
+__device__ inline void WaitForUnits(const uint32_t* of_item, uint32_t all) {
+  if (threadIdx.x % 32 == 0) {
+    uint32_t done = 0;
+    while (done < all) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(done) : "l"(of_item) : "memory");
+  }
+  __syncwarp();
+  asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+// The rows of the units' items, a slice of the columns at a time, by one warp. of_items: the units of the first product that must be done, `all` of an item.
 template <Packing kPacking, int NT, Stage kStage>
-__device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* rows) {
+__device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* rows, const uint32_t* of_items, int all) {
   const StreamArgs& args = work.args;
   Barriers& b = *places.barriers;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  for (int unit = static_cast<int>(blockIdx.x); unit < work.cut.units; unit += static_cast<int>(gridDim.x)) {
-    const Item item = work.Open(unit).item;
+  int seen = -1;
+  for (int k = 0; work.UnitAt(k) < work.cut.units; ++k) {
+    const auto unit = work.Open(work.UnitAt(k));
+    const Item item = unit.item;
+    if (kStage == Stage::kDown && unit.which != seen) WaitForUnits(of_items + unit.which, static_cast<uint32_t>(all)), seen = unit.which;
     const int64_t row = kStage == Stage::kGateUp && lane < item.count ? places.order[item.first + lane] / args.slots : item.first + lane;
     for (int begin = 0; begin < args.cols; begin += kSliceCols<NT>) {
       const auto bytes = static_cast<uint32_t>(min(kSliceCols<NT>, args.cols - begin) * static_cast<int>(sizeof(__half)));
@@ -163,11 +187,11 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   const int slice_mask = (kSliceCols<NT> / kTileCols / kTiles >> cut.share_log) - 1;
   Turn stage = *stages, rows = *row_places;
   int stage_at = stage.at * ring.stage_bytes;
-  const int first = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  const int first = work.UnitAt(0);
   if (first >= cut.units) return begin();
-  for (int unit = first - blocks; unit < cut.units; unit += blocks) {
-    const bool real = unit >= 0;
-    const auto u = work.Open(real ? unit : first);
+  for (int k = -1, unit = first; unit < cut.units; unit = work.UnitAt(++k)) {
+    const bool real = k >= 0;
+    const auto u = work.Open(unit);
     const int count = real ? u.item.count : 0, both = u.item.both, groups = real ? (count + 7) / 8 : 1, steps = real ? cut.steps : 0;
     int row_at[NT];  // rows that there are not are the last once more: nobody reads what comes of them
 #pragma unroll
@@ -266,7 +290,12 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
         }
       }
     }
-    if (!real) begin();
+    if (!real) {
+      begin();
+    } else if (kStage == Stage::kGateUp) {
+      __syncwarp();
+      if (lane == 0) BarrierArrive(&b.unit_done[k % kUnitsAhead]);
+    }
   }
   *stages = stage, *row_places = rows;
 }

@@ -9,8 +9,9 @@
 namespace thermoe::cuda {
 
 inline constexpr int kWarps = 16;     // that multiply
-inline constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows
-inline constexpr int kThreads = 32 * (kWarps + kTileWarps + 1);
+inline constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows, and one tells of units that are done
+inline constexpr int kThreads = 32 * (kWarps + kTileWarps + 2);
+inline constexpr int kUnitsAhead = 16;  // a warp that multiplies is never so many units ahead of another: the ring has fewer stages
 inline constexpr int kMostStages = 12;
 inline constexpr int kSharedRoom = 226 * 1024;
 // Rows that meet an expert's tiles at once are 8 NT, their columns in shared memory at once these:
@@ -100,13 +101,20 @@ struct RingShape {
 // How the work is cut: units of `tiles` row tiles, each tile by `share` (a power of two) warps with every share-th column tile.
 struct Cut {
   int tiles, tiles_log, share, share_log, steps, units;  // steps: stages of the ring that a unit takes
+  int alone, light;  // the first `alone` rounds are of the `light` blocks that had less to do before
+};
+
+// What blocks had to do before these units, in stages: the first `heavy` of them `most`, the others `least`.
+struct Before {
+  int heavy;
+  uint32_t most, least;
 };
 
 // A unit: row tiles of one matrix, or of gate and up of an expert.
 template <int kMats>
 struct Unit {
   DeviceMatrix m[kMats];
-  int which, tile;  // the first
+  int which, tile;  // linear or item; the first row tile
   Item item;
 };
 
@@ -130,20 +138,36 @@ struct Work {
     return units;
   }
   __device__ int StepsOf(int share_log, int depth) const { return (args.k_tiles + (depth << share_log) - 1) / depth >> share_log; }
-  // For the least time of the busiest block, in stages; what a unit's end costs is about one. Lanes try the ways to cut side by side.
-  __device__ void MakeCut() {
+  // For the least time of the busiest block, in stages; what a unit's end costs is about one. Lanes try the ways to cut and to share out side by side.
+  __device__ void MakeCut(const Before& before) {
     constexpr int kFirstShare = kMats == 2 ? 0 : 1, kMostTiles = 3, kWays = 4;
     static_assert(kWarps == 2 * kGroupTiles && kGroupTiles == 1 << kMostTiles);
     // A slice of an expert's rows is a whole number of stages, and a lane has at most one piece of a stage to copy.
     constexpr int kSliceStages = kSliceCols<NT> / kTileCols / kTiles;
-    const int way = static_cast<int>(threadIdx.x) % kWays, tiles_log = kMostTiles - way, share_log = kFirstShare + way;
-    const int units = Units(tiles_log), steps = StepsOf(share_log, kTiles);
-    const uint32_t turns = (static_cast<uint32_t>(units) + gridDim.x - 1) / gridDim.x;
-    const bool may = (!kExperts || kSliceStages >> share_log > 0) && (kMats * kTiles << share_log) <= 32;
-    const uint32_t cost = may ? turns * static_cast<uint32_t>(steps + 1) * kWays + static_cast<uint32_t>(way) : UINT32_MAX;
-    const int best = static_cast<int>(__reduce_min_sync(kAllLanes, cost)) % kWays;
-    cut = {1 << (kMostTiles - best), kMostTiles - best, 1 << (kFirstShare + best), kFirstShare + best, StepsOf(kFirstShare + best, kTiles),
-           __shfl_sync(kAllLanes, units, best)};
+    const int lane = static_cast<int>(threadIdx.x % 32), way = lane % kWays, tiles_log = kMostTiles - way, share_log = kFirstShare + way;
+    const int blocks = static_cast<int>(gridDim.x), light = blocks - before.heavy, alone = lane / kWays;
+    const int units = Units(tiles_log), steps = StepsOf(share_log, kTiles), left = units - alone * light;
+    const auto rounds = [&](int count) { return static_cast<uint32_t>(max(count, 0) + blocks - 1) / static_cast<uint32_t>(blocks); };
+    const uint32_t each = static_cast<uint32_t>(steps) + 1;
+    const bool may = (!kExperts || kSliceStages >> share_log > 0) && (kMats * kTiles << share_log) <= 32 && (alone == 0 || (light > 0 && left >= 0));
+    const uint32_t of_light = light > 0 ? before.least + (static_cast<uint32_t>(alone) + rounds(left)) * each : 0;
+    const uint32_t of_heavy = before.heavy > 0 ? before.most + rounds(left - light) * each : 0;
+    const int best = static_cast<int>(__reduce_min_sync(kAllLanes, may ? max(of_light, of_heavy) * 32 + static_cast<uint32_t>(lane) : UINT32_MAX) % 32);
+    const int log = kMostTiles - best % kWays, share = kFirstShare + best % kWays;
+    cut = {1 << log, log, 1 << share, share, StepsOf(share, kTiles), __shfl_sync(kAllLanes, units, best), best / kWays, light};
+  }
+  // What this leaves for those who cut next.
+  __device__ Before After() const {
+    const int blocks = static_cast<int>(gridDim.x), turns = (cut.units + blocks - 1) / blocks;
+    const auto each = static_cast<uint32_t>(cut.steps) + 1;
+    return {cut.units - max(turns - 1, 0) * blocks, static_cast<uint32_t>(turns) * each, static_cast<uint32_t>(max(turns - 1, 0)) * each};
+  }
+  // This block's unit k; beyond its last: at least cut.units.
+  __device__ int UnitAt(int k) const {
+    const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+    if constexpr (kStage != Stage::kDown) return k * blocks + block;
+    const int place = blocks - 1 - block, alone = place < cut.light ? cut.alone : 0;  // those who had less to do come first
+    return k < alone ? k * cut.light + place : cut.alone * cut.light + (k - alone) * blocks + place;
   }
   __device__ Unit<kMats> Open(int unit) const {
     Unit<kMats> u;
@@ -155,8 +179,8 @@ struct Work {
       u.item = {0, 0, args.rows, args.rows};
     } else {
       const int of_item = UnitsOf(args.matrix_rows, cut.tiles_log);
-      u.which = 0, u.tile = unit % of_item * cut.tiles;
-      u.item = items[unit / of_item];
+      u.which = unit / of_item, u.tile = unit % of_item * cut.tiles;
+      u.item = items[u.which];
       u.m[0] = ExpertMatrix(args.first, args.base[0], args.stride, u.item.expert);
       if constexpr (kMats == 2) u.m[1] = ExpertMatrix(args.second, args.base[1], args.stride, u.item.expert);
     }
