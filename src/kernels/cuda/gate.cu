@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
     const NormGains gains = ReadGains(norm);
     WaitForBefore();
     LetNextStart();
-    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow(norm, row, gains, true, parts);
+    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow(norm, row, gains, parts);
     return;
   }
   const BlockTeam team;

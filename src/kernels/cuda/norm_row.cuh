@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row's norm by kNormThreads threads, with what is added to the row first (NormLaunch).
+// A row's norm, with what is added to the row first (NormLaunch).
 #pragma once
 
 #include <type_traits>
@@ -21,9 +21,9 @@ __device__ inline float SumOfThreads(float value, float* sums) {
   return WarpSum(threadIdx.x % 32 < kNormThreads / 32 ? sums[threadIdx.x % 32] : 0.0f);
 }
 
-inline constexpr int kNormKept = 4;  // elements that a thread keeps in registers
+inline constexpr int kNormKept = 4;  // columns that a thread keeps in registers
 
-// The gains of a thread's elements: weights, which may be read before the kernel before has ended.
+// The gains of a thread's columns: weights, which may be read before the kernel before has ended.
 struct NormGains {
   float of[kNormKept];
 };
@@ -37,7 +37,7 @@ __device__ inline NormGains ReadGains(const NormLaunch& l) {
   return gains;
 }
 
-// Adds what the slots of a row gave elements first, first + step, ... Loads do not wait for each other: those of empty slots, which come to nothing, are
+// Adds what the slots of a row gave columns first, first + step, ... Loads do not wait for each other: those of empty slots, which come to nothing, are
 // not left out.
 template <int kCount>
 __device__ void AddSlots(const SlotSums& slots, int64_t row, int n, int first, int step, float (&to)[kCount]) {
@@ -59,11 +59,11 @@ __device__ void AddSlots(const SlotSums& slots, int64_t row, int n, int first, i
   for (int k = 0; k < kCount; ++k) to[k] += sums[k];
 }
 
-// keeps: stores what comes of it.
-__device__ inline void NormRow(const NormLaunch& l, int64_t row, const NormGains& gains, bool keeps, float* sums) {
+// sums: as SumOfThreads has them.
+__device__ inline void NormRow(const NormLaunch& l, int64_t row, const NormGains& gains, float* sums) {
   const int64_t at = row * l.n;
   const int thread = static_cast<int>(threadIdx.x);
-  const bool adds = keeps && (l.add != nullptr || l.slots.slot_out != nullptr);
+  const bool adds = l.add != nullptr || l.slots.slot_out != nullptr;
   float* x = const_cast<float*>(l.x);
   // All loads before the first store: they do not wait for each other.
   const auto load = [&](int first, auto& values) {
@@ -95,12 +95,12 @@ __device__ inline void NormRow(const NormLaunch& l, int64_t row, const NormGains
 #pragma unroll
   for (int k = 0; k < kNormKept; ++k) {
     const int i = thread + k * kNormThreads;
-    if (i >= l.n || !keeps) continue;
+    if (i >= l.n) continue;
     const float value = kept[k] * scale * gains.of[k];
     l.out[at + i] = value;
     if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);
   }
-  for (int i = thread + kNormKept * kNormThreads; i < l.n && keeps; i += kNormThreads) {
+  for (int i = thread + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
     const float value = x[at + i] * scale * l.gain[i];
     l.out[at + i] = value;
     if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);

@@ -17,18 +17,13 @@ constexpr int kThreads = 256;
 
 unsigned BlocksFor(int64_t size) { return static_cast<unsigned>((size + kThreads - 1) / kThreads); }
 
-// One block a row. Of few rows, which come early and wait, each is gone through for nothing first: code comes from the L2 cache a few instructions
-// at a time, and slowly while the next kernel's weights keep memory busy.
+// One block a row.
 __global__ void __launch_bounds__(kNormThreads) RmsNormKernel(NormLaunch l) {
   __shared__ float sums[kNormThreads / 32];
-  constexpr unsigned kFewRows = 32;
   const NormGains gains = ReadGains(l);
+  WaitForBefore();
   LetNextStart();
-#pragma unroll 1
-  for (int turn = gridDim.x <= kFewRows ? 0 : 1; turn < 2; ++turn) {
-    if (turn == 1) WaitForBefore();
-    NormRow(l, blockIdx.x, gains, turn == 1, sums);
-  }
+  NormRow(l, blockIdx.x, gains, sums);
 }
 
 // Narrow rows (one head): one warp each.

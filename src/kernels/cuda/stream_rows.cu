@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
     const int ahead = which < kTileWarps ? CopyAhead(work, places, which) : 0;
     WaitForBefore();
     LetNextStart();
-    if (which < kTileWarps) CopyTiles(work, places, which, ahead, &stage);
+    int number = 0;
+    if (which < kTileWarps) CopyTiles(work, places, which, ahead, &stage, &number);
     return;
   }
   Consume(work, places, &stage, &rows, [&] {
@@ -75,14 +76,14 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   down.MakeCut(up.After());
   uint32_t* of_items = args.met + 1;
   Turn stage, rows;
-  if (warp > kWarps + kTileWarps) return ReportUnits(up, places, of_items);
   if (warp == kWarps + kTileWarps) {
     CopyRows(up, places, &rows, of_items, 0);
     return CopyRows(down, places, &rows, of_items, up.UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
   }
   if (warp >= kWarps) {
-    CopyTiles(up, places, warp - kWarps, 0, &stage);
-    return CopyTiles(down, places, warp - kWarps, 0, &stage);
+    int number = 0;
+    CopyTiles(up, places, warp - kWarps, 0, &stage, &number);
+    return CopyTiles(down, places, warp - kWarps, 0, &stage, &number);
   }
   Consume(up, places, &stage, &rows, [] {});
   asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory");  // warps share tiles, and barriers, otherwise from here on
@@ -155,6 +156,7 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   const int ring_bytes = RingBytesBeside(others, kPlaceBytes<kUp, kDown>);
   if (ring_bytes == 0 || args.up.most_items >= kExpertCounters) return false;
   args.up.rows_place = args.down.rows_place = place;
+  args.up.hurries = args.down.hurries = args.up.kept <= 16;  // of so few experts every byte should be on its way
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
   return LaunchBlocks(ExpertsKernel<kUp, kDown, NT>, Multiprocessors(), others + ring_bytes, args, stream);
 }

@@ -84,43 +84,55 @@ struct Copier {
   }
 };
 
-// By one of the warps that copy tiles: every kTileWarps-th place of the ring. (A place is always the same warp's, so none can be a round
-// ahead.) First those that may begin before the kernel before has ended: how many there are of all warps.
+// Which warp copies a stage: by its number, so that all have as much to do. In a ring of less than four by its place: by number one could be a round ahead,
+// which a parity cannot tell.
+template <typename Ring>
+__device__ bool CopiesStage(const Ring& ring, int which, int number, int place) {
+  return (ring.stages >= 4 ? number : place) % kTileWarps == which;
+}
+
+// Some 74 KiB of stages on their way at once: more would only wait in front of memory, and what else is loaded (sums, activations, code) behind them. A
+// stage is asked for when the one so many before it has come. That is not worth being late for: the wait is a short one.
+template <typename Ring>
+__device__ void WaitUnderWay(const Ring& ring, uint64_t* full, const Turn& stage) {
+  constexpr int kTries = 128;
+  const int under_way = ring.stage_bytes <= 24 << 10 ? 4 : 2;
+  const bool round = stage.at < under_way;  // that stage was of the round before
+  if (ring.stages <= under_way || (round && !stage.again)) return;
+  uint64_t* barrier = full + stage.at - under_way + (round ? ring.stages : 0);
+  for (int i = 0; i < kTries && !BarrierDone(barrier, stage.phase ^ (round ? 1 : 0)); ++i) {}
+}
+
+// By one of the warps that copy tiles. First those that may begin before the kernel before has ended: how many there are of all warps.
 template <Packing kPacking, int NT, Stage kStage>
 __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& places, int which) {
+  Turn stage;
   int ahead = 0;
   for (int k = 0; work.UnitAt(k) < work.cut.units && ahead < work.ring.stages; ++k) {
     const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)));
-    for (int step = 0; step < work.cut.steps && ahead < work.ring.stages; ++step, ++ahead) {
-      if (ahead % kTileWarps == which) copier.Copy(step, places.ring + ahead * work.ring.stage_bytes, &places.barriers->full[ahead]);
+    for (int step = 0; step < work.cut.steps && ahead < work.ring.stages; ++step, ++ahead, stage.Next(work.ring.stages)) {
+      if (!CopiesStage(work.ring, which, ahead, ahead)) continue;
+      WaitUnderWay(work.ring, places.barriers->full, stage);
+      copier.Copy(step, places.ring + ahead * work.ring.stage_bytes, &places.barriers->full[ahead]);
     }
   }
   return ahead;
 }
 
-// All but the first `ahead`.
+// All but the first `ahead`. number: of stages before.
 template <Packing kPacking, int NT, Stage kStage>
-__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Turn* stage) {
+__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Turn* stage, int* number) {
   Barriers& b = *places.barriers;
   for (int k = 0; work.UnitAt(k) < work.cut.units; ++k) {
     const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)));
-    for (int step = 0; step < work.cut.steps; ++step, --ahead) {
-      if (ahead <= 0 && stage->at % kTileWarps == which) {
+    for (int step = 0; step < work.cut.steps; ++step, --ahead, ++*number) {
+      if (ahead <= 0 && CopiesStage(work.ring, which, *number, stage->at)) {
+        if (!work.args.hurries) WaitUnderWay(work.ring, b.full, *stage);
         if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
         copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
       }
       stage->Next(work.ring.stages);
     }
-  }
-}
-
-// Tells of this block's units of the first product, item by item, by one warp: those that multiply do not wait for what they wrote to be seen.
-template <Packing kPacking, int NT>
-__device__ void ReportUnits(const Work<kPacking, NT, Stage::kGateUp>& work, const Places& places, uint32_t* of_items) {
-  for (int k = 0; work.UnitAt(k) < work.cut.units; ++k) {
-    BarrierWait(&places.barriers->unit_done[k % kUnitsAhead], k / kUnitsAhead % 2);
-    const int item = work.Open(work.UnitAt(k)).which;
-    if (threadIdx.x % 32 == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(of_items + item) : "memory");
   }
 }
 
@@ -134,14 +146,20 @@ __device__ inline void WaitForUnits(const uint32_t* of_item, uint32_t all) {
   asm volatile("fence.proxy.async;" ::: "memory");
 }
 
-// The rows of the units' items, a slice of the columns at a time, by one warp. of_items: the units of the first product that must be done, `all` of an item.
+// The rows of the units' items, a slice of the columns at a time, by one warp. of_items: how many units of an item's first product are done, of `all`.
 template <Packing kPacking, int NT, Stage kStage>
-__device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* rows, const uint32_t* of_items, int all) {
+__device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* rows, uint32_t* of_items, int all) {
   const StreamArgs& args = work.args;
   Barriers& b = *places.barriers;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  int seen = -1;
-  for (int k = 0; work.UnitAt(k) < work.cut.units; ++k) {
+  int seen = -1, k = 0;
+  // Tells of a unit of the first product, so that those that multiply need not wait for what they wrote to be seen.
+  const auto report = [&](int done) {
+    if (kStage != Stage::kGateUp || done < 0) return;
+    BarrierWait(&b.unit_done[done % kUnitsAhead], done / kUnitsAhead % 2);
+    if (lane == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(of_items + work.Open(work.UnitAt(done)).which) : "memory");
+  };
+  for (; work.UnitAt(k) < work.cut.units; ++k) {
     const auto unit = work.Open(work.UnitAt(k));
     const Item item = unit.item;
     if (kStage == Stage::kDown && unit.which != seen) WaitForUnits(of_items + unit.which, static_cast<uint32_t>(all)), seen = unit.which;
@@ -157,7 +175,9 @@ __device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& p
       }
       rows->Next(2);
     }
+    report(k - 1);  // the next unit's rows are on their way
   }
+  report(k - 1);
 }
 
 constexpr int kRowTileBytes = kTileCols * static_cast<int>(sizeof(__half));

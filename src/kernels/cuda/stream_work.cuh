@@ -9,8 +9,8 @@
 namespace thermoe::cuda {
 
 inline constexpr int kWarps = 16;     // that multiply
-inline constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows, and one tells of units that are done
-inline constexpr int kThreads = 32 * (kWarps + kTileWarps + 2);
+inline constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows. (A warp more than these 20 leaves each thread a fifth fewer registers.)
+inline constexpr int kThreads = 32 * (kWarps + kTileWarps + 1);
 inline constexpr int kUnitsAhead = 16;  // a warp that multiplies is never so many units ahead of another: the ring has fewer stages
 inline constexpr int kMostStages = 12;
 inline constexpr int kSharedRoom = 226 * 1024;
@@ -52,6 +52,7 @@ struct StreamArgs {
   int32_t row_bytes;           // of rows in shared memory, with the pad
   int32_t rows_place;          // experts: bytes of one of the two places for rows
   int32_t ring_bytes;
+  bool hurries;                // asks for as many stages as the ring has at once
 };
 
 // Jobs as items of at most kMost rows each, by one warp. An expert's job for the hi plane follows that for both.

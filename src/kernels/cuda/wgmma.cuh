@@ -20,6 +20,16 @@ __device__ inline void ExpectBytes(uint64_t* barrier, uint32_t bytes) {
 __device__ inline void BarrierArrive(uint64_t* barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(SharedAddress(barrier)) : "memory");
 }
+// Whether it is, or becomes so in some 100 ns.
+__device__ inline bool BarrierDone(uint64_t* barrier, uint32_t parity) {
+  constexpr uint32_t kNanoseconds = 100;
+  uint32_t done;
+  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, %3;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(done)
+               : "r"(SharedAddress(barrier)), "r"(parity), "n"(kNanoseconds)
+               : "memory");
+  return done != 0;
+}
 __device__ inline void BarrierWait(uint64_t* barrier, uint32_t parity) {
   uint32_t done = 0;
   while (done == 0) {
