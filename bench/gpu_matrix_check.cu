@@ -314,7 +314,7 @@ int CheckAll(uint32_t seed) {
     count(CheckLinear(&random, type, 300, 1024, {320}, 1));
     for (const int32_t full : {0, 1, 4}) {
       if (type != DType::kNested8 && full != 4) continue;
-      const int32_t width = super ? 256 : 96;
+      const int32_t width = super ? 256 : 96, whole = super ? 256 : 192;  // 96: no whole tiles of columns
       count(CheckExperts(&random, type, type, {1, 256, width, 8, 4, full}));
       count(CheckExperts(&random, type, type, {7, 512, width, 8, 4, full}));
       count(CheckExperts(&random, type, type, {14, 2048 + 256, width, 16, 4, full}));
@@ -322,8 +322,13 @@ int CheckAll(uint32_t seed) {
       count(CheckExperts(&random, type, type, {64, 768, width, 6, 4, full}));
       count(CheckExperts(&random, type, type, {130, 512, width, 6, 4, full}));
       count(CheckExperts(&random, type, type, {700, 256, 2 * width, 5, 4, full}));
+      count(CheckExperts(&random, type, type, {1, 2048, 4 * whole, 16, 4, full}));
+      count(CheckExperts(&random, type, type, {8, 1024, whole, 24, 4, full}));
+      count(CheckExperts(&random, type, type, {29, 1280, whole, 8, 4, full}));
+      count(CheckExperts(&random, type, type, {64, 768, whole, 6, 4, full}));
     }
   }
+  count(CheckExperts(&random, DType::kNested8, DType::kNested8, {5, 256, 2304, 6, 3, 1}));  // rows of down in two slices
   count(CheckExperts(&random, DType::kQ4K, DType::kQ6K, {9, 512, 256, 8, 4, 4}));
   count(CheckExperts(&random, DType::kQ4K, DType::kQ6K, {300, 512, 256, 8, 4, 4}));
   std::printf("%d failures\n", failures);

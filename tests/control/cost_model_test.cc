@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "base/random.h"
 
@@ -126,6 +127,24 @@ TEST(CostModel, IsMonotoneInBytes) {
   }
 }
 
+TEST(CostModel, BelievesAFallThatLastsAndNoOther) {
+  std::vector<CostPoint> points;
+  for (const int64_t tokens : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
+    points.push_back(PointOf(Linear(tokens)));
+    points.back().latency_us = tokens < 16 ? 8 + 0.01 * static_cast<double>(tokens) : 3 + 0.01 * static_cast<double>(tokens);
+  }
+  const KernelCostModel falls(points);
+  for (const CostPoint& point : points) EXPECT_NEAR(falls.Predict(point.shape).latency_us, point.latency_us, 1e-9) << point.shape.tokens;
+  points[6].latency_us = 1;  // one alone is noise
+  const KernelCostModel noise(points);
+  double last = 0;
+  for (int64_t tokens = 16; tokens <= 256; ++tokens) {
+    const double now = noise.Predict(Linear(tokens)).latency_us;
+    EXPECT_GE(now, last * (1 - 1e-12)) << tokens;
+    last = now;
+  }
+}
+
 TEST(CostModel, FollowsFullSlotsAndDistinctExperts) {
   const KernelCostModel model(ExpertPoints());
   const double hi = model.Predict(Experts(0, 0, 8, 16)).latency_us;
@@ -136,6 +155,32 @@ TEST(CostModel, FollowsFullSlotsAndDistinctExperts) {
   // One call, not two: half a microsecond less.
   EXPECT_NEAR(half, MachineUs(Experts(4, 8, 0, 0)) + MachineUs(Experts(0, 0, 4, 8)) - 0.5, 0.002 * half);
   EXPECT_LT(model.Predict(Experts(4, 16, 0, 0)).latency_us, model.Predict(Experts(16, 16, 0, 0)).latency_us);
+}
+
+// A machine that reads an expert once, whoever wants it with how many planes; and one that does each job by itself.
+TEST(CostModel, LearnsWhetherAnExpertIsReadOnceForBothKindsOfJobs) {
+  const auto once_us = [](int64_t shared, int64_t full, int64_t hi) {  // experts of both kinds and of one; two slots a job
+    return MachineUs(Experts(shared + full, 4 * shared + 2 * full, 0, 0)) + MachineUs(Experts(0, 0, hi, 2 * hi)) - 0.5;
+  };
+  const auto mixed = [](int64_t shared, int64_t full, int64_t hi) {
+    OperationShape shape = Experts(shared + full, 2 * (shared + full), shared + hi, 2 * (shared + hi));
+    shape.experts = shared + full + hi;
+    return shape;
+  };
+  std::vector<CostPoint> points = ExpertPoints();
+  for (const auto& [shared, full, hi] : {std::tuple(4, 2, 2), std::tuple(6, 1, 3), std::tuple(3, 5, 2), std::tuple(8, 0, 4)}) {
+    points.push_back(PointOf(mixed(shared, full, hi)));
+    points.back().latency_us = once_us(shared, full, hi);
+  }
+  const KernelCostModel once(points);
+  EXPECT_NEAR(once.Predict(mixed(5, 2, 3)).latency_us, once_us(5, 2, 3), 0.1 * once_us(5, 2, 3));
+  EXPECT_NEAR(once.Predict(mixed(7, 0, 0)).latency_us, once_us(7, 0, 0), 0.1 * once_us(7, 0, 0));
+  const double by_itself = KernelCostModel(ExpertPoints()).Predict(mixed(5, 2, 3)).latency_us;
+  EXPECT_GT(by_itself, 1.15 * once_us(5, 2, 3));
+  for (CostPoint& point : points) {
+    if (point.shape.slots_full > 0 && point.shape.slots_hi > 0) point.latency_us = KernelCostModel(ExpertPoints()).Predict(point.shape).latency_us;
+  }
+  EXPECT_NEAR(KernelCostModel(points).Predict(mixed(5, 2, 3)).latency_us, by_itself, 0.02 * by_itself);
 }
 
 TEST(CostModel, FallsBackToTheRoofline) {

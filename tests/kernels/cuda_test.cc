@@ -89,6 +89,7 @@ TEST_P(Cuda, ExpertsOfEveryType) {
     add(1, 160, 64, 12, 8);
     add(2, 64, 32, 4, 4);  // the second is padding
     add(7, 96, 64, 20, 3);
+    add(7, 128, 192, 20, 3);  // whole tiles of columns
     add(19, 128, 160, 2, 2);
     add(70, 64, 96, 6, 2);
     add(300, 128, 192, 7, 2);

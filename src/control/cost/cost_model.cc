@@ -63,6 +63,17 @@ OperationShape AllLike(const OperationShape& shape, bool full) {
   return all;
 }
 
+// Where an expert of both kinds is read once: its hi slots go with the full ones.
+OperationShape ReadOnce(const OperationShape& shape) {
+  OperationShape once = shape;
+  const int64_t shared = std::clamp<int64_t>(shape.experts_full + shape.experts_hi - shape.experts, 0, std::min(shape.experts_full, shape.experts_hi));
+  const auto moved = static_cast<int64_t>(
+      std::llround(static_cast<double>(shape.slots_hi) * static_cast<double>(shared) / static_cast<double>(std::max<int64_t>(shape.experts_hi, 1))));
+  once.experts_hi -= shared;
+  once.slots_full += moved, once.slots_hi -= moved;
+  return once;
+}
+
 }  // namespace
 
 const char* PredictionBasisName(PredictionBasis basis) {
@@ -193,16 +204,25 @@ KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPric
 }
 
 void KernelCostModel::LearnMixing(const std::vector<CostPoint>& mixed) {
-  std::vector<double> apart;
+  double watts = 0;
+  const auto us_of = [&](const CostPoint& point, double apart_frac, double once_factor) {
+    apart_frac_ = apart_frac, once_factor_ = once_factor;
+    return Plain(point.shape, &watts).latency_us;
+  };
+  std::vector<double> apart, once;
   for (const CostPoint& point : mixed) {
-    double watts = 0;
-    apart_frac_ = 0;
-    const double together_us = Plain(point.shape, &watts).latency_us;
-    apart_frac_ = 1;
-    const double apart_us = Plain(point.shape, &watts).latency_us;
+    const double together_us = us_of(point, 0, 0), apart_us = us_of(point, 1, 0);
     if (std::abs(apart_us - together_us) > 0.02 * together_us) apart.push_back((point.latency_us - together_us) / (apart_us - together_us));
+    once.push_back(point.latency_us / us_of(point, 0, 1));
   }
-  apart_frac_ = std::clamp(Median(std::move(apart)), 0.0, 1.0);
+  const double apart_frac = std::clamp(Median(std::move(apart)), 0.0, 1.0), once_factor = std::clamp(Median(std::move(once)), 1.0, 2.0);
+  const auto error = [&](double of_apart, double of_once) {
+    std::vector<double> errors;
+    for (const CostPoint& point : mixed) errors.push_back(std::abs(std::log(us_of(point, of_apart, of_once) / point.latency_us)));
+    return Median(std::move(errors));
+  };
+  const bool reads_once = !mixed.empty() && error(0, once_factor) < error(apart_frac, 0);
+  apart_frac_ = reads_once ? 0 : apart_frac, once_factor_ = reads_once ? once_factor : 0;
 }
 
 double KernelCostModel::RooflineUs(const OperationShape& shape) const {
@@ -247,6 +267,15 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
     }
     return one;
   }
+  if (once_factor_ == 0) return Mixed(shape, watts);
+  const OperationShape once = ReadOnce(shape);
+  CostPrediction sum = IsMixed(once) ? Mixed(once, watts) : Single(AllLike(once, true), watts);
+  sum.latency_us *= once_factor_;
+  sum.uncertainty_frac = std::max({sum.uncertainty_frac, kPerOctaveInside, kPointFrac});
+  return sum;
+}
+
+CostPrediction KernelCostModel::Mixed(const OperationShape& shape, double* watts) const {
   // Jobs of both kinds share a call, its forks and its threads: each kind costs its share of a call of as many jobs
   // like its own. Where they were measured together and were slower than that, somewhere between this and calls of their own.
   double full_w = 0, hi_w = 0;

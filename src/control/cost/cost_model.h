@@ -3,7 +3,8 @@
 //
 // A table of points belongs to a family, weight type and matrix. Inside its grid: piecewise linear in the logarithms of
 // size and latency. Where nothing was measured: a roofline, at the speed that the family reached elsewhere. Predictions
-// never fall when an operation grows.
+// never fall when an operation grows, but where the latencies of an operation of rows were measured to fall for good:
+// what it adds to a launch that it shares, where another kernel takes over.
 #pragma once
 
 #include <array>
@@ -71,8 +72,8 @@ struct LearntStep {
 class KernelCostModel {
  public:
   KernelCostModel() = default;
-  // Points that were held out, are not finite or not above 0 are left out. Steps that mix precisions say how far from one another their two
-  // kinds of jobs are done.
+  // Points that were held out, are not finite or not above 0 are left out. Steps that mix precisions say how their two kinds of jobs are done:
+  // in one call, in calls of their own or somewhere between; or with each expert read once, whoever wants it.
   explicit KernelCostModel(std::vector<CostPoint> points, const EnergyPrices& prices = {});
 
   // One call. Family factors of the correction apply, offsets (of whole stages) do not. `now`: the power it shows
@@ -121,6 +122,7 @@ class KernelCostModel {
   // Latency, uncertainty and basis of one call without correction.
   CostPrediction Plain(const OperationShape& shape, double* watts) const;
   CostPrediction Single(const OperationShape& shape, double* watts) const;
+  CostPrediction Mixed(const OperationShape& shape, double* watts) const;
   void LearnMixing(const std::vector<CostPoint>& mixed);
   void Finish(const OperationShape& shape, double watts, const Snapshot* now, CostPrediction* prediction) const;
   std::array<double, kStages> PlainStages(std::span<const PlannedOperation> plan) const;
@@ -130,7 +132,9 @@ class KernelCostModel {
   // What a machine of which nothing is known is taken to reach: 10 GB/s, 20 GFLOP/s, 1 us a call.
   double roof_bytes_per_us_ = 1e4, roof_flops_per_us_ = 2e4, call_us_ = 1;
   EnergyPrices prices_;
-  double apart_frac_ = 0;  // of mixed experts: 0 jobs of both kinds share a call, 1 each kind has its own
+  // Of mixed experts. How far apart the two kinds of jobs are done: 0 they share a call, 1 each kind has its own. Or an expert is read once for both, at
+  // the cost of as many experts, each with all its slots, times this; 0: it is not.
+  double apart_frac_ = 0, once_factor_ = 0;
   size_t points_ = 0;
   std::array<StageCorrection, kStages> corrections_;
   // Of Learn, kept for their memory.

@@ -38,11 +38,40 @@ void PoolAdjacent(std::vector<double*>* values) {
   }
 }
 
+// Whether latencies fall at `at` for good: the next three are all well below the last two. Not noise then: where operations share launches, what one adds
+// to them falls where another kernel takes over.
+template <typename Nodes>
+bool FallsForGood(const Nodes& nodes, size_t at) {
+  constexpr size_t kBefore = 2, kAfter = 3;
+  const double fall = std::log(0.85);
+  if (at < kBefore || at + kAfter > nodes.size()) return false;
+  for (size_t after = at; after < at + kAfter; ++after) {
+    for (size_t before = at - kBefore; before < at; ++before) {
+      if (nodes[after].log_latency > nodes[before].log_latency + fall) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 // Noise can make a larger operation look faster. Pooling along each axis takes out most of it without bias; what is
-// left is lifted.
+// left is lifted. Operations of one size only, rows, may fall for good.
 void KernelCostModel::MakeMonotone(Table* table) {
+  if (table->lines.size() == 1) {
+    std::vector<Node>& nodes = table->lines.front().nodes;
+    std::vector<size_t> ends;  // of pieces that rise; found before any is changed
+    for (size_t i = 1; i < nodes.size(); ++i) {
+      if (FallsForGood(nodes, i)) ends.push_back(i);
+    }
+    ends.push_back(nodes.size());
+    for (size_t i = 0, piece = 0; i < nodes.size(); i = ends[piece++]) {
+      std::vector<double*> values;
+      for (size_t n = i; n < ends[piece]; ++n) values.push_back(&nodes[n].log_latency);
+      PoolAdjacent(&values);
+    }
+    return;
+  }
   for (int round = 0; round < 4; ++round) {
     for (Line& line : table->lines) {
       std::vector<double*> values;

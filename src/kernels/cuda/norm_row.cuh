@@ -40,7 +40,7 @@ __device__ inline NormGains ReadGains(const NormLaunch& l) {
 // Adds what the slots of a row gave columns first, first + step, ... Loads do not wait for each other: those of empty slots, which come to nothing, are
 // not left out.
 template <int kCount>
-__device__ void AddSlots(const SlotSums& slots, int64_t row, int n, int first, int step, float (&to)[kCount]) {
+__device__ void AddFromSlots(const SlotSums& slots, int64_t row, int n, int first, int step, float (&to)[kCount]) {
   const int64_t slot = row * slots.slots;
   float sums[kCount] = {};
 #pragma unroll 8
@@ -74,7 +74,7 @@ __device__ inline void NormRow(const NormLaunch& l, int64_t row, const NormGains
       values[k] = i < l.n ? __ldcg(l.x + at + i) : 0.0f;
       if (l.add != nullptr && i < l.n) values[k] += __ldcg(l.add + at + i);
     }
-    if (l.slots.slot_out != nullptr) AddSlots(l.slots, row, l.n, first, kNormThreads, values);
+    if (l.slots.slot_out != nullptr) AddFromSlots(l.slots, row, l.n, first, kNormThreads, values);
   };
   float kept[kNormKept], squares = 0;
   load(thread, kept);

@@ -77,7 +77,7 @@ __global__ void AddSlotsKernel(SlotSums sums, float* out, int hidden) {
   if (i >= hidden) return;
   float* to = out + int64_t{blockIdx.y} * hidden + i;
   float value[1] = {*to};
-  AddSlots(sums, blockIdx.y, hidden, i, 1, value);
+  AddFromSlots(sums, blockIdx.y, hidden, i, 1, value);
   *to = value[0];
 }
 

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   uint32_t* of_items = args.met + 1;
   Turn stage, rows;
   if (warp == kWarps + kTileWarps) {
-    CopyRows(up, places, &rows, of_items, 0);
+    CopyRows(up, places, &rows, of_items);
     return CopyRows(down, places, &rows, of_items, up.UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
   }
   if (warp >= kWarps) {

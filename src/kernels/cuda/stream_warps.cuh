@@ -91,8 +91,9 @@ __device__ bool CopiesStage(const Ring& ring, int which, int number, int place) 
   return (ring.stages >= 4 ? number : place) % kTileWarps == which;
 }
 
-// Some 74 KiB of stages on their way at once: more would only wait in front of memory, and what else is loaded (sums, activations, code) behind them. A
-// stage is asked for when the one so many before it has come. That is not worth being late for: the wait is a short one.
+// Stages on their way at once, 64 to 80 KiB: more would only wait in front of memory, and what else is loaded (sums, activations, code) behind them. A
+// stage is asked for when the one so many before it has come, or after some 13 us: the wait is bounded, for a barrier that went round twice meanwhile looks
+// as if that had not come.
 template <typename Ring>
 __device__ void WaitUnderWay(const Ring& ring, uint64_t* full, const Turn& stage) {
   constexpr int kTries = 128;
@@ -148,7 +149,7 @@ __device__ inline void WaitForUnits(const uint32_t* of_item, uint32_t all) {
 
 // The rows of the units' items, a slice of the columns at a time, by one warp. of_items: how many units of an item's first product are done, of `all`.
 template <Packing kPacking, int NT, Stage kStage>
-__device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* rows, uint32_t* of_items, int all) {
+__device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* rows, uint32_t* of_items, int all = 0) {
   const StreamArgs& args = work.args;
   Barriers& b = *places.barriers;
   const int lane = static_cast<int>(threadIdx.x % 32);

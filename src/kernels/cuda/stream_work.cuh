@@ -9,7 +9,7 @@
 namespace thermoe::cuda {
 
 inline constexpr int kWarps = 16;     // that multiply
-inline constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows. (A warp more than these 20 leaves each thread a fifth fewer registers.)
+inline constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows. (A warp more than these 20 leaves each thread 80 registers instead of 96.)
 inline constexpr int kThreads = 32 * (kWarps + kTileWarps + 1);
 inline constexpr int kUnitsAhead = 16;  // a warp that multiplies is never so many units ahead of another: the ring has fewer stages
 inline constexpr int kMostStages = 12;
