@@ -68,6 +68,15 @@ std::vector<CostPoint> ExpertPoints() {
   return points;
 }
 
+void ExpectNeverFalls(const KernelCostModel& model, int64_t from_tokens, int64_t to_tokens) {
+  double last = 0;
+  for (int64_t tokens = from_tokens; tokens <= to_tokens; ++tokens) {
+    const double now = model.Predict(Linear(tokens)).latency_us;
+    EXPECT_GE(now, last * (1 - 1e-12)) << tokens;
+    last = now;
+  }
+}
+
 TEST(CostModel, IsExactAtItsPoints) {
   std::vector<CostPoint> points = LinearPoints();
   for (const CostPoint& point : ExpertPoints()) points.push_back(point);
@@ -92,7 +101,7 @@ TEST(CostModel, IsCloseBetweenPoints) {
   }
 }
 
-// Whatever noise the points have: more rows, more experts, more slots or a second plane never cost less.
+// Whatever noise the points have (a fall that lasts is none): more rows, more experts, more slots or a second plane never cost less.
 TEST(CostModel, IsMonotoneInBytes) {
   Random random(1);
   std::vector<CostPoint> points;
@@ -103,12 +112,8 @@ TEST(CostModel, IsMonotoneInBytes) {
     }
   }
   const KernelCostModel model(points);
+  ExpectNeverFalls(model, 1, 300);
   double last = 0;
-  for (int64_t tokens = 1; tokens <= 300; ++tokens) {
-    const double now = model.Predict(Linear(tokens)).latency_us;
-    EXPECT_GE(now, last * (1 - 1e-12)) << tokens;
-    last = now;
-  }
   for (int64_t each = 1; each <= 12; ++each) {
     last = 0;
     for (int64_t d = 1; d <= 24; ++d) {
@@ -136,13 +141,7 @@ TEST(CostModel, BelievesAFallThatLastsAndNoOther) {
   const KernelCostModel falls(points);
   for (const CostPoint& point : points) EXPECT_NEAR(falls.Predict(point.shape).latency_us, point.latency_us, 1e-9) << point.shape.tokens;
   points[6].latency_us = 1;  // one alone is noise
-  const KernelCostModel noise(points);
-  double last = 0;
-  for (int64_t tokens = 16; tokens <= 256; ++tokens) {
-    const double now = noise.Predict(Linear(tokens)).latency_us;
-    EXPECT_GE(now, last * (1 - 1e-12)) << tokens;
-    last = now;
-  }
+  ExpectNeverFalls(KernelCostModel(points), 16, 256);
 }
 
 TEST(CostModel, FollowsFullSlotsAndDistinctExperts) {

@@ -267,10 +267,10 @@ CostPrediction KernelCostModel::Plain(const OperationShape& shape, double* watts
     }
     return one;
   }
-  if (once_factor_ == 0) return Mixed(shape, watts);
-  const OperationShape once = ReadOnce(shape);
-  CostPrediction sum = IsMixed(once) ? Mixed(once, watts) : Single(AllLike(once, true), watts);
-  sum.latency_us *= once_factor_;
+  const bool once = once_factor_ > 0;
+  const OperationShape read = once ? ReadOnce(shape) : shape;
+  CostPrediction sum = IsMixed(read) ? Mixed(read, watts) : Single(AllLike(read, true), watts);
+  if (once) sum.latency_us *= once_factor_;
   sum.uncertainty_frac = std::max({sum.uncertainty_frac, kPerOctaveInside, kPointFrac});
   return sum;
 }
@@ -294,7 +294,6 @@ CostPrediction KernelCostModel::Mixed(const OperationShape& shape, double* watts
   sum.basis = std::max(full.basis, hi.basis);
   sum.latency_us = full_us + hi_us;
   sum.uncertainty_frac = std::hypot(full.uncertainty_frac * full_us, hi.uncertainty_frac * hi_us) / sum.latency_us;
-  sum.uncertainty_frac = std::max({sum.uncertainty_frac, kPerOctaveInside, kPointFrac});
   if (full_w > 0 && hi_w > 0) *watts = (full_w * full_us + hi_w * hi_us) / sum.latency_us;
   return sum;
 }
