@@ -36,19 +36,19 @@ cudaError_t LinearPrefill(std::span<const LinearLaunch> launches, cudaStream_t s
   const cudaError_t made =
       RowsToHalves(first.x, first.rows, first.weight.cols, {x, Padded(first.weight.cols), unscale, taken}, stream);
   if (made != cudaSuccess) return made;
-  for (const LinearLaunch& launch : launches) {
+  // Those of one packing together: one launch has more for all multiprocessors to do.
+  for (size_t begin = 0, end = 0; begin < launches.size(); begin = end) {
     PrefillArgs args;
-    args.linear = launch.weight;
-    args.rows = launch.rows;
+    const Packing packing = launches[begin].weight.packing;
+    for (; end < launches.size() && launches[end].weight.packing == packing; ++end) {
+      args.part[args.parts++] = {launches[end].weight, launches[end].out, launches[end].bias};
+    }
+    args.rows = first.rows;
     args.x = x;
     args.unscale = unscale;
-    args.k_tiles = launch.weight.k_tiles;
-    args.out_rows = launch.weight.rows;
-    args.float_out = launch.out;
-    args.bias = launch.bias;
+    args.k_tiles = first.weight.k_tiles;
     args.taken = taken++;
-    const cudaError_t error =
-        StartPrefill<Epilogue::kRows>(launch.weight.packing, args, HopperMultiprocessors(), stream);
+    const cudaError_t error = StartPrefill<Epilogue::kRows>(packing, args, HopperMultiprocessors(), stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

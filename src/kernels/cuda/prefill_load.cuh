@@ -16,7 +16,10 @@ class PrefillLoad {
       : args_(args), shared_(shared), thread_(static_cast<int>(threadIdx.x)) {}
 
   __device__ __forceinline__ void Run() {
-    const int32_t row_items = args_.out_rows <= 0 ? 0 : (args_.out_rows + kItemRows - 1) / kItemRows;
+    int32_t row_items = ItemsOf(args_.out_rows);
+    if constexpr (kEpilogue == Epilogue::kRows) {
+      for (int p = 0; p < args_.parts; ++p) row_items += ItemsOf(args_.part[p].weight.rows);
+    }
     const int32_t items = ListTiles() * row_items;
     int32_t at = static_cast<int32_t>(blockIdx.x);
     for (int turn = 0; at < items; turn ^= 1) {
@@ -42,6 +45,7 @@ class PrefillLoad {
   static constexpr int kCopies = kMostColumns / kRowsAtOnce;
   static constexpr int kUnderWay = 2;  // stages whose activations are on the way when the next ones' begin
 
+  __device__ static int32_t ItemsOf(int32_t rows) { return (rows + kItemRows - 1) / kItemRows; }
   __device__ Job JobAt(int32_t j) const {
     if constexpr (kEpilogue == Epilogue::kRows) return {0, Planes::kBoth, 0, args_.rows};
     return args_.jobs[j];
@@ -84,9 +88,12 @@ class PrefillLoad {
         high = middle - 1;
       }
     }
-    const Job job = JobAt(low);
+    Job job = JobAt(low);
     const int32_t n0 = (tile - shared_->before[low]) * kMostColumns;
-    const int32_t m = at - tile * row_items;
+    int32_t m = at - tile * row_items;
+    if constexpr (kEpilogue == Epilogue::kRows) {
+      for (int32_t here = ItemsOf(args_.part[0].weight.rows); m >= here; here = ItemsOf(args_.part[job.expert].weight.rows)) m -= here, ++job.expert;
+    }
     columns_ = min(kMostColumns, job.count - n0);
     hi_ = job.planes == Planes::kHi;
 #pragma unroll
@@ -98,7 +105,7 @@ class PrefillLoad {
     from_ = reinterpret_cast<const std::byte*>(args_.x);
     const int stream = thread_ / 64;
     const DeviceMatrix& matrix = MatrixOf<kEpilogue>(args_, job, stream);
-    const int64_t first = int64_t{GroupOf<kEpilogue>(args_, m, stream)} * args_.k_tiles;
+    const int64_t first = int64_t{GroupOf<kEpilogue>(args_, job, m, stream)} * args_.k_tiles;
     if (thread_ / 32 % 2 == 0) {
       codes_ = matrix.hi + first * kCodes;
     } else {

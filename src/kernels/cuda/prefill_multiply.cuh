@@ -121,7 +121,7 @@ class PrefillMultiply {
     out[0] = out[1] = 1;
     if constexpr (kPacking == Packing::kHalf) {
       const auto* scales = reinterpret_cast<const float*>(MatrixOf<kEpilogue>(args_, item.job, stream).scales) +
-                           GroupOf<kEpilogue>(args_, item.m, stream) * kGroupRows;
+                           GroupOf<kEpilogue>(args_, item.job, item.m, stream) * kGroupRows;
       out[0] = scales[RowInGroup(0)];
       out[1] = scales[RowInGroup(2)];
     }
@@ -184,13 +184,16 @@ class PrefillMultiply {
   template <int kColumns>
   __device__ __forceinline__ void StoreFloats(const PrefillItem& item, int32_t row0, const Sums& sums,
                                               const float (&scales)[2]) {
+    const PrefillPart& part = args_.part[item.job.expert];
+    const int32_t rows = part.weight.rows;
+    float* out = part.out;
+    const float* bias = part.bias;
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) {
       const int n = i / 4 * 8 + lane_ % 4 * 2 + i % 2;
       const int32_t row = row0 + RowInGroup(i);
-      if (n >= item.columns || row >= args_.out_rows) continue;
-      args_.float_out[int64_t{item.n0 + n} * args_.out_rows + row] =
-          sums[i] * scales[i / 2 % 2] * item.factor[n] + (args_.bias != nullptr ? args_.bias[row] : 0.0f);
+      if (n >= item.columns || row >= rows) continue;
+      out[int64_t{item.n0 + n} * rows + row] = sums[i] * scales[i / 2 % 2] * item.factor[n] + (bias != nullptr ? bias[row] : 0.0f);
     }
   }
 

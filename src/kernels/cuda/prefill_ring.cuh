@@ -14,10 +14,18 @@ enum class Epilogue {
   kRows,    // plus bias as floats
 };
 
+// A matrix that all rows meet.
+struct PrefillPart {
+  DeviceMatrix weight;
+  float* out = nullptr;         // [rows, weight.rows]
+  const float* bias = nullptr;  // or null
+};
+
 struct PrefillArgs {
   const DeviceMatrix* first = nullptr;   // [E] gate or down
   const DeviceMatrix* second = nullptr;  // [E] up; down: null
-  DeviceMatrix linear;                   // kRows: the matrix
+  PrefillPart part[kMostTogether];       // kRows: the matrices, of one packing and width; an item's job.expert says which
+  int32_t parts = 0;
   const Job* jobs = nullptr;             // kRows: null, one job of all rows
   const int32_t* job_count = nullptr;
   int32_t job_capacity = 1;
@@ -27,11 +35,9 @@ struct PrefillArgs {
   const __half* x = nullptr;       // [rows of the input, k_tiles * 64]
   const float* unscale = nullptr;  // [rows of the input] or null
   int32_t k_tiles = 0;
-  int32_t out_rows = 0;        // of the product: F, D or out
+  int32_t out_rows = 0;        // of the product: F or D
   __half* half_out = nullptr;  // [.., half_stride]
   int32_t half_stride = 0;
-  float* float_out = nullptr;  // [rows, out_rows]
-  const float* bias = nullptr;
   int32_t* taken = nullptr;  // items that blocks took beyond their first; zero
 };
 
@@ -108,14 +114,14 @@ struct RingPlace {
 
 template <Epilogue kEpilogue>
 __device__ inline const DeviceMatrix& MatrixOf(const PrefillArgs& args, const Job& job, int stream) {
-  if constexpr (kEpilogue == Epilogue::kRows) return args.linear;
+  if constexpr (kEpilogue == Epilogue::kRows) return args.part[job.expert].weight;
   return (kEpilogue == Epilogue::kSwiGlu && stream == 1 ? args.second : args.first)[job.expert];
 }
 // The group of 128 rows of an item's stream; kept inside the matrix.
 template <Epilogue kEpilogue>
-__device__ inline int32_t GroupOf(const PrefillArgs& args, int32_t m, int stream) {
+__device__ inline int32_t GroupOf(const PrefillArgs& args, const Job& job, int32_t m, int stream) {
   if constexpr (kEpilogue == Epilogue::kSwiGlu) return m;
-  return min(2 * m + stream, (args.out_rows - 1) / kGroupRows);
+  return min(2 * m + stream, ((kEpilogue == Epilogue::kRows ? args.part[job.expert].weight.rows : args.out_rows) - 1) / kGroupRows);
 }
 template <Packing kPacking, Epilogue kEpilogue>
 inline constexpr bool kMayBeHi = (kPacking == Packing::kPlanes8) && (kEpilogue != Epilogue::kRows);

@@ -208,10 +208,12 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   const int slice_mask = (kSliceCols<NT> / kTileCols / kTiles >> cut.share_log) - 1;
   Turn stage = *stages, rows = *row_places;
   int stage_at = stage.at * ring.stage_bytes;
+  constexpr bool kRehearses = NT == 1;
   const int first = work.UnitAt(0);
   if (first >= cut.units) return begin();
-  for (int k = -1, unit = first; unit < cut.units; unit = work.UnitAt(++k)) {
-    const bool real = k >= 0;
+  if constexpr (!kRehearses) begin();
+  for (int k = kRehearses ? -1 : 0, unit = first; unit < cut.units; unit = work.UnitAt(++k)) {
+    const bool real = !kRehearses || k >= 0;
     const auto u = work.Open(unit);
     const int count = real ? u.item.count : 0, both = u.item.both, groups = real ? (count + 7) / 8 : 1, steps = real ? cut.steps : 0;
     int row_at[NT];  // rows that there are not are the last once more: nobody reads what comes of them
