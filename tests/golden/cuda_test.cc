@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // End to end on a CUDA device, where there is one, against the reference backend: the same ids until two logits stand closer than the
-// tolerance, and the same NLL within 2e-3 nats; with graphs and without, alone and in a batch.
+// tolerance, and the same NLL within 2e-3 nats, but where two experts stand closer than rounding; with graphs and without, alone and in a batch.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
+#include "base/random.h"
 #include "kernels/dispatch.h"
 #include "runtime/threads.h"
 #include "support/fixtures.h"
@@ -47,8 +49,34 @@ double Nll(Engine* engine, const std::vector<TokenId>& ids) {
   return -std::accumulate(result.prompt_logprobs.begin() + 1, result.prompt_logprobs.end(), 0.0) / static_cast<double>(ids.size() - 1);
 }
 
+// Rounding activations to binary16 now and then tips the choice of an expert, and all that follows. What the reference gives when every gate score is off by
+// up to kTip says what such a choice may do: `run` is told of each of some such runs.
+template <typename Run>
+void WithTippedChoices(Engine* reference, const Model& model, Run&& run) {
+  constexpr double kTip = 2.5e-4;
+  Random random(11);
+  for (int i = 0; i < 16; ++i) {
+    auto steering = std::make_shared<Steering>();
+    steering->layers.resize(static_cast<size_t>(model.info().moe_layers));
+    for (LayerSteering& layer : steering->layers) {
+      for (int32_t e = 0; e < model.info().experts; ++e) layer.selection_bias.push_back(static_cast<float>((2 * random.Uniform() - 1) * kTip));
+    }
+    EXPECT_TRUE(reference->SetSteering(steering).ok());
+    run();
+  }
+  EXPECT_TRUE(reference->SetSteering(nullptr).ok());
+}
+
+// The device's NLL is the reference's, or what that is where a choice tips.
+void ExpectNll(Engine* reference, Engine* device, const Model& model, const std::vector<TokenId>& ids) {
+  const double got = Nll(device, ids), want = Nll(reference, ids);
+  double off = std::fabs(got - want);
+  if (off > kNats) WithTippedChoices(reference, model, [&] { off = std::min(off, std::fabs(got - Nll(reference, ids))); });
+  EXPECT_LE(off, kNats) << got << ", the reference has " << want;
+}
+
 // The device's greedy ids, forced upon the reference: at each its logit must be the largest, or within the tolerance of it.
-void ExpectGreedy(Engine* reference, Engine* device, const std::vector<TokenId>& prompt, int count) {
+void ExpectGreedy(Engine* reference, Engine* device, const Model& model, const std::vector<TokenId>& prompt, int count) {
   Request request;
   request.prompt = prompt;
   request.max_new_tokens = count;
@@ -58,12 +86,24 @@ void ExpectGreedy(Engine* reference, Engine* device, const std::vector<TokenId>&
   request.forced = chosen.generated;
   request.keep_logits = KeepLogits::kAll;
   const RequestResult checked = RunRequest(reference, request);
+  constexpr float kNear = 3e-2f;
+  std::vector<float> least = checked.logprobs, most = least;
+  bool tipped = false;
   const size_t vocab = checked.logits.size() / (prompt.size() + chosen.generated.size() - 1);
   for (size_t k = 0; k < chosen.generated.size(); ++k) {
     const float* logits = checked.logits.data() + (prompt.size() - 1 + k) * vocab;
     const float best = *std::max_element(logits, logits + vocab);
     EXPECT_NEAR(logits[chosen.generated[k]], best, kLogits * std::max(1.0f, std::fabs(best))) << "generated id " << k;
-    EXPECT_NEAR(checked.logprobs[k], chosen.logprobs[k], 3e-2) << "generated id " << k;
+    if (std::fabs(checked.logprobs[k] - chosen.logprobs[k]) <= kNear) continue;
+    if (!std::exchange(tipped, true)) {
+      request.keep_logits = KeepLogits::kNone;
+      WithTippedChoices(reference, model, [&] {
+        const std::vector<float> others = RunRequest(reference, request).logprobs;
+        for (size_t i = 0; i < others.size(); ++i) least[i] = std::min(least[i], others[i]), most[i] = std::max(most[i], others[i]);
+      });
+    }
+    EXPECT_GE(chosen.logprobs[k], least[k] - kNear) << "generated id " << k << ", the reference has " << checked.logprobs[k];
+    EXPECT_LE(chosen.logprobs[k], most[k] + kNear) << "generated id " << k << ", the reference has " << checked.logprobs[k];
   }
 }
 
@@ -82,10 +122,8 @@ TEST_P(Cuda, FixtureIsTheReferences) {
   for (const auto& text : texts) {
     const auto ids = model->tokenizer().Encode(text.get<std::string>());
     ASSERT_TRUE(ids.ok());
-    // One text of olmoe was 0.0074 off on an H100: 0.255 at one token of 36, at most 0.006 at the others, as where the choice of an expert
-    // tips. The others keep the bar.
-    EXPECT_NEAR(Nll(device.get(), *ids), Nll(reference.get(), *ids), GetParam() == "olmoe" ? 1e-2 : kNats);
-    ExpectGreedy(reference.get(), device.get(), *ids, 12);
+    ExpectNll(reference.get(), device.get(), *model, *ids);
+    ExpectGreedy(reference.get(), device.get(), *model, *ids, 12);
   }
 }
 
@@ -121,7 +159,7 @@ TEST_P(CudaEmber, NllAndGreedyIdsAreTheReferences) {
     double off = 0;
     for (size_t w = 0; w < 2; ++w) off += Nll(device.get(), Window(text, 1024 * w, 513)) - Nll(reference.get(), Window(text, 1024 * w, 513));
     EXPECT_NEAR(off / 2, 0, kNats) << "text " << text;
-    ExpectGreedy(reference.get(), device.get(), Window(text, 0, 100), 40);
+    ExpectGreedy(reference.get(), device.get(), *model_, Window(text, 0, 100), 40);
   }
 }
 

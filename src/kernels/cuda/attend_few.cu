@@ -181,6 +181,7 @@ __device__ void AttendTile(const TileKeys<kDim>& k, const __half* tile_values, c
 template <int kMost, typename Part>
 __device__ float3 JoinParts(int count, Part&& part) {
   float3 all{0, -INFINITY, 0};
+#pragma unroll 1
   for (int begin = 0; begin < count; begin += kMost) {
     float3 parts[kMost];
     float most = all.y;
@@ -262,6 +263,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
     if (h <= a.per_kv) {
       float scale = 0;
       if (all_heads) {
+#pragma unroll 1
         for (int w = 0; w < kWarps / 2; ++w) scale += room.sums[(is_k ? kWarps / 2 : 0) + w];
         scale = rsqrtf(scale / static_cast<float>(is_k ? kv_width : q_width) + a.epsilon);
       }
@@ -280,6 +282,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
       }
     }
   }
+#pragma unroll 1
   for (int i = a.per_kv * kDim + thread; i < kMostHeads * kDim; i += kThreads) (&room.q[0][0])[i] = __half{};  // heads that there are not
   __syncthreads();
   Attended<kDim> seen;
@@ -289,6 +292,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
   uint4 q[kDim / 32];
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) q[j] = *reinterpret_cast<const uint4*>(&room.q[lane / 4][j * 32 + lane % 4 * 8]);
+#pragma unroll 1
   for (int tile = first_tile; tile < end; tile += kWarps) {
     if (tile != first_tile || tile == newest) keys.Load(tile_at(a.cache.keys, tile));  // the newest position has come since
     AttendTile<kDim>(keys, tile_at(a.cache.values, tile), q, tile * kKvBlock, length, &seen);
@@ -306,6 +310,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
     if (a.halves != nullptr) StoreHalf(a.halves + row * q_width, column, value);
   };
   const auto part_of = [&](int s, int of_kv) { return a.partials + ((which * splits + s) * a.per_kv + of_kv) * (kDim + 2); };
+#pragma unroll 1
   for (int first = 0; first < a.per_kv; first += kJoined) {
     if (const int mine = 2 * pair - first; mine >= 0 && mine < kJoined) {  // this lane's two heads are among them
 #pragma unroll
@@ -317,6 +322,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
       }
     }
     __syncthreads();
+#pragma unroll 1
     for (int i = thread; i < min(kJoined, a.per_kv - first) * kDim; i += kThreads) {
       const int h = i / kDim, d = i % kDim, of_kv = first + h;
       const float3 all = JoinParts<kWarps>(busy, [&](int w) { return float3{room.parts[w][h][d], room.parts[w][h][kDim], room.parts[w][h][kDim + 1]}; });
@@ -337,6 +343,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
   __syncthreads();
   if (!room.last) return;
   if (thread == 0) a.done[which] = 0;
+#pragma unroll 1
   for (int i = thread; i < a.per_kv * kDim; i += kThreads) {
     const int of_kv = i / kDim, d = i % kDim;
     const float3 all = JoinParts<4>(splits, [&](int s) {

@@ -241,6 +241,7 @@ struct Choice {
 template <bool kEndless, int kLane>
 __device__ void Extend(int target, Ranking<kLane>* ranking, WarpRoom* room, Choice* choice) {
   const uint32_t below = (1u << Lane()) - 1;
+#pragma unroll 1
   for (; choice->count < target; ++choice->count) {
     const uint32_t top = __reduce_max_sync(kAllLanes, ranking->key[0]);
     if (!kEndless && top == 0) break;

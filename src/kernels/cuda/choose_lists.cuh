@@ -71,6 +71,7 @@ struct SlotCounts {
 // Returns the group of the last turn, whose rows are left in room->rows_of. rows_of is clear.
 template <int kLane, typename GroupAt, typename Count>
 __device__ int GroupSlots(const BlockTeam& team, int first, int end, TeamRoom<kLane>* room, GroupAt&& group_of, Count&& count) {
+#pragma unroll 1
   for (int turn = 0;; ++turn) {
     const int t = first + turn * team.warps() + team.warp();
     const bool more = first + (turn + 1) * team.warps() < end;
@@ -153,6 +154,7 @@ __device__ void WriteJobs(const SelectLaunch& l, const BlockTeam& team, const Te
 template <typename TotalsAt>
 __device__ SumOfTotals AddTotals(int count, TotalsAt&& at) {
   SumOfTotals sum{};
+#pragma unroll 1
   for (int i = Lane(); i < count; i += 32) {
     const auto other = at(i);
     sum.lost += static_cast<double>(other.lost), sum.dropped += other.dropped;
@@ -186,6 +188,7 @@ __device__ void PutInOrder(const SelectLaunch& l, const BlockTeam& team, int fir
 #pragma unroll 1
   for (int i = team.thread(); i < 64 * kLane; i += team.threads()) room->rows_of[i] = 0;
   team.Meet();
+#pragma unroll 1
   for (int turn = first; turn < end; turn += team.warps()) {
     const int t = turn + team.warp();
     group = t < end ? GroupOf(l, t) : -1;
@@ -206,6 +209,7 @@ __device__ void PutInOrder(const SelectLaunch& l, const BlockTeam& team, int fir
 template <int kLane>
 __device__ void SelectOneRow(const SelectLaunch& l, const SelectRules& rules, const RowInput<kLane>& input, WarpRoom* room) {
   const int lane = Lane();
+#pragma unroll 1
   for (int e = lane; e < l.experts; e += 32) l.expert_slots[e] = 0;
   const RowResult row = ChooseRow(l, rules, 0, input, room);
   const bool here = row.group >= 0, hi = row.group % 2 == 1;
@@ -256,6 +260,7 @@ __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const
     row = RulesOf(l, rules, input->kind);
     if (input->kind != kernels::RowKind::kPadding) own = ChooseAlone<true>(l, rules, row, *input, warp_room);
   };
+#pragma unroll 1
   for (int t = mine; t < end; t += team.warps()) {
     if (t != mine) ReadRow(l, t, input);
     prepare(t);

@@ -36,6 +36,7 @@ __device__ void LogitsOfExpert(const float4* w, const float4* gain, const float*
   load(first_quad);
   WaitForBefore();
   LetNextStart();
+#pragma unroll 1
   for (int begin = first_quad; begin < last_quad; begin += 32 * kGateQuads) {
     if (begin > first_quad) load(begin);
 #pragma unroll
@@ -63,10 +64,11 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
   __shared__ bool last;
   const int norm_blocks = static_cast<int>(gridDim.x) - l.experts;
   if (static_cast<int>(blockIdx.x) < norm_blocks) {
-    const NormGains gains = ReadGains(norm);
+    const auto gain = ReadGain<float4>(norm);
     WaitForBefore();
     LetNextStart();
-    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow(norm, row, gains, parts);
+#pragma unroll 1
+    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow<float4, false>(norm, row, gain, parts);
     return;
   }
   const BlockTeam team;
@@ -98,6 +100,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
     __syncthreads();
     if (lane == 0 && slice == 0 && t < l.rows) {
       float total = 0, total_squares = 0;
+#pragma unroll 1
       for (int s = 0; s < share; ++s) total += parts[warp + s], total_squares += part_squares[warp + s];
       put(t, total, total_squares);
     }

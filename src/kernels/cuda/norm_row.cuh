@@ -2,8 +2,6 @@
 // A row's norm, with what is added to the row first (NormLaunch).
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/warp.cuh"
@@ -12,98 +10,89 @@ namespace thermoe::cuda {
 
 inline constexpr int kNormThreads = 512;
 
-// Sums over all these threads. sums: [kNormThreads / 32] in shared memory, whose last readers need not have met (BlockSum's must).
+// Sums over all threads of a block. sums: [threads / 32] in shared memory, whose last readers need not have met (BlockSum's must).
 __device__ inline float SumOfThreads(float value, float* sums) {
   value = WarpSum(value);
   __syncthreads();
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
   __syncthreads();
-  return WarpSum(threadIdx.x % 32 < kNormThreads / 32 ? sums[threadIdx.x % 32] : 0.0f);
+  return WarpSum(threadIdx.x % 32 < blockDim.x / 32 ? sums[threadIdx.x % 32] : 0.0f);
 }
 
-inline constexpr int kNormKept = 4;  // columns that a thread keeps in registers
-
-// The gains of a thread's columns: weights, which may be read before the kernel before has ended.
-struct NormGains {
-  float of[kNormKept];
-};
-__device__ inline NormGains ReadGains(const NormLaunch& l) {
-  NormGains gains;
-#pragma unroll
-  for (int k = 0; k < kNormKept; ++k) {
-    const int i = static_cast<int>(threadIdx.x) + k * kNormThreads;
-    gains.of[k] = i < l.n ? l.gain[i] : 0.0f;
-  }
-  return gains;
+// Four columns, or one.
+template <typename V>
+inline constexpr int kColumns = sizeof(V) / sizeof(float);
+__device__ inline void AddTo(float& to, float value) { to += value; }
+__device__ inline void AddTo(float4& to, const float4& value) { to.x += value.x, to.y += value.y, to.z += value.z, to.w += value.w; }
+__device__ inline float Times(float value, float by) { return value * by; }
+__device__ inline float4 Times(const float4& value, float by) { return {value.x * by, value.y * by, value.z * by, value.w * by}; }
+__device__ inline float Times(float value, float by, float gain) { return value * by * gain; }
+__device__ inline float4 Times(const float4& value, float by, const float4& gain) {
+  return {value.x * by * gain.x, value.y * by * gain.y, value.z * by * gain.z, value.w * by * gain.w};
+}
+__device__ inline float Square(float value) { return value * value; }
+__device__ inline float Square(const float4& value) { return value.x * value.x + value.y * value.y + (value.z * value.z + value.w * value.w); }
+__device__ inline void StoreHalves(__half* row, int column, float value) { StoreHalf(row, column, value); }
+__device__ inline void StoreHalves(__half* row, int column, const float4& value) {
+  *reinterpret_cast<__half2*>(row + HalfPlace(column)) = __halves2half2(SaturatedHalf(value.x), SaturatedHalf(value.y));
+  *reinterpret_cast<__half2*>(row + HalfPlace(column + 2)) = __halves2half2(SaturatedHalf(value.z), SaturatedHalf(value.w));
 }
 
-// Adds what the slots of a row gave columns first, first + step, ... Loads do not wait for each other: those of empty slots, which come to nothing, are
+// Adds what the slots of a row gave: `at` counts Vs of a row's `count`. Loads do not wait for each other: those of empty slots, which come to nothing, are
 // not left out.
-template <int kCount>
-__device__ void AddFromSlots(const SlotSums& slots, int64_t row, int n, int first, int step, float (&to)[kCount]) {
+template <typename V>
+__device__ void AddFromSlots(const SlotSums& slots, int64_t row, int count, int at, V* to) {
   const int64_t slot = row * slots.slots;
-  float sums[kCount] = {};
-#pragma unroll 8
-  for (int s = 0; s < slots.slots; ++s) {
-    const float weight = __ldcg(slots.weight + slot + s);
-    const bool empty = __ldcg(slots.expert + slot + s) < 0;
-    const float* gave = slots.slot_out + (slot + s) * n;
+  V sum{};
+#pragma unroll 1
+  for (int first = 0; first < slots.slots; first += 8) {
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const int i = first + k * step;
-      const float given = i < n ? __ldcg(gave + i) : 0.0f;
-      sums[k] += empty ? 0.0f : weight * given;
+    for (int i = 0; i < 8; ++i) {
+      const int s = min(first + i, slots.slots - 1);
+      const float weight = __ldcg(slots.weight + slot + s);
+      const bool empty = __ldcg(slots.expert + slot + s) < 0 || first + i > s;
+      const V given = __ldcg(reinterpret_cast<const V*>(slots.slot_out) + (slot + s) * count + at);
+      AddTo(sum, empty ? V{} : Times(given, weight));
     }
   }
-#pragma unroll
-  for (int k = 0; k < kCount; ++k) to[k] += sums[k];
+  AddTo(*to, sum);
 }
 
-// sums: as SumOfThreads has them.
-__device__ inline void NormRow(const NormLaunch& l, int64_t row, const NormGains& gains, float* sums) {
-  const int64_t at = row * l.n;
-  const int thread = static_cast<int>(threadIdx.x);
-  const bool adds = l.add != nullptr || l.slots.slot_out != nullptr;
-  float* x = const_cast<float*>(l.x);
-  // All loads before the first store: they do not wait for each other.
-  const auto load = [&](int first, auto& values) {
-    constexpr int kCount = static_cast<int>(std::extent_v<std::remove_reference_t<decltype(values)>>);
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const int i = first + k * kNormThreads;
-      values[k] = i < l.n ? __ldcg(l.x + at + i) : 0.0f;
-      if (l.add != nullptr && i < l.n) values[k] += __ldcg(l.add + at + i);
-    }
-    if (l.slots.slot_out != nullptr) AddFromSlots(l.slots, row, l.n, first, kNormThreads, values);
+// The gains of a thread's first columns: weights, which may be read before the kernel before has ended.
+template <typename V>
+__device__ V ReadGain(const NormLaunch& l) {
+  const int at = static_cast<int>(threadIdx.x);
+  return at < l.n / kColumns<V> ? reinterpret_cast<const V*>(l.gain)[at] : V{};
+}
+
+// By all threads of a block. V: float4 where columns are a multiple of four, or float. sums: as SumOfThreads has them. kAdds: there may be something to add
+// first.
+template <typename V, bool kAdds>
+__device__ void NormRow(const NormLaunch& l, int64_t row, const V& gain, float* sums) {
+  const int count = l.n / kColumns<V>, thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const bool adds = kAdds && (l.add != nullptr || l.slots.slot_out != nullptr);
+  const V* x = reinterpret_cast<const V*>(l.x) + row * count;
+  const auto load = [&](int at) {
+    V value = __ldcg(x + at);
+    if (kAdds && l.add != nullptr) AddTo(value, __ldcg(reinterpret_cast<const V*>(l.add) + row * count + at));
+    if (kAdds && l.slots.slot_out != nullptr) AddFromSlots(l.slots, row, count, at, &value);
+    return value;
   };
-  float kept[kNormKept], squares = 0;
-  load(thread, kept);
-#pragma unroll
-  for (int k = 0; k < kNormKept; ++k) squares += kept[k] * kept[k];
-#pragma unroll
-  for (int k = 0; k < kNormKept; ++k) {
-    const int i = thread + k * kNormThreads;
-    if (adds && i < l.n) x[at + i] = kept[k];
-  }
-  for (int i = thread + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
-    float value[1];
-    load(i, value);
-    if (adds) x[at + i] = value[0];
-    squares += value[0] * value[0];
+  V first{};
+  float squares = 0;
+#pragma unroll 1
+  for (int at = thread; at < count; at += threads) {
+    const V value = load(at);
+    if (adds) const_cast<V*>(x)[at] = value;
+    if (at == thread) first = value;
+    squares += Square(value);
   }
   const float scale = 1.0f / sqrtf(SumOfThreads(squares, sums) / static_cast<float>(l.n) + l.epsilon);
-#pragma unroll
-  for (int k = 0; k < kNormKept; ++k) {
-    const int i = thread + k * kNormThreads;
-    if (i >= l.n) continue;
-    const float value = kept[k] * scale * gains.of[k];
-    l.out[at + i] = value;
-    if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);
-  }
-  for (int i = thread + kNormKept * kNormThreads; i < l.n; i += kNormThreads) {
-    const float value = x[at + i] * scale * l.gain[i];
-    l.out[at + i] = value;
-    if (l.halves != nullptr) StoreHalf(l.halves + at, i, value);
+#pragma unroll 1
+  for (int at = thread; at < count; at += threads) {
+    const V value = Times(at == thread ? first : __ldcg(x + at), scale, at == thread ? gain : reinterpret_cast<const V*>(l.gain)[at]);
+    reinterpret_cast<V*>(l.out)[row * count + at] = value;
+    if (l.halves != nullptr) StoreHalves(l.halves + row * l.n, at * kColumns<V>, value);
   }
 }
 

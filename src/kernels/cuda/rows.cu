@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cuda_fp16.h>
 
+#include <algorithm>
 #include <cfloat>
 
 #include "kernels/cuda/half_rows.cuh"
@@ -13,17 +14,18 @@
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kMostNormThreads = 1024;
 
 unsigned BlocksFor(int64_t size) { return static_cast<unsigned>((size + kThreads - 1) / kThreads); }
 
 // One block a row.
-__global__ void __launch_bounds__(kNormThreads) RmsNormKernel(NormLaunch l) {
-  __shared__ float sums[kNormThreads / 32];
-  const NormGains gains = ReadGains(l);
-  WaitForBefore();
+template <typename V>
+__global__ void __launch_bounds__(kMostNormThreads) RmsNormKernel(NormLaunch l) {
+  __shared__ float sums[kMostNormThreads / 32];
   LetNextStart();
-  NormRow(l, blockIdx.x, gains, sums);
+  const V gain = ReadGain<V>(l);
+  WaitForBefore();
+  NormRow<V, true>(l, blockIdx.x, gain, sums);
 }
 
 // Narrow rows (one head): one warp each.
@@ -76,9 +78,7 @@ __global__ void AddSlotsKernel(SlotSums sums, float* out, int hidden) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= hidden) return;
   float* to = out + int64_t{blockIdx.y} * hidden + i;
-  float value[1] = {*to};
-  AddFromSlots(sums, blockIdx.y, hidden, i, 1, value);
-  *to = value[0];
+  AddFromSlots(sums, blockIdx.y, hidden, i, to);
 }
 
 __global__ void GatherKernel(const float* x, const int32_t* picked, float* out, int64_t n) {
@@ -237,7 +237,10 @@ void RmsNorm(const NormLaunch& l, cudaStream_t stream) {
     RmsNormWarpKernel<<<static_cast<unsigned>((l.rows + 7) / 8), 256, 0, stream>>>(l.x, l.gain, l.out, l.rows, l.n, l.epsilon);
     return;
   }
-  LaunchEarly(RmsNormKernel, dim3(static_cast<unsigned>(l.rows)), dim3(kNormThreads), 0, stream, l);
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(float4) == 0; };
+  const bool quads = l.n % 4 == 0 && aligned(l.x) && aligned(l.gain) && aligned(l.out) && aligned(l.add) && aligned(l.slots.slot_out);
+  const int threads = std::clamp(l.n / (quads ? 4 : 1) / 32 * 32, 32, kMostNormThreads);
+  LaunchEarly(quads ? RmsNormKernel<float4> : RmsNormKernel<float>, dim3(static_cast<unsigned>(l.rows)), dim3(static_cast<unsigned>(threads)), 0, stream, l);
 }
 
 void AddSlots(const SlotSums& sums, float* out, int64_t rows, int32_t hidden, cudaStream_t stream) {

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
 
 struct ExpertsArgs {
   StreamArgs up, down;
-  uint32_t* met;  // [1 + items] blocks that have ended; units of each item's first product that are done; zero between launches
+  uint32_t* met;  // [1 + items] blocks that wait no more; units of each item's first product that are done; zero between launches
 };
 
 template <Packing kUp, Packing kDown>
@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
     const int made = MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, items, &some_lo);
     if (lane == 0) item_count = made, all_hi = !some_lo;
   } else {
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = __ldcg(args.up.order + i);
   }
   __syncthreads();
@@ -78,7 +79,13 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   Turn stage, rows;
   if (warp == kWarps + kTileWarps) {
     CopyRows(up, places, &rows, of_items);
-    return CopyRows(down, places, &rows, of_items, up.UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
+    CopyRows(down, places, &rows, of_items, up.UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
+    // The last block to have come here clears what was counted: nobody waits for it any more.
+    const bool last = __any_sync(kAllLanes, lane == 0 && CountBlock(args.met) + 1 == gridDim.x);
+    if (!last) return;
+#pragma unroll 1
+    for (int i = lane; i <= item_count; i += 32) args.met[i] = 0;
+    return;
   }
   if (warp >= kWarps) {
     int number = 0;
@@ -88,12 +95,6 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   Consume(up, places, &stage, &rows, [] {});
   asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory");  // warps share tiles, and barriers, otherwise from here on
   Consume(down, places, &stage, &rows, [] {});
-  // The last block clears what was counted: nobody waits for it any more.
-  if (warp > 0) return;
-  uint32_t ended = lane == 0 ? atomicAdd(args.met, 1) + 1 : 0;
-  ended = __shfl_sync(kAllLanes, ended, 0);
-  if (ended < gridDim.x) return;
-  for (int i = lane; i <= item_count; i += 32) args.met[i] = 0;
 #endif
 }
 

@@ -101,6 +101,7 @@ __device__ void WaitUnderWay(const Ring& ring, uint64_t* full, const Turn& stage
   const bool round = stage.at < under_way;  // that stage was of the round before
   if (ring.stages <= under_way || (round && !stage.again)) return;
   uint64_t* barrier = full + stage.at - under_way + (round ? ring.stages : 0);
+#pragma unroll 1
   for (int i = 0; i < kTries && !BarrierDone(barrier, stage.phase ^ (round ? 1 : 0)); ++i) {}
 }
 
@@ -109,8 +110,10 @@ template <Packing kPacking, int NT, Stage kStage>
 __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& places, int which) {
   Turn stage;
   int ahead = 0;
+#pragma unroll 1
   for (int k = 0; work.UnitAt(k) < work.cut.units && ahead < work.ring.stages; ++k) {
     const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)));
+#pragma unroll 1
     for (int step = 0; step < work.cut.steps && ahead < work.ring.stages; ++step, ++ahead, stage.Next(work.ring.stages)) {
       if (!CopiesStage(work.ring, which, ahead, ahead)) continue;
       WaitUnderWay(work.ring, places.barriers->full, stage);
@@ -124,8 +127,10 @@ __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& p
 template <Packing kPacking, int NT, Stage kStage>
 __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Turn* stage, int* number) {
   Barriers& b = *places.barriers;
+#pragma unroll 1
   for (int k = 0; work.UnitAt(k) < work.cut.units; ++k) {
     const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)));
+#pragma unroll 1
     for (int step = 0; step < work.cut.steps; ++step, --ahead, ++*number) {
       if (ahead <= 0 && CopiesStage(work.ring, which, *number, stage->at)) {
         if (!work.args.hurries) WaitUnderWay(work.ring, b.full, *stage);
@@ -160,11 +165,13 @@ __device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& p
     BarrierWait(&b.unit_done[done % kUnitsAhead], done / kUnitsAhead % 2);
     if (lane == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(of_items + work.Open(work.UnitAt(done)).which) : "memory");
   };
+#pragma unroll 1
   for (; work.UnitAt(k) < work.cut.units; ++k) {
     const auto unit = work.Open(work.UnitAt(k));
     const Item item = unit.item;
     if (kStage == Stage::kDown && unit.which != seen) WaitForUnits(of_items + unit.which, static_cast<uint32_t>(all)), seen = unit.which;
     const int64_t row = kStage == Stage::kGateUp && lane < item.count ? places.order[item.first + lane] / args.slots : item.first + lane;
+#pragma unroll 1
     for (int begin = 0; begin < args.cols; begin += kSliceCols<NT>) {
       const auto bytes = static_cast<uint32_t>(min(kSliceCols<NT>, args.cols - begin) * static_cast<int>(sizeof(__half)));
       if (rows->again) BarrierWait(&b.rows_empty[rows->at], rows->phase ^ 1);
@@ -212,6 +219,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   const int first = work.UnitAt(0);
   if (first >= cut.units) return begin();
   if constexpr (!kRehearses) begin();
+#pragma unroll 1
   for (int k = kRehearses ? -1 : 0, unit = first; unit < cut.units; unit = work.UnitAt(++k)) {
     const bool real = !kRehearses || k >= 0;
     const auto u = work.Open(unit);
@@ -222,6 +230,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
     float sum[NT][4] = {};
     const std::byte* x_rows = places.rows;
     int left = args.k_tiles - own_k;  // column tiles from this warp's next to the end
+#pragma unroll 1
     for (int step = 0; step < steps; ++step, left -= step_k, x_rows += step_k * kRowTileBytes) {
       if (kExperts && (step & slice_mask) == 0) {
         BarrierWait(&b.rows_full[rows.at], rows.phase);
@@ -242,6 +251,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
 #pragma unroll
           for (int h = 0; h < kTiles; ++h) multiply(h, product);  // nothing between them: they do not wait for each other
         } else {
+#pragma unroll 1
           for (int h = 0; h < kTiles && left > h << cut.share_log; ++h) multiply(h, product);
         }
       };
@@ -326,18 +336,22 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
 // All rows of a linear, by the warps that multiply.
 __device__ inline void LoadRows(const StreamArgs& args, std::byte* to) {
   constexpr int kTogether = 8, kLoaders = 32 * kWarps;
-  const int each = args.cols / 8, pieces = args.rows * each;
-  for (int begin = static_cast<int>(threadIdx.x); begin < pieces; begin += kTogether * kLoaders) {
-    uint4 v[kTogether];
+  const int each = args.cols / 8;
+#pragma unroll 1
+  for (int at = static_cast<int>(threadIdx.x); at < each; at += kLoaders) {
+    const uint4* from = reinterpret_cast<const uint4*>(args.x) + at;
+    std::byte* place = to + at * 16;
+#pragma unroll 1
+    for (int row = 0; row < args.rows; row += kTogether, from += kTogether * each, place += kTogether * args.row_bytes) {
+      uint4 v[kTogether];
 #pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      const int i = begin + j * kLoaders;
-      if (i < pieces) v[j] = __ldcg(reinterpret_cast<const uint4*>(args.x) + i);
-    }
+      for (int j = 0; j < kTogether; ++j) {
+        if (row + j < args.rows) v[j] = __ldcg(from + j * each);
+      }
 #pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      const int i = begin + j * kLoaders;
-      if (i < pieces) *reinterpret_cast<uint4*>(to + i / each * args.row_bytes + i % each * 16) = v[j];
+      for (int j = 0; j < kTogether; ++j) {
+        if (row + j < args.rows) *reinterpret_cast<uint4*>(place + j * args.row_bytes) = v[j];
+      }
     }
   }
   asm volatile("bar.sync 15, %0;" ::"n"(kLoaders) : "memory");

@@ -65,12 +65,14 @@ __device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
   };
   const auto of_hi = [](const int4& job) { return kPlanes && static_cast<Planes>(job.y & 255) == Planes::kHi; };
   int made = 0;
+#pragma unroll 1
   for (int begin = 0; begin < jobs; begin += 32) {
     const int4 before = job_at(begin + lane - 1), job = job_at(begin + lane), after = job_at(begin + lane + 1);
     const bool joined = of_hi(job) && before.x == job.x, joins = !of_hi(job) && of_hi(after) && after.x == job.x;
     const int both = of_hi(job) ? 0 : job.w, total = job.w + (joins ? after.w : 0);
     const int mine = joined ? 0 : (total + kMost - 1) / kMost;
     const int upto = SumUpTo(lane, mine);
+#pragma unroll 1
     for (int i = 0; i < mine; ++i) {
       const int count = min(kMost, total - i * kMost);
       items[made + upto - mine + i] = {job.x, job.z + i * kMost, min(max(both - i * kMost, 0), count), count};
@@ -135,6 +137,7 @@ struct Work {
   __device__ int Units(int tiles_log) const {
     if constexpr (kStage != Stage::kLinear) return item_count * UnitsOf(args.matrix_rows, tiles_log);
     int units = 0;
+#pragma unroll 1
     for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, tiles_log);
     return units;
   }
@@ -174,6 +177,7 @@ struct Work {
     Unit<kMats> u;
     if constexpr (kStage == Stage::kLinear) {
       u.which = 0;
+#pragma unroll 1
       for (int here = UnitsOf(args.linear[0].rows, cut.tiles_log); unit >= here; here = UnitsOf(args.linear[u.which].rows, cut.tiles_log)) unit -= here, ++u.which;
       u.tile = unit * cut.tiles;
       u.m[0] = args.linear[u.which];
