@@ -206,6 +206,9 @@ bool CheckExperts(std::mt19937* random, DType type, DType down_type, const Shape
   DeviceArray<uint32_t> met(cuda::kExpertCounters);
   met.Fill(0);
   launch.met = met.data();
+  DeviceArray<uint64_t> passed(2 + cuda::kPassedWords);
+  passed.Fill(0);
+  launch.passed = passed.data();
   std::vector<float> first;
   double repeats = 0;
   for (int repeat = 0; repeat < 3; ++repeat) {

@@ -14,8 +14,9 @@ namespace {
 
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
-// Of blocks: the gate's one, the experts', attention's.
-constexpr int64_t kExpertsAt = 1, kAttendAt = kExpertsAt + kExpertCounters, kCounters = kAttendAt + kAttendCounters;
+// Of blocks: the gate's one, the experts', attention's; then what experts pass, aligned to 16 bytes.
+constexpr int64_t kExpertsAt = 1, kAttendAt = kExpertsAt + kExpertCounters;
+constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kCounters = kPassedAt + 2 * (2 + kPassedWords);
 
 }  // namespace
 
@@ -406,6 +407,7 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
   EnsureScratch(static_cast<int64_t>(ExpertFfnScratch(launch.hidden, launch.width, launch.slots, launch.rows)));
   launch.scratch = scratch_.data();
   launch.met = counters_.as<uint32_t>() + kExpertsAt;
+  launch.passed = reinterpret_cast<uint64_t*>(counters_.as<uint32_t>() + kPassedAt);
   pending_.push_back(launch);
   if (tables == &made) {  // before the tables go
     LaunchPending();

@@ -45,6 +45,7 @@ struct Job {
 static_assert(sizeof(Job) == 16);
 
 inline constexpr int32_t kExpertCounters = 4096;
+inline constexpr int64_t kPassedWords = int64_t{64} << 10;
 struct ExpertFfnLaunch {
   const DeviceMatrix* gate = nullptr;  // [E] in device memory, all of one packing and shape; likewise up and down
   const DeviceMatrix* up = nullptr;    // [E], [width, hidden]
@@ -68,6 +69,9 @@ struct ExpertFfnLaunch {
   float* out = nullptr;                // [T, hidden] +=
   void* scratch = nullptr;             // [ExpertFfnScratch], aligned to 256 bytes
   uint32_t* met = nullptr;             // [kExpertCounters] zeroed once by the caller, left zero; of no other launch under way. Null: slower kernels
+  // [2 + kPassedWords] aligned to 16 bytes, zeroed once by the caller; of no other launch under way: by way of it, inner values of few slots come to the blocks
+  // that multiply them sooner. Null: they do not.
+  uint64_t* passed = nullptr;
 };
 size_t ExpertFfnScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
 cudaError_t ExpertFfn(const ExpertFfnLaunch& launch, cudaStream_t stream);

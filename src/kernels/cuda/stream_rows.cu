@@ -46,16 +46,18 @@ template <Packing kUp, Packing kDown>
 inline constexpr int kPlaceBytes = std::max(RingShape<kUp, true>::kStageBytes, RingShape<kDown, true>::kStageBytes);
 
 // Both products of experts. All blocks must run at once: the second of an item begins where its first has ended in all blocks, though tiles come before.
-template <Packing kUp, Packing kDown, int NT>
+// kPasses: inner values go word by word, each with the launch's number (StreamArgs.passed).
+template <Packing kUp, Packing kDown, int NT, bool kPasses>
 __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_constant__ ExpertsArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ Barriers barriers;
   __shared__ int32_t item_count;
+  __shared__ uint64_t number;
   __shared__ bool all_hi;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   Item* items;
-  const Places places = MakePlaces(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
+  Places places = MakePlaces(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
   WaitForBefore();
   LetNextStart();
   if (warp == 0) {
@@ -63,10 +65,12 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
     const int made = MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, items, &some_lo);
     if (lane == 0) item_count = made, all_hi = !some_lo;
   } else {
+    if (kPasses && threadIdx.x == 32) number = __ldcg(args.up.passed) + 1;
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = __ldcg(args.up.order + i);
   }
   __syncthreads();
+  if (kPasses) places.number = number;
   constexpr int kPlace = kPlaceBytes<kUp, kDown>;
   const bool compact = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8 && all_hi;
   const RingShape<kUp, true> up_ring(args.up.ring_bytes, compact, kPlace);
@@ -78,23 +82,25 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   uint32_t* of_items = args.met + 1;
   Turn stage, rows;
   if (warp == kWarps + kTileWarps) {
-    CopyRows(up, places, &rows, of_items);
-    CopyRows(down, places, &rows, of_items, up.UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
-    // The last block to have come here clears what was counted: nobody waits for it any more.
+    CopyRows<kPasses>(up, places, &rows, of_items);
+    if (!kPasses) CopyRows<kPasses>(down, places, &rows, of_items, up.UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
+    // The last block to have come here clears what was counted: nobody waits for it any more, and all know the launch's number.
     const bool last = __any_sync(kAllLanes, lane == 0 && CountBlock(args.met) + 1 == gridDim.x);
     if (!last) return;
 #pragma unroll 1
     for (int i = lane; i <= item_count; i += 32) args.met[i] = 0;
+    if (kPasses && lane == 0) *args.up.passed = places.number;
     return;
   }
   if (warp >= kWarps) {
     int number = 0;
-    CopyTiles(up, places, warp - kWarps, 0, &stage, &number);
-    return CopyTiles(down, places, warp - kWarps, 0, &stage, &number);
+    // Of so few experts the first products' bytes come first, so that no block is late with what all wait for.
+    CopyTiles<kPasses && HasLoPlane(kUp) ? Pace::kHurried : Pace::kSteady>(up, places, warp - kWarps, 0, &stage, &number);
+    return CopyTiles<kPasses ? Pace::kYielding : Pace::kSteady>(down, places, warp - kWarps, 0, &stage, &number);
   }
-  Consume(up, places, &stage, &rows, [] {});
+  Consume<kPasses>(up, places, &stage, &rows, [] {});
   asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory");  // warps share tiles, and barriers, otherwise from here on
-  Consume(down, places, &stage, &rows, [] {});
+  Consume<kPasses>(down, places, &stage, &rows, [] {});
 #endif
 }
 
@@ -146,7 +152,7 @@ bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   return LaunchBlocks(LinearKernel<kPacking, 1>, blocks, bytes, args, stream);
 }
 
-template <Packing kUp, Packing kDown, int NT>
+template <Packing kUp, Packing kDown, int NT, bool kPasses>
 bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   args.up.most_items = args.down.most_items = args.up.most_jobs + args.up.kept / (8 * NT) + 1;
   for (StreamArgs* part : {&args.up, &args.down}) {
@@ -157,9 +163,8 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   const int ring_bytes = RingBytesBeside(others, kPlaceBytes<kUp, kDown>);
   if (ring_bytes == 0 || args.up.most_items >= kExpertCounters) return false;
   args.up.rows_place = args.down.rows_place = place;
-  args.up.hurries = args.down.hurries = args.up.kept <= 16;  // of so few experts every byte should be on its way
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
-  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT>, Multiprocessors(), others + ring_bytes, args, stream);
+  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, kPasses>, Multiprocessors(), others + ring_bytes, args, stream);
 }
 
 int TilesOf(int rows) { return (rows + kTileRows - 1) / kTileRows; }
@@ -212,9 +217,12 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   down.cols = l.width, down.k_tiles = l.width / kTileCols, down.matrix_rows = l.hidden;
   down.first = l.down, down.base[0] = l.down_base, down.stride = l.stride;
   both.met = l.met;
+  up.passed = down.passed = l.passed;
+  const bool passes = l.passed != nullptr && kept <= kPassedSlots && int64_t{kept} * l.width <= kPassedWords;
   const bool many = kept > 5 * l.experts;  // many of an expert's rows would come in two items of 8
   const auto launch = [&]<Packing kUp, Packing kDown>() {
-    return many ? LaunchExperts<kUp, kDown, 2>(both, stream) : LaunchExperts<kUp, kDown, 1>(both, stream);
+    if (many) return LaunchExperts<kUp, kDown, 2, false>(both, stream);
+    return passes ? LaunchExperts<kUp, kDown, 1, true>(both, stream) : LaunchExperts<kUp, kDown, 1, false>(both, stream);
   };
   bool done = false;
   if (l.gate_packing == l.down_packing) {

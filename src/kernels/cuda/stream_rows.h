@@ -10,6 +10,7 @@
 namespace thermoe::cuda {
 
 inline constexpr int32_t kStreamRows = 32, kStreamSlots = 2048;  // rows of a linear; slots (rows times K) of experts
+inline constexpr int32_t kPassedSlots = 16;  // up to so many slots of experts, inner values are passed word by word
 inline constexpr int32_t kHalfRows = 256;                       // rows that norms and attention leave as halves, too
 
 bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t stream);

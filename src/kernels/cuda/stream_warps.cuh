@@ -20,6 +20,7 @@ struct Places {
   float* partial;  // [warps][4][32]
   int32_t* order;
   Barriers* barriers;
+  uint64_t number = 0;  // of this launch, where values are passed
 };
 
 // Lays out shared memory and makes barriers; afterwards all threads must meet.
@@ -93,11 +94,11 @@ __device__ bool CopiesStage(const Ring& ring, int which, int number, int place) 
 
 // Stages on their way at once, 64 to 80 KiB: more would only wait in front of memory, and what else is loaded (sums, activations, code) behind them. A
 // stage is asked for when the one so many before it has come, or after some 13 us: the wait is bounded, for a barrier that went round twice meanwhile looks
-// as if that had not come.
+// as if that had not come. one: no more than one.
 template <typename Ring>
-__device__ void WaitUnderWay(const Ring& ring, uint64_t* full, const Turn& stage) {
+__device__ void WaitUnderWay(const Ring& ring, uint64_t* full, const Turn& stage, bool one = false) {
   constexpr int kTries = 128;
-  const int under_way = ring.stage_bytes <= 24 << 10 ? 4 : 2;
+  const int under_way = one ? 1 : ring.stage_bytes <= 24 << 10 ? 4 : 2;
   const bool round = stage.at < under_way;  // that stage was of the round before
   if (ring.stages <= under_way || (round && !stage.again)) return;
   uint64_t* barrier = full + stage.at - under_way + (round ? ring.stages : 0);
@@ -123,8 +124,11 @@ __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& p
   return ahead;
 }
 
+// How many stages are asked for at once: some, as many as there is room for, or one, where others wait for what slower blocks have yet to copy.
+enum class Pace { kSteady, kHurried, kYielding };
+
 // All but the first `ahead`. number: of stages before.
-template <Packing kPacking, int NT, Stage kStage>
+template <Pace kPace = Pace::kSteady, Packing kPacking, int NT, Stage kStage>
 __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Turn* stage, int* number) {
   Barriers& b = *places.barriers;
 #pragma unroll 1
@@ -133,7 +137,7 @@ __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& 
 #pragma unroll 1
     for (int step = 0; step < work.cut.steps; ++step, --ahead, ++*number) {
       if (ahead <= 0 && CopiesStage(work.ring, which, *number, stage->at)) {
-        if (!work.args.hurries) WaitUnderWay(work.ring, b.full, *stage);
+        if (kPace != Pace::kHurried) WaitUnderWay(work.ring, b.full, *stage, kPace == Pace::kYielding);
         if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
         copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
       }
@@ -153,7 +157,7 @@ __device__ inline void WaitForUnits(const uint32_t* of_item, uint32_t all) {
 }
 
 // The rows of the units' items, a slice of the columns at a time, by one warp. of_items: how many units of an item's first product are done, of `all`.
-template <Packing kPacking, int NT, Stage kStage>
+template <bool kPasses, Packing kPacking, int NT, Stage kStage>
 __device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* rows, uint32_t* of_items, int all = 0) {
   const StreamArgs& args = work.args;
   Barriers& b = *places.barriers;
@@ -161,7 +165,7 @@ __device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& p
   int seen = -1, k = 0;
   // Tells of a unit of the first product, so that those that multiply need not wait for what they wrote to be seen.
   const auto report = [&](int done) {
-    if (kStage != Stage::kGateUp || done < 0) return;
+    if (kStage != Stage::kGateUp || kPasses || done < 0) return;
     BarrierWait(&b.unit_done[done % kUnitsAhead], done / kUnitsAhead % 2);
     if (lane == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(of_items + work.Open(work.UnitAt(done)).which) : "memory");
   };
@@ -188,11 +192,37 @@ __device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& p
   report(k - 1);
 }
 
+// A value of an inner product, and that it is of this launch, in one store.
+__device__ inline void Pass(uint64_t* to, uint64_t number, float value) {
+  const uint64_t word = number << kNumberShift | __half_as_ushort(SaturatedHalf(value));
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+}
+
+// Columns [first, first + most) of an item's rows as others pass them, to the rows' place, by the warps that multiply.
+__device__ inline void TakePassed(const StreamArgs& args, const Places& places, const Item& item, int first, int most) {
+  const auto meet = [] { asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory"); };
+  const int pairs = min(most, args.cols - first) / 2;
+  meet();  // what was there has been multiplied
+#pragma unroll 1
+  for (int row = 0; row < item.count; ++row) {
+    const uint64_t* from = args.passed + 2 + int64_t{item.first + row} * args.cols + first;
+#pragma unroll 1
+    for (int pair = static_cast<int>(threadIdx.x); pair < pairs; pair += 32 * kWarps) {
+      uint64_t low, high;
+      do {
+        asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(low), "=l"(high) : "l"(from + 2 * pair) : "memory");
+      } while (low >> kNumberShift != places.number || high >> kNumberShift != places.number);
+      *reinterpret_cast<uint32_t*>(places.rows + row * args.row_bytes + pair * 4) = static_cast<uint32_t>(low & 0xffffu) | static_cast<uint32_t>(high) << 16;
+    }
+  }
+  meet();
+}
+
 constexpr int kRowTileBytes = kTileCols * static_cast<int>(sizeof(__half));
 
-// Multiplies this block's units. First the end of a unit is gone through for nothing, while there is nothing else to do: its code would otherwise come
+// kPasses: inner values go by `passed`. Multiplies this block's units. First the end of a unit is gone through for nothing, while there is nothing else to do: its code would otherwise come
 // when weights keep memory busy, a line of instructions after the other. Then `begin`, which makes the rows be there.
-template <Packing kPacking, int NT, Stage kStage, typename Begin>
+template <bool kPasses = false, Packing kPacking, int NT, Stage kStage, typename Begin>
 __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* stages, Turn* row_places, const Begin& begin) {
   using R = Ring<kPacking, false>;
   constexpr int kMats = Work<kPacking, NT, kStage>::kMats;
@@ -233,8 +263,13 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, left -= step_k, x_rows += step_k * kRowTileBytes) {
       if (kExperts && (step & slice_mask) == 0) {
-        BarrierWait(&b.rows_full[rows.at], rows.phase);
-        x_rows = places.rows + rows.at * args.rows_place;
+        if constexpr (kStage == Stage::kDown && kPasses) {
+          if (real) TakePassed(args, places, u.item, step * step_k * kTileCols, kSliceCols<NT>);
+          x_rows = places.rows;
+        } else {
+          BarrierWait(&b.rows_full[rows.at], rows.phase);
+          x_rows = places.rows + rows.at * args.rows_place;
+        }
       }
       BarrierWait(&b.full[stage.at], stage.phase);
       const auto multiply = [&](int h, auto&& product) {
@@ -272,7 +307,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
       if (lane == 0) BarrierArrive(&b.empty[stage.at]);
       stage.Next(ring.stages);
       stage_at = stage.at == 0 ? 0 : stage_at + ring.stage_bytes;
-      if (kExperts && ((step & slice_mask) == slice_mask || step == cut.steps - 1)) {
+      if (kExperts && !(kPasses && kStage == Stage::kDown) && ((step & slice_mask) == slice_mask || step == cut.steps - 1)) {
         if (lane == 0) BarrierArrive(&b.rows_empty[rows.at]);
         rows.Next(2);
       }
@@ -317,7 +352,10 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
           if (args.adds) atomicAdd(to, value);  // nobody else adds there: the same sum, but nothing waits for what was there
           else *to = value;
         } else if constexpr (kStage == Stage::kGateUp) {
-          StoreHalf(args.inner + int64_t{u.item.first + column} * args.matrix_rows, row, Silu(total[0][i]) * total[kMats - 1][i]);
+          const float inner = Silu(total[0][i]) * total[kMats - 1][i];
+          const int64_t at = int64_t{u.item.first + column} * args.matrix_rows;
+          if constexpr (!kPasses) StoreHalf(args.inner + at, row, inner);
+          else Pass(args.passed + 2 + at + HalfPlace(row), places.number, inner);
         } else {
           args.slot_out[int64_t{places.order[u.item.first + column]} * args.matrix_rows + row] = total[0][i];
         }
@@ -325,7 +363,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
     }
     if (!real) {
       begin();
-    } else if (kStage == Stage::kGateUp) {
+    } else if (kStage == Stage::kGateUp && !kPasses) {
       __syncwarp();
       if (lane == 0) BarrierArrive(&b.unit_done[k % kUnitsAhead]);
     }

@@ -18,6 +18,7 @@ inline constexpr int kSharedRoom = 226 * 1024;
 template <int NT>
 inline constexpr int kSliceCols = 2048 / NT;
 inline constexpr int kRowPad = 64;          // bytes between rows there: two of them fall into different banks
+inline constexpr int kNumberShift = 16;
 inline constexpr int kPartialBytes = kWarps * 4 * 32 * static_cast<int>(sizeof(float));
 
 enum class Stage { kLinear, kGateUp, kDown };
@@ -44,6 +45,9 @@ struct StreamArgs {
   const int32_t* order;        // [kept slots]
   __half* inner;               // [slots by order, width], in the order of half_rows.cuh
   float* slot_out;             // [T * K, hidden]
+  // Null, or where inner values go instead: a value's bits below, the number of the launch (kNumberShift) above them, so that whoever reads a word knows
+  // whether it is there; nobody need wait for what others wrote to be seen. [0]: launches before this; then [2 + slots by order * width].
+  uint64_t* passed;
   int32_t slots, most_jobs, most_items, kept;  // kept: the most slots there may be
   int32_t matrix_rows;         // of an expert's matrix
   // Both.
@@ -52,7 +56,6 @@ struct StreamArgs {
   int32_t row_bytes;           // of rows in shared memory, with the pad
   int32_t rows_place;          // experts: bytes of one of the two places for rows
   int32_t ring_bytes;
-  bool hurries;                // asks for as many stages as the ring has at once
 };
 
 // Jobs as items of at most kMost rows each, by one warp. An expert's job for the hi plane follows that for both.
