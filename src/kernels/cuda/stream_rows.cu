@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
     WaitForBefore();
     LetNextStart();
     int number = 0;
-    if (which < kTileWarps) CopyTiles(work, places, which, ahead, &stage, &number);
+    if (which < kTileWarps) CopyTiles(work, places, which, ahead, Pace::kSteady, &stage, &number);
     return;
   }
   Consume(work, places, &stage, &rows, [&] {
@@ -94,9 +94,11 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   }
   if (warp >= kWarps) {
     int number = 0;
-    // Of so few experts the first products' bytes come first, so that no block is late with what all wait for.
-    CopyTiles<kPasses && HasLoPlane(kUp) ? Pace::kHurried : Pace::kSteady>(up, places, warp - kWarps, 0, &stage, &number);
-    return CopyTiles<kPasses ? Pace::kYielding : Pace::kSteady>(down, places, warp - kWarps, 0, &stage, &number);
+    // Of so few experts the first products' bytes come first, so that no block is late with what all wait for; unless the second's do not fit the ring.
+    const bool fits = (down.cut.units + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x) * down.cut.steps <= down_ring.stages;
+    const Pace first = kPasses && HasLoPlane(kUp) ? Pace::kHurried : Pace::kSteady, second = !kPasses ? Pace::kSteady : fits ? Pace::kYielding : Pace::kHurried;
+    CopyTiles(up, places, warp - kWarps, 0, first, &stage, &number);
+    return CopyTiles(down, places, warp - kWarps, 0, second, &stage, &number);
   }
   Consume<kPasses>(up, places, &stage, &rows, [] {});
   asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory");  // warps share tiles, and barriers, otherwise from here on

@@ -128,8 +128,8 @@ __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& p
 enum class Pace { kSteady, kHurried, kYielding };
 
 // All but the first `ahead`. number: of stages before.
-template <Pace kPace = Pace::kSteady, Packing kPacking, int NT, Stage kStage>
-__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Turn* stage, int* number) {
+template <Packing kPacking, int NT, Stage kStage>
+__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Pace pace, Turn* stage, int* number) {
   Barriers& b = *places.barriers;
 #pragma unroll 1
   for (int k = 0; work.UnitAt(k) < work.cut.units; ++k) {
@@ -137,7 +137,7 @@ __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& 
 #pragma unroll 1
     for (int step = 0; step < work.cut.steps; ++step, --ahead, ++*number) {
       if (ahead <= 0 && CopiesStage(work.ring, which, *number, stage->at)) {
-        if (kPace != Pace::kHurried) WaitUnderWay(work.ring, b.full, *stage, kPace == Pace::kYielding);
+        if (pace != Pace::kHurried) WaitUnderWay(work.ring, b.full, *stage, pace == Pace::kYielding);
         if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
         copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
       }
