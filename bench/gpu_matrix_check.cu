@@ -211,13 +211,15 @@ bool CheckExperts(std::mt19937* random, DType type, DType down_type, const Shape
   launch.passed = passed.data();
   std::vector<float> first;
   double repeats = 0;
+  const DeviceArray<float> others(RandomRows(random, shape.rows, shape.hidden, 2.0f));
   for (int repeat = 0; repeat < 3; ++repeat) {
     const DeviceArray<float> out(before);
     launch.out = out.data();
+    launch.x = repeat == 1 ? others.data() : device_x.data();  // nothing of another launch is taken for this one's
     BENCH_CUDA(cuda::ExpertFfn(launch, nullptr));
     BENCH_CUDA(cudaDeviceSynchronize());
     if (repeat == 0) first = out.Read();
-    if (out.Read() != first) repeats = 1;
+    if ((out.Read() != first) != (repeat == 1 && !routing.order.empty())) repeats = 1;
   }
   std::vector<double> ref(before.begin(), before.end());
   std::vector<std::vector<float>> decoded(static_cast<size_t>(shape.experts) * 6);  // by expert, matrix, planes

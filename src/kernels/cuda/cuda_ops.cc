@@ -109,7 +109,7 @@ Status CudaOps::Start() {
   Result<DeviceMemory> done = DeviceMemory::Allocate(Bytes<uint32_t>(kCounters), "synchronisation");
   if (!done.ok()) return done.status();
   counters_ = std::move(done).value();
-  return CudaStatus(cudaMemset(counters_.data(), 0, kCounters * sizeof(uint32_t)), "clearing memory");
+  return CudaStatus(cudaMemsetAsync(counters_.data(), 0, kCounters * sizeof(uint32_t), stream_), "clearing memory");
 }
 
 CudaOps::~CudaOps() {

@@ -95,8 +95,10 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   if (warp >= kWarps) {
     int number = 0;
     // Of so few experts the first products' bytes come first, so that no block is late with what all wait for; unless the second's do not fit the ring.
-    const bool fits = (down.cut.units + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x) * down.cut.steps <= down_ring.stages;
-    const Pace first = kPasses && HasLoPlane(kUp) ? Pace::kHurried : Pace::kSteady, second = !kPasses ? Pace::kSteady : fits ? Pace::kYielding : Pace::kHurried;
+    const Cut& cut = down.cut;
+    const int blocks = static_cast<int>(gridDim.x), most = cut.alone + (max(cut.units - cut.alone * cut.light, 0) + blocks - 1) / blocks;
+    const Pace plain = args.up.kept <= kPassedSlots ? Pace::kHurried : Pace::kSteady;
+    const Pace first = kPasses && !HasLoPlane(kUp) ? Pace::kSteady : plain, second = kPasses && most * cut.steps <= down_ring.stages ? Pace::kYielding : plain;
     CopyTiles(up, places, warp - kWarps, 0, first, &stage, &number);
     return CopyTiles(down, places, warp - kWarps, 0, second, &stage, &number);
   }

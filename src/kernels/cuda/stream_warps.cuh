@@ -215,6 +215,7 @@ __device__ inline void TakePassed(const StreamArgs& args, const Places& places, 
       *reinterpret_cast<uint32_t*>(places.rows + row * args.row_bytes + pair * 4) = static_cast<uint32_t>(low & 0xffffu) | static_cast<uint32_t>(high) << 16;
     }
   }
+  __syncwarp();
   meet();
 }
 
@@ -392,6 +393,7 @@ __device__ inline void LoadRows(const StreamArgs& args, std::byte* to) {
       }
     }
   }
+  __syncwarp();
   asm volatile("bar.sync 15, %0;" ::"n"(kLoaders) : "memory");
 }
 
