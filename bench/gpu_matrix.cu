@@ -198,7 +198,7 @@ class Bench {
         DeviceArray<uint32_t> met(cuda::kExpertCounters);
         met.Fill(0);
         launch.met = met.data();
-        DeviceArray<uint64_t> passed(2 + cuda::kPassedWords);
+        DeviceArray<uint64_t> passed(cuda::kPassedWords);
         passed.Fill(0);
         launch.passed = passed.data();
         const double us = TimeGraph(launches, [&](int i, cudaStream_t s) {

@@ -206,7 +206,7 @@ bool CheckExperts(std::mt19937* random, DType type, DType down_type, const Shape
   DeviceArray<uint32_t> met(cuda::kExpertCounters);
   met.Fill(0);
   launch.met = met.data();
-  DeviceArray<uint64_t> passed(2 + cuda::kPassedWords);
+  DeviceArray<uint64_t> passed(cuda::kPassedWords);
   passed.Fill(0);
   launch.passed = passed.data();
   std::vector<float> first;

@@ -16,7 +16,7 @@ constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
 // Of blocks: the gate's one, the experts', attention's; then what experts pass, aligned to 16 bytes.
 constexpr int64_t kExpertsAt = 1, kAttendAt = kExpertsAt + kExpertCounters;
-constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kCounters = kPassedAt + 2 * (2 + kPassedWords);
+constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kCounters = kPassedAt + 2 * kPassedWords;
 
 }  // namespace
 

@@ -11,7 +11,7 @@
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kGateThreads = kNormThreads, kGateWarps = kGateThreads / 32, kGateCluster = 8;
+constexpr int kGateThreads = 512, kGateWarps = kGateThreads / 32, kGateCluster = 8;
 constexpr int kByExpertRows = 16;  // up to here blocks by expert are faster, beyond it clusters by rows
 constexpr int kGateQuads = 8;                                // float4s of a weight row that a lane holds at once
 constexpr int kGateRows = kByExpertRows / kGateWarps;  // rows of a warp
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
     WaitForBefore();
     LetNextStart();
 #pragma unroll 1
-    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow<float4, false>(norm, row, gain, parts);
+    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow<float4, false>(norm, row, gain);
     return;
   }
   const BlockTeam team;

@@ -45,7 +45,7 @@ struct Job {
 static_assert(sizeof(Job) == 16);
 
 inline constexpr int32_t kExpertCounters = 4096;
-inline constexpr int64_t kPassedWords = int64_t{64} << 10;
+inline constexpr int64_t kPassedFirst = 2, kPassedWords = kPassedFirst + (int64_t{64} << 10);
 struct ExpertFfnLaunch {
   const DeviceMatrix* gate = nullptr;  // [E] in device memory, all of one packing and shape; likewise up and down
   const DeviceMatrix* up = nullptr;    // [E], [width, hidden]
@@ -69,7 +69,7 @@ struct ExpertFfnLaunch {
   float* out = nullptr;                // [T, hidden] +=
   void* scratch = nullptr;             // [ExpertFfnScratch], aligned to 256 bytes
   uint32_t* met = nullptr;             // [kExpertCounters] zeroed once by the caller, left zero; of no other launch under way. Null: slower kernels
-  // [2 + kPassedWords] aligned to 16 bytes, zeroed once by the caller; of no other launch under way: by way of it, inner values of few slots come to the blocks
+  // [kPassedWords] aligned to 16 bytes, zeroed once by the caller; of no other launch under way: by way of it, inner values of few slots come to the blocks
   // that multiply them sooner. Null: they do not.
   uint64_t* passed = nullptr;
 };

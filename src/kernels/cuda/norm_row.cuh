@@ -8,17 +8,6 @@
 
 namespace thermoe::cuda {
 
-inline constexpr int kNormThreads = 512;
-
-// Sums over all threads of a block. sums: [threads / 32] in shared memory, whose last readers need not have met (BlockSum's must).
-__device__ inline float SumOfThreads(float value, float* sums) {
-  value = WarpSum(value);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-  __syncthreads();
-  return WarpSum(threadIdx.x % 32 < blockDim.x / 32 ? sums[threadIdx.x % 32] : 0.0f);
-}
-
 // Four columns, or one.
 template <typename V>
 inline constexpr int kColumns = sizeof(V) / sizeof(float);
@@ -65,10 +54,9 @@ __device__ V ReadGain(const NormLaunch& l) {
   return at < l.n / kColumns<V> ? reinterpret_cast<const V*>(l.gain)[at] : V{};
 }
 
-// By all threads of a block. V: float4 where columns are a multiple of four, or float. sums: as SumOfThreads has them. kAdds: there may be something to add
-// first.
+// By all threads of a block. V: float4 where columns are a multiple of four, or float. kAdds: there may be something to add first.
 template <typename V, bool kAdds>
-__device__ void NormRow(const NormLaunch& l, int64_t row, const V& gain, float* sums) {
+__device__ void NormRow(const NormLaunch& l, int64_t row, const V& gain) {
   const int count = l.n / kColumns<V>, thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const bool adds = kAdds && (l.add != nullptr || l.slots.slot_out != nullptr);
   const V* x = reinterpret_cast<const V*>(l.x) + row * count;
@@ -87,7 +75,7 @@ __device__ void NormRow(const NormLaunch& l, int64_t row, const V& gain, float* 
     if (at == thread) first = value;
     squares += Square(value);
   }
-  const float scale = 1.0f / sqrtf(SumOfThreads(squares, sums) / static_cast<float>(l.n) + l.epsilon);
+  const float scale = 1.0f / sqrtf(BlockSum(squares) / static_cast<float>(l.n) + l.epsilon);
 #pragma unroll 1
   for (int at = thread; at < count; at += threads) {
     const V value = Times(at == thread ? first : __ldcg(x + at), scale, at == thread ? gain : reinterpret_cast<const V*>(l.gain)[at]);

@@ -21,11 +21,10 @@ unsigned BlocksFor(int64_t size) { return static_cast<unsigned>((size + kThreads
 // One block a row.
 template <typename V>
 __global__ void __launch_bounds__(kMostNormThreads) RmsNormKernel(NormLaunch l) {
-  __shared__ float sums[kMostNormThreads / 32];
   LetNextStart();
   const V gain = ReadGain<V>(l);
   WaitForBefore();
-  NormRow<V, true>(l, blockIdx.x, gain, sums);
+  NormRow<V, true>(l, blockIdx.x, gain);
 }
 
 // Narrow rows (one head): one warp each.

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ Barriers barriers;
   __shared__ int32_t item_count;
-  __shared__ uint64_t number;
+  __shared__ uint64_t launch_number;
   __shared__ bool all_hi;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   Item* items;
@@ -65,12 +65,12 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
     const int made = MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, items, &some_lo);
     if (lane == 0) item_count = made, all_hi = !some_lo;
   } else {
-    if (kPasses && threadIdx.x == 32) number = __ldcg(args.up.passed) + 1;
+    if (kPasses && threadIdx.x == 32) launch_number = __ldcg(args.up.passed) + 1;
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = __ldcg(args.up.order + i);
   }
   __syncthreads();
-  if (kPasses) places.number = number;
+  if (kPasses) places.number = launch_number;
   constexpr int kPlace = kPlaceBytes<kUp, kDown>;
   const bool compact = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8 && all_hi;
   const RingShape<kUp, true> up_ring(args.up.ring_bytes, compact, kPlace);
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   Turn stage, rows;
   if (warp == kWarps + kTileWarps) {
     CopyRows<kPasses>(up, places, &rows, of_items);
-    if (!kPasses) CopyRows<kPasses>(down, places, &rows, of_items, up.UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
+    if constexpr (!kPasses) CopyRows<false>(down, places, &rows, of_items, up.UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
     // The last block to have come here clears what was counted: nobody waits for it any more, and all know the launch's number.
     const bool last = __any_sync(kAllLanes, lane == 0 && CountBlock(args.met) + 1 == gridDim.x);
     if (!last) return;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
     return CopyTiles(down, places, warp - kWarps, 0, second, &stage, &number);
   }
   Consume<kPasses>(up, places, &stage, &rows, [] {});
-  asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory");  // warps share tiles, and barriers, otherwise from here on
+  MeetMultiplying();  // warps share tiles, and barriers, otherwise from here on
   Consume<kPasses>(down, places, &stage, &rows, [] {});
 #endif
 }
@@ -222,7 +222,7 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   down.first = l.down, down.base[0] = l.down_base, down.stride = l.stride;
   both.met = l.met;
   up.passed = down.passed = l.passed;
-  const bool passes = l.passed != nullptr && kept <= kPassedSlots && int64_t{kept} * l.width <= kPassedWords;
+  const bool passes = l.passed != nullptr && kept <= kPassedSlots && kPassedFirst + int64_t{kept} * l.width <= kPassedWords;
   const bool many = kept > 5 * l.experts;  // many of an expert's rows would come in two items of 8
   const auto launch = [&]<Packing kUp, Packing kDown>() {
     if (many) return LaunchExperts<kUp, kDown, 2, false>(both, stream);

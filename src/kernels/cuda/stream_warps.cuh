@@ -92,15 +92,18 @@ __device__ bool CopiesStage(const Ring& ring, int which, int number, int place) 
   return (ring.stages >= 4 ? number : place) % kTileWarps == which;
 }
 
-// Stages on their way at once, 64 to 80 KiB: more would only wait in front of memory, and what else is loaded (sums, activations, code) behind them. A
+// How many stages are asked for at once: some, as many as there is room for, or one, where others wait for what slower blocks have yet to copy.
+enum class Pace { kSteady, kHurried, kYielding };
+
+// Steady: 64 to 80 KiB on their way; more would only wait in front of memory, and what else is loaded (sums, activations, code) behind them. A
 // stage is asked for when the one so many before it has come, or after some 13 us: the wait is bounded, for a barrier that went round twice meanwhile looks
-// as if that had not come. one: no more than one.
+// as if that had not come.
 template <typename Ring>
-__device__ void WaitUnderWay(const Ring& ring, uint64_t* full, const Turn& stage, bool one = false) {
+__device__ void WaitUnderWay(const Ring& ring, uint64_t* full, const Turn& stage, Pace pace) {
   constexpr int kTries = 128;
-  const int under_way = one ? 1 : ring.stage_bytes <= 24 << 10 ? 4 : 2;
+  const int under_way = pace == Pace::kYielding ? 1 : ring.stage_bytes <= 24 << 10 ? 4 : 2;
   const bool round = stage.at < under_way;  // that stage was of the round before
-  if (ring.stages <= under_way || (round && !stage.again)) return;
+  if (pace == Pace::kHurried || ring.stages <= under_way || (round && !stage.again)) return;
   uint64_t* barrier = full + stage.at - under_way + (round ? ring.stages : 0);
 #pragma unroll 1
   for (int i = 0; i < kTries && !BarrierDone(barrier, stage.phase ^ (round ? 1 : 0)); ++i) {}
@@ -117,15 +120,12 @@ __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& p
 #pragma unroll 1
     for (int step = 0; step < work.cut.steps && ahead < work.ring.stages; ++step, ++ahead, stage.Next(work.ring.stages)) {
       if (!CopiesStage(work.ring, which, ahead, ahead)) continue;
-      WaitUnderWay(work.ring, places.barriers->full, stage);
+      WaitUnderWay(work.ring, places.barriers->full, stage, Pace::kSteady);
       copier.Copy(step, places.ring + ahead * work.ring.stage_bytes, &places.barriers->full[ahead]);
     }
   }
   return ahead;
 }
-
-// How many stages are asked for at once: some, as many as there is room for, or one, where others wait for what slower blocks have yet to copy.
-enum class Pace { kSteady, kHurried, kYielding };
 
 // All but the first `ahead`. number: of stages before.
 template <Packing kPacking, int NT, Stage kStage>
@@ -137,7 +137,7 @@ __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& 
 #pragma unroll 1
     for (int step = 0; step < work.cut.steps; ++step, --ahead, ++*number) {
       if (ahead <= 0 && CopiesStage(work.ring, which, *number, stage->at)) {
-        if (pace != Pace::kHurried) WaitUnderWay(work.ring, b.full, *stage, pace == Pace::kYielding);
+        WaitUnderWay(work.ring, b.full, *stage, pace);
         if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
         copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
       }
@@ -192,6 +192,12 @@ __device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& p
   report(k - 1);
 }
 
+// All warps that multiply.
+__device__ inline void MeetMultiplying() {
+  __syncwarp();
+  asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory");
+}
+
 // A value of an inner product, and that it is of this launch, in one store.
 __device__ inline void Pass(uint64_t* to, uint64_t number, float value) {
   const uint64_t word = number << kNumberShift | __half_as_ushort(SaturatedHalf(value));
@@ -200,12 +206,11 @@ __device__ inline void Pass(uint64_t* to, uint64_t number, float value) {
 
 // Columns [first, first + most) of an item's rows as others pass them, to the rows' place, by the warps that multiply.
 __device__ inline void TakePassed(const StreamArgs& args, const Places& places, const Item& item, int first, int most) {
-  const auto meet = [] { asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory"); };
   const int pairs = min(most, args.cols - first) / 2;
-  meet();  // what was there has been multiplied
+  MeetMultiplying();  // what was there has been multiplied
 #pragma unroll 1
   for (int row = 0; row < item.count; ++row) {
-    const uint64_t* from = args.passed + 2 + int64_t{item.first + row} * args.cols + first;
+    const uint64_t* from = args.passed + kPassedFirst + int64_t{item.first + row} * args.cols + first;
 #pragma unroll 1
     for (int pair = static_cast<int>(threadIdx.x); pair < pairs; pair += 32 * kWarps) {
       uint64_t low, high;
@@ -215,14 +220,13 @@ __device__ inline void TakePassed(const StreamArgs& args, const Places& places, 
       *reinterpret_cast<uint32_t*>(places.rows + row * args.row_bytes + pair * 4) = static_cast<uint32_t>(low & 0xffffu) | static_cast<uint32_t>(high) << 16;
     }
   }
-  __syncwarp();
-  meet();
+  MeetMultiplying();
 }
 
 constexpr int kRowTileBytes = kTileCols * static_cast<int>(sizeof(__half));
 
-// kPasses: inner values go by `passed`. Multiplies this block's units. First the end of a unit is gone through for nothing, while there is nothing else to do: its code would otherwise come
-// when weights keep memory busy, a line of instructions after the other. Then `begin`, which makes the rows be there.
+// Multiplies this block's units. First the end of a unit is gone through for nothing, while there is nothing else to do: its code would otherwise come
+// when weights keep memory busy, a line of instructions after the other. Then `begin`, which makes the rows be there. kPasses: inner values go by `passed`.
 template <bool kPasses = false, Packing kPacking, int NT, Stage kStage, typename Begin>
 __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* stages, Turn* row_places, const Begin& begin) {
   using R = Ring<kPacking, false>;
@@ -265,7 +269,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
     for (int step = 0; step < steps; ++step, left -= step_k, x_rows += step_k * kRowTileBytes) {
       if (kExperts && (step & slice_mask) == 0) {
         if constexpr (kStage == Stage::kDown && kPasses) {
-          if (real) TakePassed(args, places, u.item, step * step_k * kTileCols, kSliceCols<NT>);
+          TakePassed(args, places, u.item, step * step_k * kTileCols, kSliceCols<NT>);
           x_rows = places.rows;
         } else {
           BarrierWait(&b.rows_full[rows.at], rows.phase);
@@ -356,7 +360,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
           const float inner = Silu(total[0][i]) * total[kMats - 1][i];
           const int64_t at = int64_t{u.item.first + column} * args.matrix_rows;
           if constexpr (!kPasses) StoreHalf(args.inner + at, row, inner);
-          else Pass(args.passed + 2 + at + HalfPlace(row), places.number, inner);
+          else Pass(args.passed + kPassedFirst + at + HalfPlace(row), places.number, inner);
         } else {
           args.slot_out[int64_t{places.order[u.item.first + column]} * args.matrix_rows + row] = total[0][i];
         }
@@ -374,10 +378,10 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
 
 // All rows of a linear, by the warps that multiply.
 __device__ inline void LoadRows(const StreamArgs& args, std::byte* to) {
-  constexpr int kTogether = 8, kLoaders = 32 * kWarps;
+  constexpr int kTogether = 8;
   const int each = args.cols / 8;
 #pragma unroll 1
-  for (int at = static_cast<int>(threadIdx.x); at < each; at += kLoaders) {
+  for (int at = static_cast<int>(threadIdx.x); at < each; at += 32 * kWarps) {
     const uint4* from = reinterpret_cast<const uint4*>(args.x) + at;
     std::byte* place = to + at * 16;
 #pragma unroll 1
@@ -393,8 +397,7 @@ __device__ inline void LoadRows(const StreamArgs& args, std::byte* to) {
       }
     }
   }
-  __syncwarp();
-  asm volatile("bar.sync 15, %0;" ::"n"(kLoaders) : "memory");
+  MeetMultiplying();
 }
 
 }  // namespace thermoe::cuda

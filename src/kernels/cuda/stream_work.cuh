@@ -46,7 +46,7 @@ struct StreamArgs {
   __half* inner;               // [slots by order, width], in the order of half_rows.cuh
   float* slot_out;             // [T * K, hidden]
   // Null, or where inner values go instead: a value's bits below, the number of the launch (kNumberShift) above them, so that whoever reads a word knows
-  // whether it is there; nobody need wait for what others wrote to be seen. [0]: launches before this; then [2 + slots by order * width].
+  // whether it is there; nobody need wait for what others wrote to be seen. [0]: launches before this; from kPassedFirst on: [slots by order, width].
   uint64_t* passed;
   int32_t slots, most_jobs, most_items, kept;  // kept: the most slots there may be
   int32_t matrix_rows;         // of an expert's matrix

@@ -47,10 +47,11 @@ __device__ T SumUpTo(int lane, T value) {
   return value;
 }
 
-// The sum over the threads of a block (whole warps, at most 32), in every thread.
+// The sum over the threads of a block (whole warps, at most 32), in every thread. May be called again before all have gone on.
 __device__ inline float BlockSum(float value) {
   __shared__ float sums[32];
   value = WarpSum(value);
+  __syncthreads();
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
   __syncthreads();
   const unsigned warps = blockDim.x / 32;
