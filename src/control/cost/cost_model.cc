@@ -8,6 +8,8 @@
 #include <iterator>
 #include <utility>
 
+#include "control/cost/cost_rounds.h"
+#include "control/cost/cost_switch.h"
 #include "runtime/kv_layout.h"
 
 namespace thermoe {
@@ -143,7 +145,7 @@ KernelCostModel::Key KernelCostModel::KeyOf(const OperationShape& shape) {
 // Experts: how many, and slots of each. Decode attention: rows, and positions of each: whole blocks of keys once there
 // is more than one, for a block is computed as a whole. Prefill: rows, and positions over those of a prompt without a
 // past, which makes latency a product of powers of both. All others: rows.
-KernelCostModel::Coords KernelCostModel::CoordsOf(const OperationShape& shape) {
+CostCoords KernelCostModel::CoordsOf(const OperationShape& shape) {
   const auto tokens = static_cast<double>(shape.tokens);
   if (IsExpert(shape.family)) {
     const double experts = static_cast<double>(std::max<int64_t>(shape.experts_full + shape.experts_hi, 1));
@@ -167,10 +169,10 @@ KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPric
   std::erase_if(points, [](const CostPoint& point) { return IsMixed(point.shape); });
   points_ = points.size();
   if (points.empty()) return;
-  std::map<Key, std::map<double, std::map<double, Node>>> grids;
+  std::map<Key, std::map<double, std::map<double, CostNode>>> grids;
   double bytes_per_us = 0, flops_per_us = 0, least_us = points.front().latency_us;
   for (const CostPoint& point : points) {
-    const Coords at = CoordsOf(point.shape);
+    const CostCoords at = CoordsOf(point.shape);
     const double spread = std::isfinite(point.spread_frac) ? std::clamp(point.spread_frac, 0.0, 1.0) : 1.0;
     const bool has_energy = point.energy_j && std::isfinite(*point.energy_j) && *point.energy_j > 0;
     grids[KeyOf(point.shape)][at[0]][at[1]] = {at[1], std::log(point.latency_us), spread,
@@ -183,24 +185,46 @@ KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPric
   if (bytes_per_us > 0) roof_bytes_per_us_ = bytes_per_us;
   if (flops_per_us > 0) roof_flops_per_us_ = flops_per_us;
   call_us_ = least_us;
+  std::map<Key, CostTable> measured;
   for (const auto& [key, grid] : grids) {
-    Table table;
     for (const auto& [x, nodes] : grid) {
-      Line line;
+      CostLine line;
       line.x = x;
       for (const auto& [y, node] : nodes) line.nodes.push_back(node);
-      table.lines.push_back(std::move(line));
+      measured[key].lines.push_back(std::move(line));
     }
-    MakeMonotone(&table);
-    FillWatts(&table);
-    tables_[key] = std::move(table);
   }
+  MakeTables(std::move(measured));
   std::array<std::vector<double>, kFamilies> ratios;
   for (const CostPoint& point : points) {
     ratios[static_cast<size_t>(point.shape.family)].push_back(point.latency_us / RooflineUs(point.shape));
   }
   for (size_t f = 0; f < ratios.size(); ++f) slowness_[f] = Median(std::move(ratios[f]));
   LearnMixing(mixed);
+}
+
+void KernelCostModel::MakeTables(std::map<Key, CostTable> measured) {
+  // Both precisions of experts are done by the same kernels.
+  std::map<Key, std::vector<CostTable*>> alike;
+  for (auto& [key, table] : measured) {
+    FillWatts(&table);
+    Key kernels = key;
+    std::get<Family>(kernels) = FamilyLike(std::get<Family>(key), true);
+    if (IsExpert(std::get<Family>(key))) alike[kernels].push_back(&table);
+  }
+  std::map<const CostTable*, std::vector<double>> switches;
+  for (const auto& [key, tables] : alike) {
+    const std::vector<double> found = SwitchesOf({tables.begin(), tables.end()});
+    for (const CostTable* table : tables) switches[table] = found;
+  }
+  for (const auto& [key, table] : measured) {
+    std::vector<CostTable> pieces = CutAt(switches[&table], table);
+    for (CostTable& piece : pieces) {
+      MakeMonotone(&piece);
+      if (piece.lines.size() == 1) piece.rows_of_round = RowsOfRound(piece.lines.front());
+    }
+    tables_[key] = std::move(pieces);
+  }
 }
 
 void KernelCostModel::LearnMixing(const std::vector<CostPoint>& mixed) {
@@ -233,7 +257,7 @@ double KernelCostModel::RooflineUs(const OperationShape& shape) const {
 CostPrediction KernelCostModel::Single(const OperationShape& shape, double* watts) const {
   CostPrediction prediction;
   if (const auto table = tables_.find(KeyOf(shape)); table != tables_.end()) {
-    const Reading reading = Read(table->second, CoordsOf(shape));
+    const CostReading reading = ReadPieces(table->second, CoordsOf(shape));
     const double octaves = reading.distance / kLogOctave;
     prediction.basis = reading.outside ? PredictionBasis::kOutside : PredictionBasis::kGrid;
     prediction.latency_us = std::exp(reading.log_latency);
@@ -407,16 +431,20 @@ std::string KernelCostModel::Describe() const {
   std::string text =
       fmt::format("{} points; the most that one reached: {:.1f} GB/s, {:.1f} GFLOP/s; the shortest call {:.2f} us\n",
                   points_, peak_gbps(), peak_gflops(), call_us_);
-  for (const auto& [key, table] : tables_) {
+  for (const auto& [key, pieces] : tables_) {
     const auto& [family, type, down, interleaved, rows, cols, kv_heads, rope] = key;
     text += fmt::format("\n{} {} {}x{}\n", InfoOf(family).name, TraitsOf(type).name, rows, cols);
-    for (const Line& line : table.lines) {
-      text += table.lines.size() > 1
-                  ? fmt::format("  {} {:.0f}:", IsExpert(family) ? "experts" : "rows", std::exp(line.x))
-                  : " ";
-      for (const Node& node : line.nodes)
-        text += fmt::format(" {:.4g}: {:.4g} us", std::exp(node.y), std::exp(node.log_latency));
-      text += '\n';
+    for (const CostTable& table : pieces) {
+      if (&table != &pieces.front()) text += "  another kernel\n";
+      if (table.rows_of_round > 0) text += fmt::format("  rounds of {:.0f} rows\n", table.rows_of_round);
+      for (const CostLine& line : table.lines) {
+        text += table.lines.size() > 1
+                    ? fmt::format("  {} {:.0f}:", IsExpert(family) ? "experts" : "rows", std::exp(line.x))
+                    : " ";
+        for (const CostNode& node : line.nodes)
+          text += fmt::format(" {:.4g}: {:.4g} us", std::exp(node.y), std::exp(node.log_latency));
+        text += '\n';
+      }
     }
   }
   text += '\n';

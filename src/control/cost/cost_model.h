@@ -2,9 +2,10 @@
 // KernelCostModel: what an operation would cost, as a pure function of measured points and an operation's shape.
 //
 // A table of points belongs to a family, weight type and matrix. Inside its grid: piecewise linear in the logarithms of
-// size and latency. Where nothing was measured: a roofline, at the speed that the family reached elsewhere. Predictions
-// never fall when an operation grows, but where the latencies of an operation of rows were measured to fall for good:
-// what it adds to a launch that it shares, where another kernel takes over.
+// size and latency, or in steps where whole rounds of blocks were measured (cost_rounds.h). Where nothing was measured: a
+// roofline, at the speed that the family reached elsewhere. Predictions never fall when an operation grows, but where
+// another kernel takes over: where the latencies of an operation of rows, or of most launches of experts (cost_switch.h),
+// were measured to fall for good.
 #pragma once
 
 #include <array>
@@ -15,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "control/cost/cost_table.h"
 #include "control/cost/operation.h"
 #include "control/cost/stage_correction.h"
 #include "control/telemetry/snapshot.h"
@@ -93,31 +95,11 @@ class KernelCostModel {
   size_t points() const { return points_; }
 
  private:
-  using Coords = std::array<double, 2>;  // logarithms
-  struct Node {
-    double y = 0, log_latency = 0, spread_frac = 0;
-    double watts = 0;  // energy over latency; 0: unknown
-  };
-  struct Line {
-    double x = 0;
-    std::vector<Node> nodes;  // y rising
-  };
-  struct Table {
-    std::vector<Line> lines;  // x rising
-  };
-  struct Reading {
-    double log_latency = 0, spread_frac = 0, distance = 0, watts = 0;
-    bool outside = false;
-  };
   using Key = std::tuple<Family, DType, DType, bool, int64_t, int64_t, int32_t, int32_t>;
 
   static Key KeyOf(const OperationShape& shape);
-  static Coords CoordsOf(const OperationShape& shape);
-  static void MakeMonotone(Table* table);
-  // Watts of nodes whose energy was not measured, from those of the table that were.
-  static void FillWatts(Table* table);
-  static Reading ReadLine(const Line& line, double y);
-  static Reading Read(const Table& table, const Coords& at);
+  static CostCoords CoordsOf(const OperationShape& shape);
+  void MakeTables(std::map<Key, CostTable> measured);
   double RooflineUs(const OperationShape& shape) const;
   // Latency, uncertainty and basis of one call without correction.
   CostPrediction Plain(const OperationShape& shape, double* watts) const;
@@ -127,7 +109,7 @@ class KernelCostModel {
   void Finish(const OperationShape& shape, double watts, const Snapshot* now, CostPrediction* prediction) const;
   std::array<double, kStages> PlainStages(std::span<const PlannedOperation> plan) const;
 
-  std::map<Key, Table> tables_;
+  std::map<Key, std::vector<CostTable>> tables_;  // of one kernel each, smaller launches first
   std::array<double, kFamilies> slowness_ = {};  // median of measured over roofline; 0: nothing measured
   // What a machine of which nothing is known is taken to reach: 10 GB/s, 20 GFLOP/s, 1 us a call.
   double roof_bytes_per_us_ = 1e4, roof_flops_per_us_ = 2e4, call_us_ = 1;

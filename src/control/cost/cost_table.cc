@@ -1,16 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tables of the cost model: made monotone, completed and read.
+#include "control/cost/cost_table.h"
+
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <map>
 #include <utility>
 
-#include "control/cost/cost_model.h"
+#include "control/cost/cost_rounds.h"
 
 namespace thermoe {
 namespace {
 
-// Least squares under the order of the line, by pooling neighbours that break it.
+// Whether latencies fall at `at` for good: the next three are all well below the last two. Not noise then: where operations share launches, what one adds
+// to them falls where another kernel takes over.
+template <typename Nodes>
+bool FallsForGood(const Nodes& nodes, size_t at) {
+  constexpr size_t kBefore = 2, kAfter = 3;
+  const double fall = std::log(0.85);
+  if (at < kBefore || at + kAfter > nodes.size()) return false;
+  for (size_t after = at; after < at + kAfter; ++after) {
+    for (size_t before = at - kBefore; before < at; ++before) {
+      if (nodes[after].log_latency > nodes[before].log_latency + fall) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
 void PoolAdjacent(std::vector<double*>* values) {
   struct Block {
     double sum;
@@ -38,28 +57,11 @@ void PoolAdjacent(std::vector<double*>* values) {
   }
 }
 
-// Whether latencies fall at `at` for good: the next three are all well below the last two. Not noise then: where operations share launches, what one adds
-// to them falls where another kernel takes over.
-template <typename Nodes>
-bool FallsForGood(const Nodes& nodes, size_t at) {
-  constexpr size_t kBefore = 2, kAfter = 3;
-  const double fall = std::log(0.85);
-  if (at < kBefore || at + kAfter > nodes.size()) return false;
-  for (size_t after = at; after < at + kAfter; ++after) {
-    for (size_t before = at - kBefore; before < at; ++before) {
-      if (nodes[after].log_latency > nodes[before].log_latency + fall) return false;
-    }
-  }
-  return true;
-}
-
-}  // namespace
-
 // Noise can make a larger operation look faster. Pooling along each axis takes out most of it without bias; what is
 // left is lifted. Operations of one size only, rows, may fall for good.
-void KernelCostModel::MakeMonotone(Table* table) {
+void MakeMonotone(CostTable* table) {
   if (table->lines.size() == 1) {
-    std::vector<Node>& nodes = table->lines.front().nodes;
+    std::vector<CostNode>& nodes = table->lines.front().nodes;
     std::vector<size_t> ends;  // of pieces that rise; found before any is changed
     for (size_t i = 1; i < nodes.size(); ++i) {
       if (FallsForGood(nodes, i)) ends.push_back(i);
@@ -73,21 +75,21 @@ void KernelCostModel::MakeMonotone(Table* table) {
     return;
   }
   for (int round = 0; round < 4; ++round) {
-    for (Line& line : table->lines) {
+    for (CostLine& line : table->lines) {
       std::vector<double*> values;
-      for (Node& node : line.nodes) values.push_back(&node.log_latency);
+      for (CostNode& node : line.nodes) values.push_back(&node.log_latency);
       PoolAdjacent(&values);
     }
     std::map<double, std::vector<double*>> columns;
-    for (Line& line : table->lines) {
-      for (Node& node : line.nodes) columns[node.y].push_back(&node.log_latency);
+    for (CostLine& line : table->lines) {
+      for (CostNode& node : line.nodes) columns[node.y].push_back(&node.log_latency);
     }
     for (auto& [y, values] : columns) PoolAdjacent(&values);
   }
   for (size_t i = 0; i < table->lines.size(); ++i) {
-    for (Node& node : table->lines[i].nodes) {
+    for (CostNode& node : table->lines[i].nodes) {
       for (size_t j = 0; j <= i; ++j) {
-        for (const Node& smaller : table->lines[j].nodes) {
+        for (const CostNode& smaller : table->lines[j].nodes) {
           if (smaller.y <= node.y) node.log_latency = std::max(node.log_latency, smaller.log_latency);
         }
       }
@@ -96,16 +98,16 @@ void KernelCostModel::MakeMonotone(Table* table) {
 }
 
 // Between the nearest that know, along a line and then from line to line; at the ends as the nearest.
-void KernelCostModel::FillWatts(Table* table) {
-  std::vector<Line*> known;
-  for (Line& line : table->lines) {
+void FillWatts(CostTable* table) {
+  std::vector<CostLine*> known;
+  for (CostLine& line : table->lines) {
     std::vector<std::pair<double, double>> measured;  // size, watts
-    for (const Node& node : line.nodes) {
+    for (const CostNode& node : line.nodes) {
       if (node.watts > 0) measured.emplace_back(node.y, node.watts);
     }
     if (measured.empty()) continue;
     known.push_back(&line);
-    for (Node& node : line.nodes) {
+    for (CostNode& node : line.nodes) {
       const auto above = std::lower_bound(measured.begin(), measured.end(), std::pair(node.y, 0.0));
       if (above == measured.end()) {
         node.watts = measured.back().second;
@@ -118,58 +120,63 @@ void KernelCostModel::FillWatts(Table* table) {
     }
   }
   if (known.empty()) return;
-  for (Line& line : table->lines) {
+  for (CostLine& line : table->lines) {
     if (line.nodes.front().watts > 0) continue;
-    const auto found = std::lower_bound(known.begin(), known.end(), line.x, [](const Line* other, double x) { return other->x < x; });
-    const Line *above = found == known.end() ? known.back() : *found, *below = found == known.begin() ? known.front() : *std::prev(found);
+    const auto found = std::lower_bound(known.begin(), known.end(), line.x, [](const CostLine* other, double x) { return other->x < x; });
+    const CostLine *above = found == known.end() ? known.back() : *found, *below = found == known.begin() ? known.front() : *std::prev(found);
     const double t = above->x > below->x ? (line.x - below->x) / (above->x - below->x) : 0;
-    for (Node& node : line.nodes) {
-      const double below_w = ReadLine(*below, node.y).watts;
-      node.watts = below_w + t * (ReadLine(*above, node.y).watts - below_w);
+    for (CostNode& node : line.nodes) {
+      const double below_w = ReadLine(*below, node.y, 0).watts;
+      node.watts = below_w + t * (ReadLine(*above, node.y, 0).watts - below_w);
     }
   }
 }
 
-KernelCostModel::Reading KernelCostModel::ReadLine(const Line& line, double y) {
-  const std::vector<Node>& nodes = line.nodes;
+CostReading ReadLine(const CostLine& line, double y, double rows_of_round) {
+  const std::vector<CostNode>& nodes = line.nodes;
   const auto above =
-      std::lower_bound(nodes.begin(), nodes.end(), y, [](const Node& node, double at) { return node.y < at; });
+      std::lower_bound(nodes.begin(), nodes.end(), y, [](const CostNode& node, double at) { return node.y < at; });
   if (above != nodes.end() && above->y == y) return {above->log_latency, above->spread_frac, 0, above->watts, false};
   if (above == nodes.begin() || above == nodes.end()) {
     // Beyond the edge: on along the last segment, at most proportionally to size.
     const bool low = above == nodes.begin();
-    const Node& edge = low ? nodes.front() : nodes.back();
+    const CostNode& edge = low ? nodes.front() : nodes.back();
     double slope = low ? 0 : 1;
     if (nodes.size() > 1) {
-      const Node& next = low ? nodes[1] : nodes[nodes.size() - 2];
+      const CostNode& next = low ? nodes[1] : nodes[nodes.size() - 2];
       slope = std::clamp((next.log_latency - edge.log_latency) / (next.y - edge.y), 0.0, 1.0);
     }
     return {edge.log_latency + slope * (y - edge.y), edge.spread_frac, std::abs(y - edge.y), edge.watts, true};
   }
-  const Node &a = *std::prev(above), &b = *above;
+  const CostNode &a = *std::prev(above), &b = *above;
   const double t = (y - a.y) / (b.y - a.y);
-  return {a.log_latency + t * (b.log_latency - a.log_latency), std::max(a.spread_frac, b.spread_frac),
+  double risen = t;
+  if (const double rounds = RoundsOf(b.y, rows_of_round) / RoundsOf(a.y, rows_of_round); rounds > 1) {
+    risen = std::log(RoundsOf(y, rows_of_round) / RoundsOf(a.y, rows_of_round)) / std::log(rounds);
+  }
+  return {a.log_latency + risen * (b.log_latency - a.log_latency), std::max(a.spread_frac, b.spread_frac),
           std::min(y - a.y, b.y - y), a.watts > 0 && b.watts > 0 ? a.watts + t * (b.watts - a.watts) : 0, false};
 }
 
-KernelCostModel::Reading KernelCostModel::Read(const Table& table, const Coords& at) {
-  const std::vector<Line>& lines = table.lines;
-  // Beyond their ends lines may cross: a line is read as no less than those before it.
+CostReading ReadTable(const CostTable& table, const CostCoords& at) {
+  const std::vector<CostLine>& lines = table.lines;
+  // Beyond their upper ends lines may cross: a line is read as no less than those before it that reach so far down.
   const auto read = [&](std::ptrdiff_t index) {
-    Reading reading = ReadLine(lines[static_cast<size_t>(index)], at[1]);
+    CostReading reading = ReadLine(lines[static_cast<size_t>(index)], at[1], table.rows_of_round);
     for (std::ptrdiff_t i = 0; i < index; ++i) {
-      reading.log_latency = std::max(reading.log_latency, ReadLine(lines[static_cast<size_t>(i)], at[1]).log_latency);
+      if (lines[static_cast<size_t>(i)].nodes.front().y > at[1]) continue;
+      reading.log_latency = std::max(reading.log_latency, ReadLine(lines[static_cast<size_t>(i)], at[1], table.rows_of_round).log_latency);
     }
     return reading;
   };
   const auto found =
-      std::lower_bound(lines.begin(), lines.end(), at[0], [](const Line& line, double x) { return line.x < x; });
+      std::lower_bound(lines.begin(), lines.end(), at[0], [](const CostLine& line, double x) { return line.x < x; });
   const std::ptrdiff_t above = found - lines.begin(), count = std::ssize(lines);
   if (above < count && found->x == at[0]) return read(above);
   if (above == 0 || above == count) {
     const std::ptrdiff_t edge = above == 0 ? 0 : count - 1;
     const double away = at[0] - lines[static_cast<size_t>(edge)].x;
-    Reading reading = read(edge);
+    CostReading reading = read(edge);
     double slope = above == 0 ? 0 : 1;
     if (count > 1) {
       const std::ptrdiff_t next = above == 0 ? 1 : count - 2;
@@ -182,14 +189,19 @@ KernelCostModel::Reading KernelCostModel::Read(const Table& table, const Coords&
     return reading;
   }
   const double a = lines[static_cast<size_t>(above - 1)].x, b = found->x, t = (at[0] - a) / (b - a);
-  const Reading from = read(above - 1), to = read(above);
-  Reading reading;
+  const CostReading from = read(above - 1), to = read(above);
+  CostReading reading;
   reading.log_latency = from.log_latency + t * (to.log_latency - from.log_latency);
   reading.spread_frac = std::max(from.spread_frac, to.spread_frac);
   reading.distance = std::min(at[0] - a, b - at[0]) + std::max(from.distance, to.distance);
   reading.watts = from.watts > 0 && to.watts > 0 ? from.watts + t * (to.watts - from.watts) : 0;
   reading.outside = from.outside || to.outside;
   return reading;
+}
+
+CostReading ReadPieces(const std::vector<CostTable>& pieces, const CostCoords& at) {
+  const auto piece = std::find_if(pieces.begin(), pieces.end(), [&](const CostTable& table) { return at[0] + at[1] <= table.most; });
+  return ReadTable(piece == pieces.end() ? pieces.back() : *piece, at);
 }
 
 }  // namespace thermoe
