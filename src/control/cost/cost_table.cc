@@ -158,17 +158,60 @@ CostReading ReadLine(const CostLine& line, double y, double rows_of_round) {
           std::min(y - a.y, b.y - y), a.watts > 0 && b.watts > 0 ? a.watts + t * (b.watts - a.watts) : 0, false};
 }
 
+namespace {
+
+bool Reaches(const CostLine& line, double y) { return line.nodes.front().y <= y && y <= line.nodes.back().y; }
+
+// A line beyond its end: it rises as the nearest does that has points there, as far as these go, and then along its own last segment.
+double LatencyBeyond(const CostTable& table, size_t index, double y) {
+  const std::vector<CostLine>& lines = table.lines;
+  const CostLine& line = lines[index];
+  const auto at = [&](const CostLine& other, double y_there) { return ReadLine(other, y_there, table.rows_of_round).log_latency; };
+  const bool up = y > line.nodes.back().y;
+  double from = up ? line.nodes.back().y : line.nodes.front().y, latency = at(line, from);
+  while (from != y) {
+    const CostLine* guide = nullptr;
+    const auto guides = [&](size_t i) { return i < lines.size() && Reaches(lines[i], from) && (up ? lines[i].nodes.back().y > from : lines[i].nodes.front().y < from); };
+    for (size_t away = 1; guide == nullptr && away < lines.size(); ++away) {
+      if (guides(index - away)) guide = &lines[index - away];  // below 0 is beyond the last
+      else if (guides(index + away)) guide = &lines[index + away];
+    }
+    if (guide == nullptr) return latency + at(line, y) - at(line, from);
+    const double to = up ? std::min(y, guide->nodes.back().y) : std::max(y, guide->nodes.front().y);
+    latency += at(*guide, to) - at(*guide, from);
+    from = to;
+  }
+  return latency;
+}
+
+// The line of the table at `y`. Beyond their ends lines may cross: there it is read as no more than those after it that have points, and no less than
+// those before it that reach so far down.
+CostReading ReadLineOf(const CostTable& table, size_t index, double y) {
+  const std::vector<CostLine>& lines = table.lines;
+  CostReading reading = ReadLine(lines[index], y, table.rows_of_round);
+  const auto at = [&](size_t i) { return ReadLine(lines[i], y, table.rows_of_round).log_latency; };
+  const auto beyond = [&](size_t i) {
+    double latency = LatencyBeyond(table, i, y);
+    for (size_t later = i + 1; later < lines.size(); ++later) {
+      if (Reaches(lines[later], y)) latency = std::min(latency, at(later));
+    }
+    return latency;
+  };
+  const bool inside = Reaches(lines[index], y);
+  if (!inside) reading.log_latency = beyond(index);
+  for (size_t i = 0; i < index; ++i) {
+    if (lines[i].nodes.front().y > y) continue;
+    if (Reaches(lines[i], y)) reading.log_latency = std::max(reading.log_latency, at(i));
+    else if (!inside) reading.log_latency = std::max(reading.log_latency, beyond(i));
+  }
+  return reading;
+}
+
+}  // namespace
+
 CostReading ReadTable(const CostTable& table, const CostCoords& at) {
   const std::vector<CostLine>& lines = table.lines;
-  // Beyond their upper ends lines may cross: a line is read as no less than those before it that reach so far down.
-  const auto read = [&](std::ptrdiff_t index) {
-    CostReading reading = ReadLine(lines[static_cast<size_t>(index)], at[1], table.rows_of_round);
-    for (std::ptrdiff_t i = 0; i < index; ++i) {
-      if (lines[static_cast<size_t>(i)].nodes.front().y > at[1]) continue;
-      reading.log_latency = std::max(reading.log_latency, ReadLine(lines[static_cast<size_t>(i)], at[1], table.rows_of_round).log_latency);
-    }
-    return reading;
-  };
+  const auto read = [&](std::ptrdiff_t index) { return ReadLineOf(table, static_cast<size_t>(index), at[1]); };
   const auto found =
       std::lower_bound(lines.begin(), lines.end(), at[0], [](const CostLine& line, double x) { return line.x < x; });
   const std::ptrdiff_t above = found - lines.begin(), count = std::ssize(lines);
