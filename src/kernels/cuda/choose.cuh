@@ -142,8 +142,8 @@ __device__ void ReadKnobs(const SelectLaunch& l, const SelectRules& rules, RowIn
   input->uncapped = ~0u;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) input->bias[i] = 0;
-  if (rules.has_bias) ReadExperts(l.bias, 0, l.experts, 0, input->bias);
-  if (rules.has_cap) {
+  if (rules.has_bias) [[unlikely]] ReadExperts(l.bias, 0, l.experts, 0, input->bias);
+  if (rules.has_cap) [[unlikely]] {
     const uint32_t exists = Existing<kLane>(l.experts);
     input->uncapped = 0;
 #pragma unroll
@@ -200,15 +200,6 @@ __device__ Ranking<kLane> RankExperts(uint32_t allowed, Rank&& rank) {
   }
   SortRanking(&ranking);
   return ranking;
-}
-
-// Which of the lane's experts it still has: bit i.
-template <int kLane>
-__device__ uint32_t LeftIn(const Ranking<kLane>& ranking) {
-  uint32_t left = 0;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) left |= (ranking.key[i] != 0 ? 1u : 0u) << (ranking.expert[i] % kLane);
-  return left;
 }
 
 // Removes the first if it is `taken`. Without branches where the list is short.
@@ -291,36 +282,43 @@ struct OwnChoice {
   Slots plain;       // the best by score
   float plain_mass;  // of their scores
   Slots biased;      // the best by score, then by score and bias; without a bias the same
-  // For those who choose together: what the ranking of `biased` had left after the slots that stay, and which of the lane's experts it took in all.
-  Ranking<kLane> left;
-  uint32_t held;
 };
 
-template <bool kTogether, int kLane>
-__device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, const RowInput<kLane>& input, WarpRoom* room) {
+template <int kLane>
+__device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowInput<kLane>& input, WarpRoom* room) {
   OwnChoice<kLane> own;
   own.scores = SoftmaxOf(input.logits);
   const auto& score = own.scores.score;
-  const uint32_t exists = Existing<kLane>(l.experts);
-  const auto fill = [&](Ranking<kLane> ranking, Choice* choice) {
-    if (kTogether) {
-      Extend<true>(row.stay, &ranking, room, choice);
-      own.left = ranking;
-    }
-    Extend<true>(l.slots, &ranking, room, choice);
-    if (kTogether) own.held = exists & ~LeftIn(ranking);
-    return ReadSlots(l.slots, *room);
-  };
   Choice plain;
-  own.plain = own.biased = fill(RankExperts<kLane>(exists, [&](int i) { return score[i]; }), &plain);
+  // Experts that there are not come last among equals, and there are as many as slots.
+  Ranking<kLane> ranking = RankExperts<kLane>(~0u, [&](int i) { return score[i]; });
+  Extend<true>(l.slots, &ranking, room, &plain);
+  own.plain = own.biased = ReadSlots(l.slots, *room);
   own.plain_mass = score[0] == score[0] ? plain.mass : NAN;
-  if (rules.has_bias == 0) return own;
+  if (rules.has_bias == 0) [[likely]] return own;
   const int first = __shfl_sync(kAllLanes, own.plain.expert, 0);  // it stays
-  const uint32_t others = exists & ~(first / kLane == Lane() ? 1u << (first % kLane) : 0);
+  const uint32_t others = Existing<kLane>(l.experts) & ~(first / kLane == Lane() ? 1u << (first % kLane) : 0);
   Choice biased;
   biased.count = 1;
-  own.biased = fill(RankExperts<kLane>(others, [&](int i) { return score[i] + input.bias[i]; }), &biased);
+  ranking = RankExperts<kLane>(others, [&](int i) { return score[i] + input.bias[i]; });
+  Extend<true>(l.slots, &ranking, room, &biased);
+  own.biased = ReadSlots(l.slots, *room);
   return own;
+}
+
+// Which of the lane's experts the first `count` slots, which are not empty, have: bit i.
+template <int kLane>
+__device__ uint32_t ExpertsOf(const Slots& slots, int count) {
+  uint32_t has = 0;
+#pragma unroll 1
+  for (int first = 0; first < count; first += kAtOnce) {
+#pragma unroll
+    for (int i = first; i < first + kAtOnce; ++i) {
+      const auto expert = static_cast<uint32_t>(__shfl_sync(kAllLanes, slots.expert, i));
+      has |= (i < count && expert / kLane == static_cast<uint32_t>(Lane()) ? 1u : 0u) << (expert % kLane);
+    }
+  }
+  return has;
 }
 
 // What a decode row brings to the batch.
@@ -331,22 +329,16 @@ __device__ inline void JoinBatch(const RowRules& row, const Slots& biased, Batch
 
 // The choice of a row that knows what others hold. `score` is the rank.
 template <int kLane>
-__device__ Slots ChooseTogether(const RowRules& row, int slots, const RowInput<kLane>& input, const OwnChoice<kLane>& own,
+__device__ Slots ChooseTogether(const RowRules& row, int experts, int slots, const RowInput<kLane>& input, const OwnChoice<kLane>& own,
                                 const Together& together, WarpRoom* room) {
   const uint32_t allowed = row.hard ? together.batch->guaranteed[Lane() * kLane / 32] >> (Lane() * kLane % 32) : ~0u;
-  Ranking<kLane> ranking = own.left;
-  if (row.soft) {
-    const uint32_t among = LeftIn(own.left) & allowed;
-    ranking = RankExperts<kLane>(among, [&](int i) {
-      const float score = own.scores.score[i];
-      const float2 gain = together.gain[Lane() * kLane + i];
-      return score + (score * ((own.held >> i & 1 ? gain.y : gain.x) - 1) + input.bias[i]);
-    });
-  } else {
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) ranking.key[i] &= 0u - (allowed >> (ranking.expert[i] % kLane) & 1);
-    SortRanking(&ranking);
-  }
+  const uint32_t among = Existing<kLane>(experts) & allowed & ~ExpertsOf<kLane>(own.biased, row.stay);
+  const uint32_t held = row.soft ? ExpertsOf<kLane>(own.biased, slots) : 0;
+  Ranking<kLane> ranking = RankExperts<kLane>(among, [&](int i) {
+    const float score = own.scores.score[i];
+    const float2 gain = row.soft ? together.gain[Lane() * kLane + i] : float2{1, 1};
+    return score + (score * ((held >> i & 1 ? gain.y : gain.x) - 1) + input.bias[i]);
+  });
   Choice choice;
   choice.count = row.stay;
   Extend<false>(slots, &ranking, room, &choice);
@@ -447,8 +439,8 @@ __device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, 
   const bool together = others.batch != nullptr && (row.hard || row.soft);
   const bool is_plain = !together && !row.hard && rules.has_bias == 0;
   Slots slots = own.plain;
-  if (!is_plain) {
-    if (together) slots = ChooseTogether(row, l.slots, input, own, others, room);
+  if (!is_plain) [[unlikely]] {
+    if (together) slots = ChooseTogether(row, l.experts, l.slots, input, own, others, room);
     else slots = own.biased, slots.count = row.hard ? row.stay : slots.count;  // alone, nobody else holds what is not its own
     slots.count = min(slots.count, rules.most);
     if ((together && row.soft) || rules.has_bias) {
@@ -457,7 +449,7 @@ __device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, 
     }
   }
   bool may_read_lo = true;
-  if (rules.has_cap) {
+  if (rules.has_cap) [[unlikely]] {
     const int expert = max(slots.expert, 0);
     may_read_lo = (__shfl_sync(kAllLanes, input.uncapped, expert / kLane) >> (expert % kLane) & 1) != 0;
   }
@@ -467,9 +459,8 @@ __device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, 
 // The choice of row t, which asks no other. Its input is read.
 template <int kLane>
 __device__ RowResult ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const RowInput<kLane>& input, WarpRoom* room) {
-  if (input.kind == kernels::RowKind::kPadding) return EmptyRow(l, t);
-  const RowRules row = RulesOf(l, rules, input.kind);
-  return FinishRow(l, rules, row, t, input, ChooseAlone<false>(l, rules, row, input, room), {}, room);
+  if (input.kind == kernels::RowKind::kPadding) [[unlikely]] return EmptyRow(l, t);
+  return FinishRow(l, rules, RulesOf(l, rules, input.kind), t, input, ChooseAlone(l, rules, input, room), {}, room);
 }
 
 }  // namespace thermoe::cuda

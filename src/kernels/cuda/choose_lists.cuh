@@ -205,31 +205,18 @@ __device__ void PutInOrder(const SelectLaunch& l, const BlockTeam& team, int fir
   }
 }
 
-// The selection of a launch of one row, by its warp. Its slots are in different groups.
+// By the team, which has met since the batch was there.
 template <int kLane>
-__device__ void SelectOneRow(const SelectLaunch& l, const SelectRules& rules, const RowInput<kLane>& input, WarpRoom* room) {
-  const int lane = Lane();
+__device__ Together MakeTogether(const SelectLaunch& l, const SelectRules& rules, const BlockTeam& team, TeamRoom<kLane>* room) {
+  if (rules.soft_batch > 0) {
 #pragma unroll 1
-  for (int e = lane; e < l.experts; e += 32) l.expert_slots[e] = 0;
-  const RowResult row = ChooseRow(l, rules, 0, input, room);
-  const bool here = row.group >= 0, hi = row.group % 2 == 1;
-  const int kept = __popc(__ballot_sync(kAllLanes, here)), kept_hi = __popc(__ballot_sync(kAllLanes, here && hi));
-  int place = 0;
-#pragma unroll 1
-  for (int first = 0; first < kept; first += kAtOnce) {
-#pragma unroll
-    for (int i = first; i < first + kAtOnce; ++i) place += static_cast<uint32_t>(__shfl_sync(kAllLanes, row.group, i)) < static_cast<uint32_t>(row.group);
+    for (int e = team.thread(); e < l.experts; e += team.threads()) {
+      const int holders = room->batch.holders[e];
+      room->gain[e] = {Gain(rules, holders), Gain(rules, holders - 1)};
+    }
+    team.Meet();
   }
-  __syncwarp();
-  if (here) {
-    l.jobs[place] = {row.group / 2, hi ? Planes::kHi : Planes::kBoth, place, 1};
-    l.order[place] = lane;
-    l.expert_slots[row.group / 2] = 1;
-  }
-  if (lane == 0) {
-    *l.job_count = kept;
-    *l.counts = {row.lost, kept - kept_hi, kept_hi, row.dropped, kept, kept - kept_hi, kept_hi};
-  }
+  return {&room->batch, room->gain};
 }
 
 // Chooses for rows [first, end) and groups their slots. input: of this warp's first row, as ReadRow leaves it.
@@ -258,7 +245,7 @@ __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const
   RowRules row{};
   const auto prepare = [&](int t) {
     row = RulesOf(l, rules, input->kind);
-    if (input->kind != kernels::RowKind::kPadding) own = ChooseAlone<true>(l, rules, row, *input, warp_room);
+    if (input->kind != kernels::RowKind::kPadding) own = ChooseAlone(l, rules, *input, warp_room);
   };
 #pragma unroll 1
   for (int t = mine; t < end; t += team.warps()) {
@@ -268,15 +255,7 @@ __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const
   }
   team.Meet();
   share(&room->batch);
-  if (rules.soft_batch > 0) {
-#pragma unroll 1
-    for (int e = team.thread(); e < l.experts; e += team.threads()) {
-      const int holders = room->batch.holders[e];
-      room->gain[e] = {Gain(rules, holders), Gain(rules, holders - 1)};
-    }
-    team.Meet();
-  }
-  const Together together{&room->batch, room->gain};
+  const Together together = MakeTogether(l, rules, team, room);
   return GroupSlots(team, first, end, room, [&](int t) {
     if (!once) ReadRow(l, t, input), prepare(t);
     return keep(input->kind == kernels::RowKind::kPadding ? EmptyRow(l, t) : FinishRow(l, rules, row, t, *input, own, together, warp_room));
@@ -295,16 +274,11 @@ __device__ void FinishLists(const SelectLaunch& l, const BlockTeam& team, int gr
   PutInOrder(l, team, 0, l.rows, group, room);
 }
 
-// The selection of all rows by one team, whose room is clear. rules: a copy, which stores do not make the team read again.
+// The selection of all rows (two or more) by one team, whose room is clear. rules: a copy, which stores do not make the team read again.
 template <int kLane>
 __device__ void SelectByTeam(const SelectLaunch& l, const SelectRules rules, const BlockTeam& team, TeamRoom<kLane>* room) {
   RowInput<kLane> input;
   ReadRow(l, team.warp(), &input);
-  if (l.rows == 1) {
-    if (team.warp() > 0) return;
-    ReadKnobs(l, rules, &input);
-    return SelectOneRow(l, rules, input, &room->warps[0]);
-  }
   SlotCounts<kLane> counts;
   const int group = ChooseRows(l, rules, team, 0, l.rows, &input, room, [](Batch*) {}, [&](int, const SlotCounts<kLane>& turn) { counts.Add(turn); });
   FinishLists(l, team, group, counts, room);

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/choose_lists.cuh"
+#include "kernels/cuda/choose_few.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/norm_row.cuh"
 
@@ -113,7 +113,9 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
   }
   __syncthreads();
   if (!last) return;
-  SelectByTeam(l, rules, team, &room);
+  RowInput<kLane> input{};
+  ReadRow(l, team.warp(), &input);
+  SelectFew(l, rules, team, &input, &room);
 }
 
 #if __CUDA_ARCH__ >= 900

@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include "base/check.h"
-#include "kernels/cuda/choose_lists.cuh"
+#include "kernels/cuda/choose_few.cuh"
 #include "kernels/cuda/launch_early.cuh"
 
 namespace thermoe::cuda {
@@ -166,7 +166,10 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLau
   team.Meet();
   WaitForBefore();
   LetNextStart();
-  SelectByTeam(l, *l.rules, team, &room);
+  RowInput<kLane> input{};
+  ReadRow(l, team.warp(), &input);
+  const SelectRules rules = *l.rules;
+  SelectFew(l, rules, team, &input, &room);
 }
 
 // Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.
