@@ -77,7 +77,7 @@ __device__ void SelectFew(const SelectLaunch& l, const SelectRules& rules, const
 #pragma unroll 1
     for (int e = Lane(); e < l.experts; e += 32) l.expert_slots[e] = 0;
   }
-  const bool chooses = t < l.rows && input->kind != kernels::RowKind::kPadding;
+  const bool chooses = __any_sync(kAllLanes, t < l.rows && input->kind != kernels::RowKind::kPadding) != 0;  // the same in all lanes, for the compiler
   ReadKnobs(l, rules, input);
   const RowRules row = RulesOf(l, rules, input->kind);
   OwnChoice<kLane> own;

@@ -7,13 +7,18 @@
 
 namespace thermoe::cuda {
 
-// All warps of a block.
-struct BlockTeam {
+// All warps of a block. Made by whole warps.
+class BlockTeam {
+ public:
   __device__ int thread() const { return static_cast<int>(threadIdx.x); }
   __device__ int threads() const { return static_cast<int>(blockDim.x); }
-  __device__ int warp() const { return thread() / 32; }
+  __device__ int warp() const { return warp_; }
   __device__ int warps() const { return threads() / 32; }
   __device__ void Meet() const { __syncthreads(); }
+
+ private:
+  // The compiler knows what a shuffle gives to be the same in all lanes, and that branches by it do not part them.
+  int warp_ = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / 32), 0);
 };
 
 // What rows lost.
