@@ -13,45 +13,137 @@ namespace {
 
 constexpr int kGateThreads = 512, kGateWarps = kGateThreads / 32, kGateCluster = 8;
 constexpr int kByExpertRows = 16;  // up to here blocks by expert are faster, beyond it clusters by rows
-constexpr int kGateQuads = 8;                                // float4s of a weight row that a lane holds at once
-constexpr int kGateRows = kByExpertRows / kGateWarps;  // rows of a warp
-constexpr uint32_t kDoneMask = 0x7fffffffu;            // meetings of blocks leave the upper bit of the counter as they like
+constexpr int kShares = kByExpertRows;  // of an expert's block: of so many a warp each, or two a warp, has a row or a part of its columns
+// Threads of an expert's block, a row of the selection a warp: few of them fit beside a block of the kernel before (128 registers a thread).
+constexpr int kFewThreads = 256, kFewThreadsRows = kFewThreads / 32;
+constexpr int kGateQuads = 8;                // float4s of a weight row that a lane holds at once
+constexpr uint32_t kDoneMask = 0x7fffffffu;  // meetings of blocks leave the upper bit of the counter as they like
 
-// Logits of one expert for the rows of a warp, and of normed rows the sums of squares; w, gain and x: [quads]. Weights are read once, the first of
-// them before what makes x has ended, and loads do not wait for each other.
-__device__ void LogitsOfExpert(const float4* w, const float4* gain, const float* x, int quads, int rows, int first_quad, int last_quad, int first_row,
-                               int row_step, float (&sums)[kGateRows], float (&squares)[kGateRows]) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  float4 a[kGateQuads];
-  const auto load = [&](int begin) {
+// What a share gave: the product, and of a normed row the sum of squares.
+struct ShareSums {
+  float sum, square;
+};
+
+// Adds a quad's products. Their order is that of all shares.
+__device__ inline void AddQuad(const float4& a, const float4& b, ShareSums* to) {
+  to->sum += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
+  to->square += b.x * b.x + b.y * b.y + (b.z * b.z + b.w * b.w);
+}
+
+// The quads of an expert's weights, times the norm's gain where there is one.
+struct GateWeights {
+  const float4 *w, *gain;
+  __device__ float4 Load(int at, bool there) const {
+    float4 a = there ? __ldg(w + at) : float4{};
+    if (gain != nullptr) {
+      const float4 by = there ? __ldg(gain + at) : float4{};
+      a = {a.x * by.x, a.y * by.y, a.z * by.z, a.w * by.w};
+    }
+    return a;
+  }
+};
+
+// One expert's logits for rows of x [rows, quads]. A row has kShares / rows shares, rounded down to a power of two, share s % that of its columns; a warp
+// has shares `warp` and, in a block of few threads, `warp` + its warps, of another row, the same columns. Weights are read once, the first of them before
+// what makes x has ended, and loads do not wait for each other.
+__device__ inline void SumShares(const GateWeights& weights, const float* x, int quads, int rows, int of_row, int warp, int warps, ShareSums (&sums)[2]) {
+  const int lane = Lane(), each = (quads + of_row - 1) / of_row, part = warp & (of_row - 1);
+  const int row = warp / of_row, second = row + warps / of_row, end = row < rows ? min(quads, part * each + each) : 0;
+  const bool two = warps < kShares && second < rows;
+  const float4 *x0 = reinterpret_cast<const float4*>(x) + int64_t{row} * quads, *x1 = reinterpret_cast<const float4*>(x) + int64_t{second} * quads;
+  bool first = true;
+#pragma unroll 1
+  for (int begin = part * each; begin < end || first; begin += 32 * kGateQuads) {
+    float4 a[kGateQuads], b[2][kGateQuads];
+    const int at = begin + lane;
+#pragma unroll
+    for (int i = 0; i < kGateQuads; ++i) a[i] = weights.Load(at + 32 * i, at + 32 * i < end);
+    if (first) WaitForBefore(), LetNextStart();
+    first = false;
 #pragma unroll
     for (int i = 0; i < kGateQuads; ++i) {
-      const int at = begin + 32 * i + lane;
-      a[i] = at < last_quad ? __ldg(w + at) : float4{};
-      if (gain == nullptr) continue;
-      const float4 by = at < last_quad ? __ldg(gain + at) : float4{};
-      a[i] = {a[i].x * by.x, a[i].y * by.y, a[i].z * by.z, a[i].w * by.w};
+      const bool there = at + 32 * i < end;
+      b[0][i] = there ? __ldcg(x0 + at + 32 * i) : float4{};
+      b[1][i] = there && two ? __ldcg(x1 + at + 32 * i) : float4{};
     }
-  };
-  load(first_quad);
-  WaitForBefore();
-  LetNextStart();
-#pragma unroll 1
-  for (int begin = first_quad; begin < last_quad; begin += 32 * kGateQuads) {
-    if (begin > first_quad) load(begin);
 #pragma unroll
-    for (int r = 0; r < kGateRows; ++r) {
-      const int t = first_row + r * row_step;
-      if (t >= rows) break;
-      const float4* row = reinterpret_cast<const float4*>(x) + int64_t{t} * quads + begin + lane;
-#pragma unroll
-      for (int i = 0; i < kGateQuads; ++i) {
-        const float4 b = begin + 32 * i + lane < last_quad ? __ldcg(row + 32 * i) : float4{};
-        sums[r] += a[i].x * b.x + a[i].y * b.y + (a[i].z * b.z + a[i].w * b.w);
-        squares[r] += b.x * b.x + b.y * b.y + (b.z * b.z + b.w * b.w);
-      }
+    for (int i = 0; i < kGateQuads; ++i) {
+      if (begin + 32 * i >= end) break;
+      AddQuad(a[i], b[0][i], &sums[0]);
+      if (two) AddQuad(a[i], b[1][i], &sums[1]);
     }
   }
+}
+
+// The same for one row: a warp's shares are of different columns, and short.
+__device__ inline void SumSharesOfOneRow(const GateWeights& weights, const float* x, int quads, int warp, int warps, ShareSums (&sums)[2]) {
+  constexpr int kQuads = 2;
+  const int each = (quads + kShares - 1) / kShares;
+  bool first = true;
+#pragma unroll 1
+  for (int begin = 0; begin < each; begin += 32 * kQuads) {
+    float4 a[2][kQuads], b[2][kQuads];
+    const auto at = [&](int s, int i) { return (warp + s * warps) * each + begin + 32 * i + Lane(); };
+    const auto there = [&](int s, int i) { return begin + 32 * i + Lane() < each && at(s, i) < quads && (s == 0 || warps < kShares); };
+    const bool more = each - begin > 32;
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      if (i > 0 && !more) break;
+#pragma unroll
+      for (int s = 0; s < 2; ++s) a[s][i] = weights.Load(at(s, i), there(s, i));
+    }
+    if (first) WaitForBefore(), LetNextStart();
+    first = false;
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      if (i > 0 && !more) break;
+#pragma unroll
+      for (int s = 0; s < 2; ++s) b[s][i] = there(s, i) ? __ldcg(reinterpret_cast<const float4*>(x) + at(s, i)) : float4{};
+    }
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      if (i > 0 && !more) break;
+#pragma unroll
+      for (int s = 0; s < 2; ++s) AddQuad(a[s][i], b[s][i], &sums[s]);
+    }
+  }
+}
+
+// A row's norm for what comes next, rounded as NormRow's of kGateThreads threads, by them or half of them. gain: of a thread's first quads.
+__device__ inline void NormForNext(const NormLaunch& l, int row, const float4 (&gain)[2]) {
+  __shared__ float sums[kGateWarps];
+  const int count = l.n / 4, thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const float4* x = reinterpret_cast<const float4*>(l.x) + int64_t{row} * count;
+  float4 first[2];
+  float squares[2] = {};
+#pragma unroll
+  for (int s = 0; s < 2; ++s) first[s] = thread + s * threads < min(count, kGateThreads) ? __ldcg(x + thread + s * threads) : float4{};
+#pragma unroll
+  for (int s = 0; s < 2; ++s) squares[s] += Square(first[s]);
+#pragma unroll 1
+  for (int at = thread + kGateThreads; at < count; at += kGateThreads) {
+    squares[0] += Square(__ldcg(x + at));
+    if (threads < kGateThreads && at + threads < count) squares[1] += Square(__ldcg(x + at + threads));
+  }
+  const float sum = WarpSum(squares[0]), other = WarpSum(squares[1]);
+  __syncthreads();
+  if (thread % 32 == 0) {
+    sums[thread / 32] = sum;
+    if (threads < kGateThreads) sums[(thread + threads) / 32] = other;
+  }
+  __syncthreads();
+  const float scale = 1.0f / sqrtf(WarpSum(thread % 32 < kGateWarps ? sums[thread % 32] : 0.0f) / static_cast<float>(l.n) + l.epsilon);
+  const auto put = [&](int at, const float4& value, const float4& by) {
+    const float4 normed = Times(value, scale, by);
+    reinterpret_cast<float4*>(l.out)[int64_t{row} * count + at] = normed;
+    if (l.halves != nullptr) StoreHalves(l.halves + int64_t{row} * l.n, at * 4, normed);
+  };
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    if (const int at = thread + s * threads; at < min(count, kGateThreads)) put(at, first[s], gain[s]);
+  }
+#pragma unroll 1
+  for (int at = thread + kGateThreads; at < count; at += threads) put(at, __ldcg(x + at), reinterpret_cast<const float4*>(l.gain)[at]);
 }
 
 // Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects. Where there is a norm, some blocks
@@ -59,60 +151,62 @@ __device__ void LogitsOfExpert(const float4* w, const float4* gain, const float*
 template <int kLane>
 __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, NormLaunch norm,
                                                                       SelectLaunch l) {
-  __shared__ float parts[kGateWarps], part_squares[kGateWarps];
+  __shared__ ShareSums shares[kShares];
   __shared__ TeamRoom<kLane> room;
-  __shared__ bool last;
   const int norm_blocks = static_cast<int>(gridDim.x) - l.experts;
   if (static_cast<int>(blockIdx.x) < norm_blocks) {
-    const auto gain = ReadGain<float4>(norm);
+    float4 gain[2];
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const auto at = static_cast<int>(threadIdx.x + s * blockDim.x);
+      gain[s] = at < hidden / 4 ? __ldg(reinterpret_cast<const float4*>(norm.gain) + at) : float4{};
+    }
     WaitForBefore();
     LetNextStart();
 #pragma unroll 1
-    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormRow<float4, false>(norm, row, gain);
+    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormForNext(norm, row, gain);
     return;
   }
   const BlockTeam team;
   ClearRoom(team, l.experts, &room);
-  const int warp = team.warp(), lane = Lane(), expert = static_cast<int>(blockIdx.x) - norm_blocks;
-  const float4* w = reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden);
-  const float4* gain = reinterpret_cast<const float4*>(norm.gain);
-  const int quads = hidden / 4;
-  float sums[kGateRows] = {}, squares[kGateRows] = {};
-  const auto put = [&](int t, float sum, float square) {
-    if (norm.gain != nullptr) sum *= rsqrtf(square / static_cast<float>(hidden) + norm.epsilon);
-    logits[int64_t{t} * l.experts + expert] = sum;
-  };
-  if (l.rows * 2 > kGateWarps) {  // a warp has rows of its own
-    LogitsOfExpert(w, gain, x, quads, l.rows, 0, quads, warp, kGateWarps, sums, squares);
-#pragma unroll
-    for (int r = 0; r < kGateRows; ++r) {
-      const float sum = WarpSum(sums[r]), square = WarpSum(squares[r]);
-      const int t = warp + r * kGateWarps;
-      if (lane == 0 && t < l.rows) put(t, sum, square);
-    }
-  } else {  // some warps share a row
-    int share = 1;
-    while (2 * share * l.rows <= kGateWarps) share *= 2;
-    const int t = warp / share, slice = warp % share, each = (quads + share - 1) / share;
-    LogitsOfExpert(w, gain, x, quads, l.rows, slice * each, min(quads, slice * each + each), t, kByExpertRows, sums, squares);
-    const float sum = WarpSum(sums[0]), square = WarpSum(squares[0]);
-    if (lane == 0) parts[warp] = sum, part_squares[warp] = square;
-    __syncthreads();
-    if (lane == 0 && slice == 0 && t < l.rows) {
-      float total = 0, total_squares = 0;
+  const int expert = static_cast<int>(blockIdx.x) - norm_blocks;
+  const GateWeights of_expert{reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden), reinterpret_cast<const float4*>(norm.gain)};
+  int of_row = 1;  // shares
 #pragma unroll 1
-      for (int s = 0; s < share; ++s) total += parts[warp + s], total_squares += part_squares[warp + s];
-      put(t, total, total_squares);
+  while (2 * of_row * l.rows <= kShares) of_row *= 2;
+  ShareSums sums[2] = {};
+  if (l.rows == 1) SumSharesOfOneRow(of_expert, x, hidden / 4, team.warp(), team.warps(), sums);
+  else SumShares(of_expert, x, hidden / 4, l.rows, of_row, team.warp(), team.warps(), sums);
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      sums[s].sum += __shfl_xor_sync(kAllLanes, sums[s].sum, offset);
+      sums[s].square += __shfl_xor_sync(kAllLanes, sums[s].square, offset);
     }
+  }
+  if (Lane() == 0) {
+    shares[team.warp()] = sums[0];
+    if (team.warps() < kShares) shares[team.warp() + team.warps()] = sums[1];
   }
   const SelectRules rules = *l.rules;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    last = (CountBlock(l.done) & kDoneMask) + 1 == static_cast<uint32_t>(l.experts);
-    if (last) *l.done = 0;
+  bool last = false;
+  if (team.warp() == 0) {
+    if (const int t = Lane(); t < l.rows) {
+      ShareSums total{};
+#pragma unroll 1
+      for (int s = t * of_row; s < (t + 1) * of_row; ++s) total.sum += shares[s].sum, total.square += shares[s].square;
+      if (norm.gain != nullptr) total.sum *= rsqrtf(total.square / static_cast<float>(hidden) + norm.epsilon);
+      logits[int64_t{t} * l.experts + expert] = total.sum;
+    }
+    __syncwarp();
+    if (Lane() == 0) {
+      last = (CountBlock(l.done) & kDoneMask) + 1 == static_cast<uint32_t>(l.experts);
+      if (last) *l.done = 0;
+    }
   }
-  __syncthreads();
-  if (!last) return;
+  if (__syncthreads_or(last) == 0) return;
   RowInput<kLane> input{};
   ReadRow(l, team.warp(), &input);
   SelectFew(l, rules, team, &input, &room);
@@ -252,7 +346,8 @@ bool LaunchByExpert(const LinearLaunch& gate, const NormLaunch& norm, const Sele
   // All blocks at once, where that can be: a block takes a multiprocessor.
   const int spare = Multiprocessors() - l.experts;
   const dim3 grid(static_cast<unsigned>(l.experts + (!norms ? 0 : spare > 0 ? std::min(spare, l.rows) : l.rows)));
-  return LaunchEarly(GateByExpertKernel<kLane>, grid, dim3(kGateThreads), 0, stream, reinterpret_cast<const float*>(gate.weight.hi), x, gate.weight.cols,
+  const unsigned threads = l.rows <= kFewThreadsRows ? kFewThreads : kGateThreads;
+  return LaunchEarly(GateByExpertKernel<kLane>, grid, dim3(threads), 0, stream, reinterpret_cast<const float*>(gate.weight.hi), x, gate.weight.cols,
                      gate.out, norm, l) == cudaSuccess;
 }
 
