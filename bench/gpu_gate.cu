@@ -53,7 +53,7 @@ Times TimeGate(const Case& c) {
   const DeviceArray<cuda::Job> jobs(static_cast<size_t>(2 * c.experts));
   const DeviceArray<cuda::SelectCounts> counts(1);
   const DeviceArray<std::byte> scratch(static_cast<size_t>(cuda::SelectScratch(c.rows)));
-  const DeviceArray<uint32_t> done(std::vector<uint32_t>(1));
+  const DeviceArray<uint32_t> done(std::vector<uint32_t>(1)), passed(std::vector<uint32_t>(cuda::kGatePassed));
   cuda::SelectLaunch launch;
   launch.logits = logits.data(), launch.kinds = kinds.data(), launch.rules = on_device.data();
   launch.bias = bias.data(), launch.plane_cap = caps.data();
@@ -61,7 +61,7 @@ Times TimeGate(const Case& c) {
   launch.scores = scored.data(), launch.expert = expert.data(), launch.weight = weight.data(), launch.planes = planes.data();
   launch.jobs = jobs.data(), launch.job_count = job_count.data(), launch.order = order.data();
   launch.counts = counts.data(), launch.expert_slots = expert_slots.data();
-  launch.scratch = scratch.data(), launch.done = done.data();
+  launch.scratch = scratch.data(), launch.done = done.data(), launch.passed = passed.data();
   Times times{c.name, 0, 0, c.aim_us};
   times.select_us = TimeGraph(kGateLaunches, [&](int, cudaStream_t stream) { cuda::Select(launch, stream); });
   if (c.rows > cuda::kFusedGateRows) return times;

@@ -24,11 +24,11 @@ struct Gated {
       : experts(of_experts), slots(of_slots), normed(int64_t{rows} * hidden), logits(rows * experts), weight(rows * slots), halves(int64_t{rows} * hidden),
         expert(rows * slots), order(rows * slots), job_count(1), expert_slots(experts), planes(rows * slots), jobs(2 * experts), counts(1),
         kinds(std::vector<kernels::RowKind>(static_cast<size_t>(rows), kernels::RowKind::kDecode)), rules(std::vector<SelectRules>{Neutral(slots)}),
-        scratch(SelectScratch(rows)), done(std::vector<uint32_t>(1, 0)) {
+        scratch(SelectScratch(rows)), done(std::vector<uint32_t>(1, 0)), passed(std::vector<uint32_t>(kGatePassed, 0)) {
     select.logits = logits.data(), select.kinds = kinds.data(), select.rules = rules.data(), select.rows = rows, select.experts = experts;
     select.slots = slots, select.expert = expert.data(), select.weight = weight.data(), select.planes = planes.data(), select.jobs = jobs.data();
     select.job_count = job_count.data(), select.order = order.data(), select.counts = counts.data(), select.expert_slots = expert_slots.data();
-    select.scratch = scratch.data(), select.done = done.data();
+    select.scratch = scratch.data(), select.done = done.data(), select.passed = passed.data();
   }
   static SelectRules Neutral(int32_t slots) {
     SelectRules rules;
@@ -46,7 +46,7 @@ struct Gated {
   OnDevice<kernels::RowKind> kinds;
   OnDevice<SelectRules> rules;
   OnDevice<std::byte> scratch;
-  OnDevice<uint32_t> done;
+  OnDevice<uint32_t> done, passed;
   SelectLaunch select;
 };
 
@@ -69,6 +69,7 @@ void ExpectSameSelection(const Gated& a, const Gated& b, double bound) {
   EXPECT_EQ(std::memcmp(a.jobs.Read().data(), b.jobs.Read().data(), static_cast<size_t>(jobs[0]) * sizeof(Job)), 0);
   EXPECT_EQ(a.done.Read()[0], 0u);
   EXPECT_EQ(b.done.Read()[0], 0u);
+  EXPECT_EQ(b.passed.Read(), std::vector<uint32_t>(kGatePassed, 0));
 }
 
 // A gate and its rows, whose logits are so far apart that rounding does not change what is chosen.

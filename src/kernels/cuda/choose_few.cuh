@@ -66,9 +66,9 @@ __device__ void ListExperts(const SelectLaunch& l, const BlockTeam& team, TeamRo
   }
 }
 
-// The selection of at most team.warps() rows, a row a warp. Its input is read as ReadRow does, of warps that have a row. room is clear.
-template <int kLane>
-__device__ void SelectFew(const SelectLaunch& l, const SelectRules& rules, const BlockTeam& team, RowInput<kLane>* input, TeamRoom<kLane>* room) {
+// The selection of at most team.warps() rows, a row a warp, whose kind input has. take(): makes the row's logits be there. room is clear.
+template <int kLane, typename Take>
+__device__ void SelectFew(const SelectLaunch& l, const SelectRules& rules, const BlockTeam& team, RowInput<kLane>* input, TeamRoom<kLane>* room, Take&& take) {
   const int t = team.warp();
   WarpRoom* warp_room = &room->warps[t];
   const bool one = l.rows == 1;
@@ -79,6 +79,7 @@ __device__ void SelectFew(const SelectLaunch& l, const SelectRules& rules, const
   }
   const bool chooses = __any_sync(kAllLanes, t < l.rows && input->kind != kernels::RowKind::kPadding) != 0;  // the same in all lanes, for the compiler
   ReadKnobs(l, rules, input);
+  if (t < l.rows) take();
   const RowRules row = RulesOf(l, rules, input->kind);
   OwnChoice<kLane> own;
   if (chooses) own = ChooseAlone(l, rules, *input, warp_room);

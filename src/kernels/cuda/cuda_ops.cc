@@ -14,9 +14,9 @@ namespace {
 
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
-// Of blocks: the gate's one, the experts', attention's; then what experts pass, aligned to 16 bytes.
+// Of blocks: the gate's one, the experts', attention's; then what experts pass and what the gate does, aligned to 16 bytes.
 constexpr int64_t kExpertsAt = 1, kAttendAt = kExpertsAt + kExpertCounters;
-constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kCounters = kPassedAt + 2 * kPassedWords;
+constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kGateAt = kPassedAt + 2 * kPassedWords, kCounters = kGateAt + kGatePassed;
 
 }  // namespace
 
@@ -349,6 +349,7 @@ void CudaOps::Select(const kernels::SelectArgs& args) const {
     launch.expert_slots = expert_slots_ + static_cast<int64_t>(index) * experts;
     EnsureScratch(SelectScratch(launch.rows));
     launch.scratch = scratch_.data(), launch.done = counters_.as<uint32_t>();
+    launch.passed = counters_.as<uint32_t>() + kGateAt;
     pending_.push_back(launch);
   }
   selected_ = index;

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kGateThreads = 512, kGateWarps = kGateThreads / 32, kGateCluster = 8;
 constexpr int kByExpertRows = 16;  // up to here blocks by expert are faster, beyond it clusters by rows
+static_assert(kGatePassed >= kByExpertRows * 256);
 constexpr int kShares = kByExpertRows;  // of an expert's block: of so many a warp each, or two a warp, has a row or a part of its columns
 // Threads of an expert's block, a row of the selection a warp: few of them fit beside a block of the kernel before (128 registers a thread).
 constexpr int kFewThreads = 256, kFewThreadsRows = kFewThreads / 32;
@@ -146,15 +147,55 @@ __device__ inline void NormForNext(const NormLaunch& l, int row, const float4 (&
   for (int at = thread + kGateThreads; at < count; at += threads) put(at, __ldcg(x + at), reinterpret_cast<const float4*>(l.gain)[at]);
 }
 
-// Logits and selection: a block computes one expert's logits for all rows, and the last to be done selects. Where there is a norm, some blocks
-// more, the first of all, leave it for what comes next.
+// Logits on their way: of a row 32 kLane words, 0 where nothing has come yet; a logit of 0 is passed as -0.
+__device__ inline void PassLogit(uint32_t* to, float logit) {
+  const uint32_t bits = __float_as_uint(logit);
+  PutWord(to, bits != 0 ? bits : 0x80000000u);
+}
+
+// Takes the lane's logits of a row as they come, and leaves zeros.
+template <int kLane>
+__device__ void TakeLogits(uint32_t* row, int experts, float (&to)[kLane]) {
+  const uint32_t exists = Existing<kLane>(experts);
+  row += Lane() * kLane;
+  uint32_t bits[kLane];
+  bool there;
+  do {
+    there = true;
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) bits[i] = TakeWord(row + i);
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) there = there && (bits[i] != 0 || (exists >> i & 1) == 0);
+  } while (!__all_sync(kAllLanes, there));
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) {
+    to[i] = exists >> i & 1 ? __uint_as_float(bits[i]) : -INFINITY;
+    row[i] = 0;
+  }
+}
+
+// Logits and selection: the first block selects, the last ones compute one expert's logits for all rows each and pass them to it. Where there is a norm,
+// some blocks between them leave it for what comes next. All others come to their end without the first, so it may wait for them wherever there is
+// room for two blocks.
 template <int kLane>
 __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, NormLaunch norm,
                                                                       SelectLaunch l) {
   __shared__ ShareSums shares[kShares];
-  __shared__ TeamRoom<kLane> room;
-  const int norm_blocks = static_cast<int>(gridDim.x) - l.experts;
-  if (static_cast<int>(blockIdx.x) < norm_blocks) {
+  __shared__ TeamRoom<kLane> room;  // of the first block
+  const int norm_blocks = static_cast<int>(gridDim.x) - l.experts - 1, block = static_cast<int>(blockIdx.x) - 1;
+  if (block < 0) {
+    const BlockTeam team;
+    ClearRoom(team, l.experts, &room);
+    WaitForBefore();
+    LetNextStart();
+    const SelectRules rules = *l.rules;
+    RowInput<kLane> input{};
+    if (team.warp() < l.rows) input.kind = l.kinds[team.warp()];
+    team.Meet();
+    SelectFew(l, rules, team, &input, &room, [&] { TakeLogits(l.passed + team.warp() * 32 * kLane, l.experts, input.logits); });
+    return;
+  }
+  if (block < norm_blocks) {
     float4 gain[2];
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
@@ -164,12 +205,11 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
     WaitForBefore();
     LetNextStart();
 #pragma unroll 1
-    for (int row = static_cast<int>(blockIdx.x); row < l.rows; row += norm_blocks) NormForNext(norm, row, gain);
+    for (int row = block; row < l.rows; row += norm_blocks) NormForNext(norm, row, gain);
     return;
   }
   const BlockTeam team;
-  ClearRoom(team, l.experts, &room);
-  const int expert = static_cast<int>(blockIdx.x) - norm_blocks;
+  const int expert = block - norm_blocks;
   const GateWeights of_expert{reinterpret_cast<const float4*>(weights + int64_t{expert} * hidden), reinterpret_cast<const float4*>(norm.gain)};
   int of_row = 1;  // shares
 #pragma unroll 1
@@ -189,27 +229,15 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
     shares[team.warp()] = sums[0];
     if (team.warps() < kShares) shares[team.warp() + team.warps()] = sums[1];
   }
-  const SelectRules rules = *l.rules;
   __syncthreads();
-  bool last = false;
-  if (team.warp() == 0) {
-    if (const int t = Lane(); t < l.rows) {
-      ShareSums total{};
+  if (const int t = static_cast<int>(threadIdx.x); t < l.rows) {
+    ShareSums total{};
 #pragma unroll 1
-      for (int s = t * of_row; s < (t + 1) * of_row; ++s) total.sum += shares[s].sum, total.square += shares[s].square;
-      if (norm.gain != nullptr) total.sum *= rsqrtf(total.square / static_cast<float>(hidden) + norm.epsilon);
-      logits[int64_t{t} * l.experts + expert] = total.sum;
-    }
-    __syncwarp();
-    if (Lane() == 0) {
-      last = (CountBlock(l.done) & kDoneMask) + 1 == static_cast<uint32_t>(l.experts);
-      if (last) *l.done = 0;
-    }
+    for (int s = t * of_row; s < (t + 1) * of_row; ++s) total.sum += shares[s].sum, total.square += shares[s].square;
+    if (norm.gain != nullptr) total.sum *= rsqrtf(total.square / static_cast<float>(hidden) + norm.epsilon);
+    PassLogit(l.passed + t * 32 * kLane + expert, total.sum);
+    logits[int64_t{t} * l.experts + expert] = total.sum;
   }
-  if (__syncthreads_or(last) == 0) return;
-  RowInput<kLane> input{};
-  ReadRow(l, team.warp(), &input);
-  SelectFew(l, rules, team, &input, &room);
 }
 
 #if __CUDA_ARCH__ >= 900
@@ -343,9 +371,9 @@ template <int kLane>
 bool LaunchByExpert(const LinearLaunch& gate, const NormLaunch& norm, const SelectLaunch& l, cudaStream_t stream) {
   const bool norms = norm.gain != nullptr;
   const float* x = norms ? norm.x : gate.x;
-  // All blocks at once, where that can be: a block takes a multiprocessor.
-  const int spare = Multiprocessors() - l.experts;
-  const dim3 grid(static_cast<unsigned>(l.experts + (!norms ? 0 : spare > 0 ? std::min(spare, l.rows) : l.rows)));
+  // All blocks at once, where that can be, on multiprocessors of their own.
+  const int spare = Multiprocessors() - l.experts - 1;
+  const dim3 grid(static_cast<unsigned>(1 + l.experts + (!norms ? 0 : spare > 0 ? std::min(spare, l.rows) : l.rows)));
   const unsigned threads = l.rows <= kFewThreadsRows ? kFewThreads : kGateThreads;
   return LaunchEarly(GateByExpertKernel<kLane>, grid, dim3(threads), 0, stream, reinterpret_cast<const float*>(gate.weight.hi), x, gate.weight.cols,
                      gate.out, norm, l) == cudaSuccess;
@@ -377,7 +405,7 @@ bool ByExperts(int32_t experts, Launch&& launch) {
 
 bool Serves(const LinearLaunch& gate, const SelectLaunch& l, int32_t most_rows) {
   return gate.weight.packing == Packing::kF32 && gate.out == l.logits && gate.bias == nullptr && gate.weight.cols % 4 == 0 && l.rows > 0 && l.rows <= most_rows &&
-         l.experts <= 256;
+         l.experts <= 256 && (l.rows > kByExpertRows || (l.passed != nullptr && Multiprocessors() > 1));
 }
 
 }  // namespace

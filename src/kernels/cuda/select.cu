@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLau
   RowInput<kLane> input{};
   ReadRow(l, team.warp(), &input);
   const SelectRules rules = *l.rules;
-  SelectFew(l, rules, team, &input, &room);
+  SelectFew(l, rules, team, &input, &room, [] {});
 }
 
 // Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.

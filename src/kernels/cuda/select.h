@@ -50,11 +50,13 @@ struct SelectLaunch {
   int32_t* expert_slots = nullptr;    // [E]
   void* scratch = nullptr;            // SelectScratch bytes
   uint32_t* done = nullptr;           // zeroed once by the caller, then of selections alone; of no other launch under way
+  uint32_t* passed = nullptr;         // [kGatePassed], the same, aligned to 16 bytes: logits of few rows on their way to the block that selects
 };
+inline constexpr int64_t kGatePassed = 16 * 256;
 int64_t SelectScratch(int64_t rows);
 void Select(const SelectLaunch& launch, cudaStream_t stream);
 
-// The product with the gate's float weights and the selection in one launch, for up to so many rows. False: not these shapes.
+// The product with the gate's float weights and the selection in one launch, for up to so many rows. False: not these shapes, or no `passed`.
 inline constexpr int kFusedGateRows = 64;
 bool GateAndSelect(const LinearLaunch& gate, const SelectLaunch& launch, cudaStream_t stream);
 // And, of up to 16 rows, the norm before them: whether they are such; and the launch.

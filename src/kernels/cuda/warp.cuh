@@ -26,6 +26,16 @@ __device__ inline uint32_t CountBlock(uint32_t* counter) {
   return before;
 }
 
+// A word that passes from one block to another by itself: nothing else that the one wrote is thereby seen by the other.
+__device__ inline void PutWord(uint32_t* to, uint32_t bits) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(bits) : "memory");
+}
+__device__ inline uint32_t TakeWord(const uint32_t* from) {
+  uint32_t bits;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(bits) : "l"(from) : "memory");
+  return bits;
+}
+
 __device__ inline float WarpSum(float value) {
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
   return value;
