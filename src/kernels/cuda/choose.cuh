@@ -106,8 +106,7 @@ __device__ void ReadExperts(const float* rows, int64_t row, int experts, float m
   for (int i = 0; i < kLane; ++i) to[i] = exists >> i & 1 ? __ldcg(from + i) : missing;
 }
 template <int kLane>
-__device__ void WriteExperts(float* rows, int64_t row, int experts, const float (&values)[kLane]) {
-  const uint32_t exists = Existing<kLane>(experts);
+__device__ void WriteExperts(float* rows, int64_t row, int experts, uint32_t exists, const float (&values)[kLane]) {
   float* to = rows + row * experts + Lane() * kLane;
   if constexpr (kLane == 4) {
     if (WholeVectors<kLane>(rows, experts)) {
@@ -417,7 +416,7 @@ __device__ inline RowResult Weigh(const SelectLaunch& l, const SelectRules& rule
   const bool here = lane < kept, full = here && lane < rules.full && may_read_lo;
   const DivideBy by_mass(mass);
   const float weight = l.normalise ? by_mass(slots.score) : slots.score * by_mass(plain_mass);
-  if (lane < l.slots) {
+  if (lane < l.slots && rules.dry == 0) {
     const int64_t at = t * l.slots + lane;
     l.expert[at] = here ? slots.expert : -1;
     l.weight[at] = here ? weight : 0.0f;
@@ -435,7 +434,7 @@ __device__ inline RowResult EmptyRow(const SelectLaunch& l, int64_t t) {
 template <int kLane>
 __device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, int64_t t, const RowInput<kLane>& input,
                                const OwnChoice<kLane>& own, const Together& others, WarpRoom* room) {
-  if (l.scores != nullptr) WriteExperts(l.scores, t, l.experts, own.scores.score);
+  if (l.scores != nullptr) WriteExperts(l.scores, t, l.experts, rules.dry == 0 ? Existing<kLane>(l.experts) : 0, own.scores.score);
   const bool together = others.batch != nullptr && (row.hard || row.soft);
   const bool is_plain = !together && !row.hard && rules.has_bias == 0;
   Slots slots = own.plain;

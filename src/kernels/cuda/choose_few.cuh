@@ -8,7 +8,7 @@
 namespace thermoe::cuda {
 
 // Lists and totals of a launch of one row, by its warp. Its slots are in different groups.
-__device__ inline void ListOneRow(const SelectLaunch& l, const RowResult& row) {
+__device__ inline void ListOneRow(const SelectLaunch& l, const RowResult& row, bool dry) {
   const int lane = Lane();
   const bool here = row.group >= 0, hi = row.group % 2 == 1;
   const int kept = __popc(__ballot_sync(kAllLanes, here)), kept_hi = __popc(__ballot_sync(kAllLanes, here && hi));
@@ -18,12 +18,12 @@ __device__ inline void ListOneRow(const SelectLaunch& l, const RowResult& row) {
 #pragma unroll
     for (int i = first; i < first + kAtOnce; ++i) place += static_cast<uint32_t>(__shfl_sync(kAllLanes, row.group, i)) < static_cast<uint32_t>(row.group);
   }
-  if (here) {
+  if (here && !dry) {
     l.jobs[place] = {row.group / 2, hi ? Planes::kHi : Planes::kBoth, place, 1};
     l.order[place] = lane;
     l.expert_slots[row.group / 2] = 1;
   }
-  if (lane == 0) {
+  if (lane == 0 && !dry) {
     *l.job_count = kept;
     *l.counts = {row.lost, kept - kept_hi, kept_hi, row.dropped, kept, kept - kept_hi, kept_hi};
   }
@@ -31,7 +31,7 @@ __device__ inline void ListOneRow(const SelectLaunch& l, const RowResult& row) {
 
 // Jobs of 32 experts a warp and turn, and where their groups begin; what comes before them each warp counts for itself. rows_of is complete.
 template <int kLane>
-__device__ void ListExperts(const SelectLaunch& l, const BlockTeam& team, TeamRoom<kLane>* room) {
+__device__ void ListExperts(const SelectLaunch& l, const BlockTeam& team, bool dry, TeamRoom<kLane>* room) {
 #pragma unroll 1
   for (int first = 32 * team.warp(); first < l.experts; first += 32 * team.warps()) {
     const int expert = first + Lane();
@@ -50,7 +50,7 @@ __device__ void ListExperts(const SelectLaunch& l, const BlockTeam& team, TeamRo
     const uint32_t at = __reduce_add_sync(kAllLanes, before) + SumUpTo(Lane(), mine) - mine;
     const auto start = static_cast<int32_t>(at & 0xffffu);
     *reinterpret_cast<uint2*>(&room->start[2 * expert]) = {at & 0xffffu, (at & 0xffffu) + both};
-    if (expert < l.experts) {
+    if (expert < l.experts && !dry) {
       Job* job = l.jobs + (at >> 16);
       if (both > 0) *job++ = {expert, Planes::kBoth, start, static_cast<int32_t>(both)};
       if (hi > 0) *job = {expert, Planes::kHi, start + static_cast<int32_t>(both), static_cast<int32_t>(hi)};
@@ -58,7 +58,7 @@ __device__ void ListExperts(const SelectLaunch& l, const BlockTeam& team, TeamRo
     }
     if (first + 32 < l.experts) continue;
     slots = __reduce_add_sync(kAllLanes, slots), jobs = __reduce_add_sync(kAllLanes, jobs), distinct = __reduce_add_sync(kAllLanes, distinct);
-    if (Lane() > 0) continue;
+    if (Lane() > 0 || dry) continue;
     const auto both_jobs = static_cast<int32_t>(jobs & 0xffffu), hi_jobs = static_cast<int32_t>(jobs >> 16);
     *l.job_count = both_jobs + hi_jobs;
     l.counts->slots_full = static_cast<int32_t>(slots & 0xffffu), l.counts->slots_hi = static_cast<int32_t>(slots >> 16);
@@ -67,15 +67,16 @@ __device__ void ListExperts(const SelectLaunch& l, const BlockTeam& team, TeamRo
 }
 
 // The selection of at most team.warps() rows, a row a warp, whose kind input has. take(): makes the row's logits be there. room is clear.
+// By rules that are dry nothing is written, so that a team with time to spare has gone through the code, which then comes from near.
 template <int kLane, typename Take>
 __device__ void SelectFew(const SelectLaunch& l, const SelectRules& rules, const BlockTeam& team, RowInput<kLane>* input, TeamRoom<kLane>* room, Take&& take) {
   const int t = team.warp();
   WarpRoom* warp_room = &room->warps[t];
-  const bool one = l.rows == 1;
+  const bool one = l.rows == 1, dry = rules.dry != 0;
   if (one) {
     if (t > 0) return;
 #pragma unroll 1
-    for (int e = Lane(); e < l.experts; e += 32) l.expert_slots[e] = 0;
+    for (int e = Lane(); e < l.experts && !dry; e += 32) l.expert_slots[e] = 0;
   }
   const bool chooses = __any_sync(kAllLanes, t < l.rows && input->kind != kernels::RowKind::kPadding) != 0;  // the same in all lanes, for the compiler
   ReadKnobs(l, rules, input);
@@ -94,15 +95,15 @@ __device__ void SelectFew(const SelectLaunch& l, const SelectRules& rules, const
   else if (t < l.rows) result = EmptyRow(l, t);
   if (one) {
     __syncwarp();
-    return ListOneRow(l, result);
+    return ListOneRow(l, result, dry);
   }
   if (result.group >= 0) atomicOr(&room->rows_of[result.group], 1u << t);
   if (Lane() == 0) room->totals[t] = {result.lost, result.dropped};
   team.Meet();
-  ListExperts(l, team, room);
-  if (t == team.warps() - 1) WriteTotals(AddTotals(team.warps(), [&](int i) { return room->totals[i]; }), l.counts);
+  ListExperts(l, team, dry, room);
+  if (t == team.warps() - 1) WriteTotals(AddTotals(team.warps(), [&](int i) { return room->totals[i]; }), l.counts, dry);
   team.Meet();
-  if (result.group < 0) return;
+  if (result.group < 0 || dry) return;
   const auto before = static_cast<uint32_t>(__popc(room->rows_of[result.group] & ((1u << t) - 1)));
   l.order[room->start[result.group] + before] = t * l.slots + Lane();
 }

@@ -169,8 +169,8 @@ __device__ SumOfTotals AddTotals(int count, TotalsAt&& at) {
   sum.dropped = __reduce_add_sync(kAllLanes, sum.dropped);
   return sum;
 }
-__device__ inline void WriteTotals(const SumOfTotals& sum, SelectCounts* counts) {
-  if (Lane() == 0) counts->mass_lost = sum.lost, counts->slots_dropped = sum.dropped;
+__device__ inline void WriteTotals(const SumOfTotals& sum, SelectCounts* counts, bool dry = false) {
+  if (Lane() == 0 && !dry) counts->mass_lost = sum.lost, counts->slots_dropped = sum.dropped;
 }
 
 // The group of the lane's slot of a row that was written, maybe by another block.

@@ -153,9 +153,9 @@ __device__ inline void PassLogit(uint32_t* to, float logit) {
   PutWord(to, bits != 0 ? bits : 0x80000000u);
 }
 
-// Takes the lane's logits of a row as they come, and leaves zeros.
+// Takes the lane's logits of a row as they come, and leaves zeros. dry: waits for none.
 template <int kLane>
-__device__ void TakeLogits(uint32_t* row, int experts, float (&to)[kLane]) {
+__device__ void TakeLogits(uint32_t* row, int experts, bool dry, float (&to)[kLane]) {
   const uint32_t exists = Existing<kLane>(experts);
   row += Lane() * kLane;
   uint32_t bits[kLane];
@@ -166,11 +166,11 @@ __device__ void TakeLogits(uint32_t* row, int experts, float (&to)[kLane]) {
     for (int i = 0; i < kLane; ++i) bits[i] = TakeWord(row + i);
 #pragma unroll
     for (int i = 0; i < kLane; ++i) there = there && (bits[i] != 0 || (exists >> i & 1) == 0);
-  } while (!__all_sync(kAllLanes, there));
+  } while (!__all_sync(kAllLanes, there || dry));
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
     to[i] = exists >> i & 1 ? __uint_as_float(bits[i]) : -INFINITY;
-    row[i] = 0;
+    if (!dry) row[i] = 0;
   }
 }
 
@@ -185,15 +185,23 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
   const int norm_blocks = static_cast<int>(gridDim.x) - l.experts - 1, block = static_cast<int>(blockIdx.x) - 1;
   if (block < 0) {
     const BlockTeam team;
-    ClearRoom(team, l.experts, &room);
-    WaitForBefore();
-    LetNextStart();
-    const SelectRules rules = *l.rules;
+    SelectRules rules;
+    rules.guaranteed = rules.most = rules.full = l.slots, rules.dry = 1;
     RowInput<kLane> input{};
-    if (team.warp() < l.rows) input.kind = l.kinds[team.warp()];
-    team.Meet();
-    SelectFew(l, rules, team, &input, &room, [&] { TakeLogits(l.passed + team.warp() * 32 * kLane, l.experts, input.logits); });
-    return;
+    input.kind = kernels::RowKind::kDecode;
+    LetNextStart();  // which the others do when it is time
+#pragma unroll 1
+    for (;;) {
+      ClearRoom(team, l.experts, &room);
+      team.Meet();
+      SelectFew(l, rules, team, &input, &room,
+                [&] { TakeLogits(l.passed + team.warp() * 32 * kLane, l.experts, rules.dry != 0, input.logits); });
+      if (rules.dry == 0) return;
+      WaitForBefore();
+      rules = *l.rules;
+      if (team.warp() < l.rows) input.kind = l.kinds[team.warp()];
+      team.Meet();
+    }
   }
   if (block < norm_blocks) {
     float4 gain[2];
