@@ -54,9 +54,10 @@ __device__ V ReadGain(const NormLaunch& l) {
   return at < l.n / kColumns<V> ? reinterpret_cast<const V*>(l.gain)[at] : V{};
 }
 
-// By all threads of a block. V: float4 where columns are a multiple of four, or float. kAdds: there may be something to add first.
+// By all threads of a block. V: float4 where columns are a multiple of four, or float. kAdds: there may be something to add first. dry: for nothing but the
+// code, which comes meanwhile: it reads little, as often as it likes, and writes nothing.
 template <typename V, bool kAdds>
-__device__ void NormRow(const NormLaunch& l, int64_t row, const V& gain) {
+__device__ void NormRow(const NormLaunch& l, int64_t row, const V& gain, bool dry = false) {
   const int count = l.n / kColumns<V>, thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const bool adds = kAdds && (l.add != nullptr || l.slots.slot_out != nullptr);
   const V* x = reinterpret_cast<const V*>(l.x) + row * count;
@@ -70,8 +71,8 @@ __device__ void NormRow(const NormLaunch& l, int64_t row, const V& gain) {
   float squares = 0;
 #pragma unroll 1
   for (int at = thread; at < count; at += threads) {
-    const V value = load(at);
-    if (adds) const_cast<V*>(x)[at] = value;
+    const V value = load(dry ? 0 : at);
+    if (adds && !dry) const_cast<V*>(x)[at] = value;
     if (at == thread) first = value;
     squares += Square(value);
   }
@@ -79,6 +80,7 @@ __device__ void NormRow(const NormLaunch& l, int64_t row, const V& gain) {
 #pragma unroll 1
   for (int at = thread; at < count; at += threads) {
     const V value = Times(at == thread ? first : __ldcg(x + at), scale, at == thread ? gain : reinterpret_cast<const V*>(l.gain)[at]);
+    if (dry) continue;
     reinterpret_cast<V*>(l.out)[row * count + at] = value;
     if (l.halves != nullptr) StoreHalves(l.halves + row * l.n, at * kColumns<V>, value);
   }
