@@ -317,52 +317,48 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
         rows.Next(2);
       }
     }
-    // The parts of a tile, added in order by the first of its warps.
+    // The parts of a tile, added in order, a value a thread of its warps.
 #pragma unroll
     for (int nt = 0; nt < NT; ++nt) {
       if (nt >= groups) break;
       const auto meet = [&] { asm volatile("bar.sync %0, %1;" ::"r"(1 + tile), "r"(32 * together) : "memory"); };
-      float total[kMats][4];
-      if (part != 0) {
+      meet();  // those before have been added
 #pragma unroll
-        for (int i = 0; i < 4; ++i) places.partial[(warp * 4 + i) * 32 + lane] = sum[nt][i];
-      }
+      for (int i = 0; i < 4; ++i) places.partial[(warp * 4 + i) * 32 + lane] = sum[nt][i];
       meet();
-      if (part == 0) {
+      const int columns = real ? min(count - nt * 8, 8) : 1;
+#pragma unroll 1
+      for (int value = part * 32 + lane; value < kTileRows * columns; value += 32 * together) {
+        const int in_tile = value % kTileRows, in_group = value / kTileRows;
+        const float* parts = places.partial + ((warp - part) * 4 + in_tile / 8 * 2 + in_group % 2) * 32 + in_tile % 8 * 4 + in_group / 2;
+        float total[kMats];
 #pragma unroll
         for (int j = 0; j < kMats; ++j) {
+          total[j] = parts[j * cut.share * 4 * 32];
 #pragma unroll
-          for (int i = 0; i < 4; ++i) total[j][i] = j == 0 ? sum[nt][i] : 0.0f;
-#pragma unroll 4
-          for (int s = j == 0 ? 1 : 0; s < cut.share; ++s) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) total[j][i] += places.partial[((warp + j * cut.share + s) * 4 + i) * 32 + lane];
+          for (int s = 1; s < kWarps / kMats; ++s) {
+            if (s < cut.share) total[j] += parts[(j * cut.share + s) * 4 * 32];
           }
         }
-      }
-      meet();
-      if (part != 0) continue;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = (u.tile + tile) * kTileRows + lane / 4 + i / 2 * 8, column = nt * 8 + lane % 4 * 2 + i % 2;
-        if (row >= u.m[0].rows || column >= count) continue;
+        const int row = (u.tile + tile) * kTileRows + in_tile, column = nt * 8 + in_group;
+        if (row >= u.m[0].rows || !real) continue;
         if constexpr (kPacking == Packing::kHalf) {
 #pragma unroll
-          for (int j = 0; j < kMats; ++j) total[j][i] *= reinterpret_cast<const float*>(u.m[j].scales)[row];
+          for (int j = 0; j < kMats; ++j) total[j] *= reinterpret_cast<const float*>(u.m[j].scales)[row];
         }
         if constexpr (kStage == Stage::kLinear) {
           const float* bias = args.bias[u.which];
           float* to = args.out[u.which] + int64_t{column} * u.m[0].rows + row;
-          const float value = total[0][i] + (bias != nullptr ? bias[row] : 0.0f);
-          if (args.adds) atomicAdd(to, value);  // nobody else adds there: the same sum, but nothing waits for what was there
-          else *to = value;
+          const float whole = total[0] + (bias != nullptr ? bias[row] : 0.0f);
+          if (args.adds) atomicAdd(to, whole);  // nobody else adds there: the same sum, but nothing waits for what was there
+          else *to = whole;
         } else if constexpr (kStage == Stage::kGateUp) {
-          const float inner = Silu(total[0][i]) * total[kMats - 1][i];
+          const float inner = Silu(total[0]) * total[kMats - 1];
           const int64_t at = int64_t{u.item.first + column} * args.matrix_rows;
           if constexpr (!kPasses) StoreHalf(args.inner + at, row, inner);
           else Pass(args.passed + kPassedFirst + at + HalfPlace(row), places.number, inner);
         } else {
-          args.slot_out[int64_t{places.order[u.item.first + column]} * args.matrix_rows + row] = total[0][i];
+          args.slot_out[int64_t{places.order[u.item.first + column]} * args.matrix_rows + row] = total[0];
         }
       }
     }
