@@ -254,10 +254,11 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   const int first = work.UnitAt(0);
   if (first >= cut.units) return begin();
   if constexpr (!kRehearses) begin();
+  Unit<kMats> u{};
 #pragma unroll 1
   for (int k = kRehearses ? -1 : 0, unit = first; unit < cut.units; unit = work.UnitAt(++k)) {
     const bool real = !kRehearses || k >= 0;
-    const auto u = work.Open(unit);
+    if (!kRehearses || k != 0) u = work.Open(unit);  // the first has been opened while there was time
     const int count = real ? u.item.count : 0, both = u.item.both, groups = real ? (count + 7) / 8 : 1, steps = real ? cut.steps : 0;
     int row_at[NT];  // rows that there are not are the last once more: nobody reads what comes of them
 #pragma unroll
