@@ -18,7 +18,7 @@ class BlockTeam {
 
  private:
   // The compiler knows what a shuffle gives to be the same in all lanes, and that branches by it do not part them.
-  int warp_ = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / 32), 0);
+  int warp_ = WarpNumber();
 };
 
 // What rows lost.

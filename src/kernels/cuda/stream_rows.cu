@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   Work<kPacking, NT, Stage::kLinear> work{args, ring, items, 0, {}};
   work.MakeCut({static_cast<int>(gridDim.x), 0, 0});
   Turn stage, rows;
-  if (const int which = static_cast<int>(threadIdx.x / 32) - kWarps; which >= 0) {
+  if (const int which = WarpNumber() - kWarps; which >= 0) {
     const int ahead = which < kTileWarps ? CopyAhead(work, places, which) : 0;
     WaitForBefore();
     LetNextStart();
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   __shared__ int32_t item_count;
   __shared__ uint64_t launch_number;
   __shared__ bool all_hi;
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32);
   Item* items;
   Places places = MakePlaces(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
   WaitForBefore();

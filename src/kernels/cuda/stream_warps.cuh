@@ -235,7 +235,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   const StreamArgs& args = work.args;
   const Cut cut = work.cut;
   Barriers& b = *places.barriers;
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32);
   constexpr int kTiles = Work<kPacking, NT, kStage>::kTiles;
   const int together = kMats << cut.share_log, tile = warp / together, part = warp % together;  // part: matrix by matrix, share by share
   const int own_k = part & (cut.share - 1), step_k = kTiles << cut.share_log;

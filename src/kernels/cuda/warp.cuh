@@ -36,6 +36,10 @@ __device__ inline uint32_t TakeWord(const uint32_t* from) {
   return bits;
 }
 
+// The number of a thread's warp in its block, as one that the compiler knows to be the same in all lanes: where only some warps go they then go together, and
+// no code is there for lanes that have parted.
+__device__ inline int WarpNumber() { return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / 32), 0); }
+
 __device__ inline float WarpSum(float value) {
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
   return value;
