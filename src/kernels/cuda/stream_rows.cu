@@ -133,7 +133,7 @@ int RingBytesBeside(int others, int place_bytes) {
 // Blocks for so many row tiles: one a multiprocessor, or with two tiles each only where the launch before holds none, so that all can begin before that ends.
 int BlocksFor(int tiles, int held) {
   const int all = Multiprocessors();
-  const bool spared = held > 0 && tiles > all - held && tiles <= all && (tiles + 1) / 2 <= all - held;
+  const bool spared = held > 0 && tiles <= all && tiles > all / 2;
   return spared ? (tiles + 1) / 2 : std::min(all, tiles);
 }
 
