@@ -58,27 +58,35 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32);
   Item* items;
   Places places = MakePlaces(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
-  WaitForBefore();
-  LetNextStart();
-  if (warp == 0) {
-    bool some_lo = false;
-    const int made = MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, items, &some_lo);
-    if (lane == 0) item_count = made, all_hi = !some_lo;
-  } else {
-    if (kPasses && threadIdx.x == 32) launch_number = __ldcg(args.up.passed) + 1;
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = __ldcg(args.up.order + i);
-  }
-  __syncthreads();
-  if (kPasses) places.number = launch_number;
   constexpr int kPlace = kPlaceBytes<kUp, kDown>;
-  const bool compact = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8 && all_hi;
-  const RingShape<kUp, true> up_ring(args.up.ring_bytes, compact, kPlace);
-  const RingShape<kDown, true> down_ring(args.up.ring_bytes, compact, kPlace);
-  Work<kUp, NT, Stage::kGateUp> up{args.up, up_ring, items, item_count, {}};
-  Work<kDown, NT, Stage::kDown> down{args.down, down_ring, items, item_count, {}};
-  up.MakeCut({static_cast<int>(gridDim.x), 0, 0});
-  down.MakeCut(up.After());
+  RingShape<kUp, true> up_ring(args.up.ring_bytes, false, kPlace);
+  RingShape<kDown, true> down_ring(args.up.ring_bytes, false, kPlace);
+  Work<kUp, NT, Stage::kGateUp> up{args.up, up_ring, items, args.up.kept, {}};
+  Work<kDown, NT, Stage::kDown> down{args.down, down_ring, items, args.up.kept, {}};
+#pragma unroll 1
+  for (int known = kPasses ? 0 : 1; known < 2; ++known) {  // few slots are mostly an item each: cut for that while there is time
+    if (known != 0) {
+      WaitForBefore();
+      LetNextStart();
+      if (warp == 0) {
+        bool some_lo = false;
+        const int made = MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, items, &some_lo);
+        if (lane == 0) item_count = made, all_hi = !some_lo;
+      } else {
+        if (kPasses && threadIdx.x == 32) launch_number = __ldcg(args.up.passed) + 1;
+#pragma unroll 1
+        for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = __ldcg(args.up.order + i);
+      }
+      __syncthreads();
+      if (kPasses) places.number = launch_number;
+      const bool compact = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8 && all_hi;
+      up_ring = RingShape<kUp, true>(args.up.ring_bytes, compact, kPlace), down_ring = RingShape<kDown, true>(args.up.ring_bytes, compact, kPlace);
+      if (kPasses && item_count == up.item_count) break;
+      up.item_count = down.item_count = item_count;
+    }
+    up.MakeCut({static_cast<int>(gridDim.x), 0, 0});
+    down.MakeCut(up.After());
+  }
   uint32_t* of_items = args.met + 1;
   Turn stage, rows;
   if (warp == kWarps + kTileWarps) {
