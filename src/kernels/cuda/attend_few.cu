@@ -206,7 +206,7 @@ template <int kDim>
 __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
   constexpr float kLog2E = 1.4426950408889634f;
   __shared__ Room<kDim> room;
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int thread = static_cast<int>(threadIdx.x), warp = WarpNumber(), lane = thread % 32;
   const int split = static_cast<int>(blockIdx.x), splits = static_cast<int>(gridDim.x), kv_head = static_cast<int>(blockIdx.y);
   const int64_t row = blockIdx.z, which = row * a.cache.kv_heads + kv_head;
   const int q_width = a.heads * kDim, kv_width = a.cache.kv_heads * kDim;
