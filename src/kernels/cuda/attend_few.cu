@@ -14,10 +14,10 @@
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;
+// Warps of a block: where a multiprocessor has one block at most, more, so that fewer blocks share a context.
+constexpr int kMany = 16, kFew = 8;
 constexpr int kMostHeads = 8;       // of q to one of k
 constexpr int kJoined = 4;          // heads whose parts are added at once
-constexpr int kSplitPositions = 16 * kWarps;  // a block attends to so many at once
 constexpr int kMostSplits = 32;     // AttentionScratch has room for
 // Keys and values of a step's rows, as planned. Of more than that attention.cu's loads, which run ahead, are what counts (H100: as fast at 32 MiB,
 // 15 % faster at 200).
@@ -41,7 +41,7 @@ struct AttendArgs {
   bool early;                        // tables and angles may be read before the launch before has ended
 };
 
-template <int kDim>
+template <int kDim, int kWarps>
 struct alignas(16) Room {
   float qk[kMostHeads + 1][kDim];    // heads of q, then k
   __half q[kMostHeads][kDim];
@@ -202,10 +202,11 @@ __device__ float3 JoinParts(int count, Part&& part) {
 }
 
 // grid: splits, kv heads, rows.
-template <int kDim>
-__global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
+template <int kDim, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(AttendArgs a) {
+  constexpr int kThreads = 32 * kWarps, kJoinedWarps = 8;
   constexpr float kLog2E = 1.4426950408889634f;
-  __shared__ Room<kDim> room;
+  __shared__ Room<kDim, kWarps> room;
   const int thread = static_cast<int>(threadIdx.x), warp = WarpNumber(), lane = thread % 32;
   const int split = static_cast<int>(blockIdx.x), splits = static_cast<int>(gridDim.x), kv_head = static_cast<int>(blockIdx.y);
   const int64_t row = blockIdx.z, which = row * a.cache.kv_heads + kv_head;
@@ -325,7 +326,7 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
 #pragma unroll 1
     for (int i = thread; i < min(kJoined, a.per_kv - first) * kDim; i += kThreads) {
       const int h = i / kDim, d = i % kDim, of_kv = first + h;
-      const float3 all = JoinParts<kWarps>(busy, [&](int w) { return float3{room.parts[w][h][d], room.parts[w][h][kDim], room.parts[w][h][kDim + 1]}; });
+      const float3 all = JoinParts<kJoinedWarps>(busy, [&](int w) { return float3{room.parts[w][h][d], room.parts[w][h][kDim], room.parts[w][h][kDim + 1]}; });
       if (splits == 1) {
         put(of_kv, d, __fdividef(all.x, all.z));
       } else {
@@ -354,10 +355,15 @@ __global__ void __launch_bounds__(kThreads, 2) AttendKernel(AttendArgs a) {
   }
 }
 
-// Parts of a context, so that all multiprocessors have something to do.
-int SplitsFor(int64_t rows, int32_t kv_heads, int32_t longest) {
-  const int64_t blocks = rows * kv_heads, useful = (longest + kSplitPositions - 1) / kSplitPositions;
-  return static_cast<int>(std::clamp<int64_t>(std::min((264 + blocks - 1) / blocks, useful), 1, kMostSplits));
+// Parts of a context, so that all multiprocessors have something to do: of blocks of so many warps, each of which attends to 16 positions at once.
+int SplitsFor(int64_t blocks, int warps, int32_t longest) {
+  const int64_t at_once = Multiprocessors() * kMany / warps, positions = 16 * warps, useful = (longest + positions - 1) / positions;
+  return static_cast<int>(std::clamp<int64_t>(std::min((at_once + blocks - 1) / blocks, useful), 1, kMostSplits));
+}
+
+template <int kWarps>
+cudaError_t LaunchAttend(dim3 grid, int dim, const AttendArgs& a, cudaStream_t stream) {
+  return LaunchEarly(dim == 64 ? AttendKernel<64, kWarps> : AttendKernel<128, kWarps>, grid, dim3(32 * kWarps), 0, stream, a);
 }
 
 }  // namespace
@@ -379,8 +385,10 @@ int FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early,
   a.rows = l.rows, a.cache = l.cache, a.heads = l.heads, a.per_kv = per_kv, a.rope_dim = f.q_rope.rope_dim;
   a.norm = norm, a.early = early;
   a.epsilon = f.q_norm ? f.q_norm->epsilon : 0.0f, a.limit = f.limit, a.scale = l.scale, a.halves_turn = f.q_rope.halves;
-  const dim3 grid(static_cast<unsigned>(SplitsFor(l.count, kv_heads, l.longest)), static_cast<unsigned>(kv_heads), static_cast<unsigned>(l.count));
-  const bool launched = LaunchEarly(dim == 64 ? AttendKernel<64> : AttendKernel<128>, grid, dim3(kThreads), 0, stream, a) == cudaSuccess;
+  const int64_t blocks = l.count * kv_heads;
+  const int warps = blocks <= Multiprocessors() ? kMany : kFew;
+  const dim3 grid(static_cast<unsigned>(SplitsFor(blocks, warps, l.longest)), static_cast<unsigned>(kv_heads), static_cast<unsigned>(l.count));
+  const bool launched = (warps == kMany ? LaunchAttend<kMany>(grid, dim, a, stream) : LaunchAttend<kFew>(grid, dim, a, stream)) == cudaSuccess;
   return launched ? static_cast<int>(grid.x * grid.y * grid.z) : 0;
 }
 
