@@ -252,7 +252,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   int stage_at = stage.at * ring.stage_bytes;
   constexpr bool kRehearses = NT == 1;
   const int first = work.UnitAt(0);
-  if (first >= cut.units) return begin();
+  if (first >= cut.units) return WaitForBefore();
   if constexpr (!kRehearses) begin();
   Unit<kMats> u{};
 #pragma unroll 1
