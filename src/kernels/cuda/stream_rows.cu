@@ -26,8 +26,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
     const int ahead = which < kTileWarps ? CopyAhead(work, places, which) : 0;
     WaitForBefore();
     LetNextStart();
-    int number = 0;
-    if (which < kTileWarps) CopyTiles(work, places, which, ahead, Pace::kSteady, &stage, &number);
+    if (which < kTileWarps) CopyTiles(work, places, which, ahead, Pace::kSteady, &stage);
     return;
   }
   Consume(work, places, &stage, &rows, [&] {
@@ -101,14 +100,13 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
     return;
   }
   if (warp >= kWarps) {
-    int number = 0;
     // Of so few experts the first products' bytes come first, so that no block is late with what all wait for; unless the second's do not fit the ring.
     const Cut& cut = down.cut;
     const int blocks = static_cast<int>(gridDim.x), most = cut.alone + (max(cut.units - cut.alone * cut.light, 0) + blocks - 1) / blocks;
     const Pace plain = args.up.kept <= kPassedSlots ? Pace::kHurried : Pace::kSteady;
     const Pace first = kPasses && !HasLoPlane(kUp) ? Pace::kSteady : plain, second = kPasses && most * cut.steps <= down_ring.stages ? Pace::kYielding : plain;
-    CopyTiles(up, places, warp - kWarps, 0, first, &stage, &number);
-    return CopyTiles(down, places, warp - kWarps, 0, second, &stage, &number);
+    CopyTiles(up, places, warp - kWarps, 0, first, &stage);
+    return CopyTiles(down, places, warp - kWarps, 0, second, &stage);
   }
   Consume<kPasses>(up, places, &stage, &rows, [] {});
   MeetMultiplying();  // warps share tiles, and barriers, otherwise from here on

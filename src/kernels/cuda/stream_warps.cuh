@@ -58,15 +58,16 @@ struct Copier {
   const std::byte *codes, *lo, *scales;
   int tiles, k, step_tiles, k_tiles, lo_bytes, chunk_place;
   uint32_t chunk_bytes;
-  bool hi;
+  bool hi, first;
 
-  __device__ Copier(const Work<kPacking, NT, kStage>& work, const Unit<kMats>& unit) {
+  // which: of the warps that copy; each takes some of a stage's pieces, for a warp asks for one after the other.
+  __device__ Copier(const Work<kPacking, NT, kStage>& work, const Unit<kMats>& unit, int which) : first(which == 0) {
     const Cut& cut = work.cut;
     const int lane = static_cast<int>(threadIdx.x % 32), part = lane & ((kMats << cut.share_log) - 1);
     const DeviceMatrix m = kMats == 2 && part >> cut.share_log != 0 ? unit.m[kMats - 1] : unit.m[0];
     tiles = cut.tiles, k_tiles = work.args.k_tiles, step_tiles = cut.share * Work<kPacking, NT, kStage>::kTiles;
     lo_bytes = work.ring.lo_bytes, chunk_place = lane * tiles * work.ring.tile_bytes;
-    k = lane < kMats * step_tiles ? lane / (kMats << cut.share_log) * cut.share + (part & (cut.share - 1)) : k_tiles;
+    k = lane < kMats * step_tiles && lane % kTileWarps == which ? lane / (kMats << cut.share_log) * cut.share + (part & (cut.share - 1)) : k_tiles;
     hi = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear && unit.item.both == 0;
     chunk_bytes = static_cast<uint32_t>(tiles * (R::kTile - (hi ? R::kLo : 0)));
     const int64_t tile = (int64_t{unit.tile / kGroupTiles} * k_tiles + k) * kGroupTiles + unit.tile % kGroupTiles;
@@ -74,7 +75,7 @@ struct Copier {
   }
   __device__ void Copy(int step, std::byte* ring_stage, uint64_t* full) const {
     const int lane = static_cast<int>(threadIdx.x % 32), before = step * step_tiles;
-    if (lane == 0) ExpectBytes(full, chunk_bytes * static_cast<uint32_t>(kMats * min(step_tiles, k_tiles - before)));
+    if (first && lane == 0) ExpectBytes(full, chunk_bytes * static_cast<uint32_t>(kMats * min(step_tiles, k_tiles - before)));
     __syncwarp();
     if (before + k >= k_tiles) return;
     const int64_t tile = int64_t{before} * kGroupTiles;
@@ -84,13 +85,6 @@ struct Copier {
     if (R::kScales > 0) BulkCopyOnce(to + tiles * (R::kCodes + lo_bytes), scales + tile * R::kScales, static_cast<uint32_t>(tiles * R::kScales), full);
   }
 };
-
-// Which warp copies a stage: by its number, so that all have as much to do. In a ring of less than four by its place: by number one could be a round ahead,
-// which a parity cannot tell.
-template <typename Ring>
-__device__ bool CopiesStage(const Ring& ring, int which, int number, int place) {
-  return (ring.stages >= 4 ? number : place) % kTileWarps == which;
-}
 
 // How many stages are asked for at once: some, as many as there is room for, or one, where others wait for what slower blocks have yet to copy.
 enum class Pace { kSteady, kHurried, kYielding };
@@ -116,10 +110,9 @@ __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& p
   int ahead = 0;
 #pragma unroll 1
   for (int k = 0; work.UnitAt(k) < work.cut.units && ahead < work.ring.stages; ++k) {
-    const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)));
+    const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)), which);
 #pragma unroll 1
     for (int step = 0; step < work.cut.steps && ahead < work.ring.stages; ++step, ++ahead, stage.Next(work.ring.stages)) {
-      if (!CopiesStage(work.ring, which, ahead, ahead)) continue;
       WaitUnderWay(work.ring, places.barriers->full, stage, Pace::kSteady);
       copier.Copy(step, places.ring + ahead * work.ring.stage_bytes, &places.barriers->full[ahead]);
     }
@@ -127,16 +120,16 @@ __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& p
   return ahead;
 }
 
-// All but the first `ahead`. number: of stages before.
+// All but the first `ahead`.
 template <Packing kPacking, int NT, Stage kStage>
-__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Pace pace, Turn* stage, int* number) {
+__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Pace pace, Turn* stage) {
   Barriers& b = *places.barriers;
 #pragma unroll 1
   for (int k = 0; work.UnitAt(k) < work.cut.units; ++k) {
-    const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)));
+    const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)), which);
 #pragma unroll 1
-    for (int step = 0; step < work.cut.steps; ++step, --ahead, ++*number) {
-      if (ahead <= 0 && CopiesStage(work.ring, which, *number, stage->at)) {
+    for (int step = 0; step < work.cut.steps; ++step, --ahead) {
+      if (ahead <= 0) {
         WaitUnderWay(work.ring, b.full, *stage, pace);
         if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
         copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
