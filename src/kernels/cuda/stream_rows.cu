@@ -19,8 +19,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   const Places places = MakePlaces(args, shared, args.rows * args.row_bytes, &barriers, &items);
   __syncthreads();
   const RingShape<kPacking, false> ring(args.ring_bytes, false, RingShape<kPacking, false>::kStageBytes);
-  Work<kPacking, NT, Stage::kLinear> work{args, ring, items, 0, {}};
-  work.MakeCut({static_cast<int>(gridDim.x), 0, 0});
+  const Work<kPacking, NT, Stage::kLinear> work{args, ring, items, 0, args.cut};
   Turn stage, rows;
   if (const int which = WarpNumber() - kWarps; which >= 0) {
     const int ahead = which < kTileWarps ? CopyAhead(work, places, which) : 0;
@@ -90,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   Turn stage, rows;
   if (warp == kWarps + kTileWarps) {
     CopyRows<kPasses>(up, places, &rows, of_items);
-    if constexpr (!kPasses) CopyRows<false>(down, places, &rows, of_items, up.UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
+    if constexpr (!kPasses) CopyRows<false>(down, places, &rows, of_items, UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
     // The last block to have come here clears what was counted: nobody waits for it any more, and all know the launch's number.
     const bool last = __any_sync(kAllLanes, lane == 0 && CountBlock(args.met) + 1 == gridDim.x);
     if (!last) return;
@@ -154,6 +153,7 @@ template <Packing kPacking>
 bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   args.row_bytes = args.cols * static_cast<int>(sizeof(__half)) + kRowPad;
   const int others = args.rows * args.row_bytes + kPartialBytes;
+  args.cut = CutOfLinears(args, blocks, kDepth<kPacking, false>);
   args.ring_bytes = RingBytesBeside(others, RingShape<kPacking, false>::kStageBytes);
   if (args.ring_bytes == 0) return false;
   const int bytes = others + args.ring_bytes;

@@ -28,6 +28,12 @@ struct Item {
   int32_t expert, first, both, count;  // first into `order`; the first `both` of `count` read both planes
 };
 
+// How the work is cut: units of `tiles` row tiles, each tile by `share` (a power of two) warps with every share-th column tile.
+struct Cut {
+  int tiles, tiles_log, share, share_log, steps, units;  // steps: stages of the ring that a unit takes
+  int alone, light;  // the first `alone` rounds are of the `light` blocks that had less to do before
+};
+
 struct StreamArgs {
   // Linears: matrices side by side.
   DeviceMatrix linear[kMostTogether];
@@ -35,6 +41,7 @@ struct StreamArgs {
   float* out[kMostTogether];
   int32_t linears;
   bool adds;  // to what is there
+  Cut cut;    // of linears
   // Experts.
   const DeviceMatrix* first;   // [E] gate, or down
   const DeviceMatrix* second;  // [E] up
@@ -104,11 +111,26 @@ struct RingShape {
   }
 };
 
-// How the work is cut: units of `tiles` row tiles, each tile by `share` (a power of two) warps with every share-th column tile.
-struct Cut {
-  int tiles, tiles_log, share, share_log, steps, units;  // steps: stages of the ring that a unit takes
-  int alone, light;  // the first `alone` rounds are of the `light` blocks that had less to do before
-};
+// Ways to cut: units of 8, 4, 2 or 1 tiles, each tile by as many warps as there are for it.
+inline constexpr int kMostTiles = 3, kWays = 4;
+static_assert(kWarps == 2 * kGroupTiles && kGroupTiles == 1 << kMostTiles);
+constexpr int FirstShare(int mats) { return mats == 2 ? 0 : 1; }
+__host__ __device__ constexpr int UnitsOf(int rows, int tiles_log) { return (rows + (kTileRows << tiles_log) - 1) / kTileRows >> tiles_log; }
+__host__ __device__ constexpr int StepsOf(int k_tiles, int share_log, int depth) { return (k_tiles + (depth << share_log) - 1) / depth >> share_log; }
+
+// Of linears, for the least time of the busiest of the blocks, in stages; what a unit's end costs is about one.
+inline Cut CutOfLinears(const StreamArgs& args, int blocks, int depth) {
+  Cut best{};
+  int least = INT32_MAX;
+  for (int way = 0; way < kWays; ++way) {
+    const int log = kMostTiles - way, share = FirstShare(1) + way, steps = StepsOf(args.k_tiles, share, depth);
+    int units = 0;
+    for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, log);
+    const int time = (units + blocks - 1) / blocks * (steps + 1);
+    if (time < least) least = time, best = {1 << log, log, 1 << share, share, steps, units, 0, 0};
+  }
+  return best;
+}
 
 // What blocks had to do before these units, in stages: the first `heavy` of them `most`, the others `least`.
 struct Before {
@@ -135,33 +157,22 @@ struct Work {
   int item_count;
   Cut cut;
 
-  // Units of 2^tiles_log tiles.
-  __device__ int UnitsOf(int rows, int tiles_log) const { return (rows + (kTileRows << tiles_log) - 1) / kTileRows >> tiles_log; }
-  __device__ int Units(int tiles_log) const {
-    if constexpr (kStage != Stage::kLinear) return item_count * UnitsOf(args.matrix_rows, tiles_log);
-    int units = 0;
-#pragma unroll 1
-    for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, tiles_log);
-    return units;
-  }
-  __device__ int StepsOf(int share_log, int depth) const { return (args.k_tiles + (depth << share_log) - 1) / depth >> share_log; }
   // For the least time of the busiest block, in stages; what a unit's end costs is about one. Lanes try the ways to cut and to share out side by side.
   __device__ void MakeCut(const Before& before) {
-    constexpr int kFirstShare = kMats == 2 ? 0 : 1, kMostTiles = 3, kWays = 4;
-    static_assert(kWarps == 2 * kGroupTiles && kGroupTiles == 1 << kMostTiles);
+    constexpr int kFirstShare = FirstShare(kMats);
     // A slice of an expert's rows is a whole number of stages, and a lane has at most one piece of a stage to copy.
     constexpr int kSliceStages = kSliceCols<NT> / kTileCols / kTiles;
     const int lane = static_cast<int>(threadIdx.x % 32), way = lane % kWays, tiles_log = kMostTiles - way, share_log = kFirstShare + way;
     const int blocks = static_cast<int>(gridDim.x), light = blocks - before.heavy, alone = lane / kWays;
-    const int units = Units(tiles_log), steps = StepsOf(share_log, kTiles), left = units - alone * light;
+    const int units = item_count * UnitsOf(args.matrix_rows, tiles_log), steps = StepsOf(args.k_tiles, share_log, kTiles), left = units - alone * light;
     const auto rounds = [&](int count) { return static_cast<uint32_t>(max(count, 0) + blocks - 1) / static_cast<uint32_t>(blocks); };
     const uint32_t each = static_cast<uint32_t>(steps) + 1;
-    const bool may = (!kExperts || kSliceStages >> share_log > 0) && (kMats * kTiles << share_log) <= 32 && (alone == 0 || (light > 0 && left >= 0));
+    const bool may = kSliceStages >> share_log > 0 && (kMats * kTiles << share_log) <= 32 && (alone == 0 || (light > 0 && left >= 0));
     const uint32_t of_light = light > 0 ? before.least + (static_cast<uint32_t>(alone) + rounds(left)) * each : 0;
     const uint32_t of_heavy = before.heavy > 0 ? before.most + rounds(left - light) * each : 0;
     const int best = static_cast<int>(__reduce_min_sync(kAllLanes, may ? max(of_light, of_heavy) * 32 + static_cast<uint32_t>(lane) : UINT32_MAX) % 32);
     const int log = kMostTiles - best % kWays, share = kFirstShare + best % kWays;
-    cut = {1 << log, log, 1 << share, share, StepsOf(share, kTiles), __shfl_sync(kAllLanes, units, best), best / kWays, light};
+    cut = {1 << log, log, 1 << share, share, StepsOf(args.k_tiles, share, kTiles), __shfl_sync(kAllLanes, units, best), best / kWays, light};
   }
   // What this leaves for those who cut next.
   __device__ Before After() const {
