@@ -196,8 +196,8 @@ void ExpectOneLaunchDoesAll(const DecodeInputs& in, cudaStream_t stream, std::ve
   ExpectWithinBounds(want, "launches of their own", plain.out.Read());
   for (const Decoded* one : {&early, &waits}) {
     one->Fill(stream);
-    EXPECT_EQ(FinishAndAttend(one->Finish(), one->Attend(true), one == &early, nullptr, stream), 0);
-    ASSERT_GT(FinishAndAttend(one->Finish(), one->Attend(true), one == &early, one->counters.data(), stream), 0);
+    EXPECT_FALSE(FinishAndAttend(one->Finish(), one->Attend(true), one == &early, nullptr, stream));
+    ASSERT_TRUE(FinishAndAttend(one->Finish(), one->Attend(true), one == &early, one->counters.data(), stream));
     ExpectWithinBounds(want, one == &early ? "one launch that begins early" : "one launch", one->out.Read());
     ExpectSameCache(in, plain, *one);
     EXPECT_EQ(one->counters.Read(), std::vector<uint32_t>(kAttendCounters, 0));

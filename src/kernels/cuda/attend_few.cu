@@ -381,15 +381,15 @@ cudaError_t LaunchAttend(dim3 grid, int dim, const AttendArgs& a, cudaStream_t s
 
 }  // namespace
 
-int FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early, uint32_t* counters, cudaStream_t stream) {
+bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early, uint32_t* counters, cudaStream_t stream) {
   const int32_t dim = l.cache.head_dim, kv_heads = l.cache.kv_heads, per_kv = l.heads / kv_heads, norm = f.q_norm ? f.q_norm->n : 0;
-  if ((dim != 64 && dim != 128) || per_kv > kMostHeads || l.single != l.count || l.count == 0 || f.store.count != l.count) return 0;
-  if (counters == nullptr || l.count * kv_heads > kAttendCounters || f.q_rope.rope_dim > dim) return 0;
-  if (l.count * l.longest * kv_heads * dim * 2 * static_cast<int64_t>(sizeof(__half)) > kMostBytes) return 0;
-  if (f.store.cache.keys != l.cache.keys || f.store.cache.values != l.cache.values) return 0;
+  if ((dim != 64 && dim != 128) || per_kv > kMostHeads || l.single != l.count || l.count == 0 || f.store.count != l.count) return false;
+  if (counters == nullptr || l.count * kv_heads > kAttendCounters || f.q_rope.rope_dim > dim) return false;
+  if (l.count * l.longest * kv_heads * dim * 2 * static_cast<int64_t>(sizeof(__half)) > kMostBytes) return false;
+  if (f.store.cache.keys != l.cache.keys || f.store.cache.values != l.cache.values) return false;
   // One norm a head, or one of all of them.
-  if (norm != 0 && norm != dim && (norm != l.heads * dim || f.k_norm->n != kv_heads * dim)) return 0;
-  if (norm == dim && f.k_norm->n != dim) return 0;
+  if (norm != 0 && norm != dim && (norm != l.heads * dim || f.k_norm->n != kv_heads * dim)) return false;
+  if (norm == dim && f.k_norm->n != dim) return false;
   AttendArgs a{};
   a.q = l.q, a.k = f.store.k, a.v = f.store.v;
   a.q_norm = f.q_norm ? f.q_norm->gain : nullptr, a.k_norm = f.k_norm ? f.k_norm->gain : nullptr;
@@ -401,8 +401,7 @@ int FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early,
   const int64_t blocks = l.count * kv_heads;
   const int warps = blocks <= Multiprocessors() ? kMany : kFew;
   const dim3 grid(static_cast<unsigned>(SplitsFor(blocks, warps, l.longest)), static_cast<unsigned>(kv_heads), static_cast<unsigned>(l.count));
-  const bool launched = (warps == kMany ? LaunchAttend<kMany>(grid, dim, a, stream) : LaunchAttend<kFew>(grid, dim, a, stream)) == cudaSuccess;
-  return launched ? static_cast<int>(grid.x * grid.y * grid.z) : 0;
+  return (warps == kMany ? LaunchAttend<kMany>(grid, dim, a, stream) : LaunchAttend<kFew>(grid, dim, a, stream)) == cudaSuccess;
 }
 
 }  // namespace thermoe::cuda

@@ -9,8 +9,8 @@ namespace thermoe::cuda {
 
 inline constexpr int64_t kAttendCounters = 4096;  // rows times kv heads
 
-// Blocks that were launched; 0, and nothing was: not these shapes. q, k and v keep what they had. early: the launch before wrote neither the rows' places
+// False, and nothing was launched: not these shapes. q, k and v keep what they had. early: the launch before wrote neither the rows' places
 // nor the angles, and waited for what did. counters: [kAttendCounters], zero between launches, of no other launch under way; null: none.
-int FinishAndAttend(const FinishLaunch& finish, const AttentionLaunch& attention, bool early, uint32_t* counters, cudaStream_t stream);
+bool FinishAndAttend(const FinishLaunch& finish, const AttentionLaunch& attention, bool early, uint32_t* counters, cudaStream_t stream);
 
 }  // namespace thermoe::cuda

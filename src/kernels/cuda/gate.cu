@@ -17,8 +17,7 @@ static_assert(kGatePassed >= kByExpertRows * 256);
 constexpr int kShares = kByExpertRows;  // of an expert's block: of so many a warp each, or two a warp, has a row or a part of its columns
 // Threads of an expert's block, a row of the selection a warp: few of them fit beside a block of the kernel before (128 registers a thread).
 constexpr int kFewThreads = 256, kFewThreadsRows = kFewThreads / 32;
-constexpr int kGateQuads = 8;                // float4s of a weight row that a lane holds at once
-constexpr uint32_t kDoneMask = 0x7fffffffu;  // meetings of blocks leave the upper bit of the counter as they like
+constexpr int kGateQuads = 8;  // float4s of a weight row that a lane holds at once
 
 // What a share gave: the product, and of a normed row the sum of squares.
 struct ShareSums {
@@ -251,6 +250,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
 #if __CUDA_ARCH__ >= 900
 
 constexpr int kGateTogether = 8;  // experts of a warp at once
+constexpr uint32_t kDoneMask = 0x7fffffffu;  // meetings of blocks leave the upper bit of the counter as they like
 
 // Adds eight values over the lanes; lanes 4 i have the sum of value i.
 __device__ float SumOfEight(float (&v)[kGateTogether]) {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/launch.h"
 
-#include <utility>
-
 #include "kernels/cuda/attend_few.h"
 #include "kernels/cuda/node_patterns.h"
 #include "kernels/cuda/prefill.h"
@@ -94,16 +92,14 @@ size_t AddThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t str
 }
 
 // Norms, clamps and rope of q and k, the cache and, of rows of decoding, attention. first: of the run, inputs may have been written just before.
-// blocks: of attention.
-size_t ProjectionsTogether(std::span<const Node> nodes, bool first, const LaunchRoom& room, Halves* halves, int* blocks, cudaStream_t stream) {
+size_t ProjectionsTogether(std::span<const Node> nodes, bool first, const LaunchRoom& room, Halves* halves, cudaStream_t stream) {
   FinishLaunch finish;
   const size_t count = ProjectionsAt(nodes, &finish);
   if (count == 0) return 0;
   if (const auto* attention = NodeAt<AttentionLaunch>(nodes, count); attention != nullptr && attention->q == finish.q_rope.x) {
     AttentionLaunch launch = *attention;
     launch.halves = halves->Take(launch);
-    *blocks = FinishAndAttend(finish, launch, !first, room.attention_done, stream);
-    if (*blocks > 0) return count + 1;
+    if (FinishAndAttend(finish, launch, !first, room.attention_done, stream)) return count + 1;
     halves->Forget();
   }
   return FinishProjections(finish, stream) ? count : 0;
@@ -128,12 +124,12 @@ size_t ExpertsThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t
   return 2;
 }
 
-// The product adds to the rows, and the gate's blocks norm them for themselves. held: multiprocessors that the launch before may hold.
-size_t OutputToSelectionTogether(std::span<const Node> nodes, int held, Halves* halves, cudaStream_t stream, cudaError_t* error) {
+// The product adds to the rows, and the gate's blocks norm them for themselves.
+size_t OutputToSelectionTogether(std::span<const Node> nodes, Halves* halves, cudaStream_t stream, cudaError_t* error) {
   OutputToSelection f;
   if (!OutputToSelectionAt(nodes, &f) || !NormsBeforeGate(*f.norm, *f.gate, *f.select)) return 0;
   LinearLaunch adds = *f.output;
-  adds.out = f.add->out, adds.adds = true, adds.held = held, adds.halves = halves->Of(f.output->x);
+  adds.out = f.add->out, adds.adds = adds.spares = true, adds.halves = halves->Of(f.output->x);
   if (!LinearOfStreamedRows(std::span(&adds, 1), stream)) return 0;
   NormLaunch normed = *f.norm;
   normed.halves = halves->Take(normed.out, normed.rows, normed.n);
@@ -151,15 +147,13 @@ size_t GateThenSelect(std::span<const Node> nodes, cudaStream_t stream) {
 
 cudaError_t Launch(std::span<const Node> nodes, const LaunchRoom& room, cudaStream_t stream) {
   Halves halves(room);
-  int attention_blocks = 0;  // of the launch before
   for (size_t i = 0; i < nodes.size();) {
     const std::span<const Node> rest = nodes.subspan(i);
     cudaError_t error = cudaSuccess;
-    const int held = std::exchange(attention_blocks, 0);
     size_t done = LinearsTogether(rest, halves, stream, &error);
-    if (done == 0) done = OutputToSelectionTogether(rest, held, &halves, stream, &error);
+    if (done == 0) done = OutputToSelectionTogether(rest, &halves, stream, &error);
     if (done == 0) done = AddThenNorm(rest, &halves, stream);
-    if (done == 0) done = ProjectionsTogether(rest, i == 0, room, &halves, &attention_blocks, stream);
+    if (done == 0) done = ProjectionsTogether(rest, i == 0, room, &halves, stream);
     if (done == 0) done = GateThenSelect(rest, stream);
     if (done == 0) done = ExpertsThenNorm(rest, &halves, stream);
     if (done == 0) {

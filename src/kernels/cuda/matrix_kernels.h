@@ -27,7 +27,7 @@ struct LinearLaunch {
   void* scratch = nullptr;  // [LinearScratch], aligned to 256 bytes
   const __half* halves = nullptr;  // x once more as half_rows.cuh has it, or null
   bool adds = false;        // out += instead; only for LinearOfStreamedRows (stream_rows.h)
-  int32_t held = 0;         // multiprocessors that the launch before may hold to its end: others, if they do, begin early
+  bool spares = false;      // leaves multiprocessors to the launch that follows, where half of them do
 };
 size_t LinearScratch(int32_t rows, int32_t in);
 cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream);

@@ -135,11 +135,10 @@ int RingBytesBeside(int others, int place_bytes) {
   return stages < 2 ? 0 : stages * place_bytes;
 }
 
-// Blocks for so many row tiles: one a multiprocessor, or with two tiles each only where the launch before holds none, so that all can begin before that ends.
-int BlocksFor(int tiles, int held) {
+// Blocks for so many row tiles: one a multiprocessor; or with two tiles each, so that what follows finds multiprocessors free and begins early.
+int BlocksFor(int tiles, bool spares) {
   const int all = Multiprocessors();
-  const bool spared = held > 0 && tiles <= all && tiles > all / 2;
-  return spared ? (tiles + 1) / 2 : std::min(all, tiles);
+  return spares && tiles <= all && tiles > all / 2 ? (tiles + 1) / 2 : std::min(all, tiles);
 }
 
 template <typename Arguments>
@@ -201,7 +200,7 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
   args.adds = one.adds;
   args.rows = one.rows, args.cols = cols, args.k_tiles = cols / kTileCols;
   args.x = HalvesOf(one.x, one.halves, one.scratch, one.rows, cols, stream);
-  return ByPacking(one.weight.packing, [&]<Packing kPacking>() { return LaunchLinear<kPacking>(BlocksFor(tiles, one.held), args, stream); });
+  return ByPacking(one.weight.packing, [&]<Packing kPacking>() { return LaunchLinear<kPacking>(BlocksFor(tiles, one.spares), args, stream); });
 }
 
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t stream) {
