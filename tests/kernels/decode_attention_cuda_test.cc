@@ -212,7 +212,10 @@ void ExpectOneLaunchDoesAll(const DecodeInputs& in, cudaStream_t stream, std::ve
 
 TEST_F(CudaDecodeAttention, OneLaunchIsWhatItsPartsAre) {
   Random random(1);
-  const std::vector<int32_t> sets[] = {{1}, {700}, {15, 16, 17}, {1, 15, 16, 17, 130, 700, 128, 129}};
+  // The last has more blocks than a device has multiprocessors, which are then smaller ones.
+  std::vector<int32_t> many(70);
+  for (size_t i = 0; i < many.size(); ++i) many[i] = static_cast<int32_t>(1 + 53 * i % 250);
+  const std::vector<int32_t> sets[] = {{1}, {700}, {15, 16, 17}, {1, 15, 16, 17, 130, 700, 256, 257}, many};
   int number = 0;
   for (const int32_t dim : {64, 128}) {
     for (const int32_t per_kv : {1, 2, 7, 8}) {
