@@ -90,6 +90,8 @@ TEST_P(Cuda, ExpertsOfEveryType) {
     add(2, 64, 32, 4, 4);  // the second is padding
     add(7, 96, 64, 20, 3);
     add(7, 128, 192, 20, 3);  // whole tiles of columns
+    add(1, 128, 192, 20, 8);  // inner values by words; an item a slot, as is guessed
+    add(3, 128, 192, 4, 4);   // fewer items than slots
     add(19, 128, 160, 2, 2);
     add(70, 64, 96, 6, 2);
     add(300, 128, 192, 7, 2);

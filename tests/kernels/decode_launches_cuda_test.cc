@@ -20,16 +20,18 @@ class CudaDecodeLaunches : public DeviceTest {};
 
 // What a gate writes, and its selection.
 struct Gated {
-  Gated(int32_t rows, int32_t of_experts, int32_t of_slots, int32_t hidden)
+  Gated(int32_t rows, int32_t of_experts, int32_t of_slots, int32_t hidden, const SelectRules& by, const std::vector<kernels::RowKind>& of_kinds)
       : experts(of_experts), slots(of_slots), normed(int64_t{rows} * hidden), logits(rows * experts), weight(rows * slots), halves(int64_t{rows} * hidden),
         expert(rows * slots), order(rows * slots), job_count(1), expert_slots(experts), planes(rows * slots), jobs(2 * experts), counts(1),
-        kinds(std::vector<kernels::RowKind>(static_cast<size_t>(rows), kernels::RowKind::kDecode)), rules(std::vector<SelectRules>{Neutral(slots)}),
+        kinds(of_kinds), rules(std::vector<SelectRules>{by}),
         scratch(SelectScratch(rows)), done(std::vector<uint32_t>(1, 0)), passed(std::vector<uint32_t>(kGatePassed, 0)) {
     select.logits = logits.data(), select.kinds = kinds.data(), select.rules = rules.data(), select.rows = rows, select.experts = experts;
     select.slots = slots, select.expert = expert.data(), select.weight = weight.data(), select.planes = planes.data(), select.jobs = jobs.data();
     select.job_count = job_count.data(), select.order = order.data(), select.counts = counts.data(), select.expert_slots = expert_slots.data();
     select.scratch = scratch.data(), select.done = done.data(), select.passed = passed.data();
   }
+  Gated(int32_t rows, int32_t of_experts, int32_t of_slots, int32_t hidden)
+      : Gated(rows, of_experts, of_slots, hidden, Neutral(of_slots), std::vector<kernels::RowKind>(static_cast<size_t>(rows), kernels::RowKind::kDecode)) {}
   static SelectRules Neutral(int32_t slots) {
     SelectRules rules;
     rules.guaranteed = rules.most = rules.full = slots;
@@ -69,6 +71,7 @@ void ExpectSameSelection(const Gated& a, const Gated& b, double bound) {
   EXPECT_EQ(std::memcmp(a.jobs.Read().data(), b.jobs.Read().data(), static_cast<size_t>(jobs[0]) * sizeof(Job)), 0);
   EXPECT_EQ(a.done.Read()[0], 0u);
   EXPECT_EQ(b.done.Read()[0], 0u);
+  EXPECT_EQ(a.passed.Read(), std::vector<uint32_t>(kGatePassed, 0));
   EXPECT_EQ(b.passed.Read(), std::vector<uint32_t>(kGatePassed, 0));
 }
 
@@ -79,6 +82,7 @@ struct GateInputs {
   GateInputs(Random& random, int32_t of_rows, int32_t of_experts, int32_t of_hidden)
       : rows(of_rows), experts(of_experts), hidden(of_hidden), slots(std::min(8, experts / 2)),
         weights(RandomFloats(random, int64_t{experts} * hidden, 1 / std::sqrt(hidden))), gain(RandomFloats(random, hidden)) {
+    std::fill_n(weights.begin() + int64_t{experts / 2} * hidden, hidden, 0.0f);  // a logit of 0 is none that has not come
     const std::vector<double> in_double(weights.begin(), weights.end());
     while (x.size() < static_cast<size_t>(rows) * static_cast<size_t>(hidden)) AddRow(in_double, RandomFloats(random, hidden, 3));
   }
@@ -119,7 +123,7 @@ TEST_F(CudaDecodeLaunches, NormGateAndSelectIsWhatItsPartsAre) {
     for (const int32_t experts : {8, 64, 128, 200}) {
       const GateInputs in(random, 16, experts, hidden);
       const OnDevice<float> x(in.x), gain(in.gain), weights(in.weights);
-      for (const int32_t rows : {1, 2, 8, 9, 16}) {
+      for (const int32_t rows : {1, 2, 3, 5, 8, 9, 12, 16}) {
         const std::string name = kernels::Shape({rows, hidden, experts});
         SCOPED_TRACE(name);
         const auto first = [&](kernels::OpCase all, int64_t cols) {
@@ -156,33 +160,93 @@ TEST_F(CudaDecodeLaunches, NormGateAndSelectIsWhatItsPartsAre) {
   }
 }
 
+TEST_F(CudaDecodeLaunches, GateSelectsAsSelectionDoes) {
+  Random random(4);
+  constexpr int32_t kHidden = 256;
+  for (const int32_t experts : {20, 64, 128, 200}) {
+    constexpr int32_t kSlots = 8;
+    const OnDevice<float> x(RandomFloats(random, 16 * kHidden, 3)), weights(RandomFloats(random, int64_t{experts} * kHidden, 1 / std::sqrt(kHidden)));
+    const OnDevice<float> bias(RandomFloats(random, experts, 0.2f));
+    std::vector<uint8_t> caps(static_cast<size_t>(experts));
+    for (size_t e = 0; e < caps.size(); ++e) caps[e] = static_cast<uint8_t>(e % 3 == 0 ? Planes::kHi : Planes::kBoth);
+    const OnDevice<uint8_t> plane_cap(caps);
+    for (const int32_t rows : {1, 3, 8, 9, 16}) {
+      for (int knobs = 0; knobs < 8; ++knobs) {
+        SCOPED_TRACE(kernels::Shape({rows, experts}) + ", knobs " + std::to_string(knobs));
+        SelectRules rules = Gated::Neutral(kSlots);
+        if (knobs % 2 != 0) rules.full = 2, rules.has_cap = 1, rules.has_bias = 1;
+        if (knobs / 2 % 2 != 0) rules.most = 6, rules.guaranteed = 3, rules.drop_below = 0.08f;
+        if (knobs / 4 != 0) rules.soft_batch = 0.5f;
+        std::vector<kernels::RowKind> kinds(static_cast<size_t>(rows), kernels::RowKind::kDecode);
+        if (rows > 1) kinds[1] = kernels::RowKind::kPadding, kinds.back() = kernels::RowKind::kPrefill;
+        Gated one(rows, experts, kSlots, kHidden, rules, kinds), alone(rows, experts, kSlots, kHidden, rules, kinds);
+        for (Gated* of : {&one, &alone}) of->select.bias = bias.data(), of->select.plane_cap = plane_cap.data();
+        LinearLaunch gate;
+        gate.weight = View(DType::kF32, experts, kHidden, reinterpret_cast<const std::byte*>(weights.data()));
+        gate.x = x.data(), gate.out = one.logits.data(), gate.rows = rows;
+        alone.select.logits = one.logits.data();
+        for (int again = 0; again < 2; ++again) ASSERT_TRUE(GateAndSelect(gate, one.select, stream_));
+        Select(alone.select, stream_);
+        ExpectSameSelection(alone, one, 0);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
 TEST_F(CudaDecodeLaunches, StreamedRowsAddToWhatIsThere) {
   if (devices_.front().capability != 90) GTEST_SKIP() << "products of streamed rows are Hopper's alone";
   Random random(3);
-  constexpr int32_t kRows = 200, kCols = 512;
-  for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kQ4K, DType::kQ5K, DType::kQ6K, DType::kMXFP4, DType::kBF16}) {
-    const std::shared_ptr<kernels::Matrix> m = kernels::RandomMatrix(random, type, kRows, kCols);
-    std::vector<std::byte> packed(static_cast<size_t>(PackedBytes(type, kRows, kCols)));
+  const auto check = [&](DType type, int32_t out, int32_t cols, int32_t rows) {
+    const std::string name = std::string(TraitsOf(type).name) + ' ' + kernels::Shape({out, cols}) + ", rows " + std::to_string(rows);
+    SCOPED_TRACE(name);
+    const std::shared_ptr<kernels::Matrix> m = kernels::RandomMatrix(random, type, out, cols);
+    std::vector<std::byte> packed(static_cast<size_t>(PackedBytes(type, out, cols)));
     Pack(m->view, packed.data());
-    const OnDevice<std::byte> weights(packed);
-    for (const int32_t rows : {1, 8, 20}) {
-      const std::string name = std::string(TraitsOf(type).name) + ", rows " + std::to_string(rows);
-      SCOPED_TRACE(name);
-      const std::vector<float> before = RandomFloats(random, rows * kRows, 10), bias = RandomFloats(random, kRows);
-      const OnDevice<float> x(RandomFloats(random, rows * kCols)), of_bias(bias), plain(rows * kRows), added(before);
-      const OnDevice<std::byte> scratch(static_cast<int64_t>(StreamedLinearScratch(rows, kCols)));
-      LinearLaunch l;
-      l.weight = View(type, kRows, kCols, weights.data());
-      l.x = x.data(), l.bias = rows == 8 ? of_bias.data() : nullptr, l.out = plain.data(), l.rows = rows, l.scratch = scratch.data();
-      ASSERT_TRUE(LinearOfStreamedRows(std::span(&l, 1), stream_));
-      l.out = added.data(), l.adds = true;
-      ASSERT_TRUE(LinearOfStreamedRows(std::span(&l, 1), stream_));
-      // The same product, added once: no more than the one rounding that the host has, too.
-      std::vector<float> want = plain.Read();
-      EXPECT_NE(want, std::vector<float>(want.size(), want[0]));
-      for (size_t i = 0; i < want.size(); ++i) want[i] += before[i];
-      ASSERT_EQ(added.Read(), want);
-    }
+    const OnDevice<std::byte> weights(packed), scratch(static_cast<int64_t>(StreamedLinearScratch(rows, cols)));
+    const std::vector<float> before = RandomFloats(random, int64_t{rows} * out, 10), bias = RandomFloats(random, out);
+    const OnDevice<float> x(RandomFloats(random, int64_t{rows} * cols)), of_bias(bias), plain(int64_t{rows} * out), added(before);
+    LinearLaunch l;
+    l.weight = View(type, out, cols, weights.data());
+    l.x = x.data(), l.bias = rows == 8 ? of_bias.data() : nullptr, l.out = plain.data(), l.rows = rows, l.scratch = scratch.data();
+    for (int again = 0; again < 20; ++again) ASSERT_TRUE(LinearOfStreamedRows(std::span(&l, 1), stream_));
+    l.out = added.data(), l.adds = true;
+    ASSERT_TRUE(LinearOfStreamedRows(std::span(&l, 1), stream_));
+    // The same product, added once: no more than the one rounding that the host has, too.
+    std::vector<float> want = plain.Read();
+    EXPECT_NE(want, std::vector<float>(want.size(), want[0]));
+    for (size_t i = 0; i < want.size(); ++i) want[i] += before[i];
+    ASSERT_EQ(added.Read(), want);
+  };
+  for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kQ4K, DType::kQ5K, DType::kQ6K, DType::kMXFP4, DType::kBF16}) {
+    for (const int32_t rows : {1, 8, 20}) check(type, 200, 512, rows);
+  }
+  // Rings of three and of two stages, of which one of the warps that copy has nothing.
+  for (const int32_t rows : {24, 32}) check(DType::kBF16, 4096, 2048, rows);
+}
+
+// With half as many blocks: another cut, and so another order of sums.
+TEST_F(CudaDecodeLaunches, StreamedRowsSpareMultiprocessors) {
+  if (devices_.front().capability != 90) GTEST_SKIP() << "products of streamed rows are Hopper's alone";
+  Random random(5);
+  constexpr int32_t kOut = 1600, kCols = 512;
+  const std::shared_ptr<kernels::Matrix> m = kernels::RandomMatrix(random, DType::kQ8_0, kOut, kCols);
+  std::vector<std::byte> packed(static_cast<size_t>(PackedBytes(DType::kQ8_0, kOut, kCols)));
+  Pack(m->view, packed.data());
+  const OnDevice<std::byte> weights(packed);
+  for (const int32_t rows : {1, 8, 20}) {
+    const OnDevice<std::byte> scratch(static_cast<int64_t>(StreamedLinearScratch(rows, kCols)));
+    const OnDevice<float> x(RandomFloats(random, rows * kCols)), plain(rows * kOut), spared(rows * kOut);
+    LinearLaunch l;
+    l.weight = View(DType::kQ8_0, kOut, kCols, weights.data());
+    l.x = x.data(), l.out = plain.data(), l.rows = rows, l.scratch = scratch.data();
+    ASSERT_TRUE(LinearOfStreamedRows(std::span(&l, 1), stream_));
+    l.out = spared.data(), l.spares = true;
+    ASSERT_TRUE(LinearOfStreamedRows(std::span(&l, 1), stream_));
+    const std::vector<float> want = plain.Read(), got = spared.Read();
+    const double most = std::fabs(*std::max_element(want.begin(), want.end(), [](float a, float b) { return std::fabs(a) < std::fabs(b); }));
+    EXPECT_GT(most, 0);
+    for (size_t i = 0; i < want.size(); ++i) ASSERT_LE(std::fabs(want[i] - got[i]), 2 * kernels::SumBound(kCols, most)) << "rows " << rows << ", " << i;
   }
 }
 

@@ -18,7 +18,7 @@ namespace {
 constexpr int kMany = 16, kFew = 8;
 constexpr int kMostHeads = 8;       // of q to one of k
 constexpr int kJoined = 4;          // heads whose parts are added at once
-constexpr int kMostSplits = 32;     // AttentionScratch has room for
+constexpr int kMostSplits = 32;     // AttentionScratch has room for, of 16 heads and 264 blocks: of 8 heads, as here, for twice the blocks
 // Keys and values of a step's rows, as planned. Of more than that attention.cu's loads, which run ahead, are what counts (H100: as fast at 32 MiB,
 // 15 % faster at 200).
 constexpr int64_t kMostBytes = int64_t{48} << 20;

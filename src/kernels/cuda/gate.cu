@@ -15,7 +15,8 @@ constexpr int kGateThreads = 512, kGateWarps = kGateThreads / 32, kGateCluster =
 constexpr int kByExpertRows = 16;  // up to here blocks by expert are faster, beyond it clusters by rows
 static_assert(kGatePassed >= kByExpertRows * 256);
 constexpr int kShares = kByExpertRows;  // of an expert's block: of so many a warp each, or two a warp, has a row or a part of its columns
-// Threads of an expert's block, a row of the selection a warp: few of them fit beside a block of the kernel before (128 registers a thread).
+// Threads of an expert's block, a row of the selection a warp: of few, two blocks fit on a multiprocessor (128 registers a thread), so that those of 128
+// experts begin on what the product before leaves free.
 constexpr int kFewThreads = 256, kFewThreadsRows = kFewThreads / 32;
 constexpr int kGateQuads = 8;  // float4s of a weight row that a lane holds at once
 

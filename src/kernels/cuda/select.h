@@ -23,7 +23,7 @@ struct SelectRules {
   int32_t guaranteed = 0, most = 0, full = 0;
   float drop_below = 0, soft_batch = 0;
   int32_t has_bias = 0, has_cap = 0;
-  int32_t dry = 0;  // 1, on the device alone: nothing is written (choose_few.cuh)
+  int32_t dry = 0;  // 1, on the device alone: nothing is written of rows that decode (choose_few.cuh)
 };
 
 // What a layer did, as LayerRecord; expert_slots [E] stands apart.

@@ -152,6 +152,7 @@ template <Packing kPacking>
 bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   args.row_bytes = args.cols * static_cast<int>(sizeof(__half)) + kRowPad;
   const int others = args.rows * args.row_bytes + kPartialBytes;
+  static_assert(kDepth<kPacking, false> << (FirstShare(1) + kMostTiles) <= 32);  // a lane has at most one piece of a stage to copy
   args.cut = CutOfLinears(args, blocks, kDepth<kPacking, false>);
   args.ring_bytes = RingBytesBeside(others, RingShape<kPacking, false>::kStageBytes);
   if (args.ring_bytes == 0) return false;

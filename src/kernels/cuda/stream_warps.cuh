@@ -73,6 +73,8 @@ struct Copier {
     const int64_t tile = (int64_t{unit.tile / kGroupTiles} * k_tiles + k) * kGroupTiles + unit.tile % kGroupTiles;
     codes = m.hi + tile * R::kCodes, lo = m.lo + tile * R::kLo, scales = m.scales + tile * R::kScales;
   }
+  // Whether a stage takes this warp: another must not wait for the stage's barriers, for nothing keeps it from being a round behind, which a parity cannot tell.
+  __device__ bool Takes(int step) const { return first || __any_sync(kAllLanes, step * step_tiles + k < k_tiles); }
   __device__ void Copy(int step, std::byte* ring_stage, uint64_t* full) const {
     const int lane = static_cast<int>(threadIdx.x % 32), before = step * step_tiles;
     if (first && lane == 0) ExpectBytes(full, chunk_bytes * static_cast<uint32_t>(kMats * min(step_tiles, k_tiles - before)));
@@ -103,7 +105,7 @@ __device__ void WaitUnderWay(const Ring& ring, uint64_t* full, const Turn& stage
   for (int i = 0; i < kTries && !BarrierDone(barrier, stage.phase ^ (round ? 1 : 0)); ++i) {}
 }
 
-// By one of the warps that copy tiles. First those that may begin before the kernel before has ended: how many there are of all warps.
+// By one of the warps that copy tiles. First the stages that may begin before the kernel before has ended: how many they are.
 template <Packing kPacking, int NT, Stage kStage>
 __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& places, int which) {
   Turn stage;
@@ -113,6 +115,7 @@ __device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& p
     const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)), which);
 #pragma unroll 1
     for (int step = 0; step < work.cut.steps && ahead < work.ring.stages; ++step, ++ahead, stage.Next(work.ring.stages)) {
+      if (!copier.Takes(step)) continue;
       WaitUnderWay(work.ring, places.barriers->full, stage, Pace::kSteady);
       copier.Copy(step, places.ring + ahead * work.ring.stage_bytes, &places.barriers->full[ahead]);
     }
@@ -129,7 +132,7 @@ __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& 
     const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)), which);
 #pragma unroll 1
     for (int step = 0; step < work.cut.steps; ++step, --ahead) {
-      if (ahead <= 0) {
+      if (ahead <= 0 && copier.Takes(step)) {
         WaitUnderWay(work.ring, b.full, *stage, pace);
         if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
         copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
