@@ -17,57 +17,72 @@ constexpr size_t kLeastPoints = 200;  // among 120, noise of a twentieth passes 
 constexpr double kPointError = 0.01;  // of a logarithm: points are not as exact as that, and nor need two kernels explain them better
 constexpr double kLeastGain = 0.05;   // squares of logarithms: three launches that are a fifth faster than a smaller one
 
-// How far points are from latencies that rise along lines and columns: squares, summed. A kernel's own would be 0.
-double FallsOf(const CostTable& table) {
-  double sum = 0;
-  std::map<double, std::vector<double>> columns;
-  const auto add = [&sum](const std::vector<double>& measured) {
-    std::vector<double> rising = measured;
-    std::vector<double*> values;
-    for (double& value : rising) values.push_back(&value);
-    PoolAdjacent(&values);
-    for (size_t i = 0; i < measured.size(); ++i) sum += (measured[i] - rising[i]) * (measured[i] - rising[i]);
-  };
+// Points along a line or a column of a table: slots rise.
+struct Point {
+  double slots, log_latency;  // slots: logarithm
+};
+using Chain = std::vector<Point>;
+
+void AddChains(const CostTable& table, std::vector<Chain>* chains) {
+  std::map<double, Chain> columns;
   for (const CostLine& line : table.lines) {
-    std::vector<double> measured;
+    Chain chain;
     for (const CostNode& node : line.nodes) {
-      measured.push_back(node.log_latency);
-      columns[node.y].push_back(node.log_latency);
+      chain.push_back({line.x + node.y, node.log_latency});
+      columns[node.y].push_back(chain.back());
     }
-    add(measured);
+    chains->push_back(std::move(chain));
   }
-  for (const auto& [y, measured] : columns) add(measured);
-  return sum;
+  for (auto& [y, chain] : columns) chains->push_back(std::move(chain));
 }
 
-double FallsOf(const std::vector<CostTable>& tables) {
+// How far points are from latencies that rise along them: squares, summed. A kernel's own would be 0.
+double FallsOf(Chain::const_iterator begin, Chain::const_iterator end) {
+  std::vector<double> rising;
+  for (auto point = begin; point != end; ++point) rising.push_back(point->log_latency);
+  std::vector<double*> values;
+  for (double& value : rising) values.push_back(&value);
+  PoolAdjacent(&values);
   double sum = 0;
-  for (const CostTable& table : tables) sum += FallsOf(table);
+  for (const double value : rising) {
+    const double off = (begin++)->log_latency - value;
+    sum += off * off;
+  }
   return sum;
 }
 
-void Search(const std::vector<CostTable>& tables, std::vector<double>* found) {
+void Search(const std::vector<Chain>& chains, std::vector<double>* found) {
   std::set<double> slots;
   size_t points = 0;
-  for (const CostTable& table : tables) {
-    for (const CostLine& line : table.lines) {
-      for (const CostNode& node : line.nodes) slots.insert(line.x + node.y), ++points;
+  double whole = 0;
+  for (const Chain& chain : chains) {
+    for (const Point& point : chain) slots.insert(point.slots);
+    points += chain.size();
+    whole += FallsOf(chain.begin(), chain.end());
+  }
+  points /= 2;  // each is in a line and in a column
+  if (points < kLeastPoints) return;
+  // What is left of the falls where all chains are cut at some slots: a chain's own changes only where one of its points does.
+  std::map<double, double> changes;
+  for (const Chain& chain : chains) {
+    double before = FallsOf(chain.begin(), chain.end());
+    for (auto from = chain.begin(); from != chain.end(); ++from) {
+      const double now = FallsOf(chain.begin(), from + 1) + FallsOf(from + 1, chain.end());
+      changes[from->slots] += now - before;
+      before = now;
     }
   }
-  if (points < kLeastPoints) return;
-  const double whole = FallsOf(tables);
-  double best = 0, least = whole;
-  for (auto at = slots.begin(); at != slots.end() && std::next(at) != slots.end(); ++at) {
-    const double middle = (*at + *std::next(at)) / 2;
-    double left = 0;
-    for (const CostTable& table : tables) left += FallsOf(CutAt({middle}, table));
-    if (left < least) best = middle, least = left;
+  double best = 0, left = whole, least = whole;
+  for (auto at = slots.begin(); std::next(at) != slots.end(); ++at) {
+    left += changes[*at];
+    if (left < least) best = (*at + *std::next(at)) / 2, least = left;
   }
   const double gain = whole - least;
   if (least > kMostLeft * whole || gain < kLeastGain || gain < static_cast<double>(points) * kPointError * kPointError) return;
-  std::vector<CostTable> below, above;
-  for (const CostTable& table : tables) {
-    for (CostTable& piece : CutAt({best}, table)) (piece.lines.front().x + piece.lines.front().nodes.front().y < best ? below : above).push_back(std::move(piece));
+  std::vector<Chain> below, above;
+  for (const Chain& chain : chains) {
+    const auto cut = std::find_if(chain.begin(), chain.end(), [&](const Point& point) { return point.slots > best; });
+    below.emplace_back(chain.begin(), cut), above.emplace_back(cut, chain.end());
   }
   Search(below, found);
   found->push_back(best);
@@ -77,10 +92,10 @@ void Search(const std::vector<CostTable>& tables, std::vector<double>* found) {
 }  // namespace
 
 std::vector<double> SwitchesOf(const std::vector<const CostTable*>& tables) {
-  std::vector<CostTable> copies;
-  for (const CostTable* table : tables) copies.push_back(*table);
+  std::vector<Chain> chains;
+  for (const CostTable* table : tables) AddChains(*table, &chains);
   std::vector<double> found;
-  Search(copies, &found);
+  Search(chains, &found);
   return found;
 }
 
