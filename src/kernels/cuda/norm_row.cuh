@@ -54,17 +54,17 @@ __device__ V ReadGain(const NormLaunch& l) {
   return at < l.n / kColumns<V> ? reinterpret_cast<const V*>(l.gain)[at] : V{};
 }
 
-// By all threads of a block. V: float4 where columns are a multiple of four, or float. kAdds: there may be something to add first. dry: for nothing but the
-// code, which comes meanwhile: it reads little, as often as it likes, and writes nothing.
-template <typename V, bool kAdds>
-__device__ void NormRow(const NormLaunch& l, int64_t row, const V& gain, bool dry = false) {
+// By all threads of a block. V: float4 where columns are a multiple of four, or float. dry: for nothing but the code, which comes meanwhile: it reads
+// little, as often as it likes, and writes nothing.
+template <typename V>
+__device__ void NormRow(const NormLaunch& l, int64_t row, const V& gain, bool dry) {
   const int count = l.n / kColumns<V>, thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const bool adds = kAdds && (l.add != nullptr || l.slots.slot_out != nullptr);
+  const bool adds = l.add != nullptr || l.slots.slot_out != nullptr;
   const V* x = reinterpret_cast<const V*>(l.x) + row * count;
   const auto load = [&](int at) {
     V value = __ldcg(x + at);
-    if (kAdds && l.add != nullptr) AddTo(value, __ldcg(reinterpret_cast<const V*>(l.add) + row * count + at));
-    if (kAdds && l.slots.slot_out != nullptr) AddFromSlots(l.slots, row, count, at, &value);
+    if (l.add != nullptr) AddTo(value, __ldcg(reinterpret_cast<const V*>(l.add) + row * count + at));
+    if (l.slots.slot_out != nullptr) AddFromSlots(l.slots, row, count, at, &value);
     return value;
   };
   V first{};

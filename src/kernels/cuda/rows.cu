@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kMostNormThreads) RmsNormKernel(NormLaunch l) 
 #pragma unroll 1
   for (int dry = gridDim.x <= kDryRows ? 1 : 0; dry >= 0; --dry) {
     if (dry == 0) WaitForBefore();
-    NormRow<V, true>(l, blockIdx.x, gain, dry != 0);
+    NormRow(l, blockIdx.x, gain, dry != 0);
   }
 }
 

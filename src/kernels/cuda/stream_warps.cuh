@@ -196,8 +196,7 @@ __device__ inline void MeetMultiplying() {
 
 // A value of an inner product, and that it is of this launch, in one store.
 __device__ inline void Pass(uint64_t* to, uint64_t number, float value) {
-  const uint64_t word = number << kNumberShift | __half_as_ushort(SaturatedHalf(value));
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+  PutWord(to, number << kNumberShift | __half_as_ushort(SaturatedHalf(value)));
 }
 
 // Columns [first, first + most) of an item's rows as others pass them, to the rows' place, by the warps that multiply.

@@ -27,6 +27,9 @@ __device__ inline uint32_t CountBlock(uint32_t* counter) {
 }
 
 // A word that passes from one block to another by itself: nothing else that the one wrote is thereby seen by the other.
+__device__ inline void PutWord(uint64_t* to, uint64_t bits) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(bits) : "memory");
+}
 __device__ inline void PutWord(uint32_t* to, uint32_t bits) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(bits) : "memory");
 }
