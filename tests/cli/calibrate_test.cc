@@ -15,7 +15,6 @@ using ::testing::UnorderedElementsAre;
 class CalibrateTest : public CliTest {
  protected:
   void SetUp() override {
-    CliTest::SetUp();
     // One document of many windows of 16 ids.
     WriteAll(Path("prose.txt"), ReadAll(Fixture("texts/harbour.txt")));
   }

@@ -19,6 +19,8 @@
 #include <string>
 #include <vector>
 
+#include "support/temp_folder.h"
+
 namespace thermoe {
 
 using Json = nlohmann::json;
@@ -46,17 +48,10 @@ inline std::string Fixture(const std::string& name) { return std::string(THERMOE
 inline std::string Bundled() { return std::string(THERMOE_MODELS_DIR) + "/ember-22m-q8_0.gguf"; }
 inline std::string TinyModel() { return Fixture("qwen3moe/model-bf16.gguf"); }
 
-// A folder for one test, removed with it.
+// With a folder for one test.
 class CliTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string name = (std::filesystem::temp_directory_path() / "thermoe-cli-XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
-  std::string Path(const std::string& name) const { return folder_ + "/" + name; }
+  std::string Path(const std::string& name) const { return folder_ / name; }
 
   // Runs thermoe with `arguments`, `input` on standard input and `environment` added to this process's.
   ProcessResult Thermoe(const std::vector<std::string>& arguments, const std::string& input = "",
@@ -127,7 +122,7 @@ class CliTest : public ::testing::Test {
   }
 
  private:
-  std::string folder_;
+  const TempFolder folder_;
 };
 
 }  // namespace thermoe

@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the telemetry tests share: virtual time, bounds that every snapshot keeps, and folders of files.
+// What the telemetry tests share: virtual time, bounds that every snapshot keeps.
 #pragma once
 
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <string>
 
 #include "control/telemetry/clock.h"
 #include "control/telemetry/snapshot.h"
+#include "support/temp_folder.h"
 
 namespace thermoe {
 
@@ -53,31 +51,5 @@ inline ::testing::AssertionResult Sane(const Snapshot& snapshot, double max_powe
   if (snapshot.state == SourceState::kStale && snapshot.power_w) return fail("stale power");
   return ::testing::AssertionSuccess();
 }
-
-// A folder that goes away with the test.
-class TempFolder {
- public:
-  TempFolder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "thermoe_control_XXXXXX").string();
-    path_ = ::mkdtemp(pattern.data()) != nullptr ? pattern : "";
-    std::filesystem::permissions(path_, std::filesystem::perms(0755));
-  }
-  ~TempFolder() {
-    std::error_code error;
-    if (!path_.empty()) std::filesystem::remove_all(path_, error);
-  }
-  const std::string& path() const { return path_; }
-  // Creates folders on the way.
-  std::string Write(const std::string& file, const std::string& text) const {
-    const std::filesystem::path path = std::filesystem::path(path_) / file;
-    std::filesystem::create_directories(path.parent_path());
-    std::ofstream(path, std::ios::binary) << text;
-    return path.string();
-  }
-  void Remove(const std::string& file) const { std::filesystem::remove_all(std::filesystem::path(path_) / file); }
-
- private:
-  std::string path_;
-};
 
 }  // namespace thermoe

@@ -35,15 +35,15 @@ TEST(TttAgain, LookingBackTakesTheGradientOfTheWholeWindow) {
     const RequestResult plain = RunRequest(engine.get(), Keep(Text(62)));
     EXPECT_TRUE(std::equal(learnt.logits.begin(), learnt.logits.end(),
                            plain.logits.end() - 15 * static_cast<long>(config.vocab)));
-    EXPECT_TRUE(engine->SaveDeltas(session, folder.File("deltas")).ok());
+    EXPECT_TRUE(engine->SaveDeltas(session, folder / "deltas").ok());
     Adaptation deltas(config, tier, nullptr);
-    EXPECT_TRUE(ReadDeltas(folder.File("deltas"), model->info().identity, &deltas).ok());
+    EXPECT_TRUE(ReadDeltas(folder / "deltas", model->info().identity, &deltas).ok());
     double squares = 0;
     for (const float value : deltas.deltas()->values) squares += static_cast<double>(value) * value;
     // The window again, with those deltas all along.
     for (DeltaGroupOptions& group : tier.groups) group.learning_rate = 0;
     const SessionId again = Open(engine.get(), tier);
-    EXPECT_TRUE(engine->LoadDeltas(again, folder.File("deltas")).ok());
+    EXPECT_TRUE(engine->LoadDeltas(again, folder / "deltas").ok());
     const RequestResult adapted = RunRequest(engine.get(), Keep(Text(62), again));
     return (MeanNll(plain, 47) - MeanNll(adapted, 47)) / (squares / kRate);
   };

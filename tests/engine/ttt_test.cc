@@ -321,17 +321,17 @@ TEST(Ttt, SamplingDoesNotChangeWhatIsLearnt) {
 TEST(Ttt, FeaturesAreAlignedToStatisticsOfTheModel) {
   const TempFolder folder;
   const FeatureStatistics features = MeasureFeatures(*Ember(), {Text(100)}, 2, nullptr).value();
-  ASSERT_TRUE(WriteFeatures(folder.File("features.json"), Ember()->info().identity, features).ok());
+  ASSERT_TRUE(WriteFeatures(folder / "features.json", Ember()->info().identity, features).ok());
   const auto engine = Make();
   TttOptions tier = Tier({DeltaGroup::kResidualBias, DeltaGroup::kExpertGain});
   tier.objective = TttObjective::kFeatureAlignment;
   Request request = Keep(Text(64, 100));
   request.ttt = std::make_shared<TttOptions>(tier);
   EXPECT_EQ(engine->Submit(request).status().code(), StatusCode::kInvalidArgument);
-  tier.features_path = folder.File("none.json");
+  tier.features_path = folder / "none.json";
   request.ttt = std::make_shared<TttOptions>(tier);
   EXPECT_EQ(engine->Submit(request).status().code(), StatusCode::kNotFound);
-  tier.features_path = folder.File("features.json");
+  tier.features_path = folder / "features.json";
   request.ttt = std::make_shared<TttOptions>(tier);
   const RequestResult adapted = RunRequest(engine.get(), request),
                       plain = RunRequest(engine.get(), Keep(Text(64, 100)));

@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <numeric>
@@ -14,6 +13,7 @@
 
 #include "engine/engine_impl.h"
 #include "support/fixtures.h"
+#include "support/temp_folder.h"
 
 namespace thermoe::testing {
 
@@ -83,27 +83,12 @@ inline SessionId Open(Engine* engine, const TttOptions& options) {
   return session;
 }
 
-class TempFolder {
- public:
-  TempFolder() : path_(std::filesystem::path(::testing::TempDir()) / fmt::format("ttt_{}", ::getpid())) {
-    std::filesystem::create_directories(path_);
-  }
-  ~TempFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  std::string File(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
-
 // What SaveDeltas writes: deltas and optimiser, to the bit.
 inline std::string DeltasOf(Engine* engine, SessionId session) {
   const TempFolder folder;
-  const Status saved = engine->SaveDeltas(session, folder.File("deltas"));
+  const Status saved = engine->SaveDeltas(session, folder / "deltas");
   EXPECT_TRUE(saved.ok()) << saved.message();
-  std::ifstream file(folder.File("deltas"), std::ios::binary);
+  std::ifstream file(folder / "deltas", std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
