@@ -20,7 +20,7 @@ uint64_t GraphKey(const StepContext& step) {
       step.steering != nullptr && step.steering->sample_gate_rows > 0;  // gate logits are read on the way
   if (step.learning != nullptr || sampled) return 0;
   for (const BatchRow& row : step.batch.rows) {
-    if (row.kind != kernels::RowKind::kDecode || row.deltas != nullptr) return 0;
+    if (row.kind != kernels::RowKind::kDecode || row.deltas != nullptr || !row.wants_logits) return 0;
   }
   return step.batch.rows.size();
 }
@@ -41,10 +41,13 @@ void CountExperts(StepContext& step) {
 void Forward(StepContext& step) {
   StageTimer timer(&step.record.times.total_us);
   SetRows(step);
-  step.ops.BeginStep(GraphKey(step));
+  const uint64_t key = GraphKey(step);
+  if (key != 0) step.inside = WholeStep(step);
+  step.ops.BeginStep(key);
   Embed(step);
   if (step.first_layer > 0) ResumeFromTape(step);
   for (int32_t layer = step.first_layer; layer < step.config.layers; ++layer) Layer(step, layer);
+  if (step.inside.count > 0) LogitsInside(step);
   step.ops.EndStep();
   Logits(step);
   CountExperts(step);

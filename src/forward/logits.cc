@@ -38,53 +38,83 @@ std::span<float> LogitRow::all() {
   return logits_;
 }
 
+namespace {
+
+// The next rows that want logits, from row *next on.
+LogitTile TakeTile(StepContext& step, size_t* next) {
+  const std::vector<BatchRow>& rows = step.batch.rows;
+  Workspace& ws = step.ws;
+  LogitTile tile;
+  for (; *next < rows.size() && tile.count < kLogitTile; ++*next) {
+    // A segment begins a tile of its own: sums over its tiles must not depend on the rows before it.
+    if (tile.count > 0 && step.learning != nullptr && static_cast<int64_t>(*next) == step.learning->tape.first) break;
+    if (!rows[*next].wants_logits) continue;
+    ws.picked[tile.count] = static_cast<int32_t>(*next);
+    ws.asked[tile.count] = rows[*next].asked;
+    tile.rows[tile.count++] = *next;
+  }
+  step.ops.Publish(std::as_bytes(std::span(ws.picked).first(tile.count)));
+  step.ops.Publish(std::as_bytes(std::span(ws.asked).first(tile.count)));
+  return tile;
+}
+
+// normed: the tile's rows, normed. Also makes their summaries, where the backend does.
+void MakeLogits(StepContext& step, MutRows normed, LogitTile* tile) {
+  Workspace& ws = step.ws;
+  const MutRows logits = Workspace::View(ws.logits, normed.rows, step.config.vocab);
+  ApplyToOutput(step, tile->all(), normed);
+  step.ops.Linear({normed, step.weights.output, {}, logits});
+  ApplyToLogits(step, tile->all(), normed, logits);
+  tile->summarised = step.ops.Summarise({logits, std::span(ws.asked).first(tile->count), std::span(ws.summaries).first(tile->count)});
+  step.Count(kernels::LinearCost(step.weights.output, normed.rows));
+  step.record.logit_rows += static_cast<int32_t>(normed.rows);
+}
+
+void TellSink(StepContext& step, const LogitTile& tile) {
+  StageTimer timer(&step.record.times.sample_us);
+  Workspace& ws = step.ws;
+  if (tile.summarised) step.ops.FinishSummaries();
+  for (size_t i = 0; i < tile.count; ++i) {
+    const auto vocab = static_cast<size_t>(step.config.vocab);
+    LogitRow row(step.ops, std::span(ws.logits).subspan(i * vocab, vocab), tile.summarised ? &ws.summaries[i] : nullptr, ws.asked[i]);
+    step.sink.OnLogits(tile.rows[i], &row);
+  }
+}
+
+}  // namespace
+
+LogitTile WholeStep(StepContext& step) {
+  const std::vector<BatchRow>& rows = step.batch.rows;
+  size_t next = 0;
+  const bool whole = rows.size() <= kLogitTile && std::all_of(rows.begin(), rows.end(), [](const BatchRow& row) { return row.wants_logits; });
+  return whole ? TakeTile(step, &next) : LogitTile{};
+}
+
+void LogitsInside(StepContext& step) {
+  StageTimer timer(&step.record.times.logits_us);
+  const MutRows normed = Workspace::View(step.ws.logit_rows, step.tokens(), step.config.hidden);
+  step.ops.RmsNorm({step.x(), step.weights.output_norm, step.config.norm_epsilon, normed});
+  MakeLogits(step, normed, &step.inside);
+}
+
 void Logits(StepContext& step) {
-  const ModelConfig& config = step.config;
+  if (step.inside.count > 0) return TellSink(step, step.inside);
   if (step.learning != nullptr) step.learning->tape.Keep<float>(step.x(), &step.learning->tape.output);
   Workspace& ws = step.ws;
-  const std::vector<BatchRow>& rows = step.batch.rows;
-  size_t tile[kLogitTile];
-  for (size_t next = 0; next < rows.size();) {
-    int64_t count = 0;
+  for (size_t next = 0;;) {
+    LogitTile tile = TakeTile(step, &next);
+    if (tile.count == 0) return;
+    const MutRows x = Workspace::View(ws.logit_rows, static_cast<int64_t>(tile.count), step.config.hidden);
     {
       StageTimer timer(&step.record.times.logits_us);
-      for (; next < rows.size() && count < kLogitTile; ++next) {
-        // A segment begins a tile of its own: sums over its tiles must not depend on the rows before it.
-        if (count > 0 && step.learning != nullptr && static_cast<int64_t>(next) == step.learning->tape.first) break;
-        if (!rows[next].wants_logits) continue;
-        ws.picked[static_cast<size_t>(count)] = static_cast<int32_t>(next);
-        ws.asked[static_cast<size_t>(count)] = rows[next].asked;
-        tile[count++] = next;
-      }
-      if (count == 0) return;
-      step.ops.Gather({step.x(), std::span(ws.picked).first(static_cast<size_t>(count)),
-                       Workspace::View(ws.logit_rows, count, config.hidden)});
-      const MutRows x = Workspace::View(ws.logit_rows, count, config.hidden);
-      const MutRows logits = Workspace::View(ws.logits, count, config.vocab);
-      const std::span<const size_t> picked(tile, static_cast<size_t>(count));
-      step.ops.RmsNorm({x, step.weights.output_norm, config.norm_epsilon, x});
-      ApplyToOutput(step, picked, x);
-      step.ops.Linear({x, step.weights.output, {}, logits});
-      ApplyToLogits(step, picked, x, logits);
-      step.Count(kernels::LinearCost(step.weights.output, count));
-      step.record.logit_rows += static_cast<int32_t>(count);
+      step.ops.Gather({step.x(), std::span(ws.picked).first(tile.count), x});
+      step.ops.RmsNorm({x, step.weights.output_norm, step.config.norm_epsilon, x});
+      MakeLogits(step, x, &tile);
     }
-    {
-      StageTimer timer(&step.record.times.sample_us);
-      const auto n = static_cast<size_t>(count);
-      const bool summarised = step.ops.Summarise({Workspace::View(ws.logits, count, config.vocab),
-                                                  std::span(ws.asked).first(n), std::span(ws.summaries).first(n)});
-      for (size_t i = 0; i < n; ++i) {
-        const std::span<float> all(ws.logits.data() + i * static_cast<size_t>(config.vocab),
-                                   static_cast<size_t>(config.vocab));
-        LogitRow row(step.ops, all, summarised ? &ws.summaries[i] : nullptr, ws.asked[i]);
-        step.sink.OnLogits(tile[i], &row);
-      }
-    }
+    TellSink(step, tile);
     if (step.learning == nullptr) continue;
     StageTimer timer(&step.record.times.learn_us);
-    Learn(step, {tile, static_cast<size_t>(count)}, Workspace::View(ws.logit_rows, count, config.hidden),
-          Workspace::View(ws.logits, count, config.vocab));
+    Learn(step, tile.all(), x, Workspace::View(ws.logits, x.rows, step.config.vocab));
   }
 }
 

@@ -92,6 +92,15 @@ class LogitRow {
   bool fetched_ = false;
 };
 
+// Rows of a step whose logits are made at once.
+struct LogitTile {
+  size_t rows[kLogitTile] = {};  // of the batch
+  size_t count = 0;
+  bool summarised = false;  // by the backend, in Workspace::summaries
+
+  std::span<const size_t> all() const { return std::span(rows).first(count); }
+};
+
 // Receives logits row by row while the step runs.
 class LogitSink {
  public:
@@ -113,6 +122,7 @@ struct StepContext {
   LogitSink& sink;
   Learning* learning = nullptr;  // keeps activations of a segment and takes gradients; null: nothing is learnt
   bool recalls = false;          // some row's session keeps what its experts give
+  LogitTile inside{};            // whose logits are a part of the step
   // The layers below have been passed, with the same result: x is what the segment's tape has. 0: all of them pass.
   int32_t first_layer = 0;
 
@@ -146,7 +156,10 @@ void Layer(StepContext& step, int32_t layer);      // the three stages below
 void Attention(StepContext& step, int32_t layer);  // x += attention(norm(x))
 void Gate(StepContext& step, int32_t layer);       // h = norm(x); selection = choice of experts for h
 void Experts(StepContext& step, int32_t layer);    // x += experts(h)
+void LogitsInside(StepContext& step);              // of step.inside, as a part of the step
 void Logits(StepContext& step);                    // to the sink, for the rows that want them
+// Of the step's rows, if all of them want logits and fit a tile: logits may be a part of such a step. The device is told of them. Empty: they do not.
+LogitTile WholeStep(StepContext& step);
 
 // Deltas of the rows' sessions, on rows of `rows` that belong to batch rows 0, 1, ... (deltas.h has the groups).
 void ApplyGain(StepContext& step, DeltaGroup group, int32_t layer, MutRows rows);  // rows *= 1 + gain

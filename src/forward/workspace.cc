@@ -59,6 +59,7 @@ Workspace::Workspace(const ModelConfig& config, int32_t max_rows) {
 void Workspace::AdoptBy(kernels::Ops* ops, const ModelConfig& config, int32_t max_rows) {
   VisitBuffers(*this, config, max_rows,
                [ops](auto& buffer, int64_t) { ops->Adopt(std::as_writable_bytes(std::span(buffer))); });
+  ops->Publish(std::as_bytes(std::span(inverse_frequency)));
 }
 
 int64_t Workspace::BytesFor(const ModelConfig& config, int32_t max_rows) {

@@ -2,6 +2,7 @@
 #include "kernels/residency.h"
 
 #include <chrono>
+#include <cmath>
 #include <utility>
 
 namespace thermoe::kernels {
@@ -21,6 +22,18 @@ class MeasuredCalls final : public MeasuredStep {
 };
 
 }  // namespace
+
+void Residency::Angles(const AnglesArgs& args) const {
+  const auto half = static_cast<int64_t>(args.inverse_frequency.size());
+  for (int64_t t = 0; t < args.cosines.rows; ++t) {
+    const auto position = static_cast<float>(args.rows[static_cast<size_t>(t)].position);
+    for (int64_t i = 0; i < half; ++i) {
+      const float angle = position * args.inverse_frequency[static_cast<size_t>(i)];
+      args.cosines.row(t)[i] = std::cos(angle);
+      args.sines.row(t)[i] = std::sin(angle);
+    }
+  }
+}
 
 std::unique_ptr<MeasuredStep> Residency::Measure(std::function<void()> record) const {
   return std::make_unique<MeasuredCalls>(std::move(record));

@@ -25,8 +25,15 @@ namespace thermoe::kernels {
 // Rows picked out of a matrix, side by side.
 struct GatherArgs {
   ConstRows x;                      // [T, D]
-  std::span<const int32_t> picked;  // [rows] of x; in host memory
+  std::span<const int32_t> picked;  // [rows] of x; in host memory, published where it is adopted
   MutRows out;                      // [rows, D]
+};
+
+// What angles a step's rows turn by.
+struct AnglesArgs {
+  std::span<const KvRow> rows;               // [T] their positions
+  std::span<const float> inverse_frequency;  // [rope_dim / 2] radians a position
+  MutRows cosines, sines;                    // [T, rope_dim / 2]
 };
 
 // What a row of logits comes to, where nobody needs all of it.
@@ -39,8 +46,8 @@ struct LogitSummary {
 };
 struct SummariseArgs {
   ConstRows logits;                // [rows, V]
-  std::span<const int32_t> asked;  // [rows] a token, or -1; in host memory
-  std::span<LogitSummary> out;     // [rows], in host memory, there when the call returns
+  std::span<const int32_t> asked;  // [rows] a token, or -1; in host memory, published where it is adopted
+  std::span<LogitSummary> out;     // [rows], in host memory, there after FinishSummaries
 };
 
 // What a backend with memory of its own holds for an engine.
@@ -80,7 +87,7 @@ class Residency {
   virtual Status Hold(const ResidentModel&) { return Status::Ok(); }
   // From here on operations see the device's copy of this buffer (not the host's contents).
   virtual void Adopt(std::span<std::byte> /*buffer*/) {}
-  // The host has written these bytes of an adopted buffer; called before BeginStep.
+  // The host has written these bytes of an adopted buffer; not called between BeginStep and EndStep.
   virtual void Publish(std::span<const std::byte> /*bytes*/) const {}
   // Waits for all operations so far and brings these bytes of an adopted buffer to the host.
   virtual void Fetch(std::span<std::byte> /*bytes*/) const {}
@@ -110,8 +117,11 @@ class Residency {
   virtual void Gather(const GatherArgs& args) const {
     for (int64_t i = 0; i < args.out.rows; ++i) std::copy_n(args.x.row(args.picked[static_cast<size_t>(i)]), args.out.cols, args.out.row(i));
   }
+  virtual void Angles(const AnglesArgs& args) const;
   // False: not done here, the caller reads the logits itself.
   virtual bool Summarise(const SummariseArgs& /*args*/) const { return false; }
+  // Waits until the newest Summarise's `out` is filled.
+  virtual void FinishSummaries() const {}
 };
 
 }  // namespace thermoe::kernels

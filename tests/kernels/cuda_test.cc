@@ -251,6 +251,18 @@ TEST_P(Cuda, SelectionAmongEqualScoresIsTheHosts) {
 TEST_P(Cuda, SummariesOfLogits) {
   Random random(7);
   const int64_t rows = 5, vocab = 50001;
+  // Of other numbers of rows before: what they leave in scratch is not taken for anything.
+  for (const int64_t before : {40, 1, 3, 32}) {
+    const std::vector<float> one = RandomFloats(random, before * 999, 3);
+    const std::vector<int32_t> none(static_cast<size_t>(before), -1);
+    std::vector<LogitSummary> out(static_cast<size_t>(before));
+    ASSERT_TRUE(ops_->Summarise({{one.data(), before, 999}, none, out}));
+    ops_->FinishSummaries();
+    for (int64_t r = 0; r < before; ++r) {
+      const float* row = one.data() + r * 999;
+      EXPECT_EQ(out[static_cast<size_t>(r)].best, std::max_element(row, row + 999) - row);
+    }
+  }
   std::vector<float> logits = RandomFloats(random, rows * vocab, 3);
   logits[static_cast<size_t>(2 * vocab + 77)] = 40;
   logits[static_cast<size_t>(2 * vocab + 99)] = 40;  // the first of equals
@@ -259,6 +271,7 @@ TEST_P(Cuda, SummariesOfLogits) {
   const std::vector<int32_t> asked = {3, -1, 50000, 0, 1};
   std::vector<LogitSummary> out(static_cast<size_t>(rows));
   ASSERT_TRUE(ops_->Summarise({{logits.data(), rows, vocab}, asked, out}));
+  ops_->FinishSummaries();
   for (size_t r = 0; r < 3; ++r) {
     const float* row = logits.data() + r * static_cast<size_t>(vocab);
     double sum = 0;

@@ -117,6 +117,7 @@ Status Profiler::MakeBuffers() {
   cosines_.assign(static_cast<size_t>(rows * config.attention.rope_dim / 2),
                   0.8f);  // turns keep their length, however often
   sines_.assign(cosines_.size(), 0.6f);
+  inverse_frequency_.assign(static_cast<size_t>(config.attention.rope_dim / 2), 0.01f);
   ids_.resize(static_cast<size_t>(rows));
   for (int32_t& id : ids_) id = static_cast<int32_t>(random.Below(static_cast<uint64_t>(config.vocab)));
   kinds_.assign(static_cast<size_t>(rows), kernels::RowKind::kDecode);

@@ -147,6 +147,7 @@ class Profiler {
   std::vector<float> in_, out_, third_;  // [largest floats]
   std::vector<float> ones_;              // [widest row]
   std::vector<float> cosines_, sines_;   // [rows, rope_dim / 2]
+  std::vector<float> inverse_frequency_;  // [rope_dim / 2]
   std::vector<int32_t> ids_;             // [rows]
   std::vector<KvRow> kv_rows_;           // set by PlaceRows()
   std::vector<kernels::RowKind> kinds_;  // [rows]
@@ -163,7 +164,7 @@ class Profiler {
   // Set by MakeStepBuffers(): what a step's stages work on.
   std::vector<float> x_, h_, q_, k_, v_, attended_, gate_logits_, shared_gate_, shared_up_, shared_scale_;  // [rows, ...]
   std::vector<float> logit_rows_, logits_;  // [kLogitRows, D], [kLogitRows, V]
-  std::vector<int32_t> picked_, asked_;     // [kLogitRows]
+  std::vector<int32_t> asked_;              // [kLogitRows]
   std::vector<kernels::LogitSummary> summaries_;
   std::map<std::tuple<Part, size_t, int64_t>, PartTime> parts_;
 };

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the profiler's steps work on (profiler_steps.cc), made and told to the backend.
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "base/errors.h"
@@ -28,10 +27,8 @@ Status Profiler::MakeStepBuffers(int64_t rows) {
   }
   fill(&logit_rows_, kLogitRows * config.hidden, ++seed);
   fill(&logits_, kLogitRows * config.vocab, ++seed);
-  picked_.resize(static_cast<size_t>(kLogitRows));
-  std::iota(picked_.begin(), picked_.end(), 0);
-  asked_.assign(picked_.size(), 0);
-  summaries_.resize(picked_.size());
+  asked_.assign(static_cast<size_t>(kLogitRows), 0);
+  summaries_.resize(asked_.size());
   OperationShape largest;
   largest.tokens = rows;
   PlaceSlots(largest);
@@ -42,12 +39,12 @@ Status Profiler::MakeStepBuffers(int64_t rows) {
     const int64_t bytes = 4 * static_cast<int64_t>(in_.size() + out_.size() + third_.size() + 3 * x_.size() + 2 * q_.size() + 2 * k_.size());
     THERMOE_RETURN_IF_ERROR(ops_->Hold({config, *target_.weights, experts, cache_->pool(), bytes, most, most, config.context}));
   }
-  for (std::vector<float>* values : {&in_, &out_, &third_, &ones_, &cosines_, &sines_, &x_, &h_, &q_, &k_, &v_, &attended_, &gate_logits_,
+  for (std::vector<float>* values : {&in_, &out_, &third_, &ones_, &cosines_, &sines_, &inverse_frequency_, &x_, &h_, &q_, &k_, &v_, &attended_, &gate_logits_,
                                      &shared_gate_, &shared_up_, &shared_scale_, &logit_rows_, &logits_, &slot_weight_, &scores_}) {
     ops_->Adopt(std::as_writable_bytes(std::span(*values)));
     ops_->Publish(std::as_bytes(std::span(*values)));
   }
-  for (std::vector<int32_t>* values : {&ids_, &picked_, &asked_, &slot_expert_, &order_}) {
+  for (std::vector<int32_t>* values : {&ids_, &asked_, &slot_expert_, &order_}) {
     ops_->Adopt(std::as_writable_bytes(std::span(*values)));
     ops_->Publish(std::as_bytes(std::span(*values)));
   }

@@ -244,10 +244,10 @@ Profiler::Call Profiler::PartCall(Part part, size_t layer, int64_t rows, int las
       };
     }
     case Part::kLogits: {
-      const MutRows picked = view(logit_rows_, config.hidden), logits = view(logits_, config.vocab);
+      const MutRows normed = view(logit_rows_, config.hidden), logits = view(logits_, config.vocab);
       return [=, this](size_t) {
-        ops_->RmsNorm({picked, target_.weights->output_norm, epsilon, picked});
-        ops_->Linear({picked, target_.weights->output, {}, logits});
+        ops_->RmsNorm({x, target_.weights->output_norm, epsilon, normed});
+        ops_->Linear({normed, target_.weights->output, {}, logits});
       };
     }
     case Part::kExperts:
@@ -418,22 +418,22 @@ Profiler::Timed Profiler::TimeAroundStep(const OperationShape& shape, bool energ
   const double operations_us = MicrosecondsInStep(embed) + static_cast<double>(layers) * TimePart(Part::kBeforeAttention, 0, rows, false).all.us +
                                TimePart(Part::kLogits, 0, rows, false).all.us;
   const Call body = PartCall(Part::kBeforeAttention, 0, rows, kAllSegments);
-  const MutRows x{x_.data(), rows, config.hidden}, picked{logit_rows_.data(), rows, config.hidden}, logits{logits_.data(), rows, config.vocab};
+  const MutRows x{x_.data(), rows, config.hidden}, normed{logit_rows_.data(), rows, config.hidden}, logits{logits_.data(), rows, config.vocab};
   const auto step = [&] {
     ops_->Publish(std::as_bytes(std::span(ids_).first(n)));
     ops_->Publish(std::as_bytes(std::span(kinds_).first(n)));
-    ops_->Publish(std::as_bytes(std::span(cosines_).first(n * static_cast<size_t>(half))));
-    ops_->Publish(std::as_bytes(std::span(sines_).first(n * static_cast<size_t>(half))));
+    ops_->Publish(std::as_bytes(std::span(asked_).first(n)));
     ops_->SetRows(kv_rows_);
     ops_->SetSteering(nullptr, records_);
     ops_->BeginStep(kStepKey + static_cast<uint64_t>(rows));
     ops_->Embed(target_.weights->embedding, std::span(ids_).first(n), x);
+    ops_->Angles({std::span(kv_rows_).first(n), inverse_frequency_, {cosines_.data(), rows, half}, {sines_.data(), rows, half}});
     for (size_t l = 0; l < layers; ++l) body(l);
-    ops_->EndStep();
-    ops_->Gather({x, std::span(picked_).first(n), picked});
-    ops_->RmsNorm({picked, target_.weights->output_norm, config.norm_epsilon, picked});
-    ops_->Linear({picked, target_.weights->output, {}, logits});
+    ops_->RmsNorm({x, target_.weights->output_norm, config.norm_epsilon, normed});
+    ops_->Linear({normed, target_.weights->output, {}, logits});
     const bool summarised = ops_->Summarise({logits, std::span(asked_).first(n), std::span(summaries_).first(n)});
+    ops_->EndStep();
+    if (summarised) ops_->FinishSummaries();
     for (int64_t t = 0; t < rows && !summarised && target_.sample; ++t) target_.sample({logits.row(t), static_cast<size_t>(logits.cols)});
     ops_->FinishRecords();
   };

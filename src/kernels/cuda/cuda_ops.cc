@@ -211,8 +211,17 @@ void CudaOps::Embed(const WeightMatrix& table, std::span<const int32_t> ids, Mut
   Call call(*this);
   const auto resident = tables_of_rows_.find(table.data);
   const std::byte* data = resident != tables_of_rows_.end() ? resident->second : call.In(table.data, table.rows * table.row_bytes());
-  pending_.push_back(EmbedNode{table.type, data, table.cols, table.row_bytes(), call.In(ids.data(), static_cast<int64_t>(ids.size())),
+  pending_.push_back(EmbedLaunch{table.type, data, table.cols, table.row_bytes(), call.In(ids.data(), static_cast<int64_t>(ids.size())),
                                call.Out(out.data, out.size()), out.rows});
+}
+
+void CudaOps::Angles(const kernels::AnglesArgs& args) const {
+  if (replaying_) return;
+  Call call(*this);
+  if (rows_set_ != args.rows.data() || !in_step_) SetRows(args.rows);
+  const auto half = static_cast<int64_t>(args.inverse_frequency.size());
+  pending_.push_back(AnglesLaunch{rows_.position, call.In(args.inverse_frequency.data(), half), call.Out(args.cosines.data, args.cosines.size()),
+                                  call.Out(args.sines.data, args.sines.size()), args.cosines.rows, static_cast<int32_t>(half)});
 }
 
 void CudaOps::RmsNorm(const kernels::RmsNormArgs& args) const {
@@ -440,38 +449,48 @@ void CudaOps::Clamp(MutRows x, float limit) const {
 void CudaOps::Gather(const kernels::GatherArgs& args) const {
   if (replaying_) return;
   Call call(*this);
-  std::byte* resident = addresses_.Find(args.picked.data());
   const auto count = static_cast<int64_t>(args.picked.size());
-  if (resident != nullptr) Stage(resident, args.picked.data(), Bytes<int32_t>(count));
   pending_.push_back(GatherNode{call.In(args.x.data, args.x.size()), call.In(args.picked.data(), count), call.Out(args.out.data, args.out.size()),
                                 count, args.out.cols});
 }
 
 bool CudaOps::Summarise(const kernels::SummariseArgs& args) const {
   const auto rows = args.logits.rows;
-  if (rows > summary_rows_) {
-    Synchronise();
-    Result<DeviceMemory> memory = DeviceMemory::Allocate(SummaryScratch(rows), "summaries of logits");
-    Result<PinnedMemory> pinned = PinnedMemory::Allocate(Bytes<kernels::LogitSummary>(rows));
-    if (!memory.ok() || !pinned.ok()) {
-      if (health_.ok()) health_ = memory.ok() ? pinned.status() : memory.status();
-      return false;
-    }
-    summary_memory_ = std::move(memory).value(), summaries_ = std::move(pinned).value();
-    summary_rows_ = rows;
-  }
+  summarised_ = args.out;
+  records_under_way_ = in_step_ && recorded_ > 0;
+  if (replaying_) return true;
+  EnsureSummaries(rows);
+  if (!health_.ok()) return false;
   Call call(*this);
-  std::byte* resident = addresses_.Find(args.asked.data());
-  if (resident != nullptr) Stage(resident, args.asked.data(), Bytes<int32_t>(rows));
-  const float* logits = call.In(args.logits.data, args.logits.size());
-  const int32_t* asked = call.In(args.asked.data(), rows);
-  LaunchPending();
-  auto* out = summaries_.as<kernels::LogitSummary>();  // the device writes where the host reads
-  thermoe::cuda::Summarise(logits, rows, args.logits.cols, asked, out, summary_memory_.data(), stream_);
-  Check(cudaGetLastError(), "summarising logits");
-  Synchronise();
-  std::copy_n(out, static_cast<size_t>(rows), args.out.data());
+  SummariseLaunch launch{call.In(args.logits.data, args.logits.size()), call.In(args.asked.data(), rows), rows, args.logits.cols,
+                         summaries_.as<kernels::LogitSummary>(), summary_memory_.data(),
+                         reinterpret_cast<uint32_t*>(summary_memory_.data() + SummaryScratch(summary_rows_))};
+  if (records_under_way_) launch.also = Records();
+  pending_.push_back(launch);
   return true;
+}
+
+void CudaOps::FinishSummaries() const {
+  LaunchPending();
+  Synchronise();
+  std::copy_n(summaries_.as<kernels::LogitSummary>(), summarised_.size(), summarised_.data());
+}
+
+void CudaOps::EnsureSummaries(int64_t rows) const {
+  if (rows <= summary_rows_) return;
+  LaunchPending();
+  Synchronise();
+  const int64_t bytes = SummaryScratch(rows) + Bytes<uint32_t>(rows);
+  Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "summaries of logits");
+  Result<PinnedMemory> pinned = PinnedMemory::Allocate(Bytes<kernels::LogitSummary>(rows));
+  if (!memory.ok() || !pinned.ok()) {
+    if (health_.ok()) health_ = memory.ok() ? pinned.status() : memory.status();
+    return;
+  }
+  summary_memory_ = std::move(memory).value(), summaries_ = std::move(pinned).value();
+  summary_rows_ = rows;
+  Check(cudaMemsetAsync(summary_memory_.data(), 0, static_cast<size_t>(bytes), stream_), "clearing memory");
+  DropGraphs();  // they have the old addresses
 }
 
 }  // namespace thermoe::cuda

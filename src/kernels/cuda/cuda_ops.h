@@ -57,7 +57,9 @@ class CudaOps final : public kernels::Ops {
   void Add(const kernels::AddArgs& args) const override;
   void Clamp(MutRows x, float limit) const override;
   void Gather(const kernels::GatherArgs& args) const override;
+  void Angles(const kernels::AnglesArgs& args) const override;
   bool Summarise(const kernels::SummariseArgs& args) const override;
+  void FinishSummaries() const override;
 
   // Test-time training runs on the cpu backend: the engine refuses it here, and these abort.
   void AddRow(const kernels::AddRowArgs& args) const override;
@@ -123,6 +125,8 @@ class CudaOps final : public kernels::Ops {
   void WriteRules(size_t index, const LayerSteering* steering, int32_t experts, int32_t slots, bool nested) const;
   void EnsureSelectSlots(size_t layers, int32_t experts) const;
   void ReadRecord(size_t index, const SelectCounts& counts, const int32_t* expert_slots) const;
+  ScatterLaunch::Piece Records() const;  // from where gates leave them to the host
+  void EnsureSummaries(int64_t rows) const;
 
   DeviceFacts device_;
   ThreadPool* threads_;
@@ -179,6 +183,8 @@ class CudaOps final : public kernels::Ops {
   mutable PinnedMemory summaries_;
   mutable DeviceMemory summary_memory_;
   mutable int64_t summary_rows_ = 0;
+  mutable std::span<kernels::LogitSummary> summarised_;  // where the newest go
+  mutable bool records_under_way_ = false;               // with the summaries of this step
 
   mutable std::vector<Node> pending_;
   mutable uint64_t key_ = 0;

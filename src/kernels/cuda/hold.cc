@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kAlign = 256;
 constexpr int64_t kReserveBytes = int64_t{512} << 20;  // CUDA's own, graphs and kernels
+constexpr int64_t kSummaryRows = 32;                   // of logits at once; more make room when they come
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -126,6 +127,7 @@ Status CudaOps::Hold(const kernels::ResidentModel& model) {
   Result<DeviceMemory> rows = DeviceMemory::Allocate(Bytes<int32_t>(2 * rows_capacity_ + tables_capacity_ * table_stride_), "the rows of a step");
   if (!rows.ok()) return rows.status();
   rows_memory_ = std::move(rows).value();
+  EnsureSummaries(kSummaryRows);
   EnsureSelectSlots(static_cast<size_t>(config.layers), config.experts);
   slots_ = config.slots;
   nested_ = !model.experts.empty() && model.experts[0][0].gate.type == DType::kNested8;

@@ -9,7 +9,9 @@
 namespace thermoe::cuda {
 namespace {
 
-void LaunchOne(const EmbedNode& n, cudaStream_t stream) { Embed(n.type, n.table, n.cols, n.row_bytes, n.ids, n.out, n.rows, stream); }
+void LaunchOne(const EmbedLaunch& n, cudaStream_t stream) { Embed(n, stream); }
+void LaunchOne(const AnglesLaunch& n, cudaStream_t stream) { Angles(n, stream); }
+void LaunchOne(const SummariseLaunch& n, cudaStream_t stream) { Summarise(n, stream); }
 void LaunchOne(const RopeLaunch& n, cudaStream_t stream) { Rope(n, stream); }
 void LaunchOne(const StoreLaunch& n, cudaStream_t stream) { StoreKv(n, stream); }
 void LaunchOne(const SelectLaunch& n, cudaStream_t stream) { Select(n, stream); }
@@ -63,6 +65,17 @@ template <typename Other>
 auto LaunchOne(const Other& n, Halves* halves, cudaStream_t stream) {
   if constexpr (!std::is_same_v<Other, SelectLaunch>) halves->Forget();
   return LaunchOne(n, stream);
+}
+
+// What the rows of a step begin with.
+size_t EmbedThenAngles(std::span<const Node> nodes, Halves* halves, cudaStream_t stream) {
+  const auto* embed = NodeAt<EmbedLaunch>(nodes, 0);
+  const auto* angles = NodeAt<AnglesLaunch>(nodes, 1);
+  if (embed == nullptr || angles == nullptr || angles->rows != embed->rows) return 0;
+  EmbedLaunch both = *embed;
+  both.angles = *angles;
+  LaunchOne(both, halves, stream);
+  return 2;
 }
 
 // q, k and v: neighbouring products of the same rows.
@@ -151,6 +164,7 @@ cudaError_t Launch(std::span<const Node> nodes, const LaunchRoom& room, cudaStre
     const std::span<const Node> rest = nodes.subspan(i);
     cudaError_t error = cudaSuccess;
     size_t done = LinearsTogether(rest, halves, stream, &error);
+    if (done == 0) done = EmbedThenAngles(rest, &halves, stream);
     if (done == 0) done = OutputToSelectionTogether(rest, &halves, stream, &error);
     if (done == 0) done = AddThenNorm(rest, &halves, stream);
     if (done == 0) done = ProjectionsTogether(rest, i == 0, room, &halves, stream);

@@ -12,14 +12,6 @@
 
 namespace thermoe::cuda {
 
-struct EmbedNode {
-  DType type = DType::kF32;
-  const std::byte* table = nullptr;
-  int64_t cols = 0, row_bytes = 0;
-  const int32_t* ids = nullptr;
-  float* out = nullptr;
-  int64_t rows = 0;
-};
 struct SwiGluNode {
   const float *gate = nullptr, *up = nullptr;
   float* out = nullptr;
@@ -42,8 +34,8 @@ struct GatherNode {
   int64_t rows = 0, n = 0;
 };
 
-using Node = std::variant<EmbedNode, NormLaunch, LinearLaunch, RopeLaunch, StoreLaunch, AttentionLaunch, SelectLaunch, ExpertFfnLaunch,
-                          SwiGluNode, AddNode, ClampNode, GatherNode>;
+using Node = std::variant<EmbedLaunch, AnglesLaunch, NormLaunch, LinearLaunch, RopeLaunch, StoreLaunch, AttentionLaunch, SelectLaunch, ExpertFfnLaunch,
+                          SwiGluNode, AddNode, ClampNode, GatherNode, SummariseLaunch>;
 
 // Memory that launches one after another share.
 struct LaunchRoom {

@@ -92,13 +92,15 @@ __global__ void GatherKernel(const float* x, const int32_t* picked, float* out, 
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) to[i] = from[i];
 }
 
-// grid: pieces.
-__global__ void ScatterKernel(ScatterLaunch l) {
-  const ScatterLaunch::Piece piece = l.pieces[blockIdx.x];
+// A thread's share.
+__device__ void CopyPiece(const ScatterLaunch::Piece& piece, int64_t thread, int64_t threads) {
   const int64_t quads = reinterpret_cast<uintptr_t>(piece.to) % 16 == 0 ? piece.bytes / 16 : 0;
-  for (int64_t i = threadIdx.x; i < quads; i += blockDim.x) reinterpret_cast<uint4*>(piece.to)[i] = reinterpret_cast<const uint4*>(piece.from)[i];
-  for (int64_t i = quads * 16 + threadIdx.x; i < piece.bytes; i += blockDim.x) piece.to[i] = piece.from[i];
+  for (int64_t i = thread; i < quads; i += threads) reinterpret_cast<uint4*>(piece.to)[i] = reinterpret_cast<const uint4*>(piece.from)[i];
+  for (int64_t i = quads * 16 + thread; i < piece.bytes; i += threads) piece.to[i] = piece.from[i];
 }
+
+// grid: pieces.
+__global__ void ScatterKernel(ScatterLaunch l) { CopyPiece(l.pieces[blockIdx.x], threadIdx.x, blockDim.x); }
 
 __device__ float Half(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 __device__ uint16_t Load16(const std::byte* p) { return static_cast<uint16_t>(static_cast<unsigned>(p[0]) | static_cast<unsigned>(p[1]) << 8); }
@@ -155,14 +157,29 @@ __device__ float Element(DType type, const std::byte* row, int64_t i) {
   return 0;
 }
 
-__global__ void EmbedKernel(DType type, const std::byte* table, int64_t cols, int64_t row_bytes, const int32_t* ids, float* out) {
-  const std::byte* row = table + ids[blockIdx.y] * row_bytes;
+__device__ void TurnRow(const AnglesLaunch& l, int64_t row) {
+  const auto position = static_cast<float>(l.position[row]);
+  for (int i = static_cast<int>(threadIdx.x); i < l.half; i += static_cast<int>(blockDim.x)) {
+    const float angle = __fmul_rn(position, l.inverse_frequency[i]);
+    l.cosines[row * l.half + i] = cosf(angle), l.sines[row * l.half + i] = sinf(angle);
+  }
+}
+
+__global__ void AnglesKernel(AnglesLaunch l) { TurnRow(l, blockIdx.x); }
+
+// grid: columns, then, of angles, one block more; rows.
+__global__ void EmbedKernel(EmbedLaunch l) {
+  LetNextStart();
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i < cols) out[blockIdx.y * cols + i] = Element(type, row, i);
+  if (i >= l.cols) {
+    if (l.angles.rows > 0 && blockIdx.x + 1 == gridDim.x) TurnRow(l.angles, blockIdx.y);
+    return;
+  }
+  l.out[blockIdx.y * l.cols + i] = Element(l.type, l.table + l.ids[blockIdx.y] * l.row_bytes, i);
 }
 
 // A part of a row of logits: the largest, where it is, and the sum of exponentials below it.
-struct Part {
+struct alignas(16) Part {
   float most;
   int32_t best;
   float sum;
@@ -192,44 +209,69 @@ __device__ Part BlockMerge(Part part) {
 }
 
 constexpr int kSummaryParts = 64;
+static_assert(kSummaryParts <= kThreads);
+constexpr Part kNothing{-FLT_MAX, INT32_MAX, 0, 0};
 
-__global__ void SummaryPartKernel(const float* logits, int64_t vocab, Part* parts) {
+// Logit `at` of a row, after those before it.
+__device__ void AddLogit(float value, int64_t at, Part* part) {
+  if (!isfinite(value)) {
+    part->bad = 1;
+    if (isnan(value)) return;
+  }
+  if (value > part->most || part->best == INT32_MAX) {
+    part->sum = part->sum * expf(part->most - value) + 1;
+    part->most = value, part->best = static_cast<int32_t>(at);
+  } else {
+    part->sum += expf(value - part->most);
+  }
+}
+
+// Of another block.
+__device__ Part ReadPart(const Part* from) {
+  const float4 words = __ldcg(reinterpret_cast<const float4*>(from));
+  return {words.x, __float_as_int(words.y), words.z, __float_as_int(words.w)};
+}
+
+// grid: parts, rows and, of what also goes, one row more. The last part of a row to be done makes the whole.
+__global__ void __launch_bounds__(kThreads) SummaryKernel(SummariseLaunch l) {
+  __shared__ bool last;
   WaitForBefore();
   LetNextStart();
-  const float* row = logits + blockIdx.y * vocab;
-  const int64_t each = (vocab + kSummaryParts - 1) / kSummaryParts, begin = blockIdx.x * each;
-  const int64_t end = begin + each < vocab ? begin + each : vocab;
-  Part part{-FLT_MAX, INT32_MAX, 0, 0};
-  for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-    const float value = row[i];
-    if (!isfinite(value)) {
-      part.bad = 1;
-      if (isnan(value)) continue;
-    }
-    if (value > part.most || part.best == INT32_MAX) {
-      part.sum = part.sum * expf(part.most - value) + 1;
-      part.most = value, part.best = static_cast<int32_t>(i);
-    } else {
-      part.sum += expf(value - part.most);
+  if (blockIdx.y == l.rows) return CopyPiece(l.also, int64_t{blockIdx.x} * kThreads + threadIdx.x, int64_t{kSummaryParts} * kThreads);
+  const int64_t row = blockIdx.y;
+  const float* logits = l.logits + row * l.vocab;
+  const int64_t each = (l.vocab + kSummaryParts - 1) / kSummaryParts, begin = blockIdx.x * each;
+  const int64_t end = begin + each < l.vocab ? begin + each : l.vocab;
+  Part part = kNothing;
+  for (int64_t first = begin + threadIdx.x; first < end; first += 4 * kThreads) {
+    float values[4];  // whose loads do not wait for each other
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[i] = first + i * kThreads < end ? __ldcg(logits + first + i * kThreads) : -INFINITY;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (first + i * kThreads < end) AddLogit(values[i], first + i * kThreads, &part);
     }
   }
   part = BlockMerge(part);
-  if (threadIdx.x == 0) parts[blockIdx.y * kSummaryParts + blockIdx.x] = part;
-}
-
-__global__ void SummaryKernel(const float* logits, int64_t vocab, const Part* parts, const int32_t* asked, kernels::LogitSummary* out) {
-  WaitForBefore();
-  const int64_t row = blockIdx.x;
-  Part part = parts[row * kSummaryParts + threadIdx.x];
-  for (int i = 32; i < kSummaryParts; i += 32) part = Merge(part, parts[row * kSummaryParts + i + threadIdx.x]);
+  auto* parts = static_cast<Part*>(l.scratch) + row * kSummaryParts;
+  if (threadIdx.x == 0) {
+    parts[blockIdx.x] = part;
+    last = CountBlock(l.done + row) + 1 == kSummaryParts;
+  }
+  __syncthreads();
+  if (!last) return;
+  part = threadIdx.x < kSummaryParts ? ReadPart(parts + threadIdx.x) : kNothing;
   part = BlockMerge(part);
   if (threadIdx.x != 0) return;
-  kernels::LogitSummary& summary = out[row];
+  l.done[row] = 0;
+  const int32_t asked = l.asked[row];
+  kernels::LogitSummary summary;
   summary.log_sum_exp = part.most + logf(part.sum);
   summary.best = part.best == INT32_MAX ? 0 : part.best;
   summary.best_logit = part.most;
-  summary.asked_logit = asked[row] >= 0 ? logits[row * vocab + asked[row]] : 0.0f;
+  summary.asked_logit = asked >= 0 ? logits[asked] : 0.0f;
   summary.finite = part.bad == 0;
+  l.out[row] = summary;
 }
 
 }  // namespace
@@ -275,22 +317,22 @@ void Gather(const float* x, const int32_t* picked, float* out, int64_t rows, int
   if (rows > 0) LaunchEarly(GatherKernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, stream, x, picked, out, n);
 }
 
-void Embed(DType type, const std::byte* table, int64_t cols, int64_t row_bytes, const int32_t* ids, float* out, int64_t rows,
-           cudaStream_t stream) {
-  if (rows == 0) return;
-  const dim3 grid(BlocksFor(cols), static_cast<unsigned>(rows));
-  EmbedKernel<<<grid, kThreads, 0, stream>>>(type, table, cols, row_bytes, ids, out);
+void Embed(const EmbedLaunch& l, cudaStream_t stream) {
+  if (l.rows == 0) return;
+  const dim3 grid(BlocksFor(l.cols) + (l.angles.rows > 0 ? 1 : 0), static_cast<unsigned>(l.rows));
+  EmbedKernel<<<grid, kThreads, 0, stream>>>(l);
+}
+
+void Angles(const AnglesLaunch& l, cudaStream_t stream) {
+  if (l.rows > 0) AnglesKernel<<<static_cast<unsigned>(l.rows), 64, 0, stream>>>(l);
 }
 
 int64_t SummaryScratch(int64_t rows) { return rows * kSummaryParts * static_cast<int64_t>(sizeof(Part)); }
 
-void Summarise(const float* logits, int64_t rows, int64_t vocab, const int32_t* asked, kernels::LogitSummary* out, void* scratch,
-               cudaStream_t stream) {
-  if (rows == 0) return;
-  auto* parts = static_cast<Part*>(scratch);
-  const auto count = static_cast<unsigned>(rows);
-  LaunchEarly(SummaryPartKernel, dim3(kSummaryParts, count), dim3(kThreads), 0, stream, logits, vocab, parts);
-  LaunchEarly(SummaryKernel, dim3(count), dim3(32), 0, stream, logits, vocab, parts, asked, out);
+void Summarise(const SummariseLaunch& l, cudaStream_t stream) {
+  if (l.rows == 0) return;
+  const auto rows = static_cast<unsigned>(l.rows + (l.also.bytes > 0 ? 1 : 0));
+  LaunchEarly(SummaryKernel, dim3(kSummaryParts, rows), dim3(kThreads), 0, stream, l);
 }
 
 }  // namespace thermoe::cuda

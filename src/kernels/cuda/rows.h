@@ -46,8 +46,27 @@ void Add(const float* x, const float* gate, float* out, int64_t rows, int64_t n,
 void Clamp(float* x, int64_t size, float limit, cudaStream_t stream);
 // out [rows, n] = x[picked[row]]
 void Gather(const float* x, const int32_t* picked, float* out, int64_t rows, int64_t n, cudaStream_t stream);
+// Angles that rows turn by.
+struct AnglesLaunch {
+  const int32_t* position = nullptr;         // [rows]
+  const float* inverse_frequency = nullptr;  // [half]
+  float *cosines = nullptr, *sines = nullptr;  // [rows, half]
+  int64_t rows = 0;
+  int32_t half = 0;
+};
+void Angles(const AnglesLaunch& launch, cudaStream_t stream);
+
 // out [rows, cols] = rows `ids` of a table as the file has it (type: any of DType but kNested8).
-void Embed(DType type, const std::byte* table, int64_t cols, int64_t row_bytes, const int32_t* ids, float* out, int64_t rows, cudaStream_t stream);
+struct EmbedLaunch {
+  DType type = DType::kF32;
+  const std::byte* table = nullptr;
+  int64_t cols = 0, row_bytes = 0;
+  const int32_t* ids = nullptr;
+  float* out = nullptr;
+  int64_t rows = 0;
+  AnglesLaunch angles{};  // of the same rows, or of none
+};
+void Embed(const EmbedLaunch& launch, cudaStream_t stream);
 
 // Small pieces of pinned host memory to where they belong, all at once, or from there to pinned host memory; the host leaves them until it has
 // waited for the stream.
@@ -63,9 +82,17 @@ struct ScatterLaunch {
 };
 void Scatter(const ScatterLaunch& launch, cudaStream_t stream);
 
-// Summaries of rows of logits. scratch: SummaryScratch(rows) bytes.
-void Summarise(const float* logits, int64_t rows, int64_t vocab, const int32_t* asked, kernels::LogitSummary* out, void* scratch,
-               cudaStream_t stream);
+// Summaries of rows of logits.
+struct SummariseLaunch {
+  const float* logits = nullptr;   // [rows, vocab]
+  const int32_t* asked = nullptr;  // [rows]
+  int64_t rows = 0, vocab = 0;
+  kernels::LogitSummary* out = nullptr;  // [rows] in pinned host memory
+  void* scratch = nullptr;               // SummaryScratch(rows) bytes, aligned to 16; of no other launch under way
+  uint32_t* done = nullptr;              // [rows] parts that are done, zero between launches
+  ScatterLaunch::Piece also{};           // goes to pinned host memory by the same launch; bytes 0: nothing does
+};
+void Summarise(const SummariseLaunch& launch, cudaStream_t stream);
 int64_t SummaryScratch(int64_t rows);
 
 }  // namespace thermoe::cuda

@@ -38,15 +38,18 @@ void CudaOps::SetRows(std::span<const KvRow> rows) const {
     rows_memory_ = std::move(memory).value();
     DropGraphs();  // they have the old addresses
   }
+  // Where they are and how far tables reach follows from the number of rows and the planned length, so that graphs serve many steps.
+  const auto rows_of = static_cast<int64_t>(count);
+  const int32_t stride = std::min(table_stride_, planned_length_ / kKvBlock);
   auto* words = rows_memory_.as<int32_t>();
-  rows_ = {words, words + rows_capacity_, words + 2 * rows_capacity_, table_stride_};
-  row_words_.assign(static_cast<size_t>(2 * rows_capacity_ + sequences * table_stride_), 0);
+  rows_ = {words, words + rows_of, words + 2 * rows_of, stride};
+  row_words_.assign(static_cast<size_t>(2 * rows_of + sequences * stride), 0);
   int32_t sequence = -1;
   for (size_t t = 0; t < count; ++t) {
     if (t == 0 || rows[t].blocks != rows[t - 1].blocks) ++sequence;
     row_words_[t] = sequence;
-    row_words_[static_cast<size_t>(rows_capacity_) + t] = rows[t].position;
-    int32_t* table = row_words_.data() + 2 * rows_capacity_ + int64_t{sequence} * table_stride_;
+    row_words_[count + t] = rows[t].position;
+    int32_t* table = row_words_.data() + 2 * rows_of + int64_t{sequence} * stride;
     std::copy_n(rows[t].blocks, rows[t].position / kKvBlock + 1, table);
   }
   Stage(words, row_words_.data(), Bytes<int32_t>(static_cast<int64_t>(row_words_.size())));
@@ -56,7 +59,7 @@ void CudaOps::BeginStep(uint64_t key) const {
   LaunchPending();
   key_ = key == 0 ? 0 : key << 32 | static_cast<uint64_t>(planned_length_);
   key = key_;
-  in_step_ = true;
+  in_step_ = true, records_under_way_ = false;
   const auto graph = graphs_.find(key);
   if (key == 0 || graph == graphs_.end() || graph->second == nullptr) return;
   replaying_ = true;
@@ -76,13 +79,15 @@ void CudaOps::EndStep() const {
     LaunchPending();
     if (key_ != 0) graphs_[key_] = nullptr;
   }
-  if (recorded_ > 0) {
-    const auto bytes = static_cast<size_t>(Bytes<SelectCounts>(static_cast<int64_t>(recorded_)) +
-                                           Bytes<int32_t>(static_cast<int64_t>(recorded_) * select_experts_));
-    // By a kernel: a copy would make the stream change engines twice.
-    Scatter({{{records_.data(), reinterpret_cast<const std::byte*>(counts_), static_cast<int64_t>(bytes)}}, 1}, stream_);
+  if (recorded_ > 0 && !records_under_way_) {
+    Scatter({{Records()}, 1}, stream_);  // by a kernel: a copy would make the stream change engines twice
     Check(cudaGetLastError(), "reading what the gates chose");
   }
+}
+
+ScatterLaunch::Piece CudaOps::Records() const {
+  const auto layers = static_cast<int64_t>(recorded_);
+  return {records_.data(), reinterpret_cast<const std::byte*>(counts_), Bytes<SelectCounts>(layers) + Bytes<int32_t>(layers * select_experts_)};
 }
 
 void CudaOps::ReadRecord(size_t index, const SelectCounts& counts, const int32_t* expert_slots) const {
