@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/cuda_ops.h"
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -16,7 +17,8 @@ constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
 // Of blocks: the gate's one, the experts', attention's; then what experts pass and what the gate does, aligned to 16 bytes.
 constexpr int64_t kExpertsAt = 1, kAttendAt = kExpertsAt + kExpertCounters;
-constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kGateAt = kPassedAt + 2 * kPassedWords, kCounters = kGateAt + kGatePassed;
+constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kGateAt = kPassedAt + 2 * kPassedWords, kLaunchesAt = kGateAt + kGatePassed;
+constexpr int64_t kCounters = kLaunchesAt + 1;
 
 }  // namespace
 
@@ -106,6 +108,13 @@ Status CudaOps::Start() {
   Result<PinnedMemory> staging = PinnedMemory::Allocate(kStagingBytes);
   if (!staging.ok()) return staging.status();
   staging_ = std::move(staging).value();
+  Result<PinnedMemory> told = PinnedMemory::Allocate(sizeof(uint32_t));
+  if (!told.ok()) return told.status();
+  told_ = std::move(told).value();
+  *told_.as<uint32_t>() = 0;
+  Result<PinnedMemory> inputs = PinnedMemory::Allocate(static_cast<int64_t>(sizeof(StepInputs)) + kStepInputBytes);
+  if (!inputs.ok()) return inputs.status();
+  inputs_ = std::move(inputs).value();
   Result<DeviceMemory> done = DeviceMemory::Allocate(Bytes<uint32_t>(kCounters), "synchronisation");
   if (!done.ok()) return done.status();
   counters_ = std::move(done).value();
@@ -131,8 +140,10 @@ void CudaOps::LaunchPending() const {
 void CudaOps::Synchronise() const {
   FlushStaged();
   Check(cudaStreamSynchronize(stream_), "computing");
-  staging_used_ = 0;
+  Reuse();
 }
+
+void CudaOps::Reuse() const { staging_used_ = 0, inputs_under_way_ = false; }
 
 void CudaOps::Stage(void* to, const void* from, int64_t bytes) const {
   if (bytes == 0 || to == nullptr) return;
@@ -456,7 +467,7 @@ void CudaOps::Gather(const kernels::GatherArgs& args) const {
 
 bool CudaOps::Summarise(const kernels::SummariseArgs& args) const {
   const auto rows = args.logits.rows;
-  summarised_ = args.out;
+  summarised_ = args.out, ++summaries_asked_;
   records_under_way_ = in_step_ && recorded_ > 0;
   if (replaying_) return true;
   EnsureSummaries(rows);
@@ -464,15 +475,26 @@ bool CudaOps::Summarise(const kernels::SummariseArgs& args) const {
   Call call(*this);
   SummariseLaunch launch{call.In(args.logits.data, args.logits.size()), call.In(args.asked.data(), rows), rows, args.logits.cols,
                          summaries_.as<kernels::LogitSummary>(), summary_memory_.data(),
-                         reinterpret_cast<uint32_t*>(summary_memory_.data() + SummaryScratch(summary_rows_))};
+                         reinterpret_cast<uint32_t*>(summary_memory_.data() + SummaryScratch(summary_rows_)),
+                         counters_.as<uint32_t>() + kLaunchesAt, told_.as<uint32_t>()};
   if (records_under_way_) launch.also = Records();
   pending_.push_back(launch);
   return true;
 }
 
+// The kernel's last word is there some microseconds before its end is seen.
 void CudaOps::FinishSummaries() const {
+  constexpr int kLooks = 4096;  // between questions whether it came to an end without that
+  const bool late = pending_.empty() && staged_.count > 0;  // something follows it
   LaunchPending();
-  Synchronise();
+  const volatile uint32_t* told = told_.as<uint32_t>();
+  for (int look = 1; static_cast<int32_t>(summaries_asked_ - *told) > 0; ++look) {
+    if (look % kLooks == 0 && cudaStreamQuery(stream_) != cudaErrorNotReady) break;
+  }
+  if (*told == summaries_asked_ && !late) Reuse();
+  else Synchronise();
+  std::atomic_thread_fence(std::memory_order_acquire);
+  records_here_ = records_under_way_;
   std::copy_n(summaries_.as<kernels::LogitSummary>(), summarised_.size(), summarised_.data());
 }
 
@@ -480,7 +502,7 @@ void CudaOps::EnsureSummaries(int64_t rows) const {
   if (rows <= summary_rows_) return;
   LaunchPending();
   Synchronise();
-  const int64_t bytes = SummaryScratch(rows) + Bytes<uint32_t>(rows);
+  const int64_t bytes = SummaryScratch(rows) + Bytes<uint32_t>(rows + 1);
   Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "summaries of logits");
   Result<PinnedMemory> pinned = PinnedMemory::Allocate(Bytes<kernels::LogitSummary>(rows));
   if (!memory.ok() || !pinned.ok()) {

@@ -156,6 +156,12 @@ class CudaOps final : public kernels::Ops {
   mutable ScatterLaunch staged_;  // small inputs that are not under way yet
   void Stage(void* to, const void* from, int64_t bytes) const;
   void FlushStaged() const;
+  void Reuse() const;  // what inputs lie in: nothing that is under way reads it any more
+  // The inputs of a graph, which are there when it is launched: what is staged, as far as it can be.
+  PinnedMemory inputs_;
+  mutable bool inputs_under_way_ = false;
+  void PackInputs() const;
+  void LaunchGraph(cudaGraphExec_t graph) const;
 
   mutable DeviceMemory rows_memory_;
   mutable RowTable rows_;
@@ -184,7 +190,9 @@ class CudaOps final : public kernels::Ops {
   mutable DeviceMemory summary_memory_;
   mutable int64_t summary_rows_ = 0;
   mutable std::span<kernels::LogitSummary> summarised_;  // where the newest go
-  mutable bool records_under_way_ = false;               // with the summaries of this step
+  mutable bool records_under_way_ = false, records_here_ = false;  // with the summaries of this step
+  PinnedMemory told_;                                              // how many summaries have come
+  mutable uint32_t summaries_asked_ = 0;
 
   mutable std::vector<Node> pending_;
   mutable uint64_t key_ = 0;

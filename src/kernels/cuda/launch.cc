@@ -9,6 +9,7 @@
 namespace thermoe::cuda {
 namespace {
 
+void LaunchOne(const InputsLaunch& n, cudaStream_t stream) { TakeInputs(n, stream); }
 void LaunchOne(const EmbedLaunch& n, cudaStream_t stream) { Embed(n, stream); }
 void LaunchOne(const AnglesLaunch& n, cudaStream_t stream) { Angles(n, stream); }
 void LaunchOne(const SummariseLaunch& n, cudaStream_t stream) { Summarise(n, stream); }

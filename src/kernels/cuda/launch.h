@@ -34,7 +34,7 @@ struct GatherNode {
   int64_t rows = 0, n = 0;
 };
 
-using Node = std::variant<EmbedLaunch, AnglesLaunch, NormLaunch, LinearLaunch, RopeLaunch, StoreLaunch, AttentionLaunch, SelectLaunch, ExpertFfnLaunch,
+using Node = std::variant<InputsLaunch, EmbedLaunch, AnglesLaunch, NormLaunch, LinearLaunch, RopeLaunch, StoreLaunch, AttentionLaunch, SelectLaunch, ExpertFfnLaunch,
                           SwiGluNode, AddNode, ClampNode, GatherNode, SummariseLaunch>;
 
 // Memory that launches one after another share.

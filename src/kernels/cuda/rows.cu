@@ -169,6 +169,7 @@ __global__ void AnglesKernel(AnglesLaunch l) { TurnRow(l, blockIdx.x); }
 
 // grid: columns, then, of angles, one block more; rows.
 __global__ void EmbedKernel(EmbedLaunch l) {
+  WaitForBefore();
   LetNextStart();
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= l.cols) {
@@ -176,6 +177,31 @@ __global__ void EmbedKernel(EmbedLaunch l) {
     return;
   }
   l.out[blockIdx.y * l.cols + i] = Element(l.type, l.table + l.ids[blockIdx.y] * l.row_bytes, i);
+}
+
+// One block. What comes from the host comes at once.
+constexpr int kInputThreads = 512;
+__global__ void __launch_bounds__(kInputThreads) InputsKernel(InputsLaunch l) {
+  constexpr int kQuad = 16;
+  __shared__ StepInputs shared;
+  const auto* data = reinterpret_cast<const std::byte*>(l.inputs + 1);
+  const int thread = static_cast<int>(threadIdx.x);
+  LetNextStart();
+  uint4 first = __ldcv(reinterpret_cast<const uint4*>(data) + thread);  // there is room for it, whatever is in it
+  if (thread < static_cast<int>(sizeof(StepInputs)) / kQuad) reinterpret_cast<uint4*>(&shared)[thread] = __ldcv(reinterpret_cast<const uint4*>(l.inputs) + thread);
+  __syncthreads();
+#pragma unroll 1
+  for (int at = thread * kQuad; at < shared.bytes; at += kInputThreads * kQuad) {
+    const uint4 quad = at == thread * kQuad ? first : __ldcv(reinterpret_cast<const uint4*>(data + at));
+#pragma unroll 1
+    for (int i = 0; i < shared.count; ++i) {
+      const StepInputs::Piece piece = shared.pieces[i];
+      const int within = at - piece.at, left = piece.bytes - within;
+      if (within < 0 || left <= 0) continue;
+      if (left >= kQuad) *reinterpret_cast<uint4*>(piece.to + within) = quad;
+      else for (int b = 0; b < left; ++b) piece.to[within + b] = reinterpret_cast<const std::byte*>(&quad)[b];
+    }
+  }
 }
 
 // A part of a row of logits: the largest, where it is, and the sum of exponentials below it.
@@ -232,12 +258,29 @@ __device__ Part ReadPart(const Part* from) {
   return {words.x, __float_as_int(words.y), words.z, __float_as_int(words.w)};
 }
 
+// By a block that has met, after its last write to the host: the last one of a launch tells the host.
+__device__ void TellHost(const SummariseLaunch& l) {
+  __threadfence_system();
+  if (CountBlock(l.done + l.rows) + 1 != l.rows + (l.also.bytes > 0 ? kSummaryParts : 0)) return;
+  l.done[l.rows] = 0;
+  const uint32_t launches = *l.launches + 1;
+  *l.launches = launches;
+  __threadfence_system();
+  *static_cast<volatile uint32_t*>(l.told) = launches;
+}
+
 // grid: parts, rows and, of what also goes, one row more. The last part of a row to be done makes the whole.
 __global__ void __launch_bounds__(kThreads) SummaryKernel(SummariseLaunch l) {
   __shared__ bool last;
   WaitForBefore();
   LetNextStart();
-  if (blockIdx.y == l.rows) return CopyPiece(l.also, int64_t{blockIdx.x} * kThreads + threadIdx.x, int64_t{kSummaryParts} * kThreads);
+  if (blockIdx.y == l.rows) {
+    CopyPiece(l.also, int64_t{blockIdx.x} * kThreads + threadIdx.x, int64_t{kSummaryParts} * kThreads);
+    __threadfence_system();
+    __syncthreads();
+    if (threadIdx.x == 0) TellHost(l);
+    return;
+  }
   const int64_t row = blockIdx.y;
   const float* logits = l.logits + row * l.vocab;
   const int64_t each = (l.vocab + kSummaryParts - 1) / kSummaryParts, begin = blockIdx.x * each;
@@ -272,6 +315,7 @@ __global__ void __launch_bounds__(kThreads) SummaryKernel(SummariseLaunch l) {
   summary.asked_logit = asked >= 0 ? logits[asked] : 0.0f;
   summary.finite = part.bad == 0;
   l.out[row] = summary;
+  TellHost(l);
 }
 
 }  // namespace
@@ -301,6 +345,8 @@ void Scatter(const ScatterLaunch& l, cudaStream_t stream) {
   if (l.count > 0) ScatterKernel<<<static_cast<unsigned>(l.count), 256, 0, stream>>>(l);
 }
 
+void TakeInputs(const InputsLaunch& l, cudaStream_t stream) { InputsKernel<<<1, kInputThreads, 0, stream>>>(l); }
+
 void SwiGlu(const float* gate, const float* up, float* out, int64_t size, cudaStream_t stream) {
   if (size > 0) SwiGluKernel<<<BlocksFor(size), kThreads, 0, stream>>>(gate, up, out, size);
 }
@@ -320,7 +366,7 @@ void Gather(const float* x, const int32_t* picked, float* out, int64_t rows, int
 void Embed(const EmbedLaunch& l, cudaStream_t stream) {
   if (l.rows == 0) return;
   const dim3 grid(BlocksFor(l.cols) + (l.angles.rows > 0 ? 1 : 0), static_cast<unsigned>(l.rows));
-  EmbedKernel<<<grid, kThreads, 0, stream>>>(l);
+  LaunchEarly(EmbedKernel, grid, dim3(kThreads), 0, stream, l);
 }
 
 void Angles(const AnglesLaunch& l, cudaStream_t stream) {

@@ -82,6 +82,21 @@ struct ScatterLaunch {
 };
 void Scatter(const ScatterLaunch& launch, cudaStream_t stream);
 
+// The same for a graph, which is told each time anew by what lies in pinned memory: this, then the pieces' bytes.
+struct alignas(16) StepInputs {
+  struct Piece {
+    std::byte* to;      // aligned to 16 bytes
+    int32_t at, bytes;  // from the first piece's bytes on; at: a multiple of 16
+  };
+  Piece pieces[kMostPieces];
+  int32_t count, bytes;  // bytes: up to the last piece's end
+};
+inline constexpr int32_t kStepInputBytes = 16 << 10;  // there is room for, behind it; all of it may be read
+struct InputsLaunch {
+  const StepInputs* inputs = nullptr;
+};
+void TakeInputs(const InputsLaunch& launch, cudaStream_t stream);
+
 // Summaries of rows of logits.
 struct SummariseLaunch {
   const float* logits = nullptr;   // [rows, vocab]
@@ -89,7 +104,9 @@ struct SummariseLaunch {
   int64_t rows = 0, vocab = 0;
   kernels::LogitSummary* out = nullptr;  // [rows] in pinned host memory
   void* scratch = nullptr;               // SummaryScratch(rows) bytes, aligned to 16; of no other launch under way
-  uint32_t* done = nullptr;              // [rows] parts that are done, zero between launches
+  uint32_t* done = nullptr;              // [rows + 1] parts that are done, and rows; zero between launches
+  uint32_t* launches = nullptr;          // so many have come to their end
+  uint32_t* told = nullptr;              // the same in pinned host memory: once it is there, so is what this one gives
   ScatterLaunch::Piece also{};           // goes to pinned host memory by the same launch; bytes 0: nothing does
 };
 void Summarise(const SummariseLaunch& launch, cudaStream_t stream);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // CudaOps over a step: its rows, the graph that replays it, and what its gates chose.
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "kernels/cuda/cuda_ops.h"
@@ -55,15 +56,42 @@ void CudaOps::SetRows(std::span<const KvRow> rows) const {
   Stage(words, row_words_.data(), Bytes<int32_t>(static_cast<int64_t>(row_words_.size())));
 }
 
+void CudaOps::PackInputs() const {
+  auto* inputs = inputs_.as<StepInputs>();
+  if (inputs_under_way_) Synchronise();
+  inputs->count = inputs->bytes = 0;
+  int64_t bytes = 0;
+  bool fits = true;
+  for (int32_t i = 0; i < staged_.count; ++i) {
+    bytes += (staged_.pieces[i].bytes + 15) / 16 * 16;
+    fits = fits && reinterpret_cast<uintptr_t>(staged_.pieces[i].to) % 16 == 0;
+  }
+  if (!fits || bytes > kStepInputBytes) return FlushStaged();
+  for (int32_t i = 0; i < staged_.count; ++i) {
+    const ScatterLaunch::Piece& piece = staged_.pieces[i];
+    const auto size = static_cast<int32_t>(piece.bytes);
+    inputs->pieces[inputs->count++] = {piece.to, inputs->bytes, size};
+    std::memcpy(reinterpret_cast<std::byte*>(inputs + 1) + inputs->bytes, piece.from, static_cast<size_t>(size));
+    inputs->bytes += (size + 15) / 16 * 16;
+  }
+  staged_.count = 0;
+}
+
+void CudaOps::LaunchGraph(cudaGraphExec_t graph) const {
+  Check(cudaGraphLaunch(graph, stream_), "launching a step");
+  inputs_under_way_ = true;
+}
+
 void CudaOps::BeginStep(uint64_t key) const {
-  LaunchPending();
+  if (!pending_.empty()) LaunchPending();
   key_ = key == 0 ? 0 : key << 32 | static_cast<uint64_t>(planned_length_);
   key = key_;
-  in_step_ = true, records_under_way_ = false;
+  in_step_ = true, records_under_way_ = records_here_ = false;
   const auto graph = graphs_.find(key);
-  if (key == 0 || graph == graphs_.end() || graph->second == nullptr) return;
+  if (key == 0 || graph == graphs_.end() || graph->second == nullptr) return FlushStaged();
   replaying_ = true;
-  Check(cudaGraphLaunch(graph->second, stream_), "launching a step");
+  PackInputs();
+  LaunchGraph(graph->second);
 }
 
 // A step's first run launches operation by operation, so that kernels are loaded; the second is captured.
@@ -72,9 +100,11 @@ void CudaOps::EndStep() const {
   if (replaying_) {
     replaying_ = false;
   } else if (key_ != 0 && graphs_.contains(key_)) {
+    pending_.insert(pending_.begin(), InputsLaunch{inputs_.as<StepInputs>()});
     const cudaGraphExec_t instance = CapturePending("making a graph of a step");
     graphs_[key_] = instance;
-    if (instance != nullptr) Check(cudaGraphLaunch(instance, stream_), "launching a step");
+    PackInputs();  // none: this once they went before
+    if (instance != nullptr) LaunchGraph(instance);
   } else {
     LaunchPending();
     if (key_ != 0) graphs_[key_] = nullptr;
@@ -103,7 +133,7 @@ void CudaOps::ReadRecord(size_t index, const SelectCounts& counts, const int32_t
 }
 
 void CudaOps::FinishRecords() const {
-  Synchronise();
+  if (!records_here_) Synchronise();
   const auto* counts = records_.as<SelectCounts>();
   const auto* slots = reinterpret_cast<const int32_t*>(counts + recorded_);
   for (size_t i = 0; i < recorded_; ++i) ReadRecord(i, counts[i], slots + i * static_cast<size_t>(select_experts_));
