@@ -7,9 +7,12 @@
 
 namespace thermoe::cuda {
 
-// Lists and totals of a launch of one row, by its warp. Its slots are in different groups.
-__device__ inline void ListOneRow(const SelectLaunch& l, const RowResult& row, bool dry) {
+// Lists and totals of a launch of one row, by its warp. Its slots are in different groups. number: of the experts' launch that takes its picks.
+__device__ inline void ListOneRow(const SelectLaunch& l, const RowResult& row, bool dry, uint64_t number) {
   const int lane = Lane();
+  if (number != 0 && lane < l.slots && !dry) {
+    PutWord(l.picks + kPicksFirst + lane, number << kNumberShift | (row.group < 0 ? kNoPick : static_cast<uint64_t>(row.group)));
+  }
   const bool here = row.group >= 0, hi = row.group % 2 == 1;
   const int kept = __popc(__ballot_sync(kAllLanes, here)), kept_hi = __popc(__ballot_sync(kAllLanes, here && hi));
   int place = 0;
@@ -69,7 +72,8 @@ __device__ void ListExperts(const SelectLaunch& l, const BlockTeam& team, bool d
 // The selection of at most team.warps() rows, a row a warp, whose kind input has. take(): makes the row's logits be there. room is clear.
 // By rules that are dry nothing is written, so that a team with time to spare has gone through the code, which then comes from near.
 template <int kLane, typename Take>
-__device__ void SelectFew(const SelectLaunch& l, const SelectRules& rules, const BlockTeam& team, RowInput<kLane>* input, TeamRoom<kLane>* room, Take&& take) {
+__device__ void SelectFew(const SelectLaunch& l, const SelectRules& rules, const BlockTeam& team, RowInput<kLane>* input, TeamRoom<kLane>* room, Take&& take,
+                          uint64_t number = 0) {
   const int t = team.warp();
   WarpRoom* warp_room = &room->warps[t];
   const bool one = l.rows == 1, dry = rules.dry != 0;
@@ -95,7 +99,7 @@ __device__ void SelectFew(const SelectLaunch& l, const SelectRules& rules, const
   else if (t < l.rows) result = EmptyRow(l, t);
   if (one) {
     __syncwarp();
-    return ListOneRow(l, result, dry);
+    return ListOneRow(l, result, dry, number);
   }
   if (result.group >= 0) atomicOr(&room->rows_of[result.group], 1u << t);
   if (Lane() == 0) room->totals[t] = {result.lost, result.dropped};

@@ -189,16 +189,18 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
     rules.guaranteed = rules.most = rules.full = l.slots, rules.dry = 1;
     RowInput<kLane> input{};
     input.kind = kernels::RowKind::kDecode;
+    uint64_t number = 0;
     LetNextStart();  // which the others do when it is time
 #pragma unroll 1
     for (;;) {
       ClearRoom(team, l.experts, &room);
       team.Meet();
       SelectFew(l, rules, team, &input, &room,
-                [&] { TakeLogits(l.passed + team.warp() * 32 * kLane, l.experts, rules.dry != 0, input.logits); });
+                [&] { TakeLogits(l.passed + team.warp() * 32 * kLane, l.experts, rules.dry != 0, input.logits); }, number);
       if (rules.dry == 0) return;
       WaitForBefore();
       rules = *l.rules;
+      if (l.picks != nullptr) number = __ldcg(l.picks) + 1;
       if (team.warp() < l.rows) input.kind = l.kinds[team.warp()];
       team.Meet();
     }

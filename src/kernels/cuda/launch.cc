@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/launch.h"
 
+#include <utility>
+
 #include "kernels/cuda/attend_few.h"
 #include "kernels/cuda/node_patterns.h"
 #include "kernels/cuda/prefill.h"
@@ -119,12 +121,13 @@ size_t ProjectionsTogether(std::span<const Node> nodes, bool first, const Launch
   return FinishProjections(finish, stream) ? count : 0;
 }
 
-// The experts of few rows, whose slots a norm that follows adds up.
-size_t ExpertsThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t stream) {
+// The experts of few rows, whose slots a norm that follows adds up. picked: the launch before passes them what it picked.
+size_t ExpertsThenNorm(std::span<const Node> nodes, bool picked, Halves* halves, cudaStream_t stream) {
   const auto* experts = NodeAt<ExpertFfnLaunch>(nodes, 0);
   if (experts == nullptr || PrefillsExperts(*experts)) return 0;
   ExpertFfnLaunch launch = *experts;
   launch.halves = halves->Of(launch.x);
+  launch.picked = picked;
   SlotSums sums;
   if (!ExpertsOfRows(launch, &sums, stream)) return 0;
   const auto* norm = NodeAt<NormLaunch>(nodes, 1);
@@ -138,8 +141,18 @@ size_t ExpertsThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t
   return 2;
 }
 
+// A gate's selection that passes what it picks to the experts that follow, if they take it.
+SelectLaunch PassingPicks(const SelectLaunch& select, std::span<const Node> following) {
+  SelectLaunch launch = select;
+  const auto* experts = NodeAt<ExpertFfnLaunch>(following, 0);
+  if (experts != nullptr && experts->jobs == select.jobs && experts->rows == select.rows && experts->slots == select.slots && TakesPicks(*experts)) {
+    launch.picks = experts->passed;
+  }
+  return launch;
+}
+
 // The product adds to the rows, and the gate's blocks norm them for themselves.
-size_t OutputToSelectionTogether(std::span<const Node> nodes, Halves* halves, cudaStream_t stream, cudaError_t* error) {
+size_t OutputToSelectionTogether(std::span<const Node> nodes, Halves* halves, bool* picks, cudaStream_t stream, cudaError_t* error) {
   OutputToSelection f;
   if (!OutputToSelectionAt(nodes, &f) || !NormsBeforeGate(*f.norm, *f.gate, *f.select)) return 0;
   LinearLaunch adds = *f.output;
@@ -147,30 +160,38 @@ size_t OutputToSelectionTogether(std::span<const Node> nodes, Halves* halves, cu
   if (!LinearOfStreamedRows(std::span(&adds, 1), stream)) return 0;
   NormLaunch normed = *f.norm;
   normed.halves = halves->Take(normed.out, normed.rows, normed.n);
-  if (!NormGateAndSelect(normed, *f.gate, *f.select, stream)) *error = cudaErrorLaunchFailure;  // the rows have the sum already
+  const SelectLaunch select = PassingPicks(*f.select, nodes.subspan(kOutputToSelection));
+  if (!NormGateAndSelect(normed, *f.gate, select, stream)) *error = cudaErrorLaunchFailure;  // the rows have the sum already
+  *picks = select.picks != nullptr;
   return kOutputToSelection;
 }
 
-size_t GateThenSelect(std::span<const Node> nodes, cudaStream_t stream) {
+size_t GateThenSelect(std::span<const Node> nodes, bool* picks, cudaStream_t stream) {
   const auto* gate = NodeAt<LinearLaunch>(nodes, 0);
   const auto* select = NodeAt<SelectLaunch>(nodes, 1);
-  return gate != nullptr && select != nullptr && GateAndSelect(*gate, *select, stream) ? 2 : 0;
+  if (gate == nullptr || select == nullptr) return 0;
+  const SelectLaunch launch = PassingPicks(*select, nodes.subspan(2));
+  if (!GateAndSelect(*gate, launch, stream)) return 0;
+  *picks = launch.picks != nullptr;
+  return 2;
 }
 
 }  // namespace
 
 cudaError_t Launch(std::span<const Node> nodes, const LaunchRoom& room, cudaStream_t stream) {
   Halves halves(room);
+  bool picks = false;  // the newest launch does
   for (size_t i = 0; i < nodes.size();) {
+    const bool picked = std::exchange(picks, false);
     const std::span<const Node> rest = nodes.subspan(i);
     cudaError_t error = cudaSuccess;
     size_t done = LinearsTogether(rest, halves, stream, &error);
     if (done == 0) done = EmbedThenAngles(rest, &halves, stream);
-    if (done == 0) done = OutputToSelectionTogether(rest, &halves, stream, &error);
+    if (done == 0) done = OutputToSelectionTogether(rest, &halves, &picks, stream, &error);
     if (done == 0) done = AddThenNorm(rest, &halves, stream);
     if (done == 0) done = ProjectionsTogether(rest, i == 0, room, &halves, stream);
-    if (done == 0) done = GateThenSelect(rest, stream);
-    if (done == 0) done = ExpertsThenNorm(rest, &halves, stream);
+    if (done == 0) done = GateThenSelect(rest, &picks, stream);
+    if (done == 0) done = ExpertsThenNorm(rest, picked, &halves, stream);
     if (done == 0) {
       error = std::visit(
           [&](const auto& node) {

@@ -45,7 +45,9 @@ struct Job {
 static_assert(sizeof(Job) == 16);
 
 inline constexpr int32_t kExpertCounters = 4096;
-inline constexpr int64_t kPassedFirst = 2, kPassedWords = kPassedFirst + (int64_t{64} << 10);
+// Words that pass from block to block: launches of experts before this one; a row's picks, of a slot each; inner values.
+inline constexpr int32_t kMostPicks = 16;
+inline constexpr int64_t kPicksFirst = 2, kPassedFirst = kPicksFirst + kMostPicks, kPassedWords = kPassedFirst + (int64_t{64} << 10);
 struct ExpertFfnLaunch {
   const DeviceMatrix* gate = nullptr;  // [E] in device memory, all of one packing and shape; likewise up and down
   const DeviceMatrix* up = nullptr;    // [E], [width, hidden]
@@ -72,6 +74,7 @@ struct ExpertFfnLaunch {
   // [kPassedWords] aligned to 16 bytes, zeroed once by the caller; of no other launch under way: by way of it, inner values of few slots come to the blocks
   // that multiply them sooner. Null: they do not.
   uint64_t* passed = nullptr;
+  bool picked = false;  // the launch before this one, of the same `passed`, passes what it picks for the one row (SelectLaunch.picks)
 };
 size_t ExpertFfnScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
 cudaError_t ExpertFfn(const ExpertFfnLaunch& launch, cudaStream_t stream);

@@ -61,21 +61,25 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   RingShape<kDown, true> down_ring(args.up.ring_bytes, false, kPlace);
   Work<kUp, NT, Stage::kGateUp> up{args.up, up_ring, items, args.up.kept, {}};
   Work<kDown, NT, Stage::kDown> down{args.down, down_ring, items, args.up.kept, {}};
+  // Of picks the launch before passes, the one before that has long come to its end.
+  const uint64_t number = kPasses && args.up.picked && threadIdx.x < 64 ? __ldcg(args.up.passed) + 1 : 0;
 #pragma unroll 1
   for (int known = kPasses ? 0 : 1; known < 2; ++known) {  // few slots are mostly an item each: cut for that while there is time
     if (known != 0) {
-      WaitForBefore();
-      LetNextStart();
+      const bool picked = kPasses && args.up.picked;
+      if (!picked) WaitForBefore(), LetNextStart();
       if (warp == 0) {
         bool some_lo = false;
-        const int made = MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, items, &some_lo);
+        const int made = picked ? TakePicks<kUp == Packing::kPlanes8>(args.up, number, items, &some_lo)
+                                : MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, items, &some_lo);
         if (lane == 0) item_count = made, all_hi = !some_lo;
       } else {
-        if (kPasses && threadIdx.x == 32) launch_number = __ldcg(args.up.passed) + 1;
+        if (kPasses && threadIdx.x == 32) launch_number = picked ? number : __ldcg(args.up.passed) + 1;
 #pragma unroll 1
-        for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = __ldcg(args.up.order + i);
+        for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = picked ? i : __ldcg(args.up.order + i);
       }
       __syncthreads();
+      if (picked) LetNextStart();
       if (kPasses) places.number = launch_number;
       const bool compact = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8 && all_hi;
       up_ring = RingShape<kUp, true>(args.up.ring_bytes, compact, kPlace), down_ring = RingShape<kDown, true>(args.up.ring_bytes, compact, kPlace);
@@ -88,6 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   uint32_t* of_items = args.met + 1;
   Turn stage, rows;
   if (warp == kWarps + kTileWarps) {
+    WaitForBefore();  // for the rows, and so that the block does not end before
     CopyRows<kPasses>(up, places, &rows, of_items);
     if constexpr (!kPasses) CopyRows<false>(down, places, &rows, of_items, UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
     // The last block to have come here clears what was counted: nobody waits for it any more, and all know the launch's number.
@@ -177,6 +182,20 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, kPasses>, Multiprocessors(), others + ring_bytes, args, stream);
 }
 
+bool Streams(const ExpertFfnLaunch& l) {
+  if (l.gate_packing != l.up_packing || l.gate_packing == Packing::kF32 || l.met == nullptr) return false;
+  if (!l.wgmma || l.rows * l.slots > kStreamSlots || l.hidden % kTileCols != 0 || l.width % kTileCols != 0) return false;
+  // Q4_K or Q5_K and Q6_K, as files often have them.
+  return l.gate_packing == l.down_packing ||
+         ((l.gate_packing == Packing::kNibbleMin || l.gate_packing == Packing::kByteMin) && l.down_packing == Packing::kByte16);
+}
+
+// Inner values word by word.
+bool Passes(const ExpertFfnLaunch& l) {
+  const int64_t kept = int64_t{l.rows} * l.slots;
+  return l.passed != nullptr && kept <= kPassedSlots && kPassedFirst + kept * l.width <= kPassedWords;
+}
+
 int TilesOf(int rows) { return (rows + kTileRows - 1) / kTileRows; }
 
 }  // namespace
@@ -204,10 +223,11 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
   return ByPacking(one.weight.packing, [&]<Packing kPacking>() { return LaunchLinear<kPacking>(BlocksFor(tiles, one.spares), args, stream); });
 }
 
+bool TakesPicks(const ExpertFfnLaunch& l) { return l.rows == 1 && l.slots <= kMostPicks && Streams(l) && Passes(l); }
+
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_t stream) {
+  if (!Streams(l)) return false;
   const int32_t kept = l.rows * l.slots;
-  if (l.gate_packing != l.up_packing || l.gate_packing == Packing::kF32 || l.met == nullptr) return false;
-  if (!l.wgmma || kept > kStreamSlots || l.hidden % kTileCols != 0 || l.width % kTileCols != 0) return false;
   const ExpertScratchParts parts = PartsOfExpertScratch(l.hidden, l.width, l.slots, l.rows);
   auto* scratch = static_cast<std::byte*>(l.scratch);
   auto* inner = reinterpret_cast<__half*>(scratch);
@@ -227,8 +247,8 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   down.cols = l.width, down.k_tiles = l.width / kTileCols, down.matrix_rows = l.hidden;
   down.first = l.down, down.base[0] = l.down_base, down.stride = l.stride;
   both.met = l.met;
-  up.passed = down.passed = l.passed;
-  const bool passes = l.passed != nullptr && kept <= kPassedSlots && kPassedFirst + int64_t{kept} * l.width <= kPassedWords;
+  up.passed = down.passed = l.passed, up.picked = l.picked;
+  const bool passes = Passes(l);
   const bool many = kept > 5 * l.experts;  // many of an expert's rows would come in two items of 8
   const auto launch = [&]<Packing kUp, Packing kDown>() {
     if (many) return LaunchExperts<kUp, kDown, 2, false>(both, stream);
@@ -237,9 +257,9 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   bool done = false;
   if (l.gate_packing == l.down_packing) {
     done = ByPacking(l.gate_packing, [&]<Packing kPacking>() { return launch.template operator()<kPacking, kPacking>(); });
-  } else if (l.gate_packing == Packing::kNibbleMin && l.down_packing == Packing::kByte16) {  // Q4_K and Q6_K, as files often have them
+  } else if (l.gate_packing == Packing::kNibbleMin) {
     done = launch.template operator()<Packing::kNibbleMin, Packing::kByte16>();
-  } else if (l.gate_packing == Packing::kByteMin && l.down_packing == Packing::kByte16) {  // Q5_K and Q6_K
+  } else {
     done = launch.template operator()<Packing::kByteMin, Packing::kByte16>();
   }
   if (!done) return false;

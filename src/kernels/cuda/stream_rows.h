@@ -15,6 +15,8 @@ inline constexpr int32_t kHalfRows = 256;                       // rows that nor
 
 bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t stream);
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& launch, SlotSums* sums, cudaStream_t stream);
+// Whether that takes what a gate picks (SelectLaunch.picks).
+bool TakesPicks(const ExpertFfnLaunch& launch);
 size_t StreamedLinearScratch(int32_t rows, int32_t in);
 
 // By these or, where they do not serve, by few_rows.h's.

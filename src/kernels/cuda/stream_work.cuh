@@ -18,7 +18,6 @@ inline constexpr int kSharedRoom = 226 * 1024;
 template <int NT>
 inline constexpr int kSliceCols = 2048 / NT;
 inline constexpr int kRowPad = 64;          // bytes between rows there: two of them fall into different banks
-inline constexpr int kNumberShift = 16;
 inline constexpr int kPartialBytes = kWarps * 4 * 32 * static_cast<int>(sizeof(float));
 
 enum class Stage { kLinear, kGateUp, kDown };
@@ -52,9 +51,10 @@ struct StreamArgs {
   const int32_t* order;        // [kept slots]
   __half* inner;               // [slots by order, width], in the order of half_rows.cuh
   float* slot_out;             // [T * K, hidden]
-  // Null, or where inner values go instead: a value's bits below, the number of the launch (kNumberShift) above them, so that whoever reads a word knows
-  // whether it is there; nobody need wait for what others wrote to be seen. [0]: launches before this; from kPassedFirst on: [slots by order, width].
+  // Null, or where inner values go instead, a word each (warp.cuh): nobody need wait for what others wrote to be seen. [0]: launches before this; from
+  // kPicksFirst on picks; from kPassedFirst on [slots by order, width].
   uint64_t* passed;
+  bool picked;                 // items are what is passed, a slot each
   int32_t slots, most_jobs, most_items, kept;  // kept: the most slots there may be
   int32_t matrix_rows;         // of an expert's matrix
   // Both.
@@ -91,6 +91,22 @@ __device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
     *some_lo = *some_lo || __any_sync(kAllLanes, both > 0);
   }
   return made;
+}
+
+// One row's picks as items, by one warp, as they come.
+template <bool kPlanes>
+__device__ int TakePicks(const StreamArgs& args, uint64_t number, Item* items, bool* some_lo) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  uint64_t word;
+  do {
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(args.passed + kPicksFirst + min(lane, args.kept - 1)) : "memory");
+  } while (!__all_sync(kAllLanes, word >> kNumberShift == number));
+  const auto pick = static_cast<int32_t>(word & kNoPick);
+  const bool there = lane < args.kept && pick != static_cast<int32_t>(kNoPick), hi = kPlanes && pick % 2 == 1;
+  const uint32_t all = __ballot_sync(kAllLanes, there);
+  if (there) items[__popc(all & ((1u << lane) - 1))] = {pick / 2, lane, hi ? 0 : 1, 1};
+  *some_lo = __any_sync(kAllLanes, there && !hi);
+  return __popc(all);
 }
 
 // Tiles of a warp in a stage of the ring: their products do not wait for each other.

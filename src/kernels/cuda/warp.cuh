@@ -39,6 +39,10 @@ __device__ inline uint32_t TakeWord(const uint32_t* from) {
   return bits;
 }
 
+// Words that carry the number of the launch they are of above their bits, so that whoever reads one knows whether it is there.
+inline constexpr int kNumberShift = 16;
+inline constexpr uint64_t kNoPick = 0xffff;  // of a slot that is empty; others: 2 expert + (1: the hi plane alone)
+
 // The number of a thread's warp in its block, as one that the compiler knows to be the same in all lanes: where only some warps go they then go together, and
 // no code is there for lanes that have parted.
 __device__ inline int WarpNumber() { return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / 32), 0); }
