@@ -22,10 +22,9 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   const Work<kPacking, NT, Stage::kLinear> work{args, ring, items, 0, args.cut};
   Turn stage, rows;
   if (const int which = WarpNumber() - kWarps; which >= 0) {
-    const int ahead = which < kTileWarps ? CopyAhead(work, places, which) : 0;
-    WaitForBefore();
-    LetNextStart();
-    if (which < kTileWarps) CopyTiles(work, places, which, ahead, Pace::kSteady, &stage);
+    const auto ahead = [] { WaitForBefore(), LetNextStart(); };
+    if (which < kTileWarps) CopyTiles(work, places, which, Pace::kSteady, &stage, ahead);
+    else ahead();
     return;
   }
   Consume(work, places, &stage, &rows, [&] {
@@ -106,11 +105,11 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   if (warp >= kWarps) {
     // Of so few experts the first products' bytes come first, so that no block is late with what all wait for; unless the second's do not fit the ring.
     const Cut& cut = down.cut;
-    const int blocks = static_cast<int>(gridDim.x), most = cut.alone + (max(cut.units - cut.alone * cut.light, 0) + blocks - 1) / blocks;
+    const int blocks = static_cast<int>(gridDim.x), most = cut.alone + static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(max(cut.units - cut.alone * cut.light, 0) + blocks - 1)));
     const Pace plain = args.up.kept <= kPassedSlots ? Pace::kHurried : Pace::kSteady;
     const Pace first = kPasses && !HasLoPlane(kUp) ? Pace::kSteady : plain, second = kPasses && most * cut.steps <= down_ring.stages ? Pace::kYielding : plain;
-    CopyTiles(up, places, warp - kWarps, 0, first, &stage);
-    return CopyTiles(down, places, warp - kWarps, 0, second, &stage);
+    CopyTiles(up, places, warp - kWarps, first, &stage, [] {});
+    return CopyTiles(down, places, warp - kWarps, second, &stage, [] {});
   }
   Consume<kPasses>(up, places, &stage, &rows, [] {});
   MeetMultiplying();  // warps share tiles, and barriers, otherwise from here on
@@ -173,6 +172,7 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   for (StreamArgs* part : {&args.up, &args.down}) {
     part->row_bytes = std::min(part->cols, kSliceCols<NT>) * static_cast<int>(sizeof(__half)) + kRowPad;
   }
+  args.up.blocks = args.down.blocks = Divisor(static_cast<uint32_t>(Multiprocessors()));
   const int place = 8 * NT * std::max(args.up.row_bytes, args.down.row_bytes);
   const int others = 2 * place + kPartialBytes + args.up.most_items * static_cast<int>(sizeof(Item)) + args.up.kept * static_cast<int>(sizeof(int32_t));
   const int ring_bytes = RingBytesBeside(others, kPlaceBytes<kUp, kDown>);

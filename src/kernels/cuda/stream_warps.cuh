@@ -9,7 +9,7 @@
 #if __CUDA_ARCH_FEAT_SM90_ALL
 namespace thermoe::cuda {
 
-// Barriers of the ring, of the rows' two places and of units whose results are written.
+// Barriers of the ring, of the rows' two places and of units whose results are written; those that count bytes have one arrival.
 struct Barriers {
   uint64_t full[kMostStages], empty[kMostStages], rows_full[2], rows_empty[2], unit_done[kUnitsAhead];
 };
@@ -33,9 +33,10 @@ __device__ inline Places MakePlaces(const StreamArgs& args, std::byte* shared, i
   places.order = reinterpret_cast<int32_t*>(*items + args.most_items);
   places.barriers = barriers;
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread < kMostStages) BarrierInit(&barriers->full[thread], 1), BarrierInit(&barriers->empty[thread], kWarps);
-  if (thread < 2) BarrierInit(&barriers->rows_full[thread], 1), BarrierInit(&barriers->rows_empty[thread], kWarps);
-  if (thread < kUnitsAhead) BarrierInit(&barriers->unit_done[thread], kWarps);
+  if (thread < static_cast<int>(sizeof(Barriers) / sizeof(uint64_t))) {  // one each: short code, for nothing begins before it is done
+    const bool of_bytes = thread < kMostStages || (thread >= 2 * kMostStages && thread < 2 * kMostStages + 2);
+    BarrierInit(&barriers->full[0] + thread, of_bytes ? 1 : kWarps);
+  }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   return places;
 }
@@ -105,41 +106,24 @@ __device__ void WaitUnderWay(const Ring& ring, uint64_t* full, const Turn& stage
   for (int i = 0; i < kTries && !BarrierDone(barrier, stage.phase ^ (round ? 1 : 0)); ++i) {}
 }
 
-// By one of the warps that copy tiles. First the stages that may begin before the kernel before has ended: how many they are.
-template <Packing kPacking, int NT, Stage kStage>
-__device__ int CopyAhead(const Work<kPacking, NT, kStage>& work, const Places& places, int which) {
-  Turn stage;
-  int ahead = 0;
-#pragma unroll 1
-  for (int k = 0; work.UnitAt(k) < work.cut.units && ahead < work.ring.stages; ++k) {
-    const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)), which);
-#pragma unroll 1
-    for (int step = 0; step < work.cut.steps && ahead < work.ring.stages; ++step, ++ahead, stage.Next(work.ring.stages)) {
-      if (!copier.Takes(step)) continue;
-      WaitUnderWay(work.ring, places.barriers->full, stage, Pace::kSteady);
-      copier.Copy(step, places.ring + ahead * work.ring.stage_bytes, &places.barriers->full[ahead]);
-    }
-  }
-  return ahead;
-}
-
-// All but the first `ahead`.
-template <Packing kPacking, int NT, Stage kStage>
-__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, int ahead, Pace pace, Turn* stage) {
+// By one of the warps that copy tiles. `ahead` is called once, when as many stages as there are places have been asked for, or all of them.
+template <Packing kPacking, int NT, Stage kStage, typename Ahead>
+__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, Pace pace, Turn* stage, const Ahead& ahead) {
   Barriers& b = *places.barriers;
+  bool called = false;
 #pragma unroll 1
   for (int k = 0; work.UnitAt(k) < work.cut.units; ++k) {
     const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)), which);
 #pragma unroll 1
-    for (int step = 0; step < work.cut.steps; ++step, --ahead) {
-      if (ahead <= 0 && copier.Takes(step)) {
-        WaitUnderWay(work.ring, b.full, *stage, pace);
-        if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
-        copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
-      }
-      stage->Next(work.ring.stages);
+    for (int step = 0; step < work.cut.steps; ++step, stage->Next(work.ring.stages)) {
+      if (stage->again && !called) ahead(), called = true;
+      if (!copier.Takes(step)) continue;
+      WaitUnderWay(work.ring, b.full, *stage, pace);
+      if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
+      copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
     }
   }
+  if (!called) ahead();
 }
 
 // Waits, by a warp, until as many units of an item are done as there are. What they wrote may then be copied.

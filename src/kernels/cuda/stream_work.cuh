@@ -27,10 +27,22 @@ struct Item {
   int32_t expert, first, both, count;  // first into `order`; the first `both` of `count` read both planes
 };
 
+// What numbers are divided by again and again: shorter code than a division's.
+struct Divisor {
+  uint32_t by = 1, inverse = 0;
+  Divisor() = default;
+  __host__ __device__ explicit Divisor(uint32_t divisor) : by(divisor), inverse(UINT32_MAX / divisor) {}
+  __device__ uint32_t Quotient(uint32_t of) const {
+    const uint32_t close = __umulhi(of, inverse);  // it or, at most, one less
+    return close + (of - close * by >= by ? 1 : 0);
+  }
+};
+
 // How the work is cut: units of `tiles` row tiles, each tile by `share` (a power of two) warps with every share-th column tile.
 struct Cut {
   int tiles, tiles_log, share, share_log, steps, units;  // steps: stages of the ring that a unit takes
   int alone, light;  // the first `alone` rounds are of the `light` blocks that had less to do before
+  Divisor of_item;   // experts: units of an item
 };
 
 struct StreamArgs {
@@ -41,6 +53,7 @@ struct StreamArgs {
   int32_t linears;
   bool adds;  // to what is there
   Cut cut;    // of linears
+  Divisor blocks;  // of experts' launch
   // Experts.
   const DeviceMatrix* first;   // [E] gate, or down
   const DeviceMatrix* second;  // [E] up
@@ -143,7 +156,7 @@ inline Cut CutOfLinears(const StreamArgs& args, int blocks, int depth) {
     int units = 0;
     for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, log);
     const int time = (units + blocks - 1) / blocks * (steps + 1);
-    if (time < least) least = time, best = {1 << log, log, 1 << share, share, steps, units, 0, 0};
+    if (time < least) least = time, best = {1 << log, log, 1 << share, share, steps, units, 0, 0, {}};
   }
   return best;
 }
@@ -181,18 +194,18 @@ struct Work {
     const int lane = static_cast<int>(threadIdx.x % 32), way = lane % kWays, tiles_log = kMostTiles - way, share_log = kFirstShare + way;
     const int blocks = static_cast<int>(gridDim.x), light = blocks - before.heavy, alone = lane / kWays;
     const int units = item_count * UnitsOf(args.matrix_rows, tiles_log), steps = StepsOf(args.k_tiles, share_log, kTiles), left = units - alone * light;
-    const auto rounds = [&](int count) { return static_cast<uint32_t>(max(count, 0) + blocks - 1) / static_cast<uint32_t>(blocks); };
+    const auto rounds = [&](int count) { return args.blocks.Quotient(static_cast<uint32_t>(max(count, 0) + blocks - 1)); };
     const uint32_t each = static_cast<uint32_t>(steps) + 1;
     const bool may = kSliceStages >> share_log > 0 && (kMats * kTiles << share_log) <= 32 && (alone == 0 || (light > 0 && left >= 0));
     const uint32_t of_light = light > 0 ? before.least + (static_cast<uint32_t>(alone) + rounds(left)) * each : 0;
     const uint32_t of_heavy = before.heavy > 0 ? before.most + rounds(left - light) * each : 0;
     const int best = static_cast<int>(__reduce_min_sync(kAllLanes, may ? max(of_light, of_heavy) * 32 + static_cast<uint32_t>(lane) : UINT32_MAX) % 32);
     const int log = kMostTiles - best % kWays, share = kFirstShare + best % kWays;
-    cut = {1 << log, log, 1 << share, share, StepsOf(args.k_tiles, share, kTiles), __shfl_sync(kAllLanes, units, best), best / kWays, light};
+    cut = {1 << log, log, 1 << share, share, StepsOf(args.k_tiles, share, kTiles), __shfl_sync(kAllLanes, units, best), best / kWays, light, Divisor(static_cast<uint32_t>(UnitsOf(args.matrix_rows, log)))};
   }
   // What this leaves for those who cut next.
   __device__ Before After() const {
-    const int blocks = static_cast<int>(gridDim.x), turns = (cut.units + blocks - 1) / blocks;
+    const int blocks = static_cast<int>(gridDim.x), turns = static_cast<int>(args.blocks.Quotient(static_cast<uint32_t>(cut.units + blocks - 1)));
     const auto each = static_cast<uint32_t>(cut.steps) + 1;
     return {cut.units - max(turns - 1, 0) * blocks, static_cast<uint32_t>(turns) * each, static_cast<uint32_t>(max(turns - 1, 0)) * each};
   }
@@ -213,8 +226,8 @@ struct Work {
       u.m[0] = args.linear[u.which];
       u.item = {0, 0, args.rows, args.rows};
     } else {
-      const int of_item = UnitsOf(args.matrix_rows, cut.tiles_log);
-      u.which = unit / of_item, u.tile = unit % of_item * cut.tiles;
+      u.which = static_cast<int>(cut.of_item.Quotient(static_cast<uint32_t>(unit)));
+      u.tile = (unit - u.which * static_cast<int>(cut.of_item.by)) * cut.tiles;
       u.item = items[u.which];
       u.m[0] = ExpertMatrix(args.first, args.base[0], args.stride, u.item.expert);
       if constexpr (kMats == 2) u.m[1] = ExpertMatrix(args.second, args.base[1], args.stride, u.item.expert);
