@@ -150,8 +150,8 @@ class StageTimer {
   std::chrono::steady_clock::time_point start_;
 };
 
-void SetRows(StepContext& step);                   // what the batch's rows are: tokens, places, rope angles
-void Embed(StepContext& step);                     // x = embedding of the rows' tokens
+void SetRows(StepContext& step);                   // what the batch's rows are: tokens, places
+void Embed(StepContext& step);                     // x = embedding of the rows' tokens; their rope angles
 void Layer(StepContext& step, int32_t layer);      // the three stages below
 void Attention(StepContext& step, int32_t layer);  // x += attention(norm(x))
 void Gate(StepContext& step, int32_t layer);       // h = norm(x); selection = choice of experts for h

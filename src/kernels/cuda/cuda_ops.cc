@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
-// Of blocks: the gate's one, the experts', attention's; then what experts pass and what the gate does, aligned to 16 bytes.
+// Of blocks: the gate's one, the experts', attention's; then what experts pass and what the gate does, aligned to 16 bytes; launches of summaries.
 constexpr int64_t kExpertsAt = 1, kAttendAt = kExpertsAt + kExpertCounters;
 constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kGateAt = kPassedAt + 2 * kPassedWords, kLaunchesAt = kGateAt + kGatePassed;
 constexpr int64_t kCounters = kLaunchesAt + 1;
@@ -159,6 +159,7 @@ void CudaOps::Stage(void* to, const void* from, int64_t bytes) const {
   staging_used_ += (bytes + 63) / 64 * 64;
   if (bytes > kScatterBytes) {
     FlushStaged();
+    staged_since_ = true;
     Check(cudaMemcpyAsync(to, at, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "writing a step's inputs");
     return;
   }
@@ -168,6 +169,7 @@ void CudaOps::Stage(void* to, const void* from, int64_t bytes) const {
 
 void CudaOps::FlushStaged() const {
   if (staged_.count == 0) return;
+  staged_since_ = true;
   Scatter(staged_, stream_);
   staged_.count = 0;
   Check(cudaGetLastError(), "writing a step's inputs");
@@ -467,11 +469,11 @@ void CudaOps::Gather(const kernels::GatherArgs& args) const {
 
 bool CudaOps::Summarise(const kernels::SummariseArgs& args) const {
   const auto rows = args.logits.rows;
-  summarised_ = args.out, ++summaries_asked_;
+  if (!replaying_) EnsureSummaries(rows);
+  if (!health_.ok()) return false;
+  summarised_ = args.out, ++summaries_asked_, staged_since_ = false;
   records_under_way_ = in_step_ && recorded_ > 0;
   if (replaying_) return true;
-  EnsureSummaries(rows);
-  if (!health_.ok()) return false;
   Call call(*this);
   SummariseLaunch launch{call.In(args.logits.data, args.logits.size()), call.In(args.asked.data(), rows), rows, args.logits.cols,
                          summaries_.as<kernels::LogitSummary>(), summary_memory_.data(),
@@ -485,14 +487,19 @@ bool CudaOps::Summarise(const kernels::SummariseArgs& args) const {
 // The kernel's last word is there some microseconds before its end is seen.
 void CudaOps::FinishSummaries() const {
   constexpr int kLooks = 4096;  // between questions whether it came to an end without that
-  const bool late = pending_.empty() && staged_.count > 0;  // something follows it
   LaunchPending();
   const volatile uint32_t* told = told_.as<uint32_t>();
   for (int look = 1; static_cast<int32_t>(summaries_asked_ - *told) > 0; ++look) {
-    if (look % kLooks == 0 && cudaStreamQuery(stream_) != cudaErrorNotReady) break;
+    if (look % kLooks != 0) continue;
+    if (cudaStreamQuery(stream_) != cudaErrorNotReady) break;
+    (void)cudaGetLastError();  // that is no error
   }
-  if (*told == summaries_asked_ && !late) Reuse();
-  else Synchronise();
+  if (*told == summaries_asked_ && !staged_since_) {
+    Reuse();
+  } else {
+    Synchronise();
+    summaries_asked_ = *told;
+  }
   std::atomic_thread_fence(std::memory_order_acquire);
   records_here_ = records_under_way_;
   std::copy_n(summaries_.as<kernels::LogitSummary>(), summarised_.size(), summarised_.data());

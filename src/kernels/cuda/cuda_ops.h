@@ -193,6 +193,7 @@ class CudaOps final : public kernels::Ops {
   mutable bool records_under_way_ = false, records_here_ = false;  // with the summaries of this step
   PinnedMemory told_;                                              // how many summaries have come
   mutable uint32_t summaries_asked_ = 0;
+  mutable bool staged_since_ = false;  // inputs are on their way that were launched after the newest summaries were asked for
 
   mutable std::vector<Node> pending_;
   mutable uint64_t key_ = 0;

@@ -224,6 +224,7 @@ Result<CudaOps::ExpertTables> CudaOps::MakeTables(std::span<const FfnWeights> ex
 void CudaOps::EnsureSelectSlots(size_t layers, int32_t experts) const {
   if (layers == select_slots_.size() && experts == select_experts_) return;
   Synchronise();
+  DropGraphs();  // they have the old addresses
   const auto n = static_cast<int64_t>(layers);
   const int64_t counted = Bytes<SelectCounts>(n) + Bytes<int32_t>(n * experts);
   const int64_t bytes = counted + Bytes<SelectRules>(n) + Bytes<float>(n * experts) + Bytes<int32_t>(n) + n * experts;

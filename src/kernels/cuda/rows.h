@@ -69,7 +69,7 @@ struct EmbedLaunch {
 void Embed(const EmbedLaunch& launch, cudaStream_t stream);
 
 // Small pieces of pinned host memory to where they belong, all at once, or from there to pinned host memory; the host leaves them until it has
-// waited for the stream.
+// waited for the stream, or for the word of a summary after them.
 inline constexpr int kMostPieces = 12;
 struct ScatterLaunch {
   struct Piece {
@@ -91,7 +91,7 @@ struct alignas(16) StepInputs {
   Piece pieces[kMostPieces];
   int32_t count, bytes;  // bytes: up to the last piece's end
 };
-inline constexpr int32_t kStepInputBytes = 16 << 10;  // there is room for, behind it; all of it may be read
+inline constexpr int32_t kStepInputBytes = 64 << 10;  // there is room for, behind it; all of it may be read
 struct InputsLaunch {
   const StepInputs* inputs = nullptr;
 };

@@ -83,6 +83,11 @@ void CudaOps::LaunchGraph(cudaGraphExec_t graph) const {
 }
 
 void CudaOps::BeginStep(uint64_t key) const {
+  if (in_step_) {  // the step before was left halfway
+    pending_.clear(), replaying_ = false;
+    Synchronise();
+    summaries_asked_ = *told_.as<uint32_t>();
+  }
   if (!pending_.empty()) LaunchPending();
   key_ = key == 0 ? 0 : key << 32 | static_cast<uint64_t>(planned_length_);
   key = key_;
