@@ -258,27 +258,27 @@ __device__ Part ReadPart(const Part* from) {
   return {words.x, __float_as_int(words.y), words.z, __float_as_int(words.w)};
 }
 
-// By a block that has met, after its last write to the host: the last one of a launch tells the host.
-__device__ void TellHost(const SummariseLaunch& l) {
+// By a block that has met, after its last write to the host: the last one of a launch tells the host. before: launches.
+__device__ void TellHost(const SummariseLaunch& l, uint32_t before) {
   __threadfence_system();
   if (CountBlock(l.done + l.rows) + 1 != l.rows + (l.also.bytes > 0 ? kSummaryParts : 0)) return;
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(l.told), "r"(before + 1) : "memory");
   l.done[l.rows] = 0;
-  const uint32_t launches = *l.launches + 1;
-  *l.launches = launches;
-  __threadfence_system();
-  *static_cast<volatile uint32_t*>(l.told) = launches;
+  *l.launches = before + 1;
 }
 
 // grid: parts, rows and, of what also goes, one row more. The last part of a row to be done makes the whole.
 __global__ void __launch_bounds__(kThreads) SummaryKernel(SummariseLaunch l) {
   __shared__ bool last;
+  const uint32_t before = threadIdx.x == 0 ? __ldcg(l.launches) : 0;  // none of them is under way
   WaitForBefore();
   LetNextStart();
+  const int32_t asked = threadIdx.x == 0 && blockIdx.y < l.rows ? __ldcg(l.asked + blockIdx.y) : 0;
   if (blockIdx.y == l.rows) {
     CopyPiece(l.also, int64_t{blockIdx.x} * kThreads + threadIdx.x, int64_t{kSummaryParts} * kThreads);
     __threadfence_system();
     __syncthreads();
-    if (threadIdx.x == 0) TellHost(l);
+    if (threadIdx.x == 0) TellHost(l, before);
     return;
   }
   const int64_t row = blockIdx.y;
@@ -307,7 +307,6 @@ __global__ void __launch_bounds__(kThreads) SummaryKernel(SummariseLaunch l) {
   part = BlockMerge(part);
   if (threadIdx.x != 0) return;
   l.done[row] = 0;
-  const int32_t asked = l.asked[row];
   kernels::LogitSummary summary;
   summary.log_sum_exp = part.most + logf(part.sum);
   summary.best = part.best == INT32_MAX ? 0 : part.best;
@@ -315,7 +314,7 @@ __global__ void __launch_bounds__(kThreads) SummaryKernel(SummariseLaunch l) {
   summary.asked_logit = asked >= 0 ? logits[asked] : 0.0f;
   summary.finite = part.bad == 0;
   l.out[row] = summary;
-  TellHost(l);
+  TellHost(l, before);
 }
 
 }  // namespace
