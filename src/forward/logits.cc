@@ -53,7 +53,6 @@ LogitTile TakeTile(StepContext& step, size_t* next) {
     ws.asked[tile.count] = rows[*next].asked;
     tile.rows[tile.count++] = *next;
   }
-  step.ops.Publish(std::as_bytes(std::span(ws.picked).first(tile.count)));
   step.ops.Publish(std::as_bytes(std::span(ws.asked).first(tile.count)));
   return tile;
 }
@@ -107,7 +106,9 @@ void Logits(StepContext& step) {
     const MutRows x = Workspace::View(ws.logit_rows, static_cast<int64_t>(tile.count), step.config.hidden);
     {
       StageTimer timer(&step.record.times.logits_us);
-      step.ops.Gather({step.x(), std::span(ws.picked).first(tile.count), x});
+      const std::span<const int32_t> picked = std::span(ws.picked).first(tile.count);
+      step.ops.Publish(std::as_bytes(picked));
+      step.ops.Gather({step.x(), picked, x});
       step.ops.RmsNorm({x, step.weights.output_norm, step.config.norm_epsilon, x});
       MakeLogits(step, x, &tile);
     }

@@ -183,6 +183,7 @@ __global__ void EmbedKernel(EmbedLaunch l) {
 constexpr int kInputThreads = 512;
 __global__ void __launch_bounds__(kInputThreads) InputsKernel(InputsLaunch l) {
   constexpr int kQuad = 16;
+  static_assert(kInputThreads * kQuad <= kStepInputBytes);
   __shared__ StepInputs shared;
   const auto* data = reinterpret_cast<const std::byte*>(l.inputs + 1);
   const int thread = static_cast<int>(threadIdx.x);

@@ -112,7 +112,7 @@ __device__ int TakePicks(const StreamArgs& args, uint64_t number, Item* items, b
   const int lane = static_cast<int>(threadIdx.x % 32);
   uint64_t word;
   do {
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(args.passed + kPicksFirst + min(lane, args.kept - 1)) : "memory");
+    word = TakeWord(args.passed + kPicksFirst + min(lane, args.kept - 1));
   } while (!__all_sync(kAllLanes, word >> kNumberShift == number));
   const auto pick = static_cast<int32_t>(word & kNoPick);
   const bool there = lane < args.kept && pick != static_cast<int32_t>(kNoPick), hi = kPlanes && pick % 2 == 1;

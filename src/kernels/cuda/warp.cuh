@@ -39,6 +39,12 @@ __device__ inline uint32_t TakeWord(const uint32_t* from) {
   return bits;
 }
 
+__device__ inline uint64_t TakeWord(const uint64_t* from) {
+  uint64_t bits;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(bits) : "l"(from) : "memory");
+  return bits;
+}
+
 // Words that carry the number of the launch they are of above their bits, so that whoever reads one knows whether it is there.
 inline constexpr int kNumberShift = 16;
 inline constexpr uint64_t kNoPick = 0xffff;  // of a slot that is empty; others: 2 expert + (1: the hi plane alone)
