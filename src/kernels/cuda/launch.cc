@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/attend_few.h"
 #include "kernels/cuda/node_patterns.h"
+#include "kernels/cuda/one_row.h"
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/stream_rows.h"
 
@@ -128,6 +129,7 @@ size_t ExpertsThenNorm(std::span<const Node> nodes, bool picked, Halves* halves,
   ExpertFfnLaunch launch = *experts;
   launch.halves = halves->Of(launch.x);
   launch.picked = picked;
+  if (ExpertsOfOneRow(launch, stream)) return 1;
   SlotSums sums;
   if (!ExpertsOfRows(launch, &sums, stream)) return 0;
   const auto* norm = NodeAt<NormLaunch>(nodes, 1);

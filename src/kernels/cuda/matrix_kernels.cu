@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/launches.h"
 #include "kernels/cuda/matrix_kernels.h"
+#include "kernels/cuda/one_row.h"
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/stream_rows.h"
@@ -39,6 +40,7 @@ size_t ExpertFfnScratch(int32_t hidden, int32_t width, int32_t slots, int32_t ro
 cudaError_t ExpertFfn(const ExpertFfnLaunch& launch, cudaStream_t stream) {
   if (launch.rows == 0) return cudaSuccess;
   if (PrefillsExperts(launch)) return ExpertPrefill(launch, stream);
+  if (ExpertsOfOneRow(launch, stream)) return cudaGetLastError();
   if (SlotSums sums; ExpertsOfRows(launch, &sums, stream)) {
     AddSlots(sums, launch.out, launch.rows, launch.hidden, stream);
     return cudaGetLastError();

@@ -47,7 +47,9 @@ static_assert(sizeof(Job) == 16);
 inline constexpr int32_t kExpertCounters = 4096;
 // Words that pass from block to block: launches of experts before this one; a row's picks, of a slot each; inner values.
 inline constexpr int32_t kMostPicks = 16;
-inline constexpr int64_t kPicksFirst = 2, kPassedFirst = kPicksFirst + kMostPicks, kPassedWords = kPassedFirst + (int64_t{64} << 10);
+inline constexpr int64_t kPicksFirst = 2, kPassedFirst = kPicksFirst + kMostPicks, kPassedValues = int64_t{64} << 10;
+inline constexpr int64_t kQuadsFirst = kPassedFirst + kPassedValues;  // of one row: pairs of words, the first of which is four values
+inline constexpr int64_t kPassedWords = kQuadsFirst + kPassedValues / 2;
 struct ExpertFfnLaunch {
   const DeviceMatrix* gate = nullptr;  // [E] in device memory, all of one packing and shape; likewise up and down
   const DeviceMatrix* up = nullptr;    // [E], [width, hidden]

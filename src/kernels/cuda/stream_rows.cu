@@ -126,13 +126,6 @@ __global__ void HalvesKernel(const float* x, __half* out, int cols) {
   if (column < cols) StoreHalf(out + row, column, x[row + column]);
 }
 
-const __half* HalvesOf(const float* x, const __half* given, void* room, int32_t rows, int32_t cols, cudaStream_t stream) {
-  if (given != nullptr) return given;
-  auto* out = static_cast<__half*>(room);
-  LaunchEarly(HalvesKernel, dim3(static_cast<unsigned>((cols + 255) / 256), static_cast<unsigned>(rows)), dim3(256), 0, stream, x, out, cols);
-  return out;
-}
-
 // Of a ring with such places beside `others` bytes of shared memory; 0: too little.
 int RingBytesBeside(int others, int place_bytes) {
   const int stages = std::min((kSharedRoom - others) / place_bytes, kMostStages);
@@ -193,12 +186,19 @@ bool Streams(const ExpertFfnLaunch& l) {
 // Inner values word by word.
 bool Passes(const ExpertFfnLaunch& l) {
   const int64_t kept = int64_t{l.rows} * l.slots;
-  return l.passed != nullptr && kept <= kPassedSlots && kPassedFirst + kept * l.width <= kPassedWords;
+  return l.passed != nullptr && kept <= kPassedSlots && kept * l.width <= kPassedValues;
 }
 
 int TilesOf(int rows) { return (rows + kTileRows - 1) / kTileRows; }
 
 }  // namespace
+
+const __half* HalvesOf(const float* x, const __half* given, void* room, int32_t rows, int32_t cols, cudaStream_t stream) {
+  if (given != nullptr) return given;
+  auto* out = static_cast<__half*>(room);
+  LaunchEarly(HalvesKernel, dim3(static_cast<unsigned>((cols + 255) / 256), static_cast<unsigned>(rows)), dim3(256), 0, stream, x, out, cols);
+  return out;
+}
 
 size_t StreamedLinearScratch(int32_t rows, int32_t in) {
   return rows > kStreamRows ? 0 : static_cast<size_t>(rows) * static_cast<size_t>(in) * sizeof(__half);

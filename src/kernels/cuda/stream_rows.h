@@ -18,6 +18,8 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& launch, SlotSums* sums, cudaSt
 // Whether that takes what a gate picks (SelectLaunch.picks).
 bool TakesPicks(const ExpertFfnLaunch& launch);
 size_t StreamedLinearScratch(int32_t rows, int32_t in);
+// `given`, or x [rows, cols] as half_rows.cuh has it, made in `room` by a launch.
+const __half* HalvesOf(const float* x, const __half* given, void* room, int32_t rows, int32_t cols, cudaStream_t stream);
 
 // By these or, where they do not serve, by few_rows.h's.
 inline bool LinearOfRows(std::span<const LinearLaunch> launches, cudaStream_t stream) {

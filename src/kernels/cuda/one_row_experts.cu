@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+// Experts of one row. A block has up to four row tiles of gate and up, eight warps of either, and then one row tile of down, of all slots: so it adds to these
+// rows of the result itself. Inner values pass from block to block in words of 16 bytes: four halves and the number of the launch.
+#include <algorithm>
+
+#include "kernels/cuda/half_rows.cuh"
+#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/one_row.cuh"
+#include "kernels/cuda/one_row.h"
+#include "kernels/cuda/stream_rows.h"
+#include "kernels/cuda/stream_work.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace thermoe::cuda {
+namespace {
+
+using one_row::kQuad;
+using one_row::kWarps;
+using one_row::RowTilePlace;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kRowWarps = 4;                 // that bring the row before they ask for weights; those of the others are on their way by then
+constexpr int kUpTiles = 4;                  // row tiles of gate, and of up, of a block, at most
+constexpr int kDownQuads = 2;                // of a warp, at most
+constexpr int kMostColumns = 8 * kQuad;      // column tiles of gate: eight warps have a quad each
+static_assert(2 * kUpTiles + kMostPicks <= 32);
+
+struct Args {
+  ExpertFfnLaunch l;
+  int up_tiles, up_columns;      // row tiles of gate, and of up; column tiles
+  int down_tiles, down_columns;  // row tiles of down, each a block's; column tiles
+  Divisor blocks, of_expert, of_slot;  // by blocks, up_tiles, quads of a row tile of down
+};
+
+// What the row's slots read, empty ones left out, and where: row tiles of gate and up in turn, then of down.
+struct Picks {
+  int32_t expert[kMostPicks], slot[kMostPicks];
+  float weight[kMostPicks];
+  int32_t count;
+  int32_t first, tiles;  // this block's row tiles of gate, counted through all picks
+  uint64_t number;       // of this launch
+  RowTilePlace up[2 * kUpTiles], down[kMostPicks];
+};
+
+// By one warp: as the gate passes them, or as its dispatch has them.
+__device__ void FindPicks(const ExpertFfnLaunch& l, uint64_t number, Picks* picks) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  int expert = -1;
+  if (l.picked) {
+    uint64_t word;
+    do {
+      word = TakeWord(l.passed + kPicksFirst + min(lane, l.slots - 1));
+    } while (!__all_sync(kAllLanes, word >> kNumberShift == number));
+    const auto pick = static_cast<int32_t>(word & kNoPick);
+    if (lane < l.slots && pick != static_cast<int32_t>(kNoPick)) expert = pick / 2;
+  } else {
+    if (lane < kMostPicks) picks->expert[lane] = -1;
+    __syncwarp();
+    if (lane < min(__ldcg(l.job_count), min(l.jobs_room, kMostPicks))) {
+      const int4 job = __ldcg(reinterpret_cast<const int4*>(l.jobs) + lane);
+      const int slot = __ldcg(l.order + min(job.z, l.order_room - 1));
+      if (slot >= 0 && slot < l.slots) picks->expert[slot] = job.x;
+    }
+    __syncwarp();
+    if (lane < kMostPicks) expert = picks->expert[lane];
+    __syncwarp();
+  }
+  const uint32_t all = __ballot_sync(kAllLanes, expert >= 0);
+  const int at = __popc(all & ((1u << lane) - 1));
+  if (expert >= 0) picks->expert[at] = expert, picks->slot[at] = lane;
+  if (lane == 0) picks->count = __popc(all), picks->number = number;
+}
+
+// By one warp: where everything is.
+template <Packing kUp, Packing kDown>
+__device__ void FindPlaces(const Args& args, Picks* picks) {
+  const ExpertFfnLaunch& l = args.l;
+  const int lane = static_cast<int>(threadIdx.x % 32), block = static_cast<int>(blockIdx.x), count = picks->count;
+  const auto begin = [&](int of) { return static_cast<int>(args.blocks.Quotient(static_cast<uint32_t>(count * args.up_tiles * of))); };
+  const int first = begin(block), tiles = begin(block + 1) - first;
+  if (lane == 0) picks->first = first, picks->tiles = tiles;
+  const bool of_up = lane < 2 * kUpTiles, gate = lane % 2 == 0;
+  const int unit = first + lane / 2, pick = of_up ? static_cast<int>(args.of_expert.Quotient(static_cast<uint32_t>(unit))) : lane - 2 * kUpTiles;
+  if (of_up ? lane >= 2 * tiles : pick >= count || block >= args.down_tiles) return;
+  const int row_tile = of_up ? unit - pick * args.up_tiles : block;
+  const DeviceMatrix m = ExpertMatrix(!of_up ? l.down : gate ? l.gate : l.up, !of_up ? l.down_base : gate ? l.gate_base : l.up_base, l.stride, picks->expert[pick]);
+  const int64_t tile = TileNumber(row_tile, 0, of_up ? args.up_columns : args.down_columns);
+  RowTilePlace* to = of_up ? &picks->up[lane] : &picks->down[pick];
+  *to = {m.hi + tile * kPlaneTileBytes, m.scales + tile * (of_up ? ScaleTileBytes(kUp) : ScaleTileBytes(kDown))};
+}
+
+__device__ inline void PutQuad(uint64_t* to, uint64_t halves, uint64_t number) {
+  asm volatile("{\n.reg .b128 q;\nmov.b128 q, {%1, %2};\nst.relaxed.gpu.global.b128 [%0], q;\n}" ::"l"(to), "l"(halves), "l"(number) : "memory");
+}
+__device__ inline void TakeQuad(const uint64_t* from, uint64_t* halves, uint64_t* number) {
+  asm volatile("{\n.reg .b128 q;\nld.relaxed.gpu.global.b128 q, [%2];\nmov.b128 {%0, %1}, q;\n}" : "=l"(*halves), "=l"(*number) : "l"(from) : "memory");
+}
+
+// By one warp: adds the parts of a row tile of gate and up, and passes 16 inner values: of four columns t of half_rows.cuh, a quad.
+__device__ void PassInner(const Args& args, const Picks& picks, const float* parts, int pick, int row_tile) {
+  const int lane = static_cast<int>(threadIdx.x % 32), t = lane % 4;
+  const float mine = one_row::SumParts(parts + lane / kTileRows * (kWarps / 2 * kTileRows), kWarps / 2), up = __shfl_down_sync(kAllLanes, mine, kTileRows);
+  const float inner = Silu(mine) * up;
+  const float v0 = __shfl_sync(kAllLanes, inner, 2 * t), v1 = __shfl_sync(kAllLanes, inner, 2 * t + 1);
+  const float v2 = __shfl_sync(kAllLanes, inner, 8 + 2 * t), v3 = __shfl_sync(kAllLanes, inner, 8 + 2 * t + 1);
+  if (lane >= 4) return;
+  const uint32_t low = PackHalves(WithinHalf(v0), WithinHalf(v1)), high = PackHalves(WithinHalf(v2), WithinHalf(v3));
+  PutQuad(args.l.passed + kQuadsFirst + 2 * (int64_t{pick} * (args.l.width / 4) + row_tile * 4 + t), low | static_cast<uint64_t>(high) << 32, picks.number);
+}
+
+// The inner values that a warp's quads of down meet, as others pass them: of a quad two words a lane.
+template <Packing kDown>
+__device__ void TakeInner(const Args& args, const Picks& picks, int quads, const one_row::Activations& to) {
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  constexpr int kWords = kQuad * kTileCols / 4, kLaneWords = kDownQuads * kWords / 32;
+  uint64_t halves[kLaneWords], number[kLaneWords];
+  bool there;
+  do {
+    there = true;
+#pragma unroll
+    for (int i = 0; i < kLaneWords; ++i) {
+      const int quad = warp + (i / 2 < quads ? i / 2 : 0) * kWarps;  // quads of slots lie one after the other, as the values do
+      TakeQuad(args.l.passed + kQuadsFirst + 2 * (int64_t{quad} * kWords + i % 2 * 32 + lane), &halves[i], &number[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kLaneWords; ++i) there = there && number[i] == picks.number;
+  } while (!__all_sync(kAllLanes, there));
+#pragma unroll
+  for (int i = 0; i < kLaneWords; ++i) {
+    one_row::PutActivations<kDown>(to, i * 32 + lane, {static_cast<uint32_t>(halves[i]), static_cast<uint32_t>(halves[i] >> 32)});
+  }
+  __syncwarp();
+}
+
+// The row of activations, by kRowWarps.
+template <Packing kUp>
+__device__ void TakeRow(const ExpertFfnLaunch& l, const one_row::Activations& to) {
+  constexpr int kTogether = 4;
+#pragma unroll 1
+  for (int first = static_cast<int>(threadIdx.x); first < l.hidden / 4; first += 32 * kRowWarps * kTogether) {
+    uint2 halves[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int word = first + 32 * kRowWarps * i;
+      if (word < l.hidden / 4) halves[i] = __ldcg(reinterpret_cast<const uint2*>(l.halves) + one_row::PieceOfWord(word));
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int word = first + 32 * kRowWarps * i;
+      if (word < l.hidden / 4) one_row::PutActivations<kUp>(to, word, halves[i]);  // all lanes or none: words are multiples of 64
+    }
+  }
+}
+
+template <Packing kUp, Packing kDown>
+__global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __grid_constant__ Args args) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  __shared__ Picks picks;
+  __shared__ uint64_t row_there;
+  __shared__ float up_parts[kUpTiles][2][kWarps / 2][kTileRows], down_parts[kWarps][kTileRows];
+  __shared__ __align__(16) std::byte row_room[kMostColumns * one_row::kActivationBytes], inner_room[kWarps][kDownQuads * kQuad * one_row::kActivationBytes];
+  const ExpertFfnLaunch& l = args.l;
+  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), block = static_cast<int>(blockIdx.x);
+  const one_row::Activations row = one_row::ActivationsAt(row_room, kMostColumns);
+  if (threadIdx.x == 0) BarrierInit(&row_there, kRowWarps);
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  if (warp == 0) {
+    if (!l.picked) WaitForBefore();
+    FindPicks(l, __ldcg(l.passed) + 1, &picks);  // the launch before the gate's, which told the number, has long come to its end
+    __syncwarp();
+    FindPlaces<kUp, kDown>(args, &picks);
+  }
+  const int side = warp / (kWarps / 2), first = warp % (kWarps / 2) * kQuad;  // gate or up; column tile
+  const one_row::Activations inner = one_row::ActivationsAt(inner_room[warp], kDownQuads * kQuad);
+  const uint64_t policy = one_row::ReadOncePolicy();
+  __syncthreads();
+  LetNextStart();
+  if (warp < kRowWarps) {
+    WaitForBefore();
+    TakeRow<kUp>(l, row);
+    if (threadIdx.x < picks.count) picks.weight[threadIdx.x] = __ldcg(l.weight + picks.slot[threadIdx.x]);
+    __syncwarp();
+    if (lane == 0) BarrierArrive(&row_there);
+  }
+  const int tiles = first < args.up_columns ? picks.tiles : 0;
+  one_row::Quad<kUp> up[kUpTiles];
+#pragma unroll
+  for (int i = 0; i < kUpTiles; ++i) {
+    if (i < tiles) up[i].ReadScales(picks.up[2 * i + side], first, policy);
+  }
+#pragma unroll
+  for (int tile = 0; tile < kQuad; ++tile) {
+#pragma unroll
+    for (int i = 0; i < kUpTiles; ++i) {
+      if (i < tiles) up[i].ReadCodes(picks.up[2 * i + side], first, tile, policy);
+    }
+  }
+  const int slot_quads = args.down_columns / kQuad;
+  int down_quads = 0, down_pick[kDownQuads], down_first[kDownQuads];
+#pragma unroll
+  for (int i = 0; i < kDownQuads; ++i) {
+    const int quad = warp + i * kWarps;
+    down_pick[i] = static_cast<int>(args.of_slot.Quotient(static_cast<uint32_t>(quad)));
+    down_first[i] = (quad - down_pick[i] * slot_quads) * kQuad;
+    if (down_pick[i] < picks.count && block < args.down_tiles) down_quads = i + 1;
+  }
+  one_row::Quad<kDown> down[kDownQuads];
+  float sums[kUpTiles][2] = {};
+  BarrierWait(&row_there, 0);
+#pragma unroll
+  for (int tile = 0; tile < kQuad; ++tile) {
+    const one_row::Met met(row, first + tile);
+#pragma unroll
+    for (int i = 0; i < kUpTiles; ++i) {
+      if (i < tiles) one_row::AddProduct(up[i], tile, met, sums[i]);
+    }
+    // The place of what has been multiplied is taken by what comes next.
+#pragma unroll
+    for (int i = 0; i < kDownQuads; ++i) {
+      if (i < down_quads) down[i].ReadCodes(picks.down[down_pick[i]], down_first[i], tile, policy);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kDownQuads; ++i) {
+    if (i < down_quads) down[i].ReadScales(picks.down[down_pick[i]], down_first[i], policy);
+  }
+#pragma unroll
+  for (int i = 0; i < kUpTiles; ++i) {
+    sums[i][0] *= one_row::kSumUnit<kUp>, sums[i][1] *= one_row::kSumUnit<kUp>;
+    one_row::PutPart(up_parts[i][side][warp % (kWarps / 2)], sums[i]);
+  }
+  __syncthreads();
+  if (warp < picks.tiles) {
+    const int unit = picks.first + warp, pick = static_cast<int>(args.of_expert.Quotient(static_cast<uint32_t>(unit)));
+    PassInner(args, picks, up_parts[warp][0][0], pick, unit - pick * args.up_tiles);
+  }
+  float total[2] = {};
+  if (down_quads > 0) {
+    TakeInner<kDown>(args, picks, down_quads, inner);
+#pragma unroll
+    for (int i = 0; i < kDownQuads; ++i) {
+      if (i >= down_quads) continue;
+      float sum[2] = {};
+#pragma unroll
+      for (int tile = 0; tile < kQuad; ++tile) one_row::AddProduct(down[i], tile, one_row::Met(inner, i * kQuad + tile), sum);
+      const float weight = picks.weight[down_pick[i]] * one_row::kSumUnit<kDown>;
+      total[0] += weight * sum[0], total[1] += weight * sum[1];
+    }
+  }
+  one_row::PutPart(down_parts[warp], total);
+  __syncthreads();
+  if (warp == 0 && block < args.down_tiles) {
+    const float half = one_row::SumParts(down_parts[lane / kTileRows * (kWarps / 2)], kWarps / 2), sum = half + __shfl_down_sync(kAllLanes, half, kTileRows);
+    if (const int at = block * kTileRows + lane; lane < kTileRows && at < l.hidden) atomicAdd(l.out + at, sum);  // nobody else adds there
+  }
+  // The last block to have come here tells the number: all know it.
+  if (threadIdx.x == kThreads - 1 && CountBlock(l.met) + 1 == gridDim.x) {
+    *l.met = 0;
+    *l.passed = picks.number;
+  }
+#endif
+}
+
+template <Packing kUp, Packing kDown>
+bool Launch(const ExpertFfnLaunch& l, cudaStream_t stream) {
+  Args args{};
+  args.l = l;
+  args.up_tiles = l.width / kTileRows, args.up_columns = l.hidden / kTileCols;
+  args.down_tiles = l.hidden / kTileRows, args.down_columns = l.width / kTileCols;
+  const int blocks = Multiprocessors(), slot_quads = args.down_columns / kQuad;
+  if (args.up_columns > kMostColumns || args.down_tiles > blocks || l.slots * slot_quads > kDownQuads * kWarps || l.slots * args.up_tiles > kUpTiles * blocks) return false;
+  args.blocks = Divisor(static_cast<uint32_t>(blocks));
+  args.of_expert = Divisor(static_cast<uint32_t>(args.up_tiles)), args.of_slot = Divisor(static_cast<uint32_t>(slot_quads));
+  args.l.halves = HalvesOf(l.x, l.halves, static_cast<std::byte*>(l.scratch) + PartsOfExpertScratch(l.hidden, l.width, l.slots, 1).rows, 1, l.hidden, stream);
+  return LaunchEarly(ExpertsOfOneRowKernel<kUp, kDown>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, args) == cudaSuccess;
+}
+
+}  // namespace
+
+bool ExpertsOfOneRow(const ExpertFfnLaunch& l, cudaStream_t stream) {
+  if (l.rows != 1 || l.slots > kMostPicks || !l.wgmma || l.met == nullptr || l.passed == nullptr) return false;
+  if (l.hidden % (kQuad * kTileCols) != 0 || l.width % (kQuad * kTileCols) != 0 || int64_t{l.slots} * l.width > kPassedValues) return false;
+  if (l.gate_packing != l.up_packing || l.gate_packing != l.down_packing) return false;
+  switch (l.gate_packing) {
+    case Packing::kNibble: return Launch<Packing::kNibble, Packing::kNibble>(l, stream);
+    case Packing::kNibbleMin: return Launch<Packing::kNibbleMin, Packing::kNibbleMin>(l, stream);
+    case Packing::kMxfp4: return Launch<Packing::kMxfp4, Packing::kMxfp4>(l, stream);
+    default: return false;
+  }
+}
+
+}  // namespace thermoe::cuda
