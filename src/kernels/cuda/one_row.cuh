@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of one row of activations with codes of 4 bits: what decoding of one sequence does (one_row.h). All that a warp multiplies first comes straight
+// Products of one row of activations with planes of 4 bits: what decoding of one sequence does (one_row.h). All that a warp multiplies first comes straight
 // to its registers, asked for at once, so it goes through its code once, without loops, rings and barriers between them: far less code than stream_rows.cu
 // has for up to 32 rows, and fewer instructions a weight, which is what a step of one row waits for (launch_early.cuh).
 #pragma once
@@ -10,6 +10,7 @@
 namespace thermoe::cuda::one_row {
 
 inline constexpr int kWarps = 16;  // that multiply
+inline constexpr int kSteps = kTileCols / 16;
 inline constexpr int kQuad = 4;    // column tiles of a row tile, one after the other: what a warp has of it
 
 // 16 bytes, or a scale record, that a step reads once: they are the first to leave the L2 cache.
@@ -36,17 +37,23 @@ __device__ inline uint32_t ReadOnce4(const std::byte* from, uint64_t policy) {
   return v;
 }
 
-// Where the codes and scales of a row tile begin.
+// Where the codes and scales of a row tile begin. lo: null where the lo plane is not wanted.
 struct RowTilePlace {
-  const std::byte *codes, *scales;
+  const std::byte *codes, *lo, *scales;
 };
-
-// What a lane has of a quad: codes of every tile, and the scales of row lane % 16 of tiles lane / 16 and that + 2.
 template <Packing kPacking>
+__device__ inline RowTilePlace PlaceOf(const DeviceMatrix& m, int row_tile, int k_tiles, bool hi_only) {
+  const int64_t tile = TileNumber(row_tile, 0, k_tiles);
+  return {m.hi + tile * kPlaneTileBytes, HasLoPlane(kPacking) && !hi_only ? m.lo + tile * kPlaneTileBytes : nullptr, m.scales + tile * ScaleTileBytes(kPacking)};
+}
+
+// What a lane has of a quad: codes of kHeld tiles, of tile t in place t % kHeld, and the scales of row lane % 16 of tiles lane / 16 and that + 2.
+template <Packing kPacking, int kHeld>
 struct Quad {
   static constexpr int kRecord = ScaleTileBytes(kPacking) / kTileRows;
-  static_assert(!HasLoPlane(kPacking) && (kRecord == 4 || kRecord == 8));
-  uint4 codes[kQuad];
+  static constexpr bool kLo = HasLoPlane(kPacking);
+  static_assert((!kLo || kPacking == Packing::kPlanes8) && (kRecord == 4 || kRecord == 8));
+  uint4 codes[kHeld], lo[kLo ? kHeld : 1];
   uint32_t record[2][kRecord / 4];
 
   // first: its first column tile.
@@ -64,7 +71,11 @@ struct Quad {
     }
   }
   __device__ void ReadCodes(const RowTilePlace& from, int first, int tile, uint64_t policy) {
-    codes[tile] = ReadOnce16(from.codes + (first + tile) * (kGroupTiles * kPlaneTileBytes) + threadIdx.x % 32 * 16, policy);
+    const int at = (first + tile) * (kGroupTiles * kPlaneTileBytes) + static_cast<int>(threadIdx.x % 32) * 16;
+    codes[tile % kHeld] = ReadOnce16(from.codes + at, policy);
+    if constexpr (kLo) {
+      if (from.lo != nullptr) lo[tile % kHeld] = ReadOnce16(from.lo + at, policy);
+    }
   }
   // The scales of rows lane / 4 and that + 8 (half 0, 1) of a tile.
   __device__ uint4 RecordOf(int tile, int half) const {
@@ -80,7 +91,7 @@ struct Quad {
 // so those of columns 0 to 7 of 16 count 16 times: their activations are made 16 times less.
 inline constexpr float kCodeUnit = 1.0f / (1 << 24);
 template <Packing kPacking>
-inline constexpr bool kShifted = kPacking == Packing::kNibble || kPacking == Packing::kNibbleMin;
+inline constexpr bool kShifted = kPacking != Packing::kMxfp4;
 // What a sum is to be multiplied by in the end.
 template <Packing kPacking>
 inline constexpr float kSumUnit = kPacking == Packing::kMxfp4 ? 32768.0f : 1.0f / kCodeUnit;
@@ -113,16 +124,17 @@ __device__ inline void PutActivations(const Activations& to, int word, uint2 hal
 // Where in a row as half_rows.cuh has it, in pieces of 8 bytes, word `word` lies.
 __device__ inline int PieceOfWord(int word) { return word / 16 * 16 + word % 16 / 8 * 8 + word % 4 * 2 + word / 4 % 2; }
 
+inline constexpr uint32_t kLowNibbles = 0x000f000fu, kHighNibbles = 0x00f000f0u;
 template <Packing kPacking>
 __device__ inline Fragment Codes(uint32_t hi) {
-  constexpr uint32_t kLow = 0x000f000fu, kHigh = 0x00f000f0u;
   if constexpr (kShifted<kPacking>) {
-    return {{hi & kHigh, hi >> 8 & kHigh, hi & kLow, hi >> 8 & kLow}};
+    return {{hi & kHighNibbles, hi >> 8 & kHighNibbles, hi & kLowNibbles, hi >> 8 & kLowNibbles}};
   } else {
     const auto value = [](uint32_t top) { return (top & 0x80008000u) | (top >> 3 & 0x0e000e00u); };
     return {{value(hi << 8), value(hi), value(hi << 12), value(hi << 4)}};
   }
 }
+__device__ inline Fragment LoCodes(uint32_t lo) { return {{lo << 4 & kHighNibbles, lo >> 4 & kHighNibbles, lo >> 4 & kLowNibbles, lo >> 12 & kLowNibbles}}; }
 
 // What a lane has of the activations of a column tile.
 struct Met {
@@ -136,20 +148,36 @@ struct Met {
   }
 };
 
-// sum += the product of a tile of a quad: of rows lane / 4 and that + 8, in kSumUnit. The one row of activations stands in all columns of the fragment, so all
-// four lanes of a row have the same.
-template <Packing kPacking>
-__device__ inline void AddProduct(const Quad<kPacking>& quad, int tile, const Met& met, float (&sum)[2]) {
+// sum += the product of a tile of a quad: of rows lane / 4 and that + 8, in kSumUnit. both: with the lo plane, where there is one. The one row of activations
+// stands in all columns of the fragment, so all four lanes of a row have the same.
+template <Packing kPacking, int kHeld>
+__device__ inline void AddProduct(const Quad<kPacking, kHeld>& quad, int tile, const Met& met, bool both, float (&sum)[2]) {
   const uint4 scales[2] = {quad.RecordOf(tile, 0), quad.RecordOf(tile, 1)};
+  float c[2][4] = {};
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const uint4& x = met.x[step / 2];
+    Mma(c[step / 2], Codes<kPacking>(Word(quad.codes[tile % kHeld], step)), step % 2 == 0 ? x.x : x.z, step % 2 == 0 ? x.y : x.w);
+  }
+  float zero = kPacking == Packing::kNibble ? 8.0f : 0.0f;  // the code of zero
+  if constexpr (HasLoPlane(kPacking)) {
+    zero = both ? 128.0f : 120.5f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[i / 2][i % 2 * 2] *= 16.0f;
+    if (both) {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const uint4& x = met.x[step / 2];
+        Mma(c[step / 2], LoCodes(Word(quad.lo[tile % kHeld], step)), step % 2 == 0 ? x.x : x.z, step % 2 == 0 ? x.y : x.w);
+      }
+    }
+  }
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
-    float c[4] = {};
-    Mma(c, Codes<kPacking>(Word(quad.codes[tile], 2 * b)), met.x[b].x, met.x[b].y);
-    Mma(c, Codes<kPacking>(Word(quad.codes[tile], 2 * b + 1)), met.x[b].z, met.x[b].w);
     const float of_block = b == 0 ? met.sums.x : met.sums.y;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      sum[i] += ScaleOf<kPacking>(scales[i], 2 * b) * (kPacking == Packing::kNibble ? c[2 * i] - 8.0f * of_block : c[2 * i]);
+      sum[i] += ScaleOf<kPacking>(scales[i], 2 * b) * (kPacking == Packing::kNibble || HasLoPlane(kPacking) ? c[b][2 * i] - zero * of_block : c[b][2 * i]);
       if constexpr (kPacking == Packing::kNibbleMin) sum[i] -= MinOf<kPacking>(scales[i], b) * of_block;
     }
   }

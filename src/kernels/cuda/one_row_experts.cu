@@ -35,6 +35,7 @@ struct Args {
 struct Picks {
   int32_t expert[kMostPicks], slot[kMostPicks];
   float weight[kMostPicks];
+  bool hi[kMostPicks];   // without the lo plane
   int32_t count;
   int32_t first, tiles;  // this block's row tiles of gate, counted through all picks
   uint64_t number;       // of this launch
@@ -42,36 +43,38 @@ struct Picks {
 };
 
 // By one warp: as the gate passes them, or as its dispatch has them.
+template <bool kPlanes>
 __device__ void FindPicks(const ExpertFfnLaunch& l, uint64_t number, Picks* picks) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   int expert = -1;
+  bool hi = false;
   if (l.picked) {
     uint64_t word;
     do {
       word = TakeWord(l.passed + kPicksFirst + min(lane, l.slots - 1));
     } while (!__all_sync(kAllLanes, word >> kNumberShift == number));
     const auto pick = static_cast<int32_t>(word & kNoPick);
-    if (lane < l.slots && pick != static_cast<int32_t>(kNoPick)) expert = pick / 2;
+    if (lane < l.slots && pick != static_cast<int32_t>(kNoPick)) expert = pick / 2, hi = kPlanes && pick % 2 == 1;
   } else {
     if (lane < kMostPicks) picks->expert[lane] = -1;
     __syncwarp();
     if (lane < min(__ldcg(l.job_count), min(l.jobs_room, kMostPicks))) {
       const int4 job = __ldcg(reinterpret_cast<const int4*>(l.jobs) + lane);
       const int slot = __ldcg(l.order + min(job.z, l.order_room - 1));
-      if (slot >= 0 && slot < l.slots) picks->expert[slot] = job.x;
+      if (slot >= 0 && slot < l.slots) picks->expert[slot] = job.x, picks->hi[slot] = kPlanes && static_cast<Planes>(job.y & 255) == Planes::kHi;
     }
     __syncwarp();
-    if (lane < kMostPicks) expert = picks->expert[lane];
+    if (lane < kMostPicks) expert = picks->expert[lane], hi = expert >= 0 && picks->hi[lane];
     __syncwarp();
   }
   const uint32_t all = __ballot_sync(kAllLanes, expert >= 0);
   const int at = __popc(all & ((1u << lane) - 1));
-  if (expert >= 0) picks->expert[at] = expert, picks->slot[at] = lane;
+  if (expert >= 0) picks->expert[at] = expert, picks->slot[at] = lane, picks->hi[at] = hi;
   if (lane == 0) picks->count = __popc(all), picks->number = number;
 }
 
 // By one warp: where everything is.
-template <Packing kUp, Packing kDown>
+template <Packing kPacking>
 __device__ void FindPlaces(const Args& args, Picks* picks) {
   const ExpertFfnLaunch& l = args.l;
   const int lane = static_cast<int>(threadIdx.x % 32), block = static_cast<int>(blockIdx.x), count = picks->count;
@@ -83,9 +86,8 @@ __device__ void FindPlaces(const Args& args, Picks* picks) {
   if (of_up ? lane >= 2 * tiles : pick >= count || block >= args.down_tiles) return;
   const int row_tile = of_up ? unit - pick * args.up_tiles : block;
   const DeviceMatrix m = ExpertMatrix(!of_up ? l.down : gate ? l.gate : l.up, !of_up ? l.down_base : gate ? l.gate_base : l.up_base, l.stride, picks->expert[pick]);
-  const int64_t tile = TileNumber(row_tile, 0, of_up ? args.up_columns : args.down_columns);
-  RowTilePlace* to = of_up ? &picks->up[lane] : &picks->down[pick];
-  *to = {m.hi + tile * kPlaneTileBytes, m.scales + tile * (of_up ? ScaleTileBytes(kUp) : ScaleTileBytes(kDown))};
+  if (of_up) picks->up[lane] = one_row::PlaceOf<kPacking>(m, row_tile, args.up_columns, picks->hi[pick]);
+  else picks->down[pick] = one_row::PlaceOf<kPacking>(m, row_tile, args.down_columns, picks->hi[pick]);
 }
 
 __device__ inline void PutQuad(uint64_t* to, uint64_t halves, uint64_t number) {
@@ -108,7 +110,7 @@ __device__ void PassInner(const Args& args, const Picks& picks, const float* par
 }
 
 // The inner values that a warp's quads of down meet, as others pass them: of a quad two words a lane.
-template <Packing kDown>
+template <Packing kPacking>
 __device__ void TakeInner(const Args& args, const Picks& picks, int quads, const one_row::Activations& to) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   constexpr int kWords = kQuad * kTileCols / 4, kLaneWords = kDownQuads * kWords / 32;
@@ -126,13 +128,13 @@ __device__ void TakeInner(const Args& args, const Picks& picks, int quads, const
   } while (!__all_sync(kAllLanes, there));
 #pragma unroll
   for (int i = 0; i < kLaneWords; ++i) {
-    one_row::PutActivations<kDown>(to, i * 32 + lane, {static_cast<uint32_t>(halves[i]), static_cast<uint32_t>(halves[i] >> 32)});
+    one_row::PutActivations<kPacking>(to, i * 32 + lane, {static_cast<uint32_t>(halves[i]), static_cast<uint32_t>(halves[i] >> 32)});
   }
   __syncwarp();
 }
 
 // The row of activations, by kRowWarps.
-template <Packing kUp>
+template <Packing kPacking>
 __device__ void TakeRow(const ExpertFfnLaunch& l, const one_row::Activations& to) {
   constexpr int kTogether = 4;
 #pragma unroll 1
@@ -146,12 +148,12 @@ __device__ void TakeRow(const ExpertFfnLaunch& l, const one_row::Activations& to
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
       const int word = first + 32 * kRowWarps * i;
-      if (word < l.hidden / 4) one_row::PutActivations<kUp>(to, word, halves[i]);  // all lanes or none: words are multiples of 64
+      if (word < l.hidden / 4) one_row::PutActivations<kPacking>(to, word, halves[i]);  // all lanes or none: words are multiples of 64
     }
   }
 }
 
-template <Packing kUp, Packing kDown>
+template <Packing kPacking>
 __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __grid_constant__ Args args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   __shared__ Picks picks;
@@ -165,9 +167,9 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   if (warp == 0) {
     if (!l.picked) WaitForBefore();
-    FindPicks(l, __ldcg(l.passed) + 1, &picks);  // the launch before the gate's, which told the number, has long come to its end
+    FindPicks<kPacking == Packing::kPlanes8>(l, __ldcg(l.passed) + 1, &picks);  // the launch before the gate's, which told the number, has long come to its end
     __syncwarp();
-    FindPlaces<kUp, kDown>(args, &picks);
+    FindPlaces<kPacking>(args, &picks);
   }
   const int side = warp / (kWarps / 2), first = warp % (kWarps / 2) * kQuad;  // gate or up; column tile
   const one_row::Activations inner = one_row::ActivationsAt(inner_room[warp], kDownQuads * kQuad);
@@ -176,24 +178,26 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
   LetNextStart();
   if (warp < kRowWarps) {
     WaitForBefore();
-    TakeRow<kUp>(l, row);
+    TakeRow<kPacking>(l, row);
     if (threadIdx.x < picks.count) picks.weight[threadIdx.x] = __ldcg(l.weight + picks.slot[threadIdx.x]);
     __syncwarp();
     if (lane == 0) BarrierArrive(&row_there);
   }
   const int tiles = first < args.up_columns ? picks.tiles : 0;
-  one_row::Quad<kUp> up[kUpTiles];
+  constexpr int kHeld = HasLoPlane(kPacking) ? kQuad / 2 : kQuad;
+  one_row::Quad<kPacking, kHeld> up[kUpTiles];
 #pragma unroll
   for (int i = 0; i < kUpTiles; ++i) {
     if (i < tiles) up[i].ReadScales(picks.up[2 * i + side], first, policy);
   }
-#pragma unroll
-  for (int tile = 0; tile < kQuad; ++tile) {
+  const auto read = [&](int tile) {
 #pragma unroll
     for (int i = 0; i < kUpTiles; ++i) {
       if (i < tiles) up[i].ReadCodes(picks.up[2 * i + side], first, tile, policy);
     }
-  }
+  };
+#pragma unroll
+  for (int tile = 0; tile < kHeld; ++tile) read(tile);
   const int slot_quads = args.down_columns / kQuad;
   int down_quads = 0, down_pick[kDownQuads], down_first[kDownQuads];
 #pragma unroll
@@ -203,7 +207,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
     down_first[i] = (quad - down_pick[i] * slot_quads) * kQuad;
     if (down_pick[i] < picks.count && block < args.down_tiles) down_quads = i + 1;
   }
-  one_row::Quad<kDown> down[kDownQuads];
+  one_row::Quad<kPacking, kQuad> down[kDownQuads];
   float sums[kUpTiles][2] = {};
   BarrierWait(&row_there, 0);
 #pragma unroll
@@ -211,12 +215,20 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
     const one_row::Met met(row, first + tile);
 #pragma unroll
     for (int i = 0; i < kUpTiles; ++i) {
-      if (i < tiles) one_row::AddProduct(up[i], tile, met, sums[i]);
+      if (i < tiles) one_row::AddProduct(up[i], tile, met, picks.up[2 * i + side].lo != nullptr, sums[i]);
     }
     // The place of what has been multiplied is taken by what comes next.
+    if (tile + kHeld < kQuad) {
+      read(tile + kHeld);
+      continue;
+    }
 #pragma unroll
     for (int i = 0; i < kDownQuads; ++i) {
-      if (i < down_quads) down[i].ReadCodes(picks.down[down_pick[i]], down_first[i], tile, policy);
+      if (i >= down_quads) continue;
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) {  // as many of both as there are places
+        if (kHeld == kQuad ? j == tile : i == tile - kHeld) down[i].ReadCodes(picks.down[down_pick[i]], down_first[i], j, policy);
+      }
     }
   }
 #pragma unroll
@@ -225,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
   }
 #pragma unroll
   for (int i = 0; i < kUpTiles; ++i) {
-    sums[i][0] *= one_row::kSumUnit<kUp>, sums[i][1] *= one_row::kSumUnit<kUp>;
+    sums[i][0] *= one_row::kSumUnit<kPacking>, sums[i][1] *= one_row::kSumUnit<kPacking>;
     one_row::PutPart(up_parts[i][side][warp % (kWarps / 2)], sums[i]);
   }
   __syncthreads();
@@ -235,14 +247,14 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
   }
   float total[2] = {};
   if (down_quads > 0) {
-    TakeInner<kDown>(args, picks, down_quads, inner);
+    TakeInner<kPacking>(args, picks, down_quads, inner);
 #pragma unroll
     for (int i = 0; i < kDownQuads; ++i) {
       if (i >= down_quads) continue;
       float sum[2] = {};
 #pragma unroll
-      for (int tile = 0; tile < kQuad; ++tile) one_row::AddProduct(down[i], tile, one_row::Met(inner, i * kQuad + tile), sum);
-      const float weight = picks.weight[down_pick[i]] * one_row::kSumUnit<kDown>;
+      for (int tile = 0; tile < kQuad; ++tile) one_row::AddProduct(down[i], tile, one_row::Met(inner, i * kQuad + tile), picks.down[down_pick[i]].lo != nullptr, sum);
+      const float weight = picks.weight[down_pick[i]] * one_row::kSumUnit<kPacking>;
       total[0] += weight * sum[0], total[1] += weight * sum[1];
     }
   }
@@ -260,7 +272,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
 #endif
 }
 
-template <Packing kUp, Packing kDown>
+template <Packing kPacking>
 bool Launch(const ExpertFfnLaunch& l, cudaStream_t stream) {
   Args args{};
   args.l = l;
@@ -271,7 +283,7 @@ bool Launch(const ExpertFfnLaunch& l, cudaStream_t stream) {
   args.blocks = Divisor(static_cast<uint32_t>(blocks));
   args.of_expert = Divisor(static_cast<uint32_t>(args.up_tiles)), args.of_slot = Divisor(static_cast<uint32_t>(slot_quads));
   args.l.halves = HalvesOf(l.x, l.halves, static_cast<std::byte*>(l.scratch) + PartsOfExpertScratch(l.hidden, l.width, l.slots, 1).rows, 1, l.hidden, stream);
-  return LaunchEarly(ExpertsOfOneRowKernel<kUp, kDown>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, args) == cudaSuccess;
+  return LaunchEarly(ExpertsOfOneRowKernel<kPacking>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, args) == cudaSuccess;
 }
 
 }  // namespace
@@ -281,9 +293,10 @@ bool ExpertsOfOneRow(const ExpertFfnLaunch& l, cudaStream_t stream) {
   if (l.hidden % (kQuad * kTileCols) != 0 || l.width % (kQuad * kTileCols) != 0 || int64_t{l.slots} * l.width > kPassedValues) return false;
   if (l.gate_packing != l.up_packing || l.gate_packing != l.down_packing) return false;
   switch (l.gate_packing) {
-    case Packing::kNibble: return Launch<Packing::kNibble, Packing::kNibble>(l, stream);
-    case Packing::kNibbleMin: return Launch<Packing::kNibbleMin, Packing::kNibbleMin>(l, stream);
-    case Packing::kMxfp4: return Launch<Packing::kMxfp4, Packing::kMxfp4>(l, stream);
+    case Packing::kPlanes8: return Launch<Packing::kPlanes8>(l, stream);
+    case Packing::kNibble: return Launch<Packing::kNibble>(l, stream);
+    case Packing::kNibbleMin: return Launch<Packing::kNibbleMin>(l, stream);
+    case Packing::kMxfp4: return Launch<Packing::kMxfp4>(l, stream);
     default: return false;
   }
 }

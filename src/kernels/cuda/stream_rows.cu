@@ -4,6 +4,7 @@
 // ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all, of experts the rows that a unit meets. An
 // expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
 #include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/one_row.h"
 #include "kernels/cuda/stream_rows.h"
 #include "kernels/cuda/stream_warps.cuh"
 
@@ -205,6 +206,7 @@ size_t StreamedLinearScratch(int32_t rows, int32_t in) {
 }
 
 bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t stream) {
+  if (LinearOfOneRow(launches, stream)) return true;
   const LinearLaunch& one = launches.front();
   const int32_t cols = one.weight.cols;
   if (one.rows > kStreamRows || cols % kTileCols != 0 || launches.size() > kMostTogether) return false;
