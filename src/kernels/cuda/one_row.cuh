@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of one row of activations with planes of 4 bits: what decoding of one sequence does (one_row.h). All that a warp multiplies first comes straight
+// Products of one row of activations with codes of 4 bits: what decoding of one sequence does (one_row.h). All that a warp multiplies first comes straight
 // to its registers, asked for at once, so it goes through its code once, without loops, rings and barriers between them: far less code than stream_rows.cu
 // has for up to 32 rows, and fewer instructions a weight, which is what a step of one row waits for (launch_early.cuh).
 #pragma once
@@ -10,8 +10,10 @@
 namespace thermoe::cuda::one_row {
 
 inline constexpr int kWarps = 16;  // that multiply
-inline constexpr int kSteps = kTileCols / 16;
 inline constexpr int kQuad = 4;    // column tiles of a row tile, one after the other: what a warp has of it
+
+// What is the same in all lanes, told to the compiler: no code is there for lanes that have parted.
+__device__ inline int Uniform(int value) { return __shfl_sync(kAllLanes, value, 0); }
 
 // 16 bytes, or a scale record, that a step reads once: they are the first to leave the L2 cache.
 __device__ inline uint64_t ReadOncePolicy() {
@@ -37,30 +39,28 @@ __device__ inline uint32_t ReadOnce4(const std::byte* from, uint64_t policy) {
   return v;
 }
 
-// Where the codes and scales of a row tile begin. lo: null where the lo plane is not wanted.
+// Where the codes and scales of a row tile begin.
 struct RowTilePlace {
-  const std::byte *codes, *lo, *scales;
+  const std::byte *codes, *scales;
 };
 template <Packing kPacking>
-__device__ inline RowTilePlace PlaceOf(const DeviceMatrix& m, int row_tile, int k_tiles, bool hi_only) {
-  const int64_t tile = TileNumber(row_tile, 0, k_tiles);
-  return {m.hi + tile * kPlaneTileBytes, HasLoPlane(kPacking) && !hi_only ? m.lo + tile * kPlaneTileBytes : nullptr, m.scales + tile * ScaleTileBytes(kPacking)};
+__device__ inline RowTilePlace PlaceOf(const DeviceMatrix& m, int64_t first_tile) {
+  return {m.hi + first_tile * kPlaneTileBytes, m.scales + first_tile * ScaleTileBytes(kPacking)};
 }
 
-// What a lane has of a quad: codes of kHeld tiles, of tile t in place t % kHeld, and the scales of row lane % 16 of tiles lane / 16 and that + 2.
-template <Packing kPacking, int kHeld>
+// What a lane has of a quad: codes of every tile, and the scales of row lane % 16 of tiles lane / 16 and that + 2.
+template <Packing kPacking>
 struct Quad {
   static constexpr int kRecord = ScaleTileBytes(kPacking) / kTileRows;
-  static constexpr bool kLo = HasLoPlane(kPacking);
-  static_assert((!kLo || kPacking == Packing::kPlanes8) && (kRecord == 4 || kRecord == 8));
-  uint4 codes[kHeld], lo[kLo ? kHeld : 1];
+  static_assert(!HasLoPlane(kPacking) && (kRecord == 4 || kRecord == 8));
+  uint4 codes[kQuad];
   uint32_t record[2][kRecord / 4];
 
   // first: its first column tile.
-  __device__ void ReadScales(const RowTilePlace& from, int first, uint64_t policy) {
-    constexpr int kNext = kGroupTiles * ScaleTileBytes(kPacking);
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    const std::byte* at = from.scales + (first + lane / kTileRows) * kNext + lane % kTileRows * kRecord;
+  __device__ void ReadScales(const RowTilePlace& from, unsigned first, uint64_t policy) {
+    constexpr unsigned kNext = kGroupTiles * ScaleTileBytes(kPacking);
+    const unsigned lane = threadIdx.x % 32;
+    const std::byte* at = from.scales + ((first + lane / kTileRows) * kNext + lane % kTileRows * kRecord);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if constexpr (kRecord == 4) record[i][0] = ReadOnce4(at + i * 2 * kNext, policy);
@@ -70,12 +70,9 @@ struct Quad {
       }
     }
   }
-  __device__ void ReadCodes(const RowTilePlace& from, int first, int tile, uint64_t policy) {
-    const int at = (first + tile) * (kGroupTiles * kPlaneTileBytes) + static_cast<int>(threadIdx.x % 32) * 16;
-    codes[tile % kHeld] = ReadOnce16(from.codes + at, policy);
-    if constexpr (kLo) {
-      if (from.lo != nullptr) lo[tile % kHeld] = ReadOnce16(from.lo + at, policy);
-    }
+  __device__ void ReadCodes(const RowTilePlace& from, unsigned first, int tile, uint64_t policy) {
+    constexpr unsigned kNext = kGroupTiles * kPlaneTileBytes;
+    codes[tile] = ReadOnce16(from.codes + (first * kNext + threadIdx.x % 32 * 16) + tile * kNext, policy);
   }
   // The scales of rows lane / 4 and that + 8 (half 0, 1) of a tile.
   __device__ uint4 RecordOf(int tile, int half) const {
@@ -106,27 +103,39 @@ __device__ inline Activations ActivationsAt(std::byte* at, int tiles) {
   return {at, reinterpret_cast<float*>(at + tiles * kTileCols * static_cast<int>(sizeof(__half)))};
 }
 
-// Puts the four halves of word `word` where they belong, by all lanes of a warp, each another word: of 16 columns the words of t = 0 to 3 (half_rows.cuh) lie
-// one after the other, as inner values pass.
+// Puts words of four halves where they belong: of 16 columns the words of t = 0 to 3 (half_rows.cuh) lie one after the other, as inner values pass. A warp's
+// 32 lanes put the words of two tiles at once.
 template <Packing kPacking>
-__device__ inline void PutActivations(const Activations& to, int word, uint2 halves) {
-  constexpr int kTileWords = kTileCols / 4;
-  const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&halves.x)), high = __half22float2(*reinterpret_cast<const __half2*>(&halves.y));
-  float sum = low.x + low.y + (high.x + high.y);
-#pragma unroll
-  for (int offset = 1; offset < kTileWords / 2; offset *= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-  const int tile = word / kTileWords, of_tile = word % kTileWords;
-  constexpr uint32_t kSixteenth = 0x2c002c00u;
-  if constexpr (kShifted<kPacking>) halves.x = MulHalves(halves.x, kSixteenth);
-  *reinterpret_cast<uint2*>(to.halves + tile * 128 + of_tile / 8 * 64 + of_tile % 4 * 16 + of_tile / 4 % 2 * 8) = halves;
-  if (of_tile % 8 == 0) to.sums[tile * 2 + of_tile / 8] = sum * kCodeUnit;
-}
-// Where in a row as half_rows.cuh has it, in pieces of 8 bytes, word `word` lies.
-__device__ inline int PieceOfWord(int word) { return word / 16 * 16 + word % 16 / 8 * 8 + word % 4 * 2 + word / 4 % 2; }
+struct Putter {
+  std::byte* halves;
+  float* sums;
 
-inline constexpr uint32_t kLowNibbles = 0x000f000fu, kHighNibbles = 0x00f000f0u;
+  // first: the first of the two tiles.
+  __device__ Putter(const Activations& to, unsigned first) {
+    const unsigned lane = threadIdx.x % 32, tile = first + lane / 16, of_tile = lane % 16;
+    halves = to.halves + tile * 128 + of_tile / 8 * 64 + of_tile % 4 * 16 + of_tile / 4 % 2 * 8, sums = to.sums + tile * 2 + of_tile / 8;
+  }
+  // tiles: so many further on.
+  __device__ void Put(int tiles, uint2 word) const {
+    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&word.x)), high = __half22float2(*reinterpret_cast<const __half2*>(&word.y));
+    float sum = low.x + low.y + (high.x + high.y);
+#pragma unroll
+    for (int offset = 1; offset < 8; offset *= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    constexpr uint32_t kSixteenth = 0x2c002c00u;
+    if constexpr (kShifted<kPacking>) word.x = MulHalves(word.x, kSixteenth);
+    *reinterpret_cast<uint2*>(halves + tiles * 128) = word;
+    if (threadIdx.x % 8 == 0) sums[tiles * 2] = sum * kCodeUnit;
+  }
+};
+// Where the lane's words of the first two tiles are in a row as half_rows.cuh has it; those of the next two 32 further on.
+__device__ inline const uint2* WordsOf(const __half* row) {
+  const unsigned lane = threadIdx.x % 32, of_tile = lane % 16;
+  return reinterpret_cast<const uint2*>(row) + lane / 16 * 16 + of_tile / 8 * 8 + of_tile % 4 * 2 + of_tile / 4 % 2;
+}
+
 template <Packing kPacking>
 __device__ inline Fragment Codes(uint32_t hi) {
+  constexpr uint32_t kLowNibbles = 0x000f000fu, kHighNibbles = 0x00f000f0u;
   if constexpr (kShifted<kPacking>) {
     return {{hi & kHighNibbles, hi >> 8 & kHighNibbles, hi & kLowNibbles, hi >> 8 & kLowNibbles}};
   } else {
@@ -134,8 +143,6 @@ __device__ inline Fragment Codes(uint32_t hi) {
     return {{value(hi << 8), value(hi), value(hi << 12), value(hi << 4)}};
   }
 }
-__device__ inline Fragment LoCodes(uint32_t lo) { return {{lo << 4 & kHighNibbles, lo >> 4 & kHighNibbles, lo >> 4 & kLowNibbles, lo >> 12 & kLowNibbles}}; }
-
 // What a lane has of the activations of a column tile.
 struct Met {
   uint4 x[2];
@@ -148,36 +155,20 @@ struct Met {
   }
 };
 
-// sum += the product of a tile of a quad: of rows lane / 4 and that + 8, in kSumUnit. both: with the lo plane, where there is one. The one row of activations
-// stands in all columns of the fragment, so all four lanes of a row have the same.
-template <Packing kPacking, int kHeld>
-__device__ inline void AddProduct(const Quad<kPacking, kHeld>& quad, int tile, const Met& met, bool both, float (&sum)[2]) {
+// sum += the product of a tile of a quad: of rows lane / 4 and that + 8, in kSumUnit. The one row of activations stands in all columns of the fragment, so all
+// four lanes of a row have the same.
+template <Packing kPacking>
+__device__ inline void AddProduct(const Quad<kPacking>& quad, int tile, const Met& met, float (&sum)[2]) {
   const uint4 scales[2] = {quad.RecordOf(tile, 0), quad.RecordOf(tile, 1)};
-  float c[2][4] = {};
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    const uint4& x = met.x[step / 2];
-    Mma(c[step / 2], Codes<kPacking>(Word(quad.codes[tile % kHeld], step)), step % 2 == 0 ? x.x : x.z, step % 2 == 0 ? x.y : x.w);
-  }
-  float zero = kPacking == Packing::kNibble ? 8.0f : 0.0f;  // the code of zero
-  if constexpr (HasLoPlane(kPacking)) {
-    zero = both ? 128.0f : 120.5f;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) c[i / 2][i % 2 * 2] *= 16.0f;
-    if (both) {
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const uint4& x = met.x[step / 2];
-        Mma(c[step / 2], LoCodes(Word(quad.lo[tile % kHeld], step)), step % 2 == 0 ? x.x : x.z, step % 2 == 0 ? x.y : x.w);
-      }
-    }
-  }
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
+    float c[4] = {};
+    Mma(c, Codes<kPacking>(Word(quad.codes[tile], 2 * b)), met.x[b].x, met.x[b].y);
+    Mma(c, Codes<kPacking>(Word(quad.codes[tile], 2 * b + 1)), met.x[b].z, met.x[b].w);
     const float of_block = b == 0 ? met.sums.x : met.sums.y;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      sum[i] += ScaleOf<kPacking>(scales[i], 2 * b) * (kPacking == Packing::kNibble || HasLoPlane(kPacking) ? c[b][2 * i] - zero * of_block : c[b][2 * i]);
+      sum[i] += ScaleOf<kPacking>(scales[i], 2 * b) * (kPacking == Packing::kNibble ? c[2 * i] - 8.0f * of_block : c[2 * i]);
       if constexpr (kPacking == Packing::kNibbleMin) sum[i] -= MinOf<kPacking>(scales[i], b) * of_block;
     }
   }

@@ -3,12 +3,11 @@
 // rows of the result itself. Inner values pass from block to block in words of 16 bytes: four halves and the number of the launch.
 #include <algorithm>
 
-#include "kernels/cuda/half_rows.cuh"
+#include "kernels/cuda/divisor.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/one_row.cuh"
 #include "kernels/cuda/one_row.h"
 #include "kernels/cuda/stream_rows.h"
-#include "kernels/cuda/stream_work.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 namespace thermoe::cuda {
@@ -35,7 +34,6 @@ struct Args {
 struct Picks {
   int32_t expert[kMostPicks], slot[kMostPicks];
   float weight[kMostPicks];
-  bool hi[kMostPicks];   // without the lo plane
   int32_t count;
   int32_t first, tiles;  // this block's row tiles of gate, counted through all picks
   uint64_t number;       // of this launch
@@ -43,51 +41,64 @@ struct Picks {
 };
 
 // By one warp: as the gate passes them, or as its dispatch has them.
-template <bool kPlanes>
 __device__ void FindPicks(const ExpertFfnLaunch& l, uint64_t number, Picks* picks) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   int expert = -1;
-  bool hi = false;
   if (l.picked) {
     uint64_t word;
     do {
       word = TakeWord(l.passed + kPicksFirst + min(lane, l.slots - 1));
     } while (!__all_sync(kAllLanes, word >> kNumberShift == number));
     const auto pick = static_cast<int32_t>(word & kNoPick);
-    if (lane < l.slots && pick != static_cast<int32_t>(kNoPick)) expert = pick / 2, hi = kPlanes && pick % 2 == 1;
+    if (lane < l.slots && pick != static_cast<int32_t>(kNoPick)) expert = pick / 2;
   } else {
     if (lane < kMostPicks) picks->expert[lane] = -1;
     __syncwarp();
     if (lane < min(__ldcg(l.job_count), min(l.jobs_room, kMostPicks))) {
       const int4 job = __ldcg(reinterpret_cast<const int4*>(l.jobs) + lane);
       const int slot = __ldcg(l.order + min(job.z, l.order_room - 1));
-      if (slot >= 0 && slot < l.slots) picks->expert[slot] = job.x, picks->hi[slot] = kPlanes && static_cast<Planes>(job.y & 255) == Planes::kHi;
+      if (slot >= 0 && slot < l.slots) picks->expert[slot] = job.x;
     }
     __syncwarp();
-    if (lane < kMostPicks) expert = picks->expert[lane], hi = expert >= 0 && picks->hi[lane];
+    if (lane < kMostPicks) expert = picks->expert[lane];
     __syncwarp();
   }
   const uint32_t all = __ballot_sync(kAllLanes, expert >= 0);
   const int at = __popc(all & ((1u << lane) - 1));
-  if (expert >= 0) picks->expert[at] = expert, picks->slot[at] = lane, picks->hi[at] = hi;
+  if (expert >= 0) picks->expert[at] = expert, picks->slot[at] = lane;
   if (lane == 0) picks->count = __popc(all), picks->number = number;
 }
 
-// By one warp: where everything is.
+// By one warp: picks, and where everything is that they need. All that need not know what is picked comes before.
 template <Packing kPacking>
-__device__ void FindPlaces(const Args& args, Picks* picks) {
+__device__ void Guide(const Args& args, Picks* picks) {
   const ExpertFfnLaunch& l = args.l;
-  const int lane = static_cast<int>(threadIdx.x % 32), block = static_cast<int>(blockIdx.x), count = picks->count;
-  const auto begin = [&](int of) { return static_cast<int>(args.blocks.Quotient(static_cast<uint32_t>(count * args.up_tiles * of))); };
-  const int first = begin(block), tiles = begin(block + 1) - first;
-  if (lane == 0) picks->first = first, picks->tiles = tiles;
+  const int lane = static_cast<int>(threadIdx.x % 32), block = static_cast<int>(blockIdx.x);
   const bool of_up = lane < 2 * kUpTiles, gate = lane % 2 == 0;
-  const int unit = first + lane / 2, pick = of_up ? static_cast<int>(args.of_expert.Quotient(static_cast<uint32_t>(unit))) : lane - 2 * kUpTiles;
-  if (of_up ? lane >= 2 * tiles : pick >= count || block >= args.down_tiles) return;
-  const int row_tile = of_up ? unit - pick * args.up_tiles : block;
-  const DeviceMatrix m = ExpertMatrix(!of_up ? l.down : gate ? l.gate : l.up, !of_up ? l.down_base : gate ? l.gate_base : l.up_base, l.stride, picks->expert[pick]);
-  if (of_up) picks->up[lane] = one_row::PlaceOf<kPacking>(m, row_tile, args.up_columns, picks->hi[pick]);
-  else picks->down[pick] = one_row::PlaceOf<kPacking>(m, row_tile, args.down_columns, picks->hi[pick]);
+  const DeviceMatrix* table = !of_up ? l.down : gate ? l.gate : l.up;
+  const DeviceMatrix& base = !of_up ? l.down_base : gate ? l.gate_base : l.up_base;
+  if (!l.picked) WaitForBefore();
+  const uint64_t number = __ldcg(l.passed) + 1;  // the launch before the gate's, which told it, has long come to its end
+  int count = l.slots, pick = 0;
+  int64_t tile = 0;
+  bool there = false, found = false;
+#pragma unroll 1
+  for (;;) {
+    const auto begin = [&](int of) { return static_cast<int>(args.blocks.Quotient(static_cast<uint32_t>(count * args.up_tiles * of))); };
+    const int first = begin(block), tiles = begin(block + 1) - first, unit = first + lane / 2;
+    if (lane == 0) picks->first = first, picks->tiles = tiles;
+    pick = of_up ? static_cast<int>(args.of_expert.Quotient(static_cast<uint32_t>(unit))) : lane - 2 * kUpTiles;
+    there = of_up ? lane < 2 * tiles : pick < count && block < args.down_tiles;
+    tile = TileNumber(of_up ? unit - pick * args.up_tiles : block, 0, of_up ? args.up_columns : args.down_columns);
+    if (found) break;
+    FindPicks(l, number, picks);
+    __syncwarp();
+    if (picks->count == count) break;
+    found = true, count = picks->count;  // some are empty
+  }
+  if (!there) return;
+  const DeviceMatrix m = ExpertMatrix(table, base, l.stride, picks->expert[pick]);
+  *(of_up ? &picks->up[lane] : &picks->down[pick]) = one_row::PlaceOf<kPacking>(m, tile);
 }
 
 __device__ inline void PutQuad(uint64_t* to, uint64_t halves, uint64_t number) {
@@ -126,30 +137,27 @@ __device__ void TakeInner(const Args& args, const Picks& picks, int quads, const
 #pragma unroll
     for (int i = 0; i < kLaneWords; ++i) there = there && number[i] == picks.number;
   } while (!__all_sync(kAllLanes, there));
+  const one_row::Putter<kPacking> putter(to, 0);
 #pragma unroll
-  for (int i = 0; i < kLaneWords; ++i) {
-    one_row::PutActivations<kPacking>(to, i * 32 + lane, {static_cast<uint32_t>(halves[i]), static_cast<uint32_t>(halves[i] >> 32)});
-  }
+  for (int i = 0; i < kLaneWords; ++i) putter.Put(2 * i, {static_cast<uint32_t>(halves[i]), static_cast<uint32_t>(halves[i] >> 32)});
   __syncwarp();
 }
 
 // The row of activations, by kRowWarps.
 template <Packing kPacking>
 __device__ void TakeRow(const ExpertFfnLaunch& l, const one_row::Activations& to) {
-  constexpr int kTogether = 4;
-#pragma unroll 1
-  for (int first = static_cast<int>(threadIdx.x); first < l.hidden / 4; first += 32 * kRowWarps * kTogether) {
-    uint2 halves[kTogether];
+  constexpr int kTogether = kMostColumns / (2 * kRowWarps);  // pieces of two tiles of a warp
+  const int warp = WarpNumber(), pieces = l.hidden / (2 * kTileCols);
+  const uint2* from = one_row::WordsOf(l.halves) + warp * 32;
+  uint2 words[kTogether];
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int word = first + 32 * kRowWarps * i;
-      if (word < l.hidden / 4) halves[i] = __ldcg(reinterpret_cast<const uint2*>(l.halves) + one_row::PieceOfWord(word));
-    }
+  for (int i = 0; i < kTogether; ++i) {
+    if (warp + i * kRowWarps < pieces) words[i] = __ldcg(from + i * kRowWarps * 32);
+  }
+  const one_row::Putter<kPacking> putter(to, 2 * warp);
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int word = first + 32 * kRowWarps * i;
-      if (word < l.hidden / 4) one_row::PutActivations<kPacking>(to, word, halves[i]);  // all lanes or none: words are multiples of 64
-    }
+  for (int i = 0; i < kTogether; ++i) {
+    if (warp + i * kRowWarps < pieces) putter.Put(2 * i * kRowWarps, words[i]);
   }
 }
 
@@ -165,12 +173,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
   const one_row::Activations row = one_row::ActivationsAt(row_room, kMostColumns);
   if (threadIdx.x == 0) BarrierInit(&row_there, kRowWarps);
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  if (warp == 0) {
-    if (!l.picked) WaitForBefore();
-    FindPicks<kPacking == Packing::kPlanes8>(l, __ldcg(l.passed) + 1, &picks);  // the launch before the gate's, which told the number, has long come to its end
-    __syncwarp();
-    FindPlaces<kPacking>(args, &picks);
-  }
+  if (warp == 0) Guide<kPacking>(args, &picks);
   const int side = warp / (kWarps / 2), first = warp % (kWarps / 2) * kQuad;  // gate or up; column tile
   const one_row::Activations inner = one_row::ActivationsAt(inner_room[warp], kDownQuads * kQuad);
   const uint64_t policy = one_row::ReadOncePolicy();
@@ -183,21 +186,19 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
     __syncwarp();
     if (lane == 0) BarrierArrive(&row_there);
   }
-  const int tiles = first < args.up_columns ? picks.tiles : 0;
-  constexpr int kHeld = HasLoPlane(kPacking) ? kQuad / 2 : kQuad;
-  one_row::Quad<kPacking, kHeld> up[kUpTiles];
+  const int tiles = one_row::Uniform(first < args.up_columns ? picks.tiles : 0);
+  one_row::Quad<kPacking> up[kUpTiles];
 #pragma unroll
   for (int i = 0; i < kUpTiles; ++i) {
     if (i < tiles) up[i].ReadScales(picks.up[2 * i + side], first, policy);
   }
-  const auto read = [&](int tile) {
+#pragma unroll
+  for (int tile = 0; tile < kQuad; ++tile) {
 #pragma unroll
     for (int i = 0; i < kUpTiles; ++i) {
       if (i < tiles) up[i].ReadCodes(picks.up[2 * i + side], first, tile, policy);
     }
-  };
-#pragma unroll
-  for (int tile = 0; tile < kHeld; ++tile) read(tile);
+  }
   const int slot_quads = args.down_columns / kQuad;
   int down_quads = 0, down_pick[kDownQuads], down_first[kDownQuads];
 #pragma unroll
@@ -207,7 +208,8 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
     down_first[i] = (quad - down_pick[i] * slot_quads) * kQuad;
     if (down_pick[i] < picks.count && block < args.down_tiles) down_quads = i + 1;
   }
-  one_row::Quad<kPacking, kQuad> down[kDownQuads];
+  down_quads = one_row::Uniform(down_quads);
+  one_row::Quad<kPacking> down[kDownQuads];
   float sums[kUpTiles][2] = {};
   BarrierWait(&row_there, 0);
 #pragma unroll
@@ -215,20 +217,12 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
     const one_row::Met met(row, first + tile);
 #pragma unroll
     for (int i = 0; i < kUpTiles; ++i) {
-      if (i < tiles) one_row::AddProduct(up[i], tile, met, picks.up[2 * i + side].lo != nullptr, sums[i]);
+      if (i < tiles) one_row::AddProduct(up[i], tile, met, sums[i]);
     }
     // The place of what has been multiplied is taken by what comes next.
-    if (tile + kHeld < kQuad) {
-      read(tile + kHeld);
-      continue;
-    }
 #pragma unroll
     for (int i = 0; i < kDownQuads; ++i) {
-      if (i >= down_quads) continue;
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j) {  // as many of both as there are places
-        if (kHeld == kQuad ? j == tile : i == tile - kHeld) down[i].ReadCodes(picks.down[down_pick[i]], down_first[i], j, policy);
-      }
+      if (i < down_quads) down[i].ReadCodes(picks.down[down_pick[i]], down_first[i], tile, policy);
     }
   }
 #pragma unroll
@@ -241,7 +235,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
     one_row::PutPart(up_parts[i][side][warp % (kWarps / 2)], sums[i]);
   }
   __syncthreads();
-  if (warp < picks.tiles) {
+  if (warp < one_row::Uniform(picks.tiles)) {
     const int unit = picks.first + warp, pick = static_cast<int>(args.of_expert.Quotient(static_cast<uint32_t>(unit)));
     PassInner(args, picks, up_parts[warp][0][0], pick, unit - pick * args.up_tiles);
   }
@@ -253,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
       if (i >= down_quads) continue;
       float sum[2] = {};
 #pragma unroll
-      for (int tile = 0; tile < kQuad; ++tile) one_row::AddProduct(down[i], tile, one_row::Met(inner, i * kQuad + tile), picks.down[down_pick[i]].lo != nullptr, sum);
+      for (int tile = 0; tile < kQuad; ++tile) one_row::AddProduct(down[i], tile, one_row::Met(inner, i * kQuad + tile), sum);
       const float weight = picks.weight[down_pick[i]] * one_row::kSumUnit<kPacking>;
       total[0] += weight * sum[0], total[1] += weight * sum[1];
     }
@@ -293,7 +287,6 @@ bool ExpertsOfOneRow(const ExpertFfnLaunch& l, cudaStream_t stream) {
   if (l.hidden % (kQuad * kTileCols) != 0 || l.width % (kQuad * kTileCols) != 0 || int64_t{l.slots} * l.width > kPassedValues) return false;
   if (l.gate_packing != l.up_packing || l.gate_packing != l.down_packing) return false;
   switch (l.gate_packing) {
-    case Packing::kPlanes8: return Launch<Packing::kPlanes8>(l, stream);
     case Packing::kNibble: return Launch<Packing::kNibble>(l, stream);
     case Packing::kNibbleMin: return Launch<Packing::kNibbleMin>(l, stream);
     case Packing::kMxfp4: return Launch<Packing::kMxfp4>(l, stream);

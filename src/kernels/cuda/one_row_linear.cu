@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linears of one row. A block has some row tiles; as many warps share a row tile's columns as it has quads, a quad each.
+#include "kernels/cuda/divisor.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/one_row.cuh"
 #include "kernels/cuda/one_row.h"
+#include "kernels/cuda/stream_rows.h"
 
 namespace thermoe::cuda {
 namespace {
@@ -21,6 +23,7 @@ struct Args {
   int32_t first_tile[kMostTogether + 1];  // row tiles, counted through all
   bool adds;                              // to what is there
   int32_t columns, quads, sides;          // column tiles; quads of a row tile; row tiles at a time
+  Divisor of_row_tile, blocks;            // by quads, by blocks
   const __half* halves;                   // the row as half_rows.cuh has it
 };
 
@@ -31,13 +34,21 @@ __device__ inline int LinearOf(const Args& args, int row_tile) {
   return i;
 }
 
-// The row as halves, by all threads.
+// The row, by all warps.
 template <Packing kPacking>
-__device__ void TakeHalves(const Args& args, const one_row::Activations& to) {
-  const int words = args.columns * kTileCols / 4;
-#pragma unroll 1
-  for (int word = static_cast<int>(threadIdx.x); word < words; word += kThreads) {  // all lanes of a warp or none
-    one_row::PutActivations<kPacking>(to, word, __ldcg(reinterpret_cast<const uint2*>(args.halves) + one_row::PieceOfWord(word)));
+__device__ void TakeRow(const Args& args, const one_row::Activations& to) {
+  constexpr int kTogether = kMostColumns / (2 * kWarps);  // pieces of two tiles of a warp
+  const int warp = WarpNumber(), pieces = args.columns / 2;
+  const uint2* from = one_row::WordsOf(args.halves) + warp * 32;
+  uint2 words[kTogether];
+#pragma unroll
+  for (int i = 0; i < kTogether; ++i) {
+    if (warp + i * kWarps < pieces) words[i] = __ldcg(from + i * kWarps * 32);
+  }
+  const one_row::Putter<kPacking> putter(to, 2 * warp);
+#pragma unroll
+  for (int i = 0; i < kTogether; ++i) {
+    if (warp + i * kWarps < pieces) putter.Put(2 * i * kWarps, words[i]);
   }
 }
 
@@ -49,23 +60,25 @@ __global__ void __launch_bounds__(kThreads, 1) LinearOfOneRowKernel(const __grid
   const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32);
   const one_row::Activations row = one_row::ActivationsAt(row_room, kMostColumns);
   const uint64_t policy = one_row::ReadOncePolicy();
-  const int side = warp / args.quads, first = (warp - side * args.quads) * kQuad, all = args.first_tile[kMostTogether];
+  const auto quotient = [](const Divisor& by, unsigned of) { return static_cast<int>(by.Quotient(of)); };
+  const int side = quotient(args.of_row_tile, warp), first = (warp - side * args.quads) * kQuad;
   // The block's row tiles are a run; this warp's every one in so many as there are sides.
-  const int begin = static_cast<int>(int64_t{all} * blockIdx.x / gridDim.x), end = static_cast<int>(int64_t{all} * (blockIdx.x + 1) / gridDim.x);
-  one_row::Quad<kPacking, kQuad> quads[kTiles];
+  const auto all = static_cast<unsigned>(args.first_tile[kMostTogether]);
+  const int begin = quotient(args.blocks, all * blockIdx.x), end = quotient(args.blocks, all * (blockIdx.x + 1));
+  one_row::Quad<kPacking> quads[kTiles];
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
     const int tile = begin + side + i * args.sides;
     if (side >= args.sides || tile >= end) continue;
     const int which = LinearOf(args, tile);
-    const RowTilePlace place = one_row::PlaceOf<kPacking>(args.weight[which], tile - args.first_tile[which], args.columns, false);
+    const RowTilePlace place = one_row::PlaceOf<kPacking>(args.weight[which], TileNumber(tile - args.first_tile[which], 0, args.columns));
     quads[i].ReadScales(place, first, policy);
 #pragma unroll
     for (int j = 0; j < kQuad; ++j) quads[i].ReadCodes(place, first, j, policy);
   }
   LetNextStart();
   WaitForBefore();
-  TakeHalves<kPacking>(args, row);
+  TakeRow<kPacking>(args, row);
   __syncthreads();
   float sums[kTiles][2] = {};
 #pragma unroll
@@ -73,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearOfOneRowKernel(const __grid
     const one_row::Met met(row, first + j);
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      if (side < args.sides && begin + side + i * args.sides < end) one_row::AddProduct(quads[i], j, met, true, sums[i]);
+      if (side < args.sides && begin + side + i * args.sides < end) one_row::AddProduct(quads[i], j, met, sums[i]);
     }
   }
 #pragma unroll
@@ -84,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearOfOneRowKernel(const __grid
   __syncthreads();
   // A warp a row tile.
   if (const int tile = begin + warp; tile < end) {
-    const float sum = one_row::SumParts(parts[warp / args.sides][warp % args.sides * args.quads], args.quads);
+    const float sum = one_row::SumParts(parts[args.sides == 1 ? warp : warp / args.sides][args.sides == 1 ? 0 : warp % args.sides * args.quads], args.quads);
     const int which = LinearOf(args, tile), at = (tile - args.first_tile[which]) * kTileRows + lane;
     if (lane >= kTileRows || at >= args.weight[which].rows) return;
     const float whole = sum + (args.bias[which] != nullptr ? args.bias[which][at] : 0.0f);
@@ -94,15 +107,17 @@ __global__ void __launch_bounds__(kThreads, 1) LinearOfOneRowKernel(const __grid
 #endif
 }
 
+bool OfFourBits(Packing packing) { return packing == Packing::kNibble || packing == Packing::kNibbleMin || packing == Packing::kMxfp4; }
+
 }  // namespace
 
 bool LinearOfOneRow(std::span<const LinearLaunch> launches, cudaStream_t stream) {
   const LinearLaunch& one = launches.front();
   const int32_t cols = one.weight.cols;
-  if (one.rows != 1 || !one.wgmma || one.halves == nullptr || cols % (kQuad * kTileCols) != 0 || cols > kMostColumns * kTileCols || launches.size() > kMostTogether) return false;
+  if (one.rows != 1 || !one.wgmma || cols % (kQuad * kTileCols) != 0 || cols > kMostColumns * kTileCols || launches.size() > kMostTogether) return false;
   Args args{};
   args.columns = cols / kTileCols, args.quads = args.columns / kQuad, args.sides = kWarps / args.quads;
-  args.adds = one.adds, args.halves = one.halves;
+  args.adds = one.adds;
   size_t i = 0;
   for (; i < launches.size(); ++i) {
     const LinearLaunch& l = launches[i];
@@ -113,11 +128,13 @@ bool LinearOfOneRow(std::span<const LinearLaunch> launches, cudaStream_t stream)
   for (; i < kMostTogether; ++i) args.first_tile[i + 1] = args.first_tile[i];
   const int tiles = args.first_tile[kMostTogether], blocks = std::min(Multiprocessors(), tiles);
   if ((tiles + blocks - 1) / blocks > kTiles * args.sides) return false;
+  args.of_row_tile = Divisor(static_cast<uint32_t>(args.quads)), args.blocks = Divisor(static_cast<uint32_t>(blocks));
+  if (!OfFourBits(one.weight.packing)) return false;
+  args.halves = HalvesOf(one.x, one.halves, one.scratch, 1, cols, stream);
   const auto launch = [&]<Packing kPacking>() {
     return LaunchEarly(LinearOfOneRowKernel<kPacking>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, args) == cudaSuccess;
   };
   switch (one.weight.packing) {
-    case Packing::kPlanes8: return launch.template operator()<Packing::kPlanes8>();
     case Packing::kNibble: return launch.template operator()<Packing::kNibble>();
     case Packing::kNibbleMin: return launch.template operator()<Packing::kNibbleMin>();
     case Packing::kMxfp4: return launch.template operator()<Packing::kMxfp4>();

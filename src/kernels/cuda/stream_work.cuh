@@ -2,6 +2,7 @@
 // What stream_rows.cu has to do, and how it is cut into units: plain data and arithmetic.
 #pragma once
 
+#include "kernels/cuda/divisor.cuh"
 #include "kernels/cuda/stream_rows.h"
 #include "kernels/cuda/tile_product.cuh"
 #include "kernels/cuda/warp.cuh"
@@ -25,17 +26,6 @@ enum class Stage { kLinear, kGateUp, kDown };
 // Rows that meet one expert's weights together.
 struct Item {
   int32_t expert, first, both, count;  // first into `order`; the first `both` of `count` read both planes
-};
-
-// What numbers are divided by again and again: shorter code than a division's.
-struct Divisor {
-  uint32_t by = 1, inverse = 0;
-  Divisor() = default;
-  __host__ __device__ explicit Divisor(uint32_t divisor) : by(divisor), inverse(UINT32_MAX / divisor) {}
-  __device__ uint32_t Quotient(uint32_t of) const {
-    const uint32_t close = __umulhi(of, inverse);  // it or, at most, one less
-    return close + (of - close * by >= by ? 1 : 0);
-  }
 };
 
 // How the work is cut: units of `tiles` row tiles, each tile by `share` (a power of two) warps with every share-th column tile.
