@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Experts of one row. A block has up to four row tiles of gate and up, eight warps of either, and then one row tile of down, of all slots: so it adds to these
 // rows of the result itself. Inner values pass from block to block in words of 16 bytes: four halves and the number of the launch.
-#include <algorithm>
-
 #include "kernels/cuda/divisor.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/one_row.cuh"
@@ -77,8 +75,7 @@ __device__ void Guide(const Args& args, Picks* picks) {
   const bool of_up = lane < 2 * kUpTiles, gate = lane % 2 == 0;
   const DeviceMatrix* table = !of_up ? l.down : gate ? l.gate : l.up;
   const DeviceMatrix& base = !of_up ? l.down_base : gate ? l.gate_base : l.up_base;
-  if (!l.picked) WaitForBefore();
-  const uint64_t number = __ldcg(l.passed) + 1;  // the launch before the gate's, which told it, has long come to its end
+  uint64_t before = l.picked ? __ldcg(l.passed) : 0;  // the launch before the gate's, which told it, has long come to its end
   int count = l.slots, pick = 0;
   int64_t tile = 0;
   bool there = false, found = false;
@@ -91,7 +88,8 @@ __device__ void Guide(const Args& args, Picks* picks) {
     there = of_up ? lane < 2 * tiles : pick < count && block < args.down_tiles;
     tile = TileNumber(of_up ? unit - pick * args.up_tiles : block, 0, of_up ? args.up_columns : args.down_columns);
     if (found) break;
-    FindPicks(l, number, picks);
+    if (!l.picked) WaitForBefore(), before = __ldcg(l.passed);
+    FindPicks(l, before + 1, picks);
     __syncwarp();
     if (picks->count == count) break;
     found = true, count = picks->count;  // some are empty
@@ -171,7 +169,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
   const ExpertFfnLaunch& l = args.l;
   const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), block = static_cast<int>(blockIdx.x);
   const one_row::Activations row = one_row::ActivationsAt(row_room, kMostColumns);
-  if (threadIdx.x == 0) BarrierInit(&row_there, kRowWarps);
+  if (threadIdx.x == 0) BarrierInit(&row_there, 32 * kRowWarps);
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   if (warp == 0) Guide<kPacking>(args, &picks);
   const int side = warp / (kWarps / 2), first = warp % (kWarps / 2) * kQuad;  // gate or up; column tile
@@ -183,8 +181,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
     WaitForBefore();
     TakeRow<kPacking>(l, row);
     if (threadIdx.x < picks.count) picks.weight[threadIdx.x] = __ldcg(l.weight + picks.slot[threadIdx.x]);
-    __syncwarp();
-    if (lane == 0) BarrierArrive(&row_there);
+    BarrierArrive(&row_there);
   }
   const int tiles = one_row::Uniform(first < args.up_columns ? picks.tiles : 0);
   one_row::Quad<kPacking> up[kUpTiles];

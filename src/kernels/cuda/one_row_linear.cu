@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linears of one row. A block has some row tiles; as many warps share a row tile's columns as it has quads, a quad each.
+#include <algorithm>
+
 #include "kernels/cuda/divisor.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/one_row.cuh"
