@@ -84,11 +84,8 @@ struct Quad {
   }
 };
 
-// Codes are multiplied as what their bits are as binary16 below its least normal number, code * 2^-24: exact, without a conversion. Nibbles come as they lie,
-// so those of columns 0 to 7 of 16 count 16 times: their activations are made 16 times less.
+// Codes are multiplied as what their bits are as binary16 below its least normal number, code * 2^-24: exact, without a conversion.
 inline constexpr float kCodeUnit = 1.0f / (1 << 24);
-template <Packing kPacking>
-inline constexpr bool kShifted = kPacking != Packing::kMxfp4;
 // What a sum is to be multiplied by in the end.
 template <Packing kPacking>
 inline constexpr float kSumUnit = kPacking == Packing::kMxfp4 ? 32768.0f : 1.0f / kCodeUnit;
@@ -105,7 +102,6 @@ __device__ inline Activations ActivationsAt(std::byte* at, int tiles) {
 
 // Puts words of four halves where they belong: of 16 columns the words of t = 0 to 3 (half_rows.cuh) lie one after the other, as inner values pass. A warp's
 // 32 lanes put the words of two tiles at once.
-template <Packing kPacking>
 struct Putter {
   std::byte* halves;
   float* sums;
@@ -121,8 +117,6 @@ struct Putter {
     float sum = low.x + low.y + (high.x + high.y);
 #pragma unroll
     for (int offset = 1; offset < 8; offset *= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-    constexpr uint32_t kSixteenth = 0x2c002c00u;
-    if constexpr (kShifted<kPacking>) word.x = MulHalves(word.x, kSixteenth);
     *reinterpret_cast<uint2*>(halves + tiles * 128) = word;
     if (threadIdx.x % 8 == 0) sums[tiles * 2] = sum * kCodeUnit;
   }
@@ -133,16 +127,6 @@ __device__ inline const uint2* WordsOf(const __half* row) {
   return reinterpret_cast<const uint2*>(row) + lane / 16 * 16 + of_tile / 8 * 8 + of_tile % 4 * 2 + of_tile / 4 % 2;
 }
 
-template <Packing kPacking>
-__device__ inline Fragment Codes(uint32_t hi) {
-  constexpr uint32_t kLowNibbles = 0x000f000fu, kHighNibbles = 0x00f000f0u;
-  if constexpr (kShifted<kPacking>) {
-    return {{hi & kHighNibbles, hi >> 8 & kHighNibbles, hi & kLowNibbles, hi >> 8 & kLowNibbles}};
-  } else {
-    const auto value = [](uint32_t top) { return (top & 0x80008000u) | (top >> 3 & 0x0e000e00u); };
-    return {{value(hi << 8), value(hi), value(hi << 12), value(hi << 4)}};
-  }
-}
 // What a lane has of the activations of a column tile.
 struct Met {
   uint4 x[2];
@@ -155,6 +139,24 @@ struct Met {
   }
 };
 
+// Codes times activations of 32 columns, of rows lane / 4 ([0]) and that + 8 ([2]), over the unit of codes. first, second: of 16 columns each.
+template <Packing kPacking>
+__device__ inline void AddBlock(uint32_t first, uint32_t second, const uint4& x, float (&c)[4]) {
+  if constexpr (kPacking == Packing::kMxfp4) {
+    const auto value = [](uint32_t top) { return (top & 0x80008000u) | (top >> 3 & 0x0e000e00u); };
+    const auto codes = [value](uint32_t word) { return Fragment{{value(word << 8), value(word), value(word << 12), value(word << 4)}}; };
+    Mma(c, codes(first), x.x, x.y);
+    Mma(c, codes(second), x.z, x.w);
+  } else {
+    // Nibbles as they lie: the high ones, of columns 0 to 7 of 16, are 16 times as much, so they go together, and the low ones.
+    constexpr uint32_t kHigh = 0x00f000f0u, kLow = 0x000f000fu;
+    float high[4] = {};
+    Mma(high, Fragment{{first & kHigh, first >> 8 & kHigh, second & kHigh, second >> 8 & kHigh}}, x.x, x.z);
+    Mma(c, Fragment{{first & kLow, first >> 8 & kLow, second & kLow, second >> 8 & kLow}}, x.y, x.w);
+    c[0] += high[0] * 0.0625f, c[2] += high[2] * 0.0625f;
+  }
+}
+
 // sum += the product of a tile of a quad: of rows lane / 4 and that + 8, in kSumUnit. The one row of activations stands in all columns of the fragment, so all
 // four lanes of a row have the same.
 template <Packing kPacking>
@@ -163,8 +165,7 @@ __device__ inline void AddProduct(const Quad<kPacking>& quad, int tile, const Me
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
     float c[4] = {};
-    Mma(c, Codes<kPacking>(Word(quad.codes[tile], 2 * b)), met.x[b].x, met.x[b].y);
-    Mma(c, Codes<kPacking>(Word(quad.codes[tile], 2 * b + 1)), met.x[b].z, met.x[b].w);
+    AddBlock<kPacking>(Word(quad.codes[tile], 2 * b), Word(quad.codes[tile], 2 * b + 1), met.x[b], c);
     const float of_block = b == 0 ? met.sums.x : met.sums.y;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

@@ -119,7 +119,6 @@ __device__ void PassInner(const Args& args, const Picks& picks, const float* par
 }
 
 // The inner values that a warp's quads of down meet, as others pass them: of a quad two words a lane.
-template <Packing kPacking>
 __device__ void TakeInner(const Args& args, const Picks& picks, int quads, const one_row::Activations& to) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   constexpr int kWords = kQuad * kTileCols / 4, kLaneWords = kDownQuads * kWords / 32;
@@ -135,14 +134,13 @@ __device__ void TakeInner(const Args& args, const Picks& picks, int quads, const
 #pragma unroll
     for (int i = 0; i < kLaneWords; ++i) there = there && number[i] == picks.number;
   } while (!__all_sync(kAllLanes, there));
-  const one_row::Putter<kPacking> putter(to, 0);
+  const one_row::Putter putter(to, 0);
 #pragma unroll
   for (int i = 0; i < kLaneWords; ++i) putter.Put(2 * i, {static_cast<uint32_t>(halves[i]), static_cast<uint32_t>(halves[i] >> 32)});
   __syncwarp();
 }
 
 // The row of activations, by kRowWarps.
-template <Packing kPacking>
 __device__ void TakeRow(const ExpertFfnLaunch& l, const one_row::Activations& to) {
   constexpr int kTogether = kMostColumns / (2 * kRowWarps);  // pieces of two tiles of a warp
   const int warp = WarpNumber(), pieces = l.hidden / (2 * kTileCols);
@@ -152,7 +150,7 @@ __device__ void TakeRow(const ExpertFfnLaunch& l, const one_row::Activations& to
   for (int i = 0; i < kTogether; ++i) {
     if (warp + i * kRowWarps < pieces) words[i] = __ldcg(from + i * kRowWarps * 32);
   }
-  const one_row::Putter<kPacking> putter(to, 2 * warp);
+  const one_row::Putter putter(to, 2 * warp);
 #pragma unroll
   for (int i = 0; i < kTogether; ++i) {
     if (warp + i * kRowWarps < pieces) putter.Put(2 * i * kRowWarps, words[i]);
@@ -179,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
   LetNextStart();
   if (warp < kRowWarps) {
     WaitForBefore();
-    TakeRow<kPacking>(l, row);
+    TakeRow(l, row);
     if (threadIdx.x < picks.count) picks.weight[threadIdx.x] = __ldcg(l.weight + picks.slot[threadIdx.x]);
     BarrierArrive(&row_there);
   }
@@ -238,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
   }
   float total[2] = {};
   if (down_quads > 0) {
-    TakeInner<kPacking>(args, picks, down_quads, inner);
+    TakeInner(args, picks, down_quads, inner);
 #pragma unroll
     for (int i = 0; i < kDownQuads; ++i) {
       if (i >= down_quads) continue;

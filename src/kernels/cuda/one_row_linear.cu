@@ -37,7 +37,6 @@ __device__ inline int LinearOf(const Args& args, int row_tile) {
 }
 
 // The row, by all warps.
-template <Packing kPacking>
 __device__ void TakeRow(const Args& args, const one_row::Activations& to) {
   constexpr int kTogether = kMostColumns / (2 * kWarps);  // pieces of two tiles of a warp
   const int warp = WarpNumber(), pieces = args.columns / 2;
@@ -47,7 +46,7 @@ __device__ void TakeRow(const Args& args, const one_row::Activations& to) {
   for (int i = 0; i < kTogether; ++i) {
     if (warp + i * kWarps < pieces) words[i] = __ldcg(from + i * kWarps * 32);
   }
-  const one_row::Putter<kPacking> putter(to, 2 * warp);
+  const one_row::Putter putter(to, 2 * warp);
 #pragma unroll
   for (int i = 0; i < kTogether; ++i) {
     if (warp + i * kWarps < pieces) putter.Put(2 * i * kWarps, words[i]);
@@ -78,9 +77,9 @@ __global__ void __launch_bounds__(kThreads, 1) LinearOfOneRowKernel(const __grid
 #pragma unroll
     for (int j = 0; j < kQuad; ++j) quads[i].ReadCodes(place, first, j, policy);
   }
-  LetNextStart();
   WaitForBefore();
-  TakeRow<kPacking>(args, row);
+  LetNextStart();  // not before: attention reads early what came before the norm
+  TakeRow(args, row);
   __syncthreads();
   float sums[kTiles][2] = {};
 #pragma unroll
@@ -129,7 +128,7 @@ bool LinearOfOneRow(std::span<const LinearLaunch> launches, cudaStream_t stream)
   }
   for (; i < kMostTogether; ++i) args.first_tile[i + 1] = args.first_tile[i];
   const int tiles = args.first_tile[kMostTogether], blocks = std::min(Multiprocessors(), tiles);
-  if ((tiles + blocks - 1) / blocks > kTiles * args.sides) return false;
+  if ((tiles + blocks - 1) / blocks > std::min(kTiles * args.sides, one_row::kWarps)) return false;
   args.of_row_tile = Divisor(static_cast<uint32_t>(args.quads)), args.blocks = Divisor(static_cast<uint32_t>(blocks));
   if (!OfFourBits(one.weight.packing)) return false;
   args.halves = HalvesOf(one.x, one.halves, one.scratch, 1, cols, stream);
