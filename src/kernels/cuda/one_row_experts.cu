@@ -39,7 +39,7 @@ struct Picks {
 };
 
 // By one warp: as the gate passes them, or as its dispatch has them.
-__device__ void FindPicks(const ExpertFfnLaunch& l, uint64_t number, Picks* picks) {
+[[maybe_unused]] __device__ void FindPicks(const ExpertFfnLaunch& l, uint64_t number, Picks* picks) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   int expert = -1;
   if (l.picked) {
@@ -107,7 +107,7 @@ __device__ inline void TakeQuad(const uint64_t* from, uint64_t* halves, uint64_t
 }
 
 // By one warp: adds the parts of a row tile of gate and up, and passes 16 inner values: of four columns t of half_rows.cuh, a quad.
-__device__ void PassInner(const Args& args, const Picks& picks, const float* parts, int pick, int row_tile) {
+[[maybe_unused]] __device__ void PassInner(const Args& args, const Picks& picks, const float* parts, int pick, int row_tile) {
   const int lane = static_cast<int>(threadIdx.x % 32), t = lane % 4;
   const float mine = one_row::SumParts(parts + lane / kTileRows * (kWarps / 2 * kTileRows), kWarps / 2), up = __shfl_down_sync(kAllLanes, mine, kTileRows);
   const float inner = Silu(mine) * up;
@@ -119,7 +119,7 @@ __device__ void PassInner(const Args& args, const Picks& picks, const float* par
 }
 
 // The inner values that a warp's quads of down meet, as others pass them: of a quad two words a lane.
-__device__ void TakeInner(const Args& args, const Picks& picks, int quads, const one_row::Activations& to) {
+[[maybe_unused]] __device__ void TakeInner(const Args& args, const Picks& picks, int quads, const one_row::Activations& to) {
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   constexpr int kWords = kQuad * kTileCols / 4, kLaneWords = kDownQuads * kWords / 32;
   uint64_t halves[kLaneWords], number[kLaneWords];
@@ -141,7 +141,7 @@ __device__ void TakeInner(const Args& args, const Picks& picks, int quads, const
 }
 
 // The row of activations, by kRowWarps.
-__device__ void TakeRow(const ExpertFfnLaunch& l, const one_row::Activations& to) {
+[[maybe_unused]] __device__ void TakeRow(const ExpertFfnLaunch& l, const one_row::Activations& to) {
   constexpr int kTogether = kMostColumns / (2 * kRowWarps);  // pieces of two tiles of a warp
   const int warp = WarpNumber(), pieces = l.hidden / (2 * kTileCols);
   const uint2* from = one_row::WordsOf(l.halves) + warp * 32;

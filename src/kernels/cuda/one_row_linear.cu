@@ -29,7 +29,7 @@ struct Args {
   const __half* halves;                   // the row as half_rows.cuh has it
 };
 
-__device__ inline int LinearOf(const Args& args, int row_tile) {
+[[maybe_unused]] __device__ int LinearOf(const Args& args, int row_tile) {
   int i = 0;
 #pragma unroll
   for (int j = 1; j < static_cast<int>(kMostTogether); ++j) i += row_tile >= args.first_tile[j] ? 1 : 0;
@@ -37,7 +37,7 @@ __device__ inline int LinearOf(const Args& args, int row_tile) {
 }
 
 // The row, by all warps.
-__device__ void TakeRow(const Args& args, const one_row::Activations& to) {
+[[maybe_unused]] __device__ void TakeRow(const Args& args, const one_row::Activations& to) {
   constexpr int kTogether = kMostColumns / (2 * kWarps);  // pieces of two tiles of a warp
   const int warp = WarpNumber(), pieces = args.columns / 2;
   const uint2* from = one_row::WordsOf(args.halves) + warp * 32;
