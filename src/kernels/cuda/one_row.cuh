@@ -127,6 +127,24 @@ __device__ inline const uint2* WordsOf(const __half* row) {
   return reinterpret_cast<const uint2*>(row) + lane / 16 * 16 + of_tile / 8 * 8 + of_tile % 4 * 2 + of_tile / 4 % 2;
 }
 
+// A row as half_rows.cuh has it, of so many pieces of two column tiles (kMostColumns column tiles at most), by a block's first kRowWarps.
+template <int kMostColumns, int kRowWarps>
+__device__ void TakeRow(const __half* row, int pieces, const Activations& to) {
+  constexpr int kTogether = kMostColumns / (2 * kRowWarps);  // of a warp
+  const int warp = WarpNumber();
+  const uint2* from = WordsOf(row) + warp * 32;
+  uint2 words[kTogether];
+#pragma unroll
+  for (int i = 0; i < kTogether; ++i) {
+    if (warp + i * kRowWarps < pieces) words[i] = __ldcg(from + i * kRowWarps * 32);
+  }
+  const Putter putter(to, 2 * warp);
+#pragma unroll
+  for (int i = 0; i < kTogether; ++i) {
+    if (warp + i * kRowWarps < pieces) putter.Put(2 * i * kRowWarps, words[i]);
+  }
+}
+
 // What a lane has of the activations of a column tile.
 struct Met {
   uint4 x[2];
@@ -187,6 +205,17 @@ __device__ inline float SumParts(const float* parts, int count) {
 #pragma unroll 8
   for (int i = 0; i < count; ++i) sum += mine[i * kTileRows];
   return sum;
+}
+
+// `launch` with the packing as its template argument; false where it has not codes of 4 bits.
+template <typename Launch>
+bool ByFourBits(Packing packing, Launch&& launch) {
+  switch (packing) {
+    case Packing::kNibble: return launch.template operator()<Packing::kNibble>();
+    case Packing::kNibbleMin: return launch.template operator()<Packing::kNibbleMin>();
+    case Packing::kMxfp4: return launch.template operator()<Packing::kMxfp4>();
+    default: return false;
+  }
 }
 
 }  // namespace thermoe::cuda::one_row

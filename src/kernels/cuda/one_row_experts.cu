@@ -140,23 +140,6 @@ __device__ inline void TakeQuad(const uint64_t* from, uint64_t* halves, uint64_t
   __syncwarp();
 }
 
-// The row of activations, by kRowWarps.
-[[maybe_unused]] __device__ void TakeRow(const ExpertFfnLaunch& l, const one_row::Activations& to) {
-  constexpr int kTogether = kMostColumns / (2 * kRowWarps);  // pieces of two tiles of a warp
-  const int warp = WarpNumber(), pieces = l.hidden / (2 * kTileCols);
-  const uint2* from = one_row::WordsOf(l.halves) + warp * 32;
-  uint2 words[kTogether];
-#pragma unroll
-  for (int i = 0; i < kTogether; ++i) {
-    if (warp + i * kRowWarps < pieces) words[i] = __ldcg(from + i * kRowWarps * 32);
-  }
-  const one_row::Putter putter(to, 2 * warp);
-#pragma unroll
-  for (int i = 0; i < kTogether; ++i) {
-    if (warp + i * kRowWarps < pieces) putter.Put(2 * i * kRowWarps, words[i]);
-  }
-}
-
 template <Packing kPacking>
 __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __grid_constant__ Args args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -177,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsOfOneRowKernel(const __gri
   LetNextStart();
   if (warp < kRowWarps) {
     WaitForBefore();
-    TakeRow(l, row);
+    one_row::TakeRow<kMostColumns, kRowWarps>(l.halves, l.hidden / (2 * kTileCols), row);
     if (threadIdx.x < picks.count) picks.weight[threadIdx.x] = __ldcg(l.weight + picks.slot[threadIdx.x]);
     BarrierArrive(&row_there);
   }
@@ -281,12 +264,7 @@ bool ExpertsOfOneRow(const ExpertFfnLaunch& l, cudaStream_t stream) {
   if (l.rows != 1 || l.slots > kMostPicks || !l.wgmma || l.met == nullptr || l.passed == nullptr) return false;
   if (l.hidden % (kQuad * kTileCols) != 0 || l.width % (kQuad * kTileCols) != 0 || int64_t{l.slots} * l.width > kPassedValues) return false;
   if (l.gate_packing != l.up_packing || l.gate_packing != l.down_packing) return false;
-  switch (l.gate_packing) {
-    case Packing::kNibble: return Launch<Packing::kNibble>(l, stream);
-    case Packing::kNibbleMin: return Launch<Packing::kNibbleMin>(l, stream);
-    case Packing::kMxfp4: return Launch<Packing::kMxfp4>(l, stream);
-    default: return false;
-  }
+  return one_row::ByFourBits(l.gate_packing, [&]<Packing kPacking>() { return Launch<kPacking>(l, stream); });
 }
 
 }  // namespace thermoe::cuda

@@ -36,23 +36,6 @@ struct Args {
   return i;
 }
 
-// The row, by all warps.
-[[maybe_unused]] __device__ void TakeRow(const Args& args, const one_row::Activations& to) {
-  constexpr int kTogether = kMostColumns / (2 * kWarps);  // pieces of two tiles of a warp
-  const int warp = WarpNumber(), pieces = args.columns / 2;
-  const uint2* from = one_row::WordsOf(args.halves) + warp * 32;
-  uint2 words[kTogether];
-#pragma unroll
-  for (int i = 0; i < kTogether; ++i) {
-    if (warp + i * kWarps < pieces) words[i] = __ldcg(from + i * kWarps * 32);
-  }
-  const one_row::Putter putter(to, 2 * warp);
-#pragma unroll
-  for (int i = 0; i < kTogether; ++i) {
-    if (warp + i * kWarps < pieces) putter.Put(2 * i * kWarps, words[i]);
-  }
-}
-
 template <Packing kPacking>
 __global__ void __launch_bounds__(kThreads, 1) LinearOfOneRowKernel(const __grid_constant__ Args args) {
 #if __CUDA_ARCH__ >= 900
@@ -79,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearOfOneRowKernel(const __grid
   }
   WaitForBefore();
   LetNextStart();  // not before: attention reads early what came before the norm
-  TakeRow(args, row);
+  one_row::TakeRow<kMostColumns, kWarps>(args.halves, args.columns / 2, row);
   __syncthreads();
   float sums[kTiles][2] = {};
 #pragma unroll
@@ -108,8 +91,6 @@ __global__ void __launch_bounds__(kThreads, 1) LinearOfOneRowKernel(const __grid
 #endif
 }
 
-bool OfFourBits(Packing packing) { return packing == Packing::kNibble || packing == Packing::kNibbleMin || packing == Packing::kMxfp4; }
-
 }  // namespace
 
 bool LinearOfOneRow(std::span<const LinearLaunch> launches, cudaStream_t stream) {
@@ -130,17 +111,10 @@ bool LinearOfOneRow(std::span<const LinearLaunch> launches, cudaStream_t stream)
   const int tiles = args.first_tile[kMostTogether], blocks = std::min(Multiprocessors(), tiles);
   if ((tiles + blocks - 1) / blocks > std::min(kTiles * args.sides, one_row::kWarps)) return false;
   args.of_row_tile = Divisor(static_cast<uint32_t>(args.quads)), args.blocks = Divisor(static_cast<uint32_t>(blocks));
-  if (!OfFourBits(one.weight.packing)) return false;
-  args.halves = HalvesOf(one.x, one.halves, one.scratch, 1, cols, stream);
-  const auto launch = [&]<Packing kPacking>() {
+  return one_row::ByFourBits(one.weight.packing, [&]<Packing kPacking>() {
+    args.halves = HalvesOf(one.x, one.halves, one.scratch, 1, cols, stream);
     return LaunchEarly(LinearOfOneRowKernel<kPacking>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, args) == cudaSuccess;
-  };
-  switch (one.weight.packing) {
-    case Packing::kNibble: return launch.template operator()<Packing::kNibble>();
-    case Packing::kNibbleMin: return launch.template operator()<Packing::kNibbleMin>();
-    case Packing::kMxfp4: return launch.template operator()<Packing::kMxfp4>();
-    default: return false;
-  }
+  });
 }
 
 }  // namespace thermoe::cuda
