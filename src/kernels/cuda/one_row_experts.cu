@@ -15,7 +15,7 @@ using one_row::kQuad;
 using one_row::kWarps;
 using one_row::RowTilePlace;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kRowWarps = 4;                 // that bring the row before they ask for weights; those of the others are on their way by then
+[[maybe_unused]] constexpr int kRowWarps = 4;  // that bring the row before they ask for weights; those of the others are on their way by then
 constexpr int kUpTiles = 4;                  // row tiles of gate, and of up, of a block, at most
 constexpr int kDownQuads = 2;                // of a warp, at most
 constexpr int kMostColumns = 8 * kQuad;      // column tiles of gate: eight warps have a quad each
