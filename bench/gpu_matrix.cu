@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// gpu_matrix [--check] [--time] [--seed N] [--only TEXT] [--json FILE]: the matrix kernels against double arithmetic,
-// and their times: medians of graph replays over weights that do not fit the L2 cache. Built by `ninja gpu_matrix`.
+// gpu_matrix [--check] [--time] [--joules] [--seed N] [--only TEXT] [--json FILE]: the matrix kernels against double arithmetic,
+// their times (medians of graph replays over weights that do not fit the L2 cache), and what a byte of experts costs where replays
+// go on for a second, beside a read of memory. Built by `ninja gpu_matrix`.
 #include <algorithm>
 #include <cstring>
 #include <set>
 #include <string>
 
+#include "energy_meter.h"
 #include "gpu_matrix.h"
 
 namespace thermoe::bench {
@@ -16,6 +18,7 @@ constexpr int kLaunches = 16;  // of a graph
 struct Result {
   std::string name;
   double us, bytes, flops;
+  EnergyMeter::Reading sustained;
 };
 
 __global__ void FillRandom(uint32_t* to, int64_t words, uint32_t seed) {
@@ -109,7 +112,7 @@ DeviceArray<float> RandomActivations(int64_t count, uint32_t seed) {
 
 class Bench {
  public:
-  explicit Bench(std::string only) : only_(std::move(only)) {}
+  Bench(std::string only, const EnergyMeter* meter) : meter_(meter), only_(std::move(only)) {}
   const std::vector<Result>& results() const { return results_; }
 
   void ReadBandwidth() {
@@ -117,13 +120,10 @@ class Bench {
     const DeviceArray<std::byte> memory(static_cast<size_t>(bytes));
     FillRandom<<<2048, 256>>>(reinterpret_cast<uint32_t*>(memory.data()), bytes / 4, 1);
     DeviceArray<uint32_t> out(1);
-    Add("read 1 GiB",
-        TimeGraph(4,
-                  [&](int, cudaStream_t s) {
-                    ReadAll<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(memory.data()), bytes / 16,
-                                                    out.data());
-                  }),
-        static_cast<double>(bytes), 0);
+    ReplayedGraph graph(4, [&](int, cudaStream_t s) {
+      ReadAll<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(memory.data()), bytes / 16, out.data());
+    });
+    Add("read 1 GiB", &graph, 4, static_cast<double>(bytes), 0);
   }
 
   struct Shape {
@@ -149,65 +149,30 @@ class Bench {
       for (const int32_t full : full_list) any = any || wanted(rows, full);
     }
     if (!any) return;
-    const Weights gate = RandomWeights(type, shape.width, shape.hidden, shape.experts, 1),
-                  up = RandomWeights(type, shape.width, shape.hidden, shape.experts, 2);
-    const Weights down = RandomWeights(type, shape.hidden, shape.width, shape.experts, 3);
-    const DeviceArray<cuda::DeviceMatrix> gates(gate.views), ups(up.views), downs(down.views);
+    const ExpertWeights weights(shape, type);
     std::mt19937 random(5);
     for (const int32_t rows : rows_list) {
       for (const int32_t full : full_list) {
         if (!wanted(rows, full)) continue;
-        const int launches = rows > 1024 ? 2 : kLaunches;
         std::vector<Routing> routings;
-        std::vector<DeviceRouting> on_device;
-        double bytes = 0, slots = 0;
-        for (int i = 0; i < launches; ++i) {
+        for (int i = 0; i < (rows > 1024 ? 2 : kLaunches); ++i) {
           routings.push_back(RandomRouting(&random, rows, shape.slots, shape.experts, full, false));
-          on_device.emplace_back(routings.back());
-          std::set<int32_t> hi, lo;
-          for (const cuda::Job& job : routings.back().jobs) {
-            hi.insert(job.expert);
-            if (job.planes == Planes::kBoth) lo.insert(job.expert);
-          }
-          const auto of = [&](Planes planes) {
-            return static_cast<double>(2 * cuda::ReadBytes(type, shape.width, shape.hidden, planes) +
-                                       cuda::ReadBytes(type, shape.hidden, shape.width, planes));
-          };
-          bytes += static_cast<double>(hi.size()) * of(Planes::kHi) +
-                   static_cast<double>(lo.size()) * (of(Planes::kBoth) - of(Planes::kHi));
-          slots += static_cast<double>(routings.back().order.size());
         }
-        const DeviceArray<float> x = RandomActivations(int64_t{rows} * shape.hidden, 7);
-        DeviceArray<float> out(static_cast<size_t>(rows) * static_cast<size_t>(shape.hidden));
-        out.Fill(0);
-        cuda::ExpertFfnLaunch launch;
-        launch.gate = gates.data();
-        launch.up = ups.data();
-        launch.down = downs.data();
-        launch.gate_packing = launch.up_packing = launch.down_packing = cuda::PackingOf(type);
-        launch.may_read_hi = type == DType::kNested8;
-        launch.experts = shape.experts;
-        launch.hidden = shape.hidden;
-        launch.width = shape.width;
-        launch.slots = shape.slots;
-        launch.rows = rows;
-        launch.x = x.data();
-        launch.out = out.data();
-        const DeviceArray<std::byte> scratch(cuda::ExpertFfnScratch(shape.hidden, shape.width, shape.slots, rows));
-        launch.scratch = scratch.data();
-        DeviceArray<uint32_t> met(cuda::kExpertCounters);
-        met.Fill(0);
-        launch.met = met.data();
-        DeviceArray<uint64_t> passed(cuda::kPassedWords);
-        passed.Fill(0);
-        launch.passed = passed.data();
-        const double us = TimeGraph(launches, [&](int i, cudaStream_t s) {
-          cuda::ExpertFfnLaunch one = launch;
-          on_device[static_cast<size_t>(i)].PutInto(&one);
-          BENCH_CUDA(cuda::ExpertFfn(one, s));
-        });
-        Add(name_of(rows, full), us, bytes / launches, 6.0 * slots / launches * shape.hidden * shape.width);
+        TimeExperts(name_of(rows, full), shape, type, weights, routings);
       }
+    }
+  }
+
+  // As many of the experts, `each` slots of each.
+  void EvenExperts(const Shape& shape, DType type, Planes planes) {
+    const std::string prefix = std::string("experts ") + shape.name + " " + std::string(TraitsOf(type).name) +
+                               (type != DType::kNested8 ? "" : planes == Planes::kHi ? " hi" : " both");
+    if (prefix.find(only_) == std::string::npos) return;
+    const ExpertWeights weights(shape, type);
+    for (const auto& [distinct, each] : {std::pair{8, 1}, {16, 1}, {32, 1}, {64, 1}, {64, 8}, {64, 32}}) {
+      std::vector<Routing> routings;
+      for (int i = 0; i < kLaunches; ++i) routings.push_back(EvenRouting(i * distinct % shape.experts, distinct, each, shape.slots, shape.experts, planes));
+      TimeExperts(prefix + ' ' + std::to_string(distinct) + " of " + std::to_string(each), shape, type, weights, routings);
     }
   }
 
@@ -222,32 +187,111 @@ class Bench {
       const DeviceArray<float> x = RandomActivations(int64_t{rows} * in, 7);
       const DeviceArray<float> y(static_cast<size_t>(rows) * static_cast<size_t>(out));
       const DeviceArray<std::byte> scratch(cuda::LinearScratch(rows, in));
-      const double us = TimeGraph(copies, [&](int i, cudaStream_t s) {
+      ReplayedGraph graph(copies, [&](int i, cudaStream_t s) {
         BENCH_CUDA(cuda::Linear({weights.views[static_cast<size_t>(i)], x.data(), nullptr, y.data(), rows, true,
                                  scratch.data()},
                                 s));
       });
-      Add(prefix + " T=" + std::to_string(rows), us, static_cast<double>(cuda::ReadBytes(type, out, in, Planes::kBoth)),
+      Add(prefix + " T=" + std::to_string(rows), &graph, copies, static_cast<double>(cuda::ReadBytes(type, out, in, Planes::kBoth)),
           2.0 * rows * out * in);
     }
   }
 
  private:
-  void Add(const std::string& name, double us, double bytes, double flops) {
-    std::printf("%-44s %9.1f us %8.0f GB/s %7.1f TFLOP/s\n", name.c_str(), us, bytes / us * 1e-3, flops / us * 1e-6);
-    std::fflush(stdout);
-    results_.push_back({name, us, bytes, flops});
+  struct ExpertWeights {
+    Weights gate, up, down;
+    DeviceArray<cuda::DeviceMatrix> gates, ups, downs;
+    ExpertWeights(const Shape& shape, DType type)
+        : gate(RandomWeights(type, shape.width, shape.hidden, shape.experts, 1)), up(RandomWeights(type, shape.width, shape.hidden, shape.experts, 2)),
+          down(RandomWeights(type, shape.hidden, shape.width, shape.experts, 3)), gates(gate.views), ups(up.views), downs(down.views) {}
+  };
+
+  // Of launches with these routings, which have the same number of rows.
+  void TimeExperts(const std::string& name, const Shape& shape, DType type, const ExpertWeights& weights, const std::vector<Routing>& routings) {
+    const auto launches = static_cast<int>(routings.size());
+    const int32_t rows = routings.front().rows;
+    std::vector<DeviceRouting> on_device;
+    double bytes = 0, slots = 0;
+    const auto of = [&](Planes planes) {
+      return static_cast<double>(2 * cuda::ReadBytes(type, shape.width, shape.hidden, planes) + cuda::ReadBytes(type, shape.hidden, shape.width, planes));
+    };
+    for (const Routing& routing : routings) {
+      on_device.emplace_back(routing);
+      std::set<int32_t> hi, lo;
+      for (const cuda::Job& job : routing.jobs) {
+        hi.insert(job.expert);
+        if (job.planes == Planes::kBoth) lo.insert(job.expert);
+      }
+      bytes += static_cast<double>(hi.size()) * of(Planes::kHi) + static_cast<double>(lo.size()) * (of(Planes::kBoth) - of(Planes::kHi));
+      slots += static_cast<double>(routing.order.size());
+    }
+    const DeviceArray<float> x = RandomActivations(int64_t{rows} * shape.hidden, 7);
+    DeviceArray<float> out(static_cast<size_t>(rows) * static_cast<size_t>(shape.hidden));
+    out.Fill(0);
+    cuda::ExpertFfnLaunch launch;
+    launch.gate = weights.gates.data();
+    launch.up = weights.ups.data();
+    launch.down = weights.downs.data();
+    launch.gate_packing = launch.up_packing = launch.down_packing = cuda::PackingOf(type);
+    launch.may_read_hi = type == DType::kNested8;
+    launch.experts = shape.experts;
+    launch.hidden = shape.hidden;
+    launch.width = shape.width;
+    launch.slots = shape.slots;
+    launch.rows = rows;
+    launch.x = x.data();
+    launch.out = out.data();
+    const DeviceArray<std::byte> scratch(cuda::ExpertFfnScratch(shape.hidden, shape.width, shape.slots, rows));
+    launch.scratch = scratch.data();
+    DeviceArray<uint32_t> met(cuda::kExpertCounters);
+    met.Fill(0);
+    launch.met = met.data();
+    DeviceArray<uint64_t> passed(cuda::kPassedWords);
+    passed.Fill(0);
+    launch.passed = passed.data();
+    ReplayedGraph graph(launches, [&](int i, cudaStream_t s) {
+      cuda::ExpertFfnLaunch one = launch;
+      on_device[static_cast<size_t>(i)].PutInto(&one);
+      BENCH_CUDA(cuda::ExpertFfn(one, s));
+    });
+    Add(name, &graph, launches, bytes / launches, 6.0 * slots / launches * shape.hidden * shape.width);
   }
 
+  // bytes, flops: of one launch.
+  void Add(const std::string& name, ReplayedGraph* graph, int launches, double bytes, double flops) {
+    Result result{name, graph->MedianUs(), bytes, flops, {}};
+    std::printf("%-44s %9.1f us %8.0f GB/s %7.1f TFLOP/s", name.c_str(), result.us, bytes / result.us * 1e-3, flops / result.us * 1e-6);
+    if (meter_ != nullptr) {
+      const int replays = static_cast<int>(kQueueUs / (result.us * launches)) + 1;
+      result.sustained = meter_->Watch(kWatchSeconds, [&] { graph->Queue(replays); });
+      result.sustained.us /= replays * launches;
+      graph->Finish();
+      std::printf("; on and on %9.1f us %5.0f W %5.0f pJ/byte", result.sustained.us, result.sustained.watts,
+                  result.sustained.watts * result.sustained.us / bytes * 1e6);
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+    results_.push_back(result);
+  }
+
+  static constexpr double kQueueUs = 8000, kWatchSeconds = 0.6;
+  const EnergyMeter* meter_;  // null: joules are not measured
   std::string only_;
   std::vector<Result> results_;
 };
 
+constexpr Bench::Shape kShapes[] = {{"olmoe", 2048, 1024, 64, 8}, {"qwen3", 2048, 768, 128, 8}, {"mixtral", 4096, 14336, 8, 2}};
+
+void WatchAll(Bench* bench) {
+  bench->ReadBandwidth();
+  bench->EvenExperts(kShapes[0], DType::kBF16, Planes::kBoth);
+  for (const Planes planes : {Planes::kBoth, Planes::kHi}) bench->EvenExperts(kShapes[0], DType::kNested8, planes);
+  bench->EvenExperts(kShapes[0], DType::kQ4_0, Planes::kBoth);
+}
+
 void TimeAll(Bench* bench) {
   bench->ReadBandwidth();
-  const Bench::Shape shapes[] = {
-      {"olmoe", 2048, 1024, 64, 8}, {"qwen3", 2048, 768, 128, 8}, {"mixtral", 4096, 14336, 8, 2}};
-  for (const Bench::Shape& shape : shapes) {
+  for (const Bench::Shape& shape : kShapes) {
     bench->Experts(shape, DType::kNested8, {1, 8, 16, 32, 64, 128, 512, 2048, 8192},
                    shape.slots == 2 ? std::vector<int32_t>{0, 1, 2} : std::vector<int32_t>{0, 1, 2, shape.slots});
     for (const DType type : {DType::kQ4_0, DType::kQ4K, DType::kQ6K, DType::kMXFP4, DType::kBF16}) {
@@ -274,9 +318,13 @@ void WriteJson(const std::string& path, const std::vector<Result>& results) {
                properties.name, driver, runtime);
   for (size_t i = 0; i < results.size(); ++i) {
     const Result& r = results[i];
-    std::fprintf(file, "  {\"name\": \"%s\", \"us\": %.2f, \"bytes\": %.0f, \"gbps\": %.1f, \"tflops\": %.2f}%s\n",
-                 r.name.c_str(), r.us, r.bytes, r.bytes / r.us * 1e-3, r.flops / r.us * 1e-6,
-                 i + 1 < results.size() ? "," : "");
+    std::fprintf(file, "  {\"name\": \"%s\", \"us\": %.2f, \"bytes\": %.0f, \"gbps\": %.1f, \"tflops\": %.2f",
+                 r.name.c_str(), r.us, r.bytes, r.bytes / r.us * 1e-3, r.flops / r.us * 1e-6);
+    if (r.sustained.us > 0) {
+      std::fprintf(file, ", \"sustained_us\": %.2f, \"watts\": %.1f, \"pj_per_byte\": %.1f", r.sustained.us, r.sustained.watts,
+                   r.sustained.watts * r.sustained.us / r.bytes * 1e6);
+    }
+    std::fprintf(file, "}%s\n", i + 1 < results.size() ? "," : "");
   }
   std::fprintf(file, "]}\n");
   std::fclose(file);
@@ -286,25 +334,28 @@ void WriteJson(const std::string& path, const std::vector<Result>& results) {
 }  // namespace thermoe::bench
 
 int main(int argc, char** argv) {
-  bool check = false, time = false;
+  bool check = false, time = false, joules = false;
   uint32_t seed = 1;
   std::string only, json;
   for (int i = 1; i < argc; ++i) {
     const std::string option = argv[i];
     if (option == "--check") check = true;
     if (option == "--time") time = true;
+    if (option == "--joules") joules = true;
     if (option == "--seed" && i + 1 < argc) seed = static_cast<uint32_t>(std::stoul(argv[++i]));
     if (option == "--only" && i + 1 < argc) only = argv[++i];
     if (option == "--json" && i + 1 < argc) json = argv[++i];
   }
-  if (!check && !time) {
-    std::fprintf(stderr, "usage: gpu_matrix [--check] [--time] [--seed N] [--only TEXT] [--json FILE]\n");
+  if (!check && !time && !joules) {
+    std::fprintf(stderr, "usage: gpu_matrix [--check] [--time] [--joules] [--seed N] [--only TEXT] [--json FILE]\n");
     return 2;
   }
   if (check && thermoe::bench::CheckAll(seed) > 0) return 1;
-  if (time) {
-    thermoe::bench::Bench bench(only);
-    thermoe::bench::TimeAll(&bench);
+  if (time || joules) {
+    const thermoe::bench::EnergyMeter meter;
+    thermoe::bench::Bench bench(only, joules ? &meter : nullptr);
+    if (joules) thermoe::bench::WatchAll(&bench);
+    else thermoe::bench::TimeAll(&bench);
     if (!json.empty()) thermoe::bench::WriteJson(json, bench.results());
   }
   return 0;

@@ -51,40 +51,68 @@ class DeviceArray {
   size_t count_ = 0;
 };
 
-// Median time of one of the launches of a graph, in us.
-inline constexpr int kReplays = 11;
-template <typename Launch>
-double TimeGraph(int launches, Launch launch) {
-  cudaStream_t stream;
-  BENCH_CUDA(cudaStreamCreate(&stream));
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  for (int i = 0; i < launches; ++i) launch(i, stream);
-  BENCH_CUDA(cudaStreamSynchronize(stream));
-  BENCH_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  for (int i = 0; i < launches; ++i) launch(i, stream);
-  BENCH_CUDA(cudaStreamEndCapture(stream, &graph));
-  BENCH_CUDA(cudaGraphInstantiate(&exec, graph, 0));
-  cudaEvent_t begin, end;
-  BENCH_CUDA(cudaEventCreate(&begin));
-  BENCH_CUDA(cudaEventCreate(&end));
-  std::vector<double> times;
-  for (int i = 0; i < kReplays + 2; ++i) {
-    BENCH_CUDA(cudaEventRecord(begin, stream));
-    BENCH_CUDA(cudaGraphLaunch(exec, stream));
-    BENCH_CUDA(cudaEventRecord(end, stream));
-    BENCH_CUDA(cudaStreamSynchronize(stream));
-    float ms = 0;
-    BENCH_CUDA(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 2) times.push_back(static_cast<double>(ms) * 1e3 / launches);
+// Launches as a graph on a stream of its own.
+class ReplayedGraph {
+ public:
+  template <typename Launch>
+  ReplayedGraph(int launches, const Launch& launch) : launches_(launches) {
+    BENCH_CUDA(cudaStreamCreate(&stream_));
+    for (int i = 0; i < launches; ++i) launch(i, stream_);
+    BENCH_CUDA(cudaStreamSynchronize(stream_));
+    cudaGraph_t graph;
+    BENCH_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal));
+    for (int i = 0; i < launches; ++i) launch(i, stream_);
+    BENCH_CUDA(cudaStreamEndCapture(stream_, &graph));
+    BENCH_CUDA(cudaGraphInstantiate(&exec_, graph, 0));
+    BENCH_CUDA(cudaGraphDestroy(graph));
+    for (cudaEvent_t& event : events_) BENCH_CUDA(cudaEventCreate(&event));
   }
-  std::nth_element(times.begin(), times.begin() + kReplays / 2, times.end());
-  BENCH_CUDA(cudaEventDestroy(begin));
-  BENCH_CUDA(cudaEventDestroy(end));
-  BENCH_CUDA(cudaGraphExecDestroy(exec));
-  BENCH_CUDA(cudaGraphDestroy(graph));
-  BENCH_CUDA(cudaStreamDestroy(stream));
-  return times[kReplays / 2];
+  ReplayedGraph(const ReplayedGraph&) = delete;
+  ReplayedGraph& operator=(const ReplayedGraph&) = delete;
+  ~ReplayedGraph() {
+    for (cudaEvent_t event : events_) cudaEventDestroy(event);
+    cudaGraphExecDestroy(exec_);
+    cudaStreamDestroy(stream_);
+  }
+
+  // Median time of one launch, in us.
+  double MedianUs() {
+    constexpr int kReplays = 11;
+    std::vector<double> times;
+    for (int i = 0; i < kReplays + 2; ++i) {
+      BENCH_CUDA(cudaEventRecord(events_[0], stream_));
+      BENCH_CUDA(cudaGraphLaunch(exec_, stream_));
+      BENCH_CUDA(cudaEventRecord(events_[1], stream_));
+      BENCH_CUDA(cudaStreamSynchronize(stream_));
+      float ms = 0;
+      BENCH_CUDA(cudaEventElapsedTime(&ms, events_[0], events_[1]));
+      if (i >= 2) times.push_back(static_cast<double>(ms) * 1e3 / launches_);
+    }
+    std::nth_element(times.begin(), times.begin() + kReplays / 2, times.end());
+    return times[kReplays / 2];
+  }
+
+  // Queues so many replays and waits for those that were queued the time before.
+  void Queue(int replays) {
+    for (int i = 0; i < replays; ++i) BENCH_CUDA(cudaGraphLaunch(exec_, stream_));
+    BENCH_CUDA(cudaEventRecord(events_[queued_ % 2], stream_));
+    if (++queued_ > 1) BENCH_CUDA(cudaEventSynchronize(events_[queued_ % 2]));
+  }
+  void Finish() {
+    BENCH_CUDA(cudaStreamSynchronize(stream_));
+    queued_ = 0;
+  }
+
+ private:
+  int launches_, queued_ = 0;
+  cudaStream_t stream_;
+  cudaGraphExec_t exec_;
+  cudaEvent_t events_[2];
+};
+
+template <typename Launch>
+double TimeGraph(int launches, const Launch& launch) {
+  return ReplayedGraph(launches, launch).MedianUs();
 }
 
 // Which experts the rows take: as Select writes it.
@@ -99,6 +127,8 @@ struct Routing {
 // Distinct experts at random; the first full_slots slots of a row read both planes; some slots empty where asked.
 Routing RandomRouting(std::mt19937* random, int32_t rows, int32_t slots, int32_t experts, int32_t full_slots,
                       bool some_empty);
+// `distinct` experts from `first` on, `each` slots of each, all of them read with `planes`.
+Routing EvenRouting(int32_t first, int32_t distinct, int32_t each, int32_t slots, int32_t experts, Planes planes);
 
 struct DeviceRouting {
   DeviceArray<cuda::Job> jobs;

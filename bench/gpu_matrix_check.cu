@@ -283,6 +283,20 @@ Routing RandomRouting(std::mt19937* random, int32_t rows, int32_t slots, int32_t
   return out;
 }
 
+Routing EvenRouting(int32_t first, int32_t distinct, int32_t each, int32_t slots, int32_t experts, Planes planes) {
+  Routing out{distinct * each / slots, slots, experts, {}, {}, {}, {}, {}};
+  for (int32_t slot = 0; slot < distinct * each; ++slot) {
+    out.expert.push_back(first + slot % distinct);
+    out.weight.push_back(1.0f / static_cast<float>(slots));
+    out.planes.push_back(planes);
+  }
+  for (int32_t e = 0; e < distinct; ++e) {
+    out.jobs.push_back({first + e, planes, static_cast<int32_t>(out.order.size()), each});
+    for (int32_t i = 0; i < each; ++i) out.order.push_back(i * distinct + e);
+  }
+  return out;
+}
+
 DeviceRouting::DeviceRouting(const Routing& routing)
     : jobs(routing.jobs),
       job_count(std::vector<int32_t>{static_cast<int32_t>(routing.jobs.size())}),
