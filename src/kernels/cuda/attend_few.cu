@@ -216,7 +216,8 @@ template <int kDim, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(AttendArgs a) {
   constexpr int kThreads = 32 * kWarps, kJoinedWarps = 8;
   constexpr float kLog2E = 1.4426950408889634f;
-  __shared__ Room<kDim, kWarps> room;
+  __shared__ Room<kDim, kWarps> room_place;
+  Room<kDim, kWarps>& room = *Held(&room_place);
   const int thread = static_cast<int>(threadIdx.x), warp = WarpNumber(), lane = thread % 32;
   const int split = static_cast<int>(blockIdx.x), splits = static_cast<int>(gridDim.x), kv_head = static_cast<int>(blockIdx.y);
   const int64_t row = blockIdx.z, which = row * a.cache.kv_heads + kv_head;

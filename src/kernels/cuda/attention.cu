@@ -177,7 +177,8 @@ __device__ void PutOut(const AttentionLaunch& l, int64_t row, int column, int di
 // grid: kv heads, splits, rows. Each warp of a block takes every fourth tile of the block's part.
 template <int kDim>
 __global__ void __launch_bounds__(32 * kDecodeWarps) DecodeKernel(AttentionLaunch l, Partial<kDim>* partials) {
-  extern __shared__ __half shared[];
+  extern __shared__ __half shared_place[];
+  __half* shared = Held(shared_place);
   WaitForBefore();
   LetNextStart();
   constexpr int kStages = 2, kTileHalves = kTile * (kDim + kPad);
@@ -275,7 +276,8 @@ constexpr int kPrefillWarps = 4, kPrefillRows = 16 * kPrefillWarps;
 // one after the other; where all rows of the block are of one sequence, tiles of keys are shared.
 template <int kDim>
 __global__ void __launch_bounds__(32 * kPrefillWarps) PrefillKernel(AttentionLaunch l) {
-  extern __shared__ __half shared[];
+  extern __shared__ __half shared_place[];
+  __half* shared = Held(shared_place);
   constexpr int kTileHalves = kTile * (kDim + kPad), kGroup = 4;  // tiles that are loaded together
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int head = static_cast<int>(blockIdx.x), kv_head = head / (l.heads / l.cache.kv_heads);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cuda/choose.cuh"
+#include "kernels/cuda/shared.cuh"
 
 namespace thermoe::cuda {
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/shared.cuh"
 #include "kernels/cuda/weight_layout.h"
 
 namespace thermoe::cuda {
@@ -111,10 +112,6 @@ __device__ inline float InverseOfPower(float power) { return __uint_as_float((25
 // Never infinite; what is not a number becomes the least there is.
 __device__ inline float WithinHalf(float value) { return fminf(fmaxf(value, -65504.0f), 65504.0f); }
 __device__ inline __half SaturatedHalf(float value) { return __float2half_rn(WithinHalf(value)); }
-
-__device__ inline uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 // 16 bytes from global to shared memory, in groups that are waited for.
 __device__ inline void CopyAsync(void* to, const void* from) {

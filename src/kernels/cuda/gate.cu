@@ -180,8 +180,11 @@ __device__ void TakeLogits(uint32_t* row, int experts, bool dry, float (&to)[kLa
 template <int kLane>
 __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const float* weights, const float* x, int hidden, float* logits, NormLaunch norm,
                                                                       SelectLaunch l) {
-  __shared__ ShareSums shares[kShares];
-  __shared__ TeamRoom<kLane> room;  // of the first block
+  __shared__ struct {
+    TeamRoom<kLane> room;  // of the first block
+    ShareSums shares[kShares];
+  } place;
+  auto& [room, shares] = *Held(&place);
   const int norm_blocks = static_cast<int>(gridDim.x) - l.experts - 1, block = static_cast<int>(blockIdx.x) - 1;
   if (block < 0) {
     const BlockTeam team;
@@ -293,8 +296,9 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weigh
 #if __CUDA_ARCH__ >= 900
   namespace cg = cooperative_groups;
   __shared__ float parts[kGateCluster][kRows][kLane * 32];
-  __shared__ TeamRoom<kLane> room;
+  __shared__ TeamRoom<kLane> room_place;
   __shared__ bool last;
+  TeamRoom<kLane>& room = *Held(&room_place);
   const BlockTeam team;
   ClearRoom(team, l.experts, &room);
   const cg::cluster_group cluster = cg::this_cluster();

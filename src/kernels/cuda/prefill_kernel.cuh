@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) PrefillKernel(const __grid
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ std::byte prefill_shared[];
   auto* aligned = prefill_shared + (1024 - SharedAddress(prefill_shared) % 1024) % 1024;
-  auto* shared = reinterpret_cast<PrefillShared<kPacking>*>(aligned);
+  auto* shared = Held(reinterpret_cast<PrefillShared<kPacking>*>(aligned));
   if (threadIdx.x == 0) InitBarriers(shared);
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
@@ -53,7 +53,8 @@ cudaError_t StartPrefill(Packing packing, const PrefillArgs& args, int multiproc
     case Packing::kByte16: return StartPrefill<Packing::kByte16, kEpilogue>(args, multiprocessors, stream);
     case Packing::kMxfp4: return StartPrefill<Packing::kMxfp4, kEpilogue>(args, multiprocessors, stream);
     case Packing::kHalf: return StartPrefill<Packing::kHalf, kEpilogue>(args, multiprocessors, stream);
-    case Packing::kF32: break;
+    case Packing::kF32:
+    case Packing::kHiPlane: break;
   }
   return cudaErrorNotSupported;
 }

@@ -30,7 +30,8 @@ struct FinishArgs {
 
 // grid: parts, rows.
 __global__ void __launch_bounds__(kThreads) FinishKernel(FinishArgs args) {
-  extern __shared__ float row[];
+  extern __shared__ float row_place[];
+  float* row = Held(row_place);
   WaitForBefore();
   LetNextStart();
   const Part part = args.parts[blockIdx.x];
