@@ -232,6 +232,10 @@ class Bench {
     launch.gate = weights.gates.data();
     launch.up = weights.ups.data();
     launch.down = weights.downs.data();
+    // Experts at a stride, as the engine has them.
+    launch.gate_base = weights.gate.views[0], launch.up_base = weights.up.views[0], launch.down_base = weights.down.views[0];
+    const auto stride_of = [](const Weights& of) { return of.views[1].hi - of.views[0].hi; };
+    if (stride_of(weights.up) == stride_of(weights.gate) && stride_of(weights.down) == stride_of(weights.gate)) launch.stride = stride_of(weights.gate);
     launch.gate_packing = launch.up_packing = launch.down_packing = cuda::PackingOf(type);
     launch.may_read_hi = type == DType::kNested8;
     launch.experts = shape.experts;

@@ -98,6 +98,7 @@ class Reader {
         return scale * kValues[Nibble(m_.hi, tile, place, true)];
       }
       case Packing::kF32: return At<float>(m_.hi + (row * m_.cols + col) * 4);
+      case Packing::kHiPlane: break;  // no type has it
     }
     return NAN;
   }

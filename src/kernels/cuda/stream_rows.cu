@@ -3,6 +3,8 @@
 // that runs ahead across the ends of units and kernels, so memory is never idle; the others multiply their tiles of every stage of the
 // ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all, of experts the rows that a unit meets. An
 // expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
+#include <array>
+
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/one_row.h"
 #include "kernels/cuda/stream_rows.h"
@@ -19,8 +21,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   Item* items;
   const Places places = MakePlaces(args, shared, args.rows * args.row_bytes, &barriers, &items);
   __syncthreads();
-  const RingShape<kPacking, false> ring(args.ring_bytes, false, RingShape<kPacking, false>::kStageBytes);
-  const Work<kPacking, NT, Stage::kLinear> work{args, ring, items, 0, args.cut};
+  const Work<kPacking, NT, Stage::kLinear> work{args, RingShape(args.ring_bytes, kStageBytes<kPacking, false>), items, 0, args.cut};
   Turn stage, rows;
   if (const int which = WarpNumber() - kWarps; which >= 0) {
     const auto ahead = [] { WaitForBefore(), LetNextStart(); };
@@ -28,73 +29,49 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
     else ahead();
     return;
   }
-  Consume(work, places, &stage, &rows, [&] {
+  Consume(work, places, Rehearsal::kFirst, &stage, &rows, [&] {
     WaitForBefore();
     LoadRows(args, places.rows);
   });
 #endif
 }
 
+constexpr int kCutItems = 256;
+
 struct ExpertsArgs {
   StreamArgs up, down;
+  uint8_t cuts[2][kCutItems];  // by the number of items, the last of all more: CutsOfExperts; [1]: where nobody reads lo planes
   uint32_t* met;  // [1 + items] blocks that wait no more; units of each item's first product that are done; zero between launches
 };
 
 template <Packing kUp, Packing kDown>
-inline constexpr int kPlaceBytes = std::max(RingShape<kUp, true>::kStageBytes, RingShape<kDown, true>::kStageBytes);
+inline constexpr int kPlaceBytes = std::max(kStageBytes<kUp, true>, kStageBytes<kDown, true>);
 
-// Both products of experts. All blocks must run at once: the second of an item begins where its first has ended in all blocks, though tiles come before.
-// kPasses: inner values go word by word, each with the launch's number (StreamArgs.passed).
-template <Packing kUp, Packing kDown, int NT, bool kPasses>
-__global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_constant__ ExpertsArgs args) {
-#if __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ __align__(128) std::byte shared[];
-  __shared__ Barriers barriers;
-  __shared__ int32_t item_count;
-  __shared__ uint64_t launch_number;
-  __shared__ bool all_hi;
-  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32);
-  Item* items;
-  Places places = MakePlaces(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
-  constexpr int kPlace = kPlaceBytes<kUp, kDown>;
-  RingShape<kUp, true> up_ring(args.up.ring_bytes, false, kPlace);
-  RingShape<kDown, true> down_ring(args.up.ring_bytes, false, kPlace);
-  Work<kUp, NT, Stage::kGateUp> up{args.up, up_ring, items, args.up.kept, {}};
-  Work<kDown, NT, Stage::kDown> down{args.down, down_ring, items, args.up.kept, {}};
-  // Of picks the launch before passes, the one before that has long come to its end.
-  const uint64_t number = kPasses && args.up.picked && threadIdx.x < 64 ? __ldcg(args.up.passed) + 1 : 0;
-#pragma unroll 1
-  for (int known = kPasses ? 0 : 1; known < 2; ++known) {  // few slots are mostly an item each: cut for that while there is time
-    if (known != 0) {
-      const bool picked = kPasses && args.up.picked;
-      if (!picked) WaitForBefore(), LetNextStart();
-      if (warp == 0) {
-        bool some_lo = false;
-        const int made = picked ? TakePicks<kUp == Packing::kPlanes8>(args.up, number, items, &some_lo)
-                                : MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, items, &some_lo);
-        if (lane == 0) item_count = made, all_hi = !some_lo;
-      } else {
-        if (kPasses && threadIdx.x == 32) launch_number = picked ? number : __ldcg(args.up.passed) + 1;
-#pragma unroll 1
-        for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = picked ? i : __ldcg(args.up.order + i);
-      }
-      __syncthreads();
-      if (picked) LetNextStart();
-      if (kPasses) places.number = launch_number;
-      const bool compact = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8 && all_hi;
-      up_ring = RingShape<kUp, true>(args.up.ring_bytes, compact, kPlace), down_ring = RingShape<kDown, true>(args.up.ring_bytes, compact, kPlace);
-      if (kPasses && item_count == up.item_count) break;
-      up.item_count = down.item_count = item_count;
-    }
-    up.MakeCut({static_cast<int>(gridDim.x), 0, 0});
-    down.MakeCut(up.After());
+// What a block has to do of both products.
+template <Packing kUp, Packing kDown, int NT>
+struct ExpertsWork {
+  Work<kUp, NT, Stage::kGateUp> up;
+  Work<kDown, NT, Stage::kDown> down;
+
+  __device__ ExpertsWork(const ExpertsArgs& args, const Item* items)
+      : up{args.up, RingShape(args.up.ring_bytes, kPlaceBytes<kUp, kDown>), items, 0, {}}, down{args.down, RingShape(args.up.ring_bytes, kPlaceBytes<kUp, kDown>), items, 0, {}} {}
+  __device__ void MakeCuts(const ExpertsArgs& args, int item_count) {
+    const int cuts = args.cuts[kUp == Packing::kHiPlane ? 1 : 0][min(item_count, kCutItems - 1)], blocks = static_cast<int>(gridDim.x);
+    up.SetCut(item_count, cuts % 4, 0, 0);
+    const int turns = static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(up.cut.units + blocks - 1)));
+    down.SetCut(item_count, cuts / 4 % 4, cuts / 16, turns * blocks - up.cut.units);
   }
-  uint32_t* of_items = args.met + 1;
+};
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+template <bool kPasses, Packing kUp, Packing kDown, int NT>
+__device__ void DoExperts(const ExpertsArgs& args, const ExpertsWork<kUp, kDown, NT>& work, const Places& places) {
+  const auto& [up, down] = work;
+  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), item_count = up.item_count;
   Turn stage, rows;
   if (warp == kWarps + kTileWarps) {
     WaitForBefore();  // for the rows, and so that the block does not end before
-    CopyRows<kPasses>(up, places, &rows, of_items);
-    if constexpr (!kPasses) CopyRows<false>(down, places, &rows, of_items, UnitsOf(args.up.matrix_rows, up.cut.tiles_log));
+    CopyRows<kPasses>(up, down, places, args.met + 1);
     // The last block to have come here clears what was counted: nobody waits for it any more, and all know the launch's number.
     const bool last = __any_sync(kAllLanes, lane == 0 && CountBlock(args.met) + 1 == gridDim.x);
     if (!last) return;
@@ -108,13 +85,69 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
     const Cut& cut = down.cut;
     const int blocks = static_cast<int>(gridDim.x), most = cut.alone + static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(max(cut.units - cut.alone * cut.light, 0) + blocks - 1)));
     const Pace plain = args.up.kept <= kPassedSlots ? Pace::kHurried : Pace::kSteady;
-    const Pace first = kPasses && !HasLoPlane(kUp) ? Pace::kSteady : plain, second = kPasses && most * cut.steps <= down_ring.stages ? Pace::kYielding : plain;
+    const Pace first = kPasses && !HasLoPlane(kUp) && kUp != Packing::kHiPlane ? Pace::kSteady : plain;
+    const Pace second = kPasses && most * cut.steps <= down.ring.stages ? Pace::kYielding : plain;
     CopyTiles(up, places, warp - kWarps, first, &stage, [] {});
     return CopyTiles(down, places, warp - kWarps, second, &stage, [] {});
   }
-  Consume<kPasses>(up, places, &stage, &rows, [] {});
-  MeetMultiplying();  // warps share tiles, and barriers, otherwise from here on
-  Consume<kPasses>(down, places, &stage, &rows, [] {});
+  if constexpr (kPasses || NT > 1) {
+    Consume<kPasses>(up, places, Rehearsal::kFirst, &stage, &rows, [] {});
+    MeetMultiplying();  // warps share tiles, and barriers, otherwise from here on
+    Consume<kPasses>(down, places, Rehearsal::kFirst, &stage, &rows, [] {});
+  } else {
+    // The end of a unit of the second product, too, is gone through before the first tiles come. A loop, so that its code is there once.
+#pragma unroll 1
+    for (int phase = 0; phase < 3; ++phase) {
+      if (phase == 1) Consume<kPasses>(up, places, Rehearsal::kFirst, &stage, &rows, [] {});
+      else Consume<kPasses>(down, places, phase == 0 ? Rehearsal::kOnly : Rehearsal::kNone, &stage, &rows, [] {});
+      MeetMultiplying();
+    }
+  }
+}
+#endif
+
+// Both products of experts. All blocks must run at once: the second of an item begins where its first has ended in all blocks, though tiles come before.
+// kPasses: inner values go word by word, each with the launch's number (StreamArgs.passed).
+template <Packing kUp, Packing kDown, int NT, bool kPasses>
+__global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_constant__ ExpertsArgs args) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr bool kPlanes = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8;  // maybe only hi ones are read
+  extern __shared__ __align__(128) std::byte shared[];
+  __shared__ Barriers barriers;
+  __shared__ int32_t item_count;
+  __shared__ uint64_t launch_number;
+  __shared__ bool all_hi;
+  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32);
+  Item* items;
+  Places places = MakePlaces(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
+  // Of picks the launch before passes, the one before that has long come to its end.
+  const bool picked = kPasses && args.up.picked;
+  const uint64_t number = picked && threadIdx.x < 64 ? __ldcg(args.up.passed) + 1 : 0;
+  ExpertsWork<kUp, kDown, NT> work(args, items);
+  if (kPasses) work.MakeCuts(args, args.up.kept);  // few slots are mostly an item each: cut for that while there is time
+  if (!picked) WaitForBefore(), LetNextStart();
+  if (warp == 0) {
+    bool some_lo = false;
+    const int made = picked ? TakePicks<kUp == Packing::kPlanes8>(args.up, number, items, &some_lo)
+                            : MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, items, &some_lo);
+    if (lane == 0) item_count = made, all_hi = !some_lo;
+  } else {
+    if (kPasses && threadIdx.x == 32) launch_number = picked ? number : __ldcg(args.up.passed) + 1;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = picked ? i : __ldcg(args.up.order + i);
+  }
+  __syncthreads();
+  if (picked) LetNextStart();
+  if (kPasses) places.number = launch_number;
+  if constexpr (kPlanes) {
+    if (all_hi) {
+      ExpertsWork<Packing::kHiPlane, Packing::kHiPlane, NT> of_hi(args, items);
+      of_hi.MakeCuts(args, item_count);
+      return DoExperts<kPasses>(args, of_hi, places);
+    }
+  }
+  if (!kPasses || item_count != args.up.kept) work.MakeCuts(args, item_count);
+  DoExperts<kPasses>(args, work, places);
 #endif
 }
 
@@ -129,8 +162,8 @@ __global__ void HalvesKernel(const float* x, __half* out, int cols) {
 
 // Of a ring with such places beside `others` bytes of shared memory; 0: too little.
 int RingBytesBeside(int others, int place_bytes) {
-  const int stages = std::min((kSharedRoom - others) / place_bytes, kMostStages);
-  return stages < 2 ? 0 : stages * place_bytes;
+  const int room = (kSharedRoom - others) / kRingAlignment * kRingAlignment;
+  return room < 2 * place_bytes ? 0 : std::min(room, kMostStages * place_bytes);
 }
 
 // Blocks for so many row tiles: one a multiprocessor; or with two tiles each, so that what follows finds multiprocessors free and begins early.
@@ -152,7 +185,7 @@ bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   const int others = args.rows * args.row_bytes + kPartialBytes;
   static_assert(kDepth<kPacking, false> << (FirstShare(1) + kMostTiles) <= 32);  // a lane has at most one piece of a stage to copy
   args.cut = CutOfLinears(args, blocks, kDepth<kPacking, false>);
-  args.ring_bytes = RingBytesBeside(others, RingShape<kPacking, false>::kStageBytes);
+  args.ring_bytes = RingBytesBeside(others, kStageBytes<kPacking, false>);
   if (args.ring_bytes == 0) return false;
   const int bytes = others + args.ring_bytes;
   if (args.rows > 16) return LaunchBlocks(LinearKernel<kPacking, 4>, blocks, bytes, args, stream);
@@ -160,20 +193,45 @@ bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   return LaunchBlocks(LinearKernel<kPacking, 1>, blocks, bytes, args, stream);
 }
 
+// The cuts of a launch of experts, which are the same for all layers.
+template <Packing kUp, Packing kDown, int NT>
+void SetCuts(int blocks, ExpertsArgs* args) {
+  struct Cuts {
+    std::array<int, 5> of{};
+    uint8_t by_items[kCutItems]{};
+  };
+  thread_local Cuts last;
+  const auto shape_of = [&](const StreamArgs& product, int mats, int depth) {
+    return CutShape{product.matrix_rows, product.k_tiles, mats, depth, kSliceCols<NT> / kTileCols / depth};
+  };
+  const std::array<int, 5> of = {blocks, args->up.matrix_rows, args->up.k_tiles, args->down.matrix_rows, args->down.k_tiles};
+  if (last.of != of) {
+    last.of = of;
+    for (int items = 0; items < kCutItems; ++items) {
+      last.by_items[items] = CutsOfExperts(items, blocks, shape_of(args->up, 2, kDepth<kUp, true>), shape_of(args->down, 1, kDepth<kDown, true>));
+    }
+  }
+  std::copy(std::begin(last.by_items), std::end(last.by_items), args->cuts[kUp == Packing::kHiPlane ? 1 : 0]);
+}
+
 template <Packing kUp, Packing kDown, int NT, bool kPasses>
 bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   args.up.most_items = args.down.most_items = args.up.most_jobs + args.up.kept / (8 * NT) + 1;
   for (StreamArgs* part : {&args.up, &args.down}) {
+    for (int way = 0; way < kWays; ++way) part->of_item[way] = Divisor(static_cast<uint32_t>(UnitsOf(part->matrix_rows, kMostTiles - way)));
     part->row_bytes = std::min(part->cols, kSliceCols<NT>) * static_cast<int>(sizeof(__half)) + kRowPad;
   }
-  args.up.blocks = args.down.blocks = Divisor(static_cast<uint32_t>(Multiprocessors()));
+  const int blocks = Multiprocessors();
+  args.up.blocks = args.down.blocks = Divisor(static_cast<uint32_t>(blocks));
+  SetCuts<kUp, kDown, NT>(blocks, &args);
+  if (kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8) SetCuts<Packing::kHiPlane, Packing::kHiPlane, NT>(blocks, &args);
   const int place = 8 * NT * std::max(args.up.row_bytes, args.down.row_bytes);
   const int others = 2 * place + kPartialBytes + args.up.most_items * static_cast<int>(sizeof(Item)) + args.up.kept * static_cast<int>(sizeof(int32_t));
   const int ring_bytes = RingBytesBeside(others, kPlaceBytes<kUp, kDown>);
   if (ring_bytes == 0 || args.up.most_items >= kExpertCounters) return false;
   args.up.rows_place = args.down.rows_place = place;
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
-  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, kPasses>, Multiprocessors(), others + ring_bytes, args, stream);
+  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, kPasses>, blocks, others + ring_bytes, args, stream);
 }
 
 bool Streams(const ExpertFfnLaunch& l) {

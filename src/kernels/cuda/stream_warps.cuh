@@ -9,6 +9,8 @@
 #if __CUDA_ARCH_FEAT_SM90_ALL
 namespace thermoe::cuda {
 
+constexpr int kRowTileBytes = kTileCols * static_cast<int>(sizeof(__half));
+
 // Barriers of the ring, of the rows' two places and of units whose results are written; those that count bytes have one arrival.
 struct Barriers {
   uint64_t full[kMostStages], empty[kMostStages], rows_full[2], rows_empty[2], unit_done[kUnitsAhead];
@@ -26,6 +28,7 @@ struct Places {
 // Lays out shared memory and makes barriers; afterwards all threads must meet.
 __device__ inline Places MakePlaces(const StreamArgs& args, std::byte* shared, int rows_bytes, Barriers* barriers, Item** items) {
   Places places;
+  shared = Held(shared), barriers = Held(barriers);
   places.ring = shared;
   places.rows = shared + args.ring_bytes;
   places.partial = reinterpret_cast<float*>(places.rows + rows_bytes);
@@ -57,7 +60,7 @@ struct Copier {
   using R = Ring<kPacking, false>;
   static constexpr int kMats = Work<kPacking, NT, kStage>::kMats;
   const std::byte *codes, *lo, *scales;
-  int tiles, k, step_tiles, k_tiles, lo_bytes, chunk_place;
+  int tiles, k, step_tiles, k_tiles, chunk_place;
   uint32_t chunk_bytes;
   bool hi, first;
 
@@ -67,7 +70,7 @@ struct Copier {
     const int lane = static_cast<int>(threadIdx.x % 32), part = lane & ((kMats << cut.share_log) - 1);
     const DeviceMatrix m = kMats == 2 && part >> cut.share_log != 0 ? unit.m[kMats - 1] : unit.m[0];
     tiles = cut.tiles, k_tiles = work.args.k_tiles, step_tiles = cut.share * Work<kPacking, NT, kStage>::kTiles;
-    lo_bytes = work.ring.lo_bytes, chunk_place = lane * tiles * work.ring.tile_bytes;
+    chunk_place = lane * tiles * R::kTile;
     k = lane < kMats * step_tiles && lane % kTileWarps == which ? lane / (kMats << cut.share_log) * cut.share + (part & (cut.share - 1)) : k_tiles;
     hi = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear && unit.item.both == 0;
     chunk_bytes = static_cast<uint32_t>(tiles * (R::kTile - (hi ? R::kLo : 0)));
@@ -85,7 +88,7 @@ struct Copier {
     std::byte* to = ring_stage + chunk_place;
     BulkCopyOnce(to, codes + tile * R::kCodes, static_cast<uint32_t>(tiles * R::kCodes), full);
     if (R::kLo > 0 && !hi) BulkCopyOnce(to + tiles * R::kCodes, lo + tile * R::kLo, static_cast<uint32_t>(tiles * R::kLo), full);
-    if (R::kScales > 0) BulkCopyOnce(to + tiles * (R::kCodes + lo_bytes), scales + tile * R::kScales, static_cast<uint32_t>(tiles * R::kScales), full);
+    if (R::kScales > 0) BulkCopyOnce(to + tiles * (R::kCodes + R::kLo), scales + tile * R::kScales, static_cast<uint32_t>(tiles * R::kScales), full);
   }
 };
 
@@ -95,8 +98,7 @@ enum class Pace { kSteady, kHurried, kYielding };
 // Steady: 64 to 80 KiB on their way; more would only wait in front of memory, and what else is loaded (sums, activations, code) behind them. A
 // stage is asked for when the one so many before it has come, or after some 13 us: the wait is bounded, for a barrier that went round twice meanwhile looks
 // as if that had not come.
-template <typename Ring>
-__device__ void WaitUnderWay(const Ring& ring, uint64_t* full, const Turn& stage, Pace pace) {
+__device__ inline void WaitUnderWay(const RingShape& ring, uint64_t* full, const Turn& stage, Pace pace) {
   constexpr int kTries = 128;
   const int under_way = pace == Pace::kYielding ? 1 : ring.stage_bytes <= 24 << 10 ? 4 : 2;
   const bool round = stage.at < under_way;  // that stage was of the round before
@@ -126,50 +128,76 @@ __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& 
   if (!called) ahead();
 }
 
-// Waits, by a warp, until as many units of an item are done as there are. What they wrote may then be copied.
-__device__ inline void WaitForUnits(const uint32_t* of_item, uint32_t all) {
-  if (threadIdx.x % 32 == 0) {
-    uint32_t done = 0;
-    while (done < all) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(done) : "l"(of_item) : "memory");
-  }
-  __syncwarp();
+// Whether as many units of an item are done as there are, asked by a warp. What they wrote may then be copied.
+__device__ inline bool UnitsDone(const uint32_t* of_item, uint32_t all) {
+  uint32_t done = 0;
+  if (threadIdx.x % 32 == 0) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(done) : "l"(of_item) : "memory");
+  if (!__any_sync(kAllLanes, done >= all)) return false;
   asm volatile("fence.proxy.async;" ::: "memory");
+  return true;
 }
 
-// The rows of the units' items, a slice of the columns at a time, by one warp. of_items: how many units of an item's first product are done, of `all`.
-template <bool kPasses, Packing kPacking, int NT, Stage kStage>
-__device__ void CopyRows(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* rows, uint32_t* of_items, int all = 0) {
+// The rows of this block's unit k, a slice of the columns at a time, by one warp.
+template <Packing kPacking, int NT, Stage kStage>
+__device__ void CopyUnitRows(const Work<kPacking, NT, kStage>& work, const Places& places, int k, Turn* rows) {
   const StreamArgs& args = work.args;
   Barriers& b = *places.barriers;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  int seen = -1, k = 0;
-  // Tells of a unit of the first product, so that those that multiply need not wait for what they wrote to be seen.
-  const auto report = [&](int done) {
-    if (kStage != Stage::kGateUp || kPasses || done < 0) return;
-    BarrierWait(&b.unit_done[done % kUnitsAhead], done / kUnitsAhead % 2);
-    if (lane == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(of_items + work.Open(work.UnitAt(done)).which) : "memory");
-  };
+  const Item item = work.Open(work.UnitAt(k)).item;
+  const int64_t row = kStage == Stage::kGateUp && lane < item.count ? places.order[item.first + lane] / args.slots : item.first + lane;
 #pragma unroll 1
-  for (; work.UnitAt(k) < work.cut.units; ++k) {
-    const auto unit = work.Open(work.UnitAt(k));
-    const Item item = unit.item;
-    if (kStage == Stage::kDown && unit.which != seen) WaitForUnits(of_items + unit.which, static_cast<uint32_t>(all)), seen = unit.which;
-    const int64_t row = kStage == Stage::kGateUp && lane < item.count ? places.order[item.first + lane] / args.slots : item.first + lane;
-#pragma unroll 1
-    for (int begin = 0; begin < args.cols; begin += kSliceCols<NT>) {
-      const auto bytes = static_cast<uint32_t>(min(kSliceCols<NT>, args.cols - begin) * static_cast<int>(sizeof(__half)));
-      if (rows->again) BarrierWait(&b.rows_empty[rows->at], rows->phase ^ 1);
-      if (lane == 0) ExpectBytes(&b.rows_full[rows->at], bytes * static_cast<uint32_t>(item.count));
-      __syncwarp();
-      if (lane < item.count) {
-        BulkCopy(places.rows + rows->at * args.rows_place + lane * args.row_bytes, reinterpret_cast<const std::byte*>(args.x + row * args.cols + begin),
-                 bytes, &b.rows_full[rows->at]);
-      }
-      rows->Next(2);
+  for (int begin = 0; begin < args.cols; begin += kSliceCols<NT>) {
+    const auto bytes = static_cast<uint32_t>(min(kSliceCols<NT>, args.cols - begin) * static_cast<int>(sizeof(__half)));
+    if (rows->again) BarrierWait(&b.rows_empty[rows->at], rows->phase ^ 1);
+    if (lane == 0) ExpectBytes(&b.rows_full[rows->at], bytes * static_cast<uint32_t>(item.count));
+    __syncwarp();
+    if (lane < item.count) {
+      BulkCopy(places.rows + rows->at * args.rows_place + lane * args.row_bytes, reinterpret_cast<const std::byte*>(args.x + row * args.cols + begin),
+               bytes, &b.rows_full[rows->at]);
     }
-    report(k - 1);  // the next unit's rows are on their way
+    rows->Next(2);
   }
-  report(k - 1);
+}
+
+// All rows that this block's units meet, by one warp, which also tells of units of the first product that are done, so that those that multiply need not wait
+// for what they wrote to be seen. of_items: how many units of an item's first product are done.
+template <bool kPasses, Packing kUp, Packing kDown, int NT>
+__device__ void CopyRows(const Work<kUp, NT, Stage::kGateUp>& up, const Work<kDown, NT, Stage::kDown>& down, const Places& places, uint32_t* of_items) {
+  Barriers& b = *places.barriers;
+  Turn rows;
+  const auto tell = [&](int k) {
+    if (kPasses || k < 0) return;
+    BarrierWait(&b.unit_done[k % kUnitsAhead], k / kUnitsAhead % 2);
+    if (threadIdx.x % 32 == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(of_items + up.ItemOf(up.UnitAt(k))) : "memory");
+  };
+  int k = 0;
+#pragma unroll 1
+  for (; up.UnitAt(k) < up.cut.units; ++k) {
+    CopyUnitRows(up, places, k, &rows);
+    tell(k - 1);  // this unit's rows are on their way
+  }
+  if constexpr (!kPasses) {
+    const auto all = static_cast<uint32_t>(UnitsOf(up.args.matrix_rows, up.cut.tiles_log));
+    // To tell takes long while tiles come: the second product's first rows, if they are there while the last unit of the first one is multiplied, come before that
+    // is told of.
+    int next = 0;
+    if (k > 0 && down.args.cols <= kSliceCols<NT> && down.UnitAt(0) < down.cut.units) {
+      const uint32_t* of_item = of_items + down.ItemOf(down.UnitAt(0));
+#pragma unroll 1
+      while (next == 0 && !BarrierDone(&b.unit_done[(k - 1) % kUnitsAhead], (k - 1) / kUnitsAhead % 2)) next = UnitsDone(of_item, all) ? 1 : 0;
+      if (next > 0) CopyUnitRows(down, places, 0, &rows);
+    }
+    tell(k - 1);
+    int seen = -1;
+#pragma unroll 1
+    for (; down.UnitAt(next) < down.cut.units; ++next) {
+      const int item = down.ItemOf(down.UnitAt(next));
+#pragma unroll 1
+      while (item != seen && !UnitsDone(of_items + item, all)) {}
+      seen = item;
+      CopyUnitRows(down, places, next, &rows);
+    }
+  }
 }
 
 // All warps that multiply.
@@ -202,12 +230,13 @@ __device__ inline void TakePassed(const StreamArgs& args, const Places& places, 
   MeetMultiplying();
 }
 
-constexpr int kRowTileBytes = kTileCols * static_cast<int>(sizeof(__half));
+// Whether the end of a unit is gone through for nothing, where there is nothing else to do: its code would otherwise come when weights keep memory busy, a line of
+// instructions after the other.
+enum class Rehearsal { kFirst, kOnly, kNone };
 
-// Multiplies this block's units. First the end of a unit is gone through for nothing, while there is nothing else to do: its code would otherwise come
-// when weights keep memory busy, a line of instructions after the other. Then `begin`, which makes the rows be there. kPasses: inner values go by `passed`.
+// Multiplies this block's units, after a rehearsal and `begin`, which makes the rows be there. kPasses: inner values go by `passed`.
 template <bool kPasses = false, Packing kPacking, int NT, Stage kStage, typename Begin>
-__device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& places, Turn* stages, Turn* row_places, const Begin& begin) {
+__device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& places, Rehearsal rehearsal, Turn* stages, Turn* row_places, const Begin& begin) {
   using R = Ring<kPacking, false>;
   constexpr int kMats = Work<kPacking, NT, kStage>::kMats;
   constexpr bool kPlanes = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear, kExperts = kStage != Stage::kLinear;
@@ -220,13 +249,13 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   const int own_k = part & (cut.share - 1), step_k = kTiles << cut.share_log;
   // This lane's of the warp's first tile in a stage: codes, lo plane, scales; the others follow `next` bytes further on.
   const LaneOffsets<kPacking> lanes(lane);
-  const RingShape<kPacking, kExperts> ring = work.ring;
-  const std::byte* chunk = places.ring + part * cut.tiles * ring.tile_bytes;
+  const RingShape ring = work.ring;
+  const std::byte* chunk = places.ring + part * cut.tiles * R::kTile;
   const std::byte* codes = chunk + tile * R::kCodes + lanes.code;
   const std::byte* lo = chunk + cut.tiles * R::kCodes + tile * R::kLo + lanes.code;
-  const std::byte* scales = chunk + cut.tiles * (R::kCodes + ring.lo_bytes) + tile * R::kScales + lanes.scale;
-  const int next = together * cut.tiles * ring.tile_bytes;
-  const int slice_mask = (kSliceCols<NT> / kTileCols / kTiles >> cut.share_log) - 1;
+  const std::byte* scales = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales + lanes.scale;
+  const int next = together * cut.tiles * R::kTile;
+  const int slice_steps = kExperts ? kSliceCols<NT> / kTileCols / kTiles >> cut.share_log : cut.steps;
   Turn stage = *stages, rows = *row_places;
   int stage_at = stage.at * ring.stage_bytes;
   constexpr bool kRehearses = NT == 1;
@@ -235,9 +264,9 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   if constexpr (!kRehearses) begin();
   Unit<kMats> u{};
 #pragma unroll 1
-  for (int k = kRehearses ? -1 : 0, unit = first; unit < cut.units; unit = work.UnitAt(++k)) {
+  for (int k = kRehearses && rehearsal != Rehearsal::kNone ? -1 : 0, unit = first; unit < cut.units; unit = work.UnitAt(++k)) {
     const bool real = !kRehearses || k >= 0;
-    if (!kRehearses || k != 0) u = work.Open(unit);  // the first has been opened while there was time
+    if (!kRehearses || k != 0 || rehearsal == Rehearsal::kNone) u = work.Open(unit);  // or the first has been opened while there was time
     const int count = real ? u.item.count : 0, both = u.item.both, groups = real ? (count + 7) / 8 : 1, steps = real ? cut.steps : 0;
     int row_at[NT];  // rows that there are not are the last once more: nobody reads what comes of them
 #pragma unroll
@@ -246,53 +275,56 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
     const std::byte* x_rows = places.rows;
     int left = args.k_tiles - own_k;  // column tiles from this warp's next to the end
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step, left -= step_k, x_rows += step_k * kRowTileBytes) {
-      if (kExperts && (step & slice_mask) == 0) {
-        if constexpr (kStage == Stage::kDown && kPasses) {
-          TakePassed(args, places, u.item, step * step_k * kTileCols, kSliceCols<NT>);
-          x_rows = places.rows;
-        } else {
-          BarrierWait(&b.rows_full[rows.at], rows.phase);
-          x_rows = places.rows + rows.at * args.rows_place;
-        }
+    for (int step = 0; step < steps;) {
+      const int slice_end = min(steps, step + slice_steps);
+      if constexpr (kStage == Stage::kDown && kPasses) {
+        TakePassed(args, places, u.item, step * step_k * kTileCols, kSliceCols<NT>);
+        x_rows = places.rows;
+      } else if constexpr (kExperts) {
+        BarrierWait(&b.rows_full[rows.at], rows.phase);
+        x_rows = places.rows + rows.at * args.rows_place;
       }
-      BarrierWait(&b.full[stage.at], stage.phase);
-      const auto multiply = [&](int h, auto&& product) {
-        const int from = stage_at + h * next;
-        uint4 x[2][NT];
-#pragma unroll
-        for (int i = 0; i < 2 * NT; ++i) {
-          x[i / NT][i % NT] = *reinterpret_cast<const uint4*>(x_rows + row_at[i % NT] + (h << cut.share_log) * kRowTileBytes + i / NT * 64);
-        }
-        product(from, x);
-      };
-      const auto multiply_all = [&](auto&& product) {
-        if (left > (kTiles - 1) << cut.share_log) {
-#pragma unroll
-          for (int h = 0; h < kTiles; ++h) multiply(h, product);  // nothing between them: they do not wait for each other
-        } else {
 #pragma unroll 1
-          for (int h = 0; h < kTiles && left > h << cut.share_log; ++h) multiply(h, product);
+      for (; step < slice_end; ++step, left -= step_k, x_rows += step_k * kRowTileBytes) {
+        BarrierWait(&b.full[stage.at], stage.phase);
+        const auto multiply = [&](int h, auto&& product) {
+          const int from = stage_at + h * next;
+          uint4 x[2][NT];
+#pragma unroll
+          for (int i = 0; i < 2 * NT; ++i) {
+            x[i / NT][i % NT] = *reinterpret_cast<const uint4*>(x_rows + row_at[i % NT] + (h << cut.share_log) * kRowTileBytes + i / NT * 64);
+          }
+          product(from, x);
+        };
+        const auto multiply_all = [&](auto&& product) {
+          if (left > (kTiles - 1) << cut.share_log) {
+#pragma unroll
+            for (int h = 0; h < kTiles; ++h) multiply(h, product);  // nothing between them: they do not wait for each other
+          } else {
+#pragma unroll 1
+            for (int h = 0; h < kTiles && left > h << cut.share_log; ++h) multiply(h, product);
+          }
+        };
+        const auto multiply_tiles = [&]<bool kHi>() {
+          multiply_all([&](int from, const uint4(&x)[2][NT]) {
+            Multiply<kPacking, kHi, NT>(ReadTile<kPacking, kHi>(codes + from, lo + from, scales + from), x, sum, groups);
+          });
+        };
+        if (kPlanes && both == 0) {
+          multiply_tiles.template operator()<kPlanes>();
+        } else if (kPlanes && both < count) {
+          multiply_all([&](int from, const uint4(&x)[2][NT]) {
+            if constexpr (kPlanes) MultiplyMixed<NT>(ReadTile<kPacking, false>(codes + from, lo + from, scales + from), x, sum, both, groups);
+          });
+        } else {
+          multiply_tiles.template operator()<false>();
         }
-      };
-      if (kPlanes && both == 0) {
-        multiply_all([&](int from, const uint4(&x)[2][NT]) {
-          Multiply<kPacking, kPlanes, NT>(ReadTile<kPacking, kPlanes>(codes + from, lo + from, scales + from), x, sum, groups);
-        });
-      } else if (kPlanes && both < count) {
-        multiply_all([&](int from, const uint4(&x)[2][NT]) {
-          if constexpr (kPlanes) MultiplyMixed<NT>(ReadTile<kPacking, false>(codes + from, lo + from, scales + from), x, sum, both, groups);
-        });
-      } else {
-        multiply_all([&](int from, const uint4(&x)[2][NT]) {
-          Multiply<kPacking, false, NT>(ReadTile<kPacking, false>(codes + from, lo + from, scales + from), x, sum, groups);
-        });
+        __syncwarp();
+        if (lane == 0) BarrierArrive(&b.empty[stage.at]);
+        stage.Next(ring.stages);
+        stage_at = stage.at == 0 ? 0 : stage_at + ring.stage_bytes;
       }
-      __syncwarp();
-      if (lane == 0) BarrierArrive(&b.empty[stage.at]);
-      stage.Next(ring.stages);
-      stage_at = stage.at == 0 ? 0 : stage_at + ring.stage_bytes;
-      if (kExperts && !(kPasses && kStage == Stage::kDown) && ((step & slice_mask) == slice_mask || step == cut.steps - 1)) {
+      if constexpr (kExperts && !(kPasses && kStage == Stage::kDown)) {
         if (lane == 0) BarrierArrive(&b.rows_empty[rows.at]);
         rows.Next(2);
       }
@@ -344,6 +376,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
     }
     if (!real) {
       begin();
+      if (rehearsal == Rehearsal::kOnly) return;
     } else if (kStage == Stage::kGateUp && !kPasses) {
       __syncwarp();
       if (lane == 0) BarrierArrive(&b.unit_done[k % kUnitsAhead]);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/divisor.cuh"
+#include "kernels/cuda/expert_cuts.h"
 #include "kernels/cuda/stream_rows.h"
 #include "kernels/cuda/tile_product.cuh"
 #include "kernels/cuda/warp.cuh"
@@ -12,9 +13,10 @@ namespace thermoe::cuda {
 inline constexpr int kWarps = 16;     // that multiply
 inline constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows. (A warp more than these 20 leaves each thread 80 registers instead of 96.)
 inline constexpr int kThreads = 32 * (kWarps + kTileWarps + 1);
+static_assert(kWarps == 2 * kGroupTiles);
 inline constexpr int kUnitsAhead = 16;  // a warp that multiplies is never so many units ahead of another: the ring has fewer stages
 inline constexpr int kMostStages = 12;
-inline constexpr int kSharedRoom = 226 * 1024;
+inline constexpr int kSharedRoom = 226 * 1024, kRingAlignment = 128;
 // Rows that meet an expert's tiles at once are 8 NT, their columns in shared memory at once these:
 template <int NT>
 inline constexpr int kSliceCols = 2048 / NT;
@@ -43,7 +45,7 @@ struct StreamArgs {
   int32_t linears;
   bool adds;  // to what is there
   Cut cut;    // of linears
-  Divisor blocks;  // of experts' launch
+  Divisor blocks, of_item[4];  // of experts' launch; of each way to cut, units of an item
   // Experts.
   const DeviceMatrix* first;   // [E] gate, or down
   const DeviceMatrix* second;  // [E] up
@@ -78,9 +80,12 @@ __device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
   };
   const auto of_hi = [](const int4& job) { return kPlanes && static_cast<Planes>(job.y & 255) == Planes::kHi; };
   int made = 0;
+  int4 ahead[3] = {job_at(lane - 1), job_at(lane), job_at(lane + 1)};
 #pragma unroll 1
   for (int begin = 0; begin < jobs; begin += 32) {
-    const int4 before = job_at(begin + lane - 1), job = job_at(begin + lane), after = job_at(begin + lane + 1);
+    const int4 before = ahead[0], job = ahead[1], after = ahead[2];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) ahead[i] = job_at(begin + 32 + lane - 1 + i);
     const bool joined = of_hi(job) && before.x == job.x, joins = !of_hi(job) && of_hi(after) && after.x == job.x;
     const int both = of_hi(job) ? 0 : job.w, total = job.w + (joins ? after.w : 0);
     const int mine = joined ? 0 : (total + kMost - 1) / kMost;
@@ -116,26 +121,14 @@ __device__ int TakePicks(const StreamArgs& args, uint64_t number, Item* items, b
 template <Packing kPacking, bool kExperts>
 inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 576 && kExperts ? 4 : Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
 
-// The ring as this launch uses it: without room for lo planes where nobody reads them. A stage has a place of at least `place_bytes`.
 template <Packing kPacking, bool kExperts>
-struct RingShape {
-  using R = Ring<kPacking, false>;
-  static constexpr int kStageTiles = kWarps * kDepth<kPacking, kExperts>, kStageBytes = kStageTiles * R::kTile;
-  int lo_bytes, tile_bytes, stage_bytes, stages;
-  __device__ RingShape(int ring_bytes, bool all_hi, int place_bytes) {
-    lo_bytes = all_hi ? 0 : R::kLo, tile_bytes = R::kCodes + lo_bytes + R::kScales;
-    stage_bytes = all_hi ? kStageTiles * (R::kCodes + R::kScales) : place_bytes;
-    stages = all_hi ? ring_bytes / (kStageTiles * (R::kCodes + R::kScales)) : ring_bytes / place_bytes;
-    if (stages > kMostStages) stages = kMostStages;
-  }
-};
+inline constexpr int kStageBytes = kWarps * kDepth<kPacking, kExperts> * Ring<kPacking, false>::kTile;
 
-// Ways to cut: units of 8, 4, 2 or 1 tiles, each tile by as many warps as there are for it.
-inline constexpr int kMostTiles = 3, kWays = 4;
-static_assert(kWarps == 2 * kGroupTiles && kGroupTiles == 1 << kMostTiles);
-constexpr int FirstShare(int mats) { return mats == 2 ? 0 : 1; }
-__host__ __device__ constexpr int UnitsOf(int rows, int tiles_log) { return (rows + (kTileRows << tiles_log) - 1) / kTileRows >> tiles_log; }
-__host__ __device__ constexpr int StepsOf(int k_tiles, int share_log, int depth) { return (k_tiles + (depth << share_log) - 1) / depth >> share_log; }
+// Places of the ring, of so many bytes each.
+struct RingShape {
+  int stage_bytes, stages;
+  __device__ RingShape(int ring_bytes, int place_bytes) : stage_bytes(place_bytes), stages(min(ring_bytes / place_bytes, kMostStages)) {}
+};
 
 // Of linears, for the least time of the busiest of the blocks, in stages; what a unit's end costs is about one.
 inline Cut CutOfLinears(const StreamArgs& args, int blocks, int depth) {
@@ -151,12 +144,6 @@ inline Cut CutOfLinears(const StreamArgs& args, int blocks, int depth) {
   return best;
 }
 
-// What blocks had to do before these units, in stages: the first `heavy` of them `most`, the others `least`.
-struct Before {
-  int heavy;
-  uint32_t most, least;
-};
-
 // A unit: row tiles of one matrix, or of gate and up of an expert.
 template <int kMats>
 struct Unit {
@@ -171,33 +158,16 @@ struct Work {
   static constexpr bool kExperts = kStage != Stage::kLinear;
   static constexpr int kTiles = kDepth<kPacking, kExperts>;  // of a warp in a stage
   const StreamArgs& args;
-  const RingShape<kPacking, kExperts>& ring;
+  RingShape ring;
   const Item* items;
   int item_count;
   Cut cut;
 
-  // For the least time of the busiest block, in stages; what a unit's end costs is about one. Lanes try the ways to cut and to share out side by side.
-  __device__ void MakeCut(const Before& before) {
-    constexpr int kFirstShare = FirstShare(kMats);
-    // A slice of an expert's rows is a whole number of stages, and a lane has at most one piece of a stage to copy.
-    constexpr int kSliceStages = kSliceCols<NT> / kTileCols / kTiles;
-    const int lane = static_cast<int>(threadIdx.x % 32), way = lane % kWays, tiles_log = kMostTiles - way, share_log = kFirstShare + way;
-    const int blocks = static_cast<int>(gridDim.x), light = blocks - before.heavy, alone = lane / kWays;
-    const int units = item_count * UnitsOf(args.matrix_rows, tiles_log), steps = StepsOf(args.k_tiles, share_log, kTiles), left = units - alone * light;
-    const auto rounds = [&](int count) { return args.blocks.Quotient(static_cast<uint32_t>(max(count, 0) + blocks - 1)); };
-    const uint32_t each = static_cast<uint32_t>(steps) + 1;
-    const bool may = kSliceStages >> share_log > 0 && (kMats * kTiles << share_log) <= 32 && (alone == 0 || (light > 0 && left >= 0));
-    const uint32_t of_light = light > 0 ? before.least + (static_cast<uint32_t>(alone) + rounds(left)) * each : 0;
-    const uint32_t of_heavy = before.heavy > 0 ? before.most + rounds(left - light) * each : 0;
-    const int best = static_cast<int>(__reduce_min_sync(kAllLanes, may ? max(of_light, of_heavy) * 32 + static_cast<uint32_t>(lane) : UINT32_MAX) % 32);
-    const int log = kMostTiles - best % kWays, share = kFirstShare + best % kWays;
-    cut = {1 << log, log, 1 << share, share, StepsOf(args.k_tiles, share, kTiles), __shfl_sync(kAllLanes, units, best), best / kWays, light, Divisor(static_cast<uint32_t>(UnitsOf(args.matrix_rows, log)))};
-  }
-  // What this leaves for those who cut next.
-  __device__ Before After() const {
-    const int blocks = static_cast<int>(gridDim.x), turns = static_cast<int>(args.blocks.Quotient(static_cast<uint32_t>(cut.units + blocks - 1)));
-    const auto each = static_cast<uint32_t>(cut.steps) + 1;
-    return {cut.units - max(turns - 1, 0) * blocks, static_cast<uint32_t>(turns) * each, static_cast<uint32_t>(max(turns - 1, 0)) * each};
+  // way: of CutsOfExperts. alone, light: of a second product.
+  __device__ void SetCut(int items_there, int way, int alone, int light) {
+    const int log = kMostTiles - way, share = FirstShare(kMats) + way;
+    item_count = items_there;
+    cut = {1 << log, log, 1 << share, share, StepsOf(args.k_tiles, share, kTiles), items_there * static_cast<int>(args.of_item[way].by), alone, light, args.of_item[way]};
   }
   // This block's unit k; beyond its last: at least cut.units.
   __device__ int UnitAt(int k) const {
@@ -206,6 +176,7 @@ struct Work {
     const int place = blocks - 1 - block, alone = place < cut.light ? cut.alone : 0;  // those who had less to do come first
     return k < alone ? k * cut.light + place : cut.alone * cut.light + (k - alone) * blocks + place;
   }
+  __device__ int ItemOf(int unit) const { return static_cast<int>(cut.of_item.Quotient(static_cast<uint32_t>(unit))); }
   __device__ Unit<kMats> Open(int unit) const {
     Unit<kMats> u;
     if constexpr (kStage == Stage::kLinear) {
@@ -216,7 +187,7 @@ struct Work {
       u.m[0] = args.linear[u.which];
       u.item = {0, 0, args.rows, args.rows};
     } else {
-      u.which = static_cast<int>(cut.of_item.Quotient(static_cast<uint32_t>(unit)));
+      u.which = ItemOf(unit);
       u.tile = (unit - u.which * static_cast<int>(cut.of_item.by)) * cut.tiles;
       u.item = items[u.which];
       u.m[0] = ExpertMatrix(args.first, args.base[0], args.stride, u.item.expert);

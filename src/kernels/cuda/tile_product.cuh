@@ -120,7 +120,7 @@ __device__ __forceinline__ void Multiply(const Loaded<kPacking>& tile, const uin
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         const uint32_t hi = Word(tile.codes[0], 2 * b + s);
-        if constexpr (kPacking == Packing::kPlanes8 && kHi) a[s] = FromHiPlane(hi);
+        if constexpr (kPacking == Packing::kHiPlane || (kPacking == Packing::kPlanes8 && kHi)) a[s] = FromHiPlane(hi);
         else if constexpr (kPacking == Packing::kNibble) a[s] = FromNibbles(hi, kEightOfNibbles);
         else if constexpr (kPacking == Packing::kNibbleMin) a[s] = FromNibbles(hi, kZeroOfNibbles);
         else if constexpr (kPacking == Packing::kMxfp4) a[s] = FromE2M1(hi);
@@ -193,7 +193,8 @@ bool ByPacking(Packing packing, Launch&& launch) {
     case Packing::kByte16: return launch.template operator()<Packing::kByte16>();
     case Packing::kMxfp4: return launch.template operator()<Packing::kMxfp4>();
     case Packing::kHalf: return launch.template operator()<Packing::kHalf>();
-    case Packing::kF32: break;
+    case Packing::kF32:
+    case Packing::kHiPlane: break;
   }
   return false;
 }

@@ -39,8 +39,8 @@ enum class Packing : uint8_t {
   kMxfp4,      // 4 bits: twice an E2M1; 2 bfloat16 scales. MXFP4
   kHalf,       // binary16, times a power of two of the row: one float a row of the whole matrix. BF16, F16
   kF32,        // floats, rows one after the other, nothing filled up: for what is small (the router's gate)
+  kHiPlane,    // no type's: what kernels take kPlanes8 as where nobody reads lo planes
 };
-inline constexpr int kPackings = 8;
 
 inline constexpr int kTileRows = 16;
 inline constexpr int kTileCols = 64;
@@ -71,6 +71,7 @@ constexpr Packing PackingOf(DType type) {
 constexpr int ScaleTileBytes(Packing packing) {
   switch (packing) {
     case Packing::kPlanes8:
+    case Packing::kHiPlane:
     case Packing::kNibble:
     case Packing::kMxfp4: return kTileRows * 4;
     case Packing::kNibbleMin:

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/expert_cuts.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+namespace thermoe::cuda {
+namespace {
+
+struct Way {
+  int units, time;  // of one unit, in stages, with its end
+  bool allowed;
+};
+Way WayOf(const CutShape& shape, int items, int way) {
+  const int share = 1 << (FirstShare(shape.mats) + way), row_tiles = (shape.matrix_rows + kTileRows - 1) / kTileRows, tiles = kGroupTiles >> way;
+  const int stage = share * shape.depth, steps = (shape.k_tiles + stage - 1) / stage;
+  return {items * ((row_tiles + tiles - 1) / tiles), steps + 1, shape.slice_stages / share > 0 && shape.mats * stage <= 32};
+}
+
+// The busiest block's time, by giving every unit to its block one after the other as Work::UnitAt does; -1 where a unit would be nobody's.
+int BusiestOf(int blocks, const Way& up, const Way& down, int alone) {
+  std::vector<int> times(static_cast<size_t>(blocks)), had(static_cast<size_t>(blocks));
+  for (int unit = 0; unit < up.units; ++unit) times[static_cast<size_t>(unit % blocks)] += up.time, ++had[static_cast<size_t>(unit % blocks)];
+  const int most = up.units == 0 ? 0 : had[0];
+  int light = 0;
+  for (const int count : had) light += count < most ? 1 : 0;
+  if (alone > 0 && (light == 0 || alone * light > down.units)) return -1;
+  for (int unit = 0; unit < down.units; ++unit) {
+    const int place = unit < alone * light ? unit % light : (unit - alone * light) % blocks;
+    times[static_cast<size_t>(blocks - 1 - place)] += down.time;
+  }
+  return *std::max_element(times.begin(), times.end());
+}
+
+TEST(ExpertCuts, AreTheBestOfAll) {
+  const CutShape shapes[][2] = {{{1024, 32, 2, 2, 16}, {2048, 16, 1, 2, 16}}, {{1024, 32, 2, 4, 8}, {2048, 16, 1, 4, 8}}, {{768, 32, 2, 4, 8}, {2048, 12, 1, 4, 8}},
+                                {{14336, 64, 2, 2, 16}, {4096, 224, 1, 2, 16}}, {{96, 4, 2, 1, 32}, {256, 2, 1, 1, 32}}, {{1024, 32, 2, 4, 4}, {2048, 16, 1, 4, 4}}};
+  for (const auto& [up, down] : shapes) {
+    for (const int blocks : {1, 7, 78, 132}) {
+      for (const int items : {1, 2, 8, 11, 42, 64, 128, 200}) {
+        const int cuts = CutsOfExperts(items, blocks, up, down), first = cuts % 4, second = cuts / 4 % 4, alone = cuts / 16;
+        const Way mine = WayOf(up, items, first);
+        ASSERT_TRUE(mine.allowed && WayOf(down, items, second).allowed) << items;
+        const auto time_of_first = [&](int way) { return (WayOf(up, items, way).units + blocks - 1) / blocks * WayOf(up, items, way).time; };
+        const int busiest = BusiestOf(blocks, mine, WayOf(down, items, second), alone);
+        ASSERT_GE(busiest, 0) << items;
+        for (int way = 0; way < kWays; ++way) {
+          if (WayOf(up, items, way).allowed) {
+            EXPECT_LE(time_of_first(first), time_of_first(way)) << items << " items, " << blocks << " blocks";
+          }
+          for (int other = 0; other < kMostAlone && WayOf(down, items, way).allowed; ++other) {
+            const int time = BusiestOf(blocks, mine, WayOf(down, items, way), other);
+            if (time >= 0) {
+              EXPECT_LE(busiest, time) << items << " items, " << blocks << " blocks, way " << way << ", " << other << " alone";
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(ExpertCuts, OfNoItemsAreNothing) { EXPECT_EQ(CutsOfExperts(0, 132, {1024, 32, 2, 2, 16}, {2048, 16, 1, 2, 16}) / 16, 0); }
+
+}  // namespace
+}  // namespace thermoe::cuda
