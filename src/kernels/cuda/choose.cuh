@@ -227,21 +227,37 @@ struct Choice {
   float mass = 0;  // their ranks, added in order: meant for scores, which are not negative
 };
 
-// Fills places up to `target` by rank, as far as the ranking goes. kEndless: it goes that far.
-template <bool kEndless, int kLane>
-__device__ void Extend(int target, Ranking<kLane>* ranking, WarpRoom* room, Choice* choice) {
+// Fills places up to `target` by rank, as far as the ranking goes. kEndless: it goes that far. kAsks: of lanes whose best are equal the lowest comes first; without
+// asking, which is quicker, all do, and what it did is worth nothing: false.
+template <bool kEndless, bool kAsks, int kLane>
+__device__ bool ExtendOnce(int target, Ranking<kLane>* ranking, WarpRoom* room, Choice* choice) {
   const uint32_t below = (1u << Lane()) - 1;
+  uint32_t equal = 0, others = 0;
+  uint2* slot = &room->slot[choice->count];
 #pragma unroll 1
-  for (; choice->count < target; ++choice->count) {
+  for (; choice->count < target; ++choice->count, ++slot) {
     const uint32_t top = __reduce_max_sync(kAllLanes, ranking->key[0]);
+    others |= equal & (equal - 1);  // of the place before, which nothing waits for here
     if (!kEndless && top == 0) break;
     const bool best = ranking->key[0] == top;
-    const uint32_t equal = __ballot_sync(kAllLanes, best);
-    const bool first = best && (equal & below) == 0;
-    if (first) room->slot[choice->count] = {top, static_cast<uint32_t>(ranking->expert[0])};
+    equal = __ballot_sync(kAllLanes, best);
+    const bool first = best && (!kAsks || (equal & below) == 0);
+    if (first) *slot = {top, static_cast<uint32_t>(ranking->expert[0])};
     RemoveFirst(first, ranking);
     choice->mass += __uint_as_float(top & 0x7fffffffu);
   }
+  return kAsks || (others | (equal & (equal - 1))) == 0;
+}
+
+// The same by the ranking that rank() makes.
+template <bool kEndless, typename Rank>
+__device__ void Extend(int target, const Rank& rank, WarpRoom* room, Choice* choice) {
+  const Choice before = *choice;
+  auto ranking = rank();
+  if (ExtendOnce<kEndless, false>(target, &ranking, room, choice)) [[likely]] return;
+  __syncwarp();
+  *choice = before, ranking = rank();
+  ExtendOnce<kEndless, true>(target, &ranking, room, choice);
 }
 
 // A row's slots, slot i in lane i.
@@ -290,8 +306,7 @@ __device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules
   const auto& score = own.scores.score;
   Choice plain;
   // Experts that there are not come last among equals, and there are as many as slots.
-  Ranking<kLane> ranking = RankExperts<kLane>(~0u, [&](int i) { return score[i]; });
-  Extend<true>(l.slots, &ranking, room, &plain);
+  Extend<true>(l.slots, [&] { return RankExperts<kLane>(~0u, [&](int i) { return score[i]; }); }, room, &plain);
   own.plain = own.biased = ReadSlots(l.slots, *room);
   own.plain_mass = score[0] == score[0] ? plain.mass : NAN;
   if (rules.has_bias == 0) [[likely]] return own;
@@ -299,8 +314,7 @@ __device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules
   const uint32_t others = Existing<kLane>(l.experts) & ~(first / kLane == Lane() ? 1u << (first % kLane) : 0);
   Choice biased;
   biased.count = 1;
-  ranking = RankExperts<kLane>(others, [&](int i) { return score[i] + input.bias[i]; });
-  Extend<true>(l.slots, &ranking, room, &biased);
+  Extend<true>(l.slots, [&] { return RankExperts<kLane>(others, [&](int i) { return score[i] + input.bias[i]; }); }, room, &biased);
   own.biased = ReadSlots(l.slots, *room);
   return own;
 }
@@ -333,14 +347,14 @@ __device__ Slots ChooseTogether(const RowRules& row, int experts, int slots, con
   const uint32_t allowed = row.hard ? together.batch->guaranteed[Lane() * kLane / 32] >> (Lane() * kLane % 32) : ~0u;
   const uint32_t among = Existing<kLane>(experts) & allowed & ~ExpertsOf<kLane>(own.biased, row.stay);
   const uint32_t held = row.soft ? ExpertsOf<kLane>(own.biased, slots) : 0;
-  Ranking<kLane> ranking = RankExperts<kLane>(among, [&](int i) {
+  const auto rank = [&](int i) {
     const float score = own.scores.score[i];
     const float2 gain = row.soft ? together.gain[Lane() * kLane + i] : float2{1, 1};
     return score + (score * ((held >> i & 1 ? gain.y : gain.x) - 1) + input.bias[i]);
-  });
+  };
   Choice choice;
   choice.count = row.stay;
-  Extend<false>(slots, &ranking, room, &choice);
+  Extend<false>(slots, [&] { return RankExperts<kLane>(among, rank); }, room, &choice);
   Slots chosen = ReadSlots(choice.count, *room);
   if (Lane() < row.stay) chosen.expert = own.biased.expert, chosen.score = own.biased.score;
   return chosen;
@@ -409,9 +423,12 @@ struct RowResult {
 __device__ inline RowResult Weigh(const SelectLaunch& l, const SelectRules& rules, int64_t t, float plain_mass, bool is_plain, const Slots& slots,
                                   bool may_read_lo) {
   const int lane = Lane(), most = min(slots.count, rules.most);
-  const float least = rules.drop_below * __shfl_sync(kAllLanes, slots.score, 0);
-  const uint32_t stay = __ballot_sync(kAllLanes, lane == 0 || (lane < most && !(slots.score < least)));
-  const int kept = 32 - __clz(static_cast<int>(stay));  // every slot up to the last that stays
+  int kept = max(most, 1);
+  if (rules.drop_below > 0) [[unlikely]] {
+    const float least = rules.drop_below * __shfl_sync(kAllLanes, slots.score, 0);
+    const uint32_t stay = __ballot_sync(kAllLanes, lane == 0 || (lane < most && !(slots.score < least)));
+    kept = 32 - __clz(static_cast<int>(stay));  // every slot up to the last that stays
+  }
   const float mass = is_plain && kept == slots.count ? plain_mass : MassOf(slots.score, kept);
   const bool here = lane < kept, full = here && lane < rules.full && may_read_lo;
   const DivideBy by_mass(mass);

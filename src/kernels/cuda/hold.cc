@@ -227,7 +227,9 @@ void CudaOps::EnsureSelectSlots(size_t layers, int32_t experts) const {
   DropGraphs();  // they have the old addresses
   const auto n = static_cast<int64_t>(layers);
   const int64_t counted = Bytes<SelectCounts>(n) + Bytes<int32_t>(n * experts);
-  const int64_t bytes = counted + Bytes<SelectRules>(n) + Bytes<float>(n * experts) + Bytes<int32_t>(n) + n * experts;
+  constexpr auto kAlignment = static_cast<int64_t>(alignof(SelectRules));
+  const int64_t rules_at = (counted + kAlignment - 1) / kAlignment * kAlignment;
+  const int64_t bytes = rules_at + Bytes<SelectRules>(n) + Bytes<float>(n * experts) + Bytes<int32_t>(n) + n * experts;
   Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "steering");
   Result<PinnedMemory> pinned = PinnedMemory::Allocate(counted);
   if (!memory.ok() || !pinned.ok()) {
@@ -237,7 +239,7 @@ void CudaOps::EnsureSelectSlots(size_t layers, int32_t experts) const {
   select_memory_ = std::move(memory).value(), records_ = std::move(pinned).value();
   counts_ = select_memory_.as<SelectCounts>();
   expert_slots_ = reinterpret_cast<int32_t*>(counts_ + layers);
-  rules_ = reinterpret_cast<SelectRules*>(expert_slots_ + n * experts);
+  rules_ = reinterpret_cast<SelectRules*>(select_memory_.data() + rules_at);
   biases_ = reinterpret_cast<float*>(rules_ + layers);
   job_counts_ = reinterpret_cast<int32_t*>(biases_ + n * experts);
   caps_ = reinterpret_cast<uint8_t*>(job_counts_ + n);

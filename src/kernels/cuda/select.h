@@ -19,7 +19,7 @@ inline constexpr int kMaxDeviceSlots = 32;  // K
 
 // The knobs of a layer with the neutral values resolved. Lives on the device, written between steps, so that a captured graph
 // follows the steering.
-struct SelectRules {
+struct alignas(16) SelectRules {
   int32_t guaranteed = 0, most = 0, full = 0;
   float drop_below = 0, soft_batch = 0;
   int32_t has_bias = 0, has_cap = 0;
