@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <string>
+#include <vector>
 
 #include "control/telemetry/nvml_library.h"
 #include "kernels/cuda/device.h"
@@ -18,6 +19,7 @@ class EnergyMeter {
     if (const std::string why = Find(); !why.empty()) std::fprintf(stderr, "gpu_matrix: joules are not measured: %s\n", why.c_str());
   }
 
+  bool there() const { return read_ != nullptr; }
   struct Reading {
     double watts = 0, us = 0;  // us: of one call of `replay`; both 0 where there is no counter
   };
@@ -36,7 +38,7 @@ class EnergyMeter {
       const unsigned long long mj = Counter();
       const double now = Now();
       if (now - start > 30) return {};
-      if (mj == before_mj) continue;
+      if (mj <= before_mj) continue;  // the same, or not read
       before_mj = mj;
       if (from_mj == 0 && now - start > kSettleSeconds) {
         from_mj = mj, from = now, replays = 0;

@@ -4,6 +4,7 @@
 // go on for a second, beside a read of memory. Built by `ninja gpu_matrix`.
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -167,7 +168,7 @@ class Bench {
   void EvenExperts(const Shape& shape, DType type, Planes planes) {
     const std::string prefix = std::string("experts ") + shape.name + " " + std::string(TraitsOf(type).name) +
                                (type != DType::kNested8 ? "" : planes == Planes::kHi ? " hi" : " both");
-    if (prefix.find(only_) == std::string::npos) return;
+    if (prefix.find(only_) == std::string::npos) return;  // all of a type or none
     const ExpertWeights weights(shape, type);
     for (const auto& [distinct, each] : {std::pair{8, 1}, {16, 1}, {32, 1}, {64, 1}, {64, 8}, {64, 32}}) {
       std::vector<Routing> routings;
@@ -232,7 +233,7 @@ class Bench {
     launch.gate = weights.gates.data();
     launch.up = weights.ups.data();
     launch.down = weights.downs.data();
-    // Experts at a stride, as the engine has them.
+    // Experts at a stride, as the engine has them where a matrix of each kind takes as many bytes.
     launch.gate_base = weights.gate.views[0], launch.up_base = weights.up.views[0], launch.down_base = weights.down.views[0];
     const auto stride_of = [](const Weights& of) { return of.views[1].hi - of.views[0].hi; };
     if (stride_of(weights.up) == stride_of(weights.gate) && stride_of(weights.down) == stride_of(weights.gate)) launch.stride = stride_of(weights.gate);
@@ -356,10 +357,11 @@ int main(int argc, char** argv) {
   }
   if (check && thermoe::bench::CheckAll(seed) > 0) return 1;
   if (time || joules) {
-    const thermoe::bench::EnergyMeter meter;
-    thermoe::bench::Bench bench(only, joules ? &meter : nullptr);
+    std::optional<thermoe::bench::EnergyMeter> meter;
+    if (joules && !meter.emplace().there()) return 1;
+    thermoe::bench::Bench bench(only, joules ? &*meter : nullptr);
     if (joules) thermoe::bench::WatchAll(&bench);
-    else thermoe::bench::TimeAll(&bench);
+    if (time) thermoe::bench::TimeAll(&bench);
     if (!json.empty()) thermoe::bench::WriteJson(json, bench.results());
   }
   return 0;

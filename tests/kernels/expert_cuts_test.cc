@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <vector>
 
 namespace thermoe::cuda {
@@ -39,7 +40,8 @@ TEST(ExpertCuts, AreTheBestOfAll) {
   for (const auto& [up, down] : shapes) {
     for (const int blocks : {1, 7, 78, 132}) {
       for (const int items : {1, 2, 8, 11, 42, 64, 128, 200}) {
-        const int cuts = CutsOfExperts(items, blocks, up, down), first = cuts % 4, second = cuts / 4 % 4, alone = cuts / 16;
+        const ExpertCuts cuts = CutsOfExperts(items, blocks, up, down);
+        const int first = cuts.up_way(), second = cuts.down_way(), alone = cuts.alone();
         const Way mine = WayOf(up, items, first);
         ASSERT_TRUE(mine.allowed && WayOf(down, items, second).allowed) << items;
         const auto time_of_first = [&](int way) { return (WayOf(up, items, way).units + blocks - 1) / blocks * WayOf(up, items, way).time; };
@@ -49,7 +51,7 @@ TEST(ExpertCuts, AreTheBestOfAll) {
           if (WayOf(up, items, way).allowed) {
             EXPECT_LE(time_of_first(first), time_of_first(way)) << items << " items, " << blocks << " blocks";
           }
-          for (int other = 0; other < kMostAlone && WayOf(down, items, way).allowed; ++other) {
+          for (int other = 0; other <= kMostAlone && WayOf(down, items, way).allowed; ++other) {
             const int time = BusiestOf(blocks, mine, WayOf(down, items, way), other);
             if (time >= 0) {
               EXPECT_LE(busiest, time) << items << " items, " << blocks << " blocks, way " << way << ", " << other << " alone";
@@ -61,7 +63,20 @@ TEST(ExpertCuts, AreTheBestOfAll) {
   }
 }
 
-TEST(ExpertCuts, OfNoItemsAreNothing) { EXPECT_EQ(CutsOfExperts(0, 132, {1024, 32, 2, 2, 16}, {2048, 16, 1, 2, 16}) / 16, 0); }
+TEST(ExpertCuts, OfNoItemsHaveNobodyAlone) { EXPECT_EQ(CutsOfExperts(0, 132, {1024, 32, 2, 2, 16}, {2048, 16, 1, 2, 16}).alone(), 0); }
+
+// What kernels do with more items than their table has.
+TEST(ExpertCuts, OfManyItemsServeMore) {
+  const CutShape up = {768, 32, 2, 4, 8}, down = {2048, 12, 1, 4, 8};
+  const ExpertCuts last = CutsOfExperts(255, 132, up, down);
+  for (const int items : {256, 300, 512, 700}) {
+    const ExpertCuts best = CutsOfExperts(items, 132, up, down);
+    const int time = BusiestOf(132, WayOf(up, items, last.up_way()), WayOf(down, items, last.down_way()), last.alone());
+    const int least = BusiestOf(132, WayOf(up, items, best.up_way()), WayOf(down, items, best.down_way()), best.alone());
+    EXPECT_GE(time, least) << items;
+    EXPECT_LE(time, 1.05 * least) << items;
+  }
+}
 
 }  // namespace
 }  // namespace thermoe::cuda

@@ -8,6 +8,7 @@
 #include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/shared.cuh"
 #include "kernels/cuda/warp.cuh"
 #include "runtime/kv_layout.h"
 

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "kernels/cuda/choose.cuh"
-#include "kernels/cuda/shared.cuh"
 
 namespace thermoe::cuda {
 

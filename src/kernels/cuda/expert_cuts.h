@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How stream_rows.cu cuts matrices into units for its blocks. Plain arithmetic.
+// How stream_rows.cu cuts experts' matrices into units for its blocks. Plain arithmetic.
 #pragma once
 
 #include <algorithm>
@@ -22,14 +22,20 @@ constexpr int StepsOf(int k_tiles, int share_log, int depth) { return (k_tiles +
 struct CutShape {
   int matrix_rows, k_tiles, mats, depth, slice_stages;
 };
-// Rounds of `alone` units at most, for the blocks that had less to do.
-constexpr int kMostAlone = 8;
+// Both products' ways to cut, and how many rounds of the second are those blocks' alone that had less to do of the first.
+struct ExpertCuts {
+  uint8_t packed;
+  constexpr int up_way() const { return packed % kWays; }
+  constexpr int down_way() const { return packed / kWays % kWays; }
+  constexpr int alone() const { return packed / (kWays * kWays); }
+};
+constexpr int kMostAlone = 7;
+static_assert((kMostAlone + 1) * kWays * kWays <= 256);
 
-// Both products' ways to cut for so many items, for the least time of the busiest of the blocks, in stages: the first's, 4 times the second's and 16 times how many
-// rounds of the second are of those blocks that had less to do of the first.
-inline uint8_t CutsOfExperts(int items, int blocks, const CutShape& up, const CutShape& down) {
+// For so many items, for the least time of the busiest of the blocks, in stages; what a unit's end costs is about one.
+inline ExpertCuts CutsOfExperts(int items, int blocks, const CutShape& up, const CutShape& down) {
   const auto rounds = [&](int units) { return (std::max(units, 0) + blocks - 1) / blocks; };
-  // Calls for each way with its units and the stages of one.
+  // Calls for each way with its units and the stages of one, its end with them.
   const auto each_way = [&](const CutShape& shape, auto&& with) {
     for (int way = 0; way < kWays; ++way) {
       const int share_log = FirstShare(shape.mats) + way;
@@ -44,7 +50,7 @@ inline uint8_t CutsOfExperts(int items, int blocks, const CutShape& up, const Cu
   const int turns = rounds(up_units), light = turns * blocks - up_units;
   int second = 0, second_alone = 0;
   least = INT32_MAX;
-  for (int alone = 0; alone < kMostAlone; ++alone) {
+  for (int alone = 0; alone <= kMostAlone; ++alone) {
     each_way(down, [&](int way, int units, int steps) {
       const int left = units - alone * light;
       if (alone > 0 && (light == 0 || left < 0)) return;
@@ -53,7 +59,7 @@ inline uint8_t CutsOfExperts(int items, int blocks, const CutShape& up, const Cu
       if (time < least) least = time, second = way, second_alone = alone;
     });
   }
-  return static_cast<uint8_t>(first | second << 2 | second_alone << 4);
+  return {static_cast<uint8_t>(first + kWays * (second + kWays * second_alone))};
 }
 
 }  // namespace thermoe::cuda

@@ -7,6 +7,7 @@
 #include "kernels/cuda/choose_few.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/norm_row.cuh"
+#include "kernels/cuda/shared.cuh"
 
 namespace thermoe::cuda {
 namespace {
@@ -169,7 +170,8 @@ __device__ void TakeLogits(uint32_t* row, int experts, bool dry, float (&to)[kLa
   } while (!__all_sync(kAllLanes, there || dry));
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
-    to[i] = exists >> i & 1 ? __uint_as_float(bits[i]) : -INFINITY;
+    const float logit = dry ? 0.01f * static_cast<float>(Lane() * kLane + i) : __uint_as_float(bits[i]);  // dry: no two the same, as logits mostly are
+    to[i] = exists >> i & 1 ? logit : -INFINITY;
     if (!dry) row[i] = 0;
   }
 }

@@ -5,6 +5,7 @@
 #include "base/check.h"
 #include "kernels/cuda/choose_few.cuh"
 #include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/shared.cuh"
 
 namespace thermoe::cuda {
 namespace {
@@ -158,31 +159,19 @@ __device__ void AddTurns(const BlockTeam& team, const ManyRooms& rooms, bool som
   team.Meet();
 }
 
-// Goes through its code once for nothing before it waits, by rules of the kind that are there: it takes twice as long as what it does, where it comes cold.
 template <int kLane>
 __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLaunch l) {
   __shared__ TeamRoom<kLane> room_place;
   TeamRoom<kLane>& room = *Held(&room_place);
   const BlockTeam team;
+  ClearRoom(team, l.experts, &room);
+  team.Meet();
+  WaitForBefore();
   LetNextStart();
-  SelectRules rules;  // what is read here only says which way to go, and may be of the launch before
-  rules.guaranteed = l.slots - (__ldcg(&l.rules->guaranteed) < l.slots ? 1 : 0), rules.soft_batch = __ldcg(&l.rules->soft_batch) > 0 ? 1.0f : 0.0f;
-  rules.most = rules.full = l.slots, rules.dry = 1;
   RowInput<kLane> input{};
-  input.kind = kernels::RowKind::kDecode;
-#pragma unroll 1
-  for (bool real = false;; real = true) {
-    ClearRoom(team, l.experts, &room);
-    team.Meet();
-    if (real) {
-      WaitForBefore();
-      ReadRow(l, team.warp(), &input);
-      rules = *l.rules;
-    }
-    SelectFew(l, rules, team, &input, &room, [] {});
-    if (real) return;
-    team.Meet();
-  }
+  ReadRow(l, team.warp(), &input);
+  const SelectRules rules = *l.rules;
+  SelectFew(l, rules, team, &input, &room, [] {});
 }
 
 // Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.

@@ -4,6 +4,7 @@
 // ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all, of experts the rows that a unit meets. An
 // expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
 #include <array>
+#include <initializer_list>
 
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/one_row.h"
@@ -40,12 +41,16 @@ constexpr int kCutItems = 256;
 
 struct ExpertsArgs {
   StreamArgs up, down;
-  uint8_t cuts[2][kCutItems];  // by the number of items, the last of all more: CutsOfExperts; [1]: where nobody reads lo planes
+  uint8_t cuts[2][kCutItems];  // ExpertCuts by the number of items, the last of all more; [1]: where nobody reads lo planes
   uint32_t* met;  // [1 + items] blocks that wait no more; units of each item's first product that are done; zero between launches
 };
 
 template <Packing kUp, Packing kDown>
 inline constexpr int kPlaceBytes = std::max(kStageBytes<kUp, true>, kStageBytes<kDown, true>);
+
+// Whether a launch may turn out to read hi planes alone.
+template <Packing kUp, Packing kDown>
+inline constexpr bool kOnlyHi = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8;
 
 // What a block has to do of both products.
 template <Packing kUp, Packing kDown, int NT>
@@ -56,10 +61,11 @@ struct ExpertsWork {
   __device__ ExpertsWork(const ExpertsArgs& args, const Item* items)
       : up{args.up, RingShape(args.up.ring_bytes, kPlaceBytes<kUp, kDown>), items, 0, {}}, down{args.down, RingShape(args.up.ring_bytes, kPlaceBytes<kUp, kDown>), items, 0, {}} {}
   __device__ void MakeCuts(const ExpertsArgs& args, int item_count) {
-    const int cuts = args.cuts[kUp == Packing::kHiPlane ? 1 : 0][min(item_count, kCutItems - 1)], blocks = static_cast<int>(gridDim.x);
-    up.SetCut(item_count, cuts % 4, 0, 0);
+    const ExpertCuts cuts{args.cuts[kUp == Packing::kHiPlane ? 1 : 0][min(item_count, kCutItems - 1)]};
+    const int blocks = static_cast<int>(gridDim.x);
+    up.SetCut(item_count, cuts.up_way(), 0, 0);
     const int turns = static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(up.cut.units + blocks - 1)));
-    down.SetCut(item_count, cuts / 4 % 4, cuts / 16, turns * blocks - up.cut.units);
+    down.SetCut(item_count, cuts.down_way(), cuts.alone(), turns * blocks - up.cut.units);
   }
 };
 
@@ -85,7 +91,8 @@ __device__ void DoExperts(const ExpertsArgs& args, const ExpertsWork<kUp, kDown,
     const Cut& cut = down.cut;
     const int blocks = static_cast<int>(gridDim.x), most = cut.alone + static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(max(cut.units - cut.alone * cut.light, 0) + blocks - 1)));
     const Pace plain = args.up.kept <= kPassedSlots ? Pace::kHurried : Pace::kSteady;
-    const Pace first = kPasses && !HasLoPlane(kUp) && kUp != Packing::kHiPlane ? Pace::kSteady : plain;
+    constexpr bool kOfBytes = HasLoPlane(kUp) || kUp == Packing::kHiPlane;
+    const Pace first = kPasses && !kOfBytes ? Pace::kSteady : plain;
     const Pace second = kPasses && most * cut.steps <= down.ring.stages ? Pace::kYielding : plain;
     CopyTiles(up, places, warp - kWarps, first, &stage, [] {});
     return CopyTiles(down, places, warp - kWarps, second, &stage, [] {});
@@ -111,7 +118,6 @@ __device__ void DoExperts(const ExpertsArgs& args, const ExpertsWork<kUp, kDown,
 template <Packing kUp, Packing kDown, int NT, bool kPasses>
 __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_constant__ ExpertsArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
-  constexpr bool kPlanes = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8;  // maybe only hi ones are read
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ Barriers barriers;
   __shared__ int32_t item_count;
@@ -139,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   __syncthreads();
   if (picked) LetNextStart();
   if (kPasses) places.number = launch_number;
-  if constexpr (kPlanes) {
+  if constexpr (kOnlyHi<kUp, kDown>) {
     if (all_hi) {
       ExpertsWork<Packing::kHiPlane, Packing::kHiPlane, NT> of_hi(args, items);
       of_hi.MakeCuts(args, item_count);
@@ -160,10 +166,15 @@ __global__ void HalvesKernel(const float* x, __half* out, int cols) {
   if (column < cols) StoreHalf(out + row, column, x[row + column]);
 }
 
-// Of a ring with such places beside `others` bytes of shared memory; 0: too little.
-int RingBytesBeside(int others, int place_bytes) {
-  const int room = (kSharedRoom - others) / kRingAlignment * kRingAlignment;
-  return room < 2 * place_bytes ? 0 : std::min(room, kMostStages * place_bytes);
+// Of a ring beside `others` bytes of shared memory that has places of any of these sizes; 0: too little.
+int RingBytesBeside(int others, std::initializer_list<int> place_bytes) {
+  int bytes = 0;
+  for (const int each : place_bytes) {
+    const int stages = std::min((kSharedRoom - others) / each, kMostStages);
+    if (stages < 2) return 0;
+    bytes = std::max(bytes, stages * each);
+  }
+  return bytes;
 }
 
 // Blocks for so many row tiles: one a multiprocessor; or with two tiles each, so that what follows finds multiprocessors free and begins early.
@@ -185,7 +196,7 @@ bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   const int others = args.rows * args.row_bytes + kPartialBytes;
   static_assert(kDepth<kPacking, false> << (FirstShare(1) + kMostTiles) <= 32);  // a lane has at most one piece of a stage to copy
   args.cut = CutOfLinears(args, blocks, kDepth<kPacking, false>);
-  args.ring_bytes = RingBytesBeside(others, kStageBytes<kPacking, false>);
+  args.ring_bytes = RingBytesBeside(others, {kStageBytes<kPacking, false>});
   if (args.ring_bytes == 0) return false;
   const int bytes = others + args.ring_bytes;
   if (args.rows > 16) return LaunchBlocks(LinearKernel<kPacking, 4>, blocks, bytes, args, stream);
@@ -193,7 +204,7 @@ bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   return LaunchBlocks(LinearKernel<kPacking, 1>, blocks, bytes, args, stream);
 }
 
-// The cuts of a launch of experts, which are the same for all layers.
+// The cuts of a launch of experts; kept from one launch to the next, for they depend on the shapes alone, which layers share.
 template <Packing kUp, Packing kDown, int NT>
 void SetCuts(int blocks, ExpertsArgs* args) {
   struct Cuts {
@@ -208,7 +219,7 @@ void SetCuts(int blocks, ExpertsArgs* args) {
   if (last.of != of) {
     last.of = of;
     for (int items = 0; items < kCutItems; ++items) {
-      last.by_items[items] = CutsOfExperts(items, blocks, shape_of(args->up, 2, kDepth<kUp, true>), shape_of(args->down, 1, kDepth<kDown, true>));
+      last.by_items[items] = CutsOfExperts(items, blocks, shape_of(args->up, 2, kDepth<kUp, true>), shape_of(args->down, 1, kDepth<kDown, true>)).packed;
     }
   }
   std::copy(std::begin(last.by_items), std::end(last.by_items), args->cuts[kUp == Packing::kHiPlane ? 1 : 0]);
@@ -218,16 +229,18 @@ template <Packing kUp, Packing kDown, int NT, bool kPasses>
 bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   args.up.most_items = args.down.most_items = args.up.most_jobs + args.up.kept / (8 * NT) + 1;
   for (StreamArgs* part : {&args.up, &args.down}) {
-    for (int way = 0; way < kWays; ++way) part->of_item[way] = Divisor(static_cast<uint32_t>(UnitsOf(part->matrix_rows, kMostTiles - way)));
+    for (int way = 0; way < kWays; ++way) part->units_of_item[way] = Divisor(static_cast<uint32_t>(UnitsOf(part->matrix_rows, kMostTiles - way)));
     part->row_bytes = std::min(part->cols, kSliceCols<NT>) * static_cast<int>(sizeof(__half)) + kRowPad;
   }
   const int blocks = Multiprocessors();
   args.up.blocks = args.down.blocks = Divisor(static_cast<uint32_t>(blocks));
   SetCuts<kUp, kDown, NT>(blocks, &args);
-  if (kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8) SetCuts<Packing::kHiPlane, Packing::kHiPlane, NT>(blocks, &args);
+  if (kOnlyHi<kUp, kDown>) SetCuts<Packing::kHiPlane, Packing::kHiPlane, NT>(blocks, &args);
   const int place = 8 * NT * std::max(args.up.row_bytes, args.down.row_bytes);
   const int others = 2 * place + kPartialBytes + args.up.most_items * static_cast<int>(sizeof(Item)) + args.up.kept * static_cast<int>(sizeof(int32_t));
-  const int ring_bytes = RingBytesBeside(others, kPlaceBytes<kUp, kDown>);
+  constexpr int kPlace = kPlaceBytes<kUp, kDown>, kPlaceOfHi = kOnlyHi<kUp, kDown> ? kPlaceBytes<Packing::kHiPlane, Packing::kHiPlane> : kPlace;
+  static_assert(kPlace % 128 == 0 && kPlaceOfHi % 128 == 0);  // so is what lies behind the ring
+  const int ring_bytes = RingBytesBeside(others, {kPlace, kPlaceOfHi});
   if (ring_bytes == 0 || args.up.most_items >= kExpertCounters) return false;
   args.up.rows_place = args.down.rows_place = place;
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/half_rows.cuh"
+#include "kernels/cuda/shared.cuh"
 #include "kernels/cuda/stream_work.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -133,6 +134,7 @@ __device__ inline bool UnitsDone(const uint32_t* of_item, uint32_t all) {
   uint32_t done = 0;
   if (threadIdx.x % 32 == 0) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(done) : "l"(of_item) : "memory");
   if (!__any_sync(kAllLanes, done >= all)) return false;
+  __syncwarp();
   asm volatile("fence.proxy.async;" ::: "memory");
   return true;
 }
@@ -230,11 +232,11 @@ __device__ inline void TakePassed(const StreamArgs& args, const Places& places, 
   MeetMultiplying();
 }
 
-// Whether the end of a unit is gone through for nothing, where there is nothing else to do: its code would otherwise come when weights keep memory busy, a line of
-// instructions after the other.
+// Whether the end of a unit is gone through for nothing before units are multiplied, or nothing else is done, or it has been: its code would otherwise come when
+// weights keep memory busy, a line of instructions after the other. Of up to 8 rows; there is no rehearsal of more.
 enum class Rehearsal { kFirst, kOnly, kNone };
 
-// Multiplies this block's units, after a rehearsal and `begin`, which makes the rows be there. kPasses: inner values go by `passed`.
+// Multiplies this block's units, after the rehearsal and then `begin`, which makes the rows be there. kPasses: inner values go by `passed`.
 template <bool kPasses = false, Packing kPacking, int NT, Stage kStage, typename Begin>
 __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& places, Rehearsal rehearsal, Turn* stages, Turn* row_places, const Begin& begin) {
   using R = Ring<kPacking, false>;
@@ -261,7 +263,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   constexpr bool kRehearses = NT == 1;
   const int first = work.UnitAt(0);
   if (first >= cut.units) return WaitForBefore();
-  if constexpr (!kRehearses) begin();
+  if (!kRehearses || rehearsal == Rehearsal::kNone) begin();
   Unit<kMats> u{};
 #pragma unroll 1
   for (int k = kRehearses && rehearsal != Rehearsal::kNone ? -1 : 0, unit = first; unit < cut.units; unit = work.UnitAt(++k)) {

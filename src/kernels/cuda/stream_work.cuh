@@ -16,7 +16,7 @@ inline constexpr int kThreads = 32 * (kWarps + kTileWarps + 1);
 static_assert(kWarps == 2 * kGroupTiles);
 inline constexpr int kUnitsAhead = 16;  // a warp that multiplies is never so many units ahead of another: the ring has fewer stages
 inline constexpr int kMostStages = 12;
-inline constexpr int kSharedRoom = 226 * 1024, kRingAlignment = 128;
+inline constexpr int kSharedRoom = 226 * 1024;
 // Rows that meet an expert's tiles at once are 8 NT, their columns in shared memory at once these:
 template <int NT>
 inline constexpr int kSliceCols = 2048 / NT;
@@ -45,7 +45,7 @@ struct StreamArgs {
   int32_t linears;
   bool adds;  // to what is there
   Cut cut;    // of linears
-  Divisor blocks, of_item[4];  // of experts' launch; of each way to cut, units of an item
+  Divisor blocks, units_of_item[kWays];  // of experts' launch; by the way to cut
   // Experts.
   const DeviceMatrix* first;   // [E] gate, or down
   const DeviceMatrix* second;  // [E] up
@@ -167,7 +167,8 @@ struct Work {
   __device__ void SetCut(int items_there, int way, int alone, int light) {
     const int log = kMostTiles - way, share = FirstShare(kMats) + way;
     item_count = items_there;
-    cut = {1 << log, log, 1 << share, share, StepsOf(args.k_tiles, share, kTiles), items_there * static_cast<int>(args.of_item[way].by), alone, light, args.of_item[way]};
+    const Divisor of_item = args.units_of_item[way];
+    cut = {1 << log, log, 1 << share, share, StepsOf(args.k_tiles, share, kTiles), items_there * static_cast<int>(of_item.by), alone, light, of_item};
   }
   // This block's unit k; beyond its last: at least cut.units.
   __device__ int UnitAt(int k) const {
