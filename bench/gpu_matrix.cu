@@ -8,8 +8,8 @@
 #include <set>
 #include <string>
 
-#include "energy_meter.h"
 #include "gpu_matrix.h"
+#include "power_watch.h"
 
 namespace thermoe::bench {
 namespace {
@@ -19,7 +19,7 @@ constexpr int kLaunches = 16;  // of a graph
 struct Result {
   std::string name;
   double us, bytes, flops;
-  EnergyMeter::Reading sustained;
+  PowerWatch::Reading sustained;
 };
 
 __global__ void FillRandom(uint32_t* to, int64_t words, uint32_t seed) {
@@ -113,7 +113,7 @@ DeviceArray<float> RandomActivations(int64_t count, uint32_t seed) {
 
 class Bench {
  public:
-  Bench(std::string only, const EnergyMeter* meter) : meter_(meter), only_(std::move(only)) {}
+  Bench(std::string only, const PowerWatch* watch) : watch_(watch), only_(std::move(only)) {}
   const std::vector<Result>& results() const { return results_; }
 
   void ReadBandwidth() {
@@ -246,14 +246,8 @@ class Bench {
     launch.rows = rows;
     launch.x = x.data();
     launch.out = out.data();
-    const DeviceArray<std::byte> scratch(cuda::ExpertFfnScratch(shape.hidden, shape.width, shape.slots, rows));
-    launch.scratch = scratch.data();
-    DeviceArray<uint32_t> met(cuda::kExpertCounters);
-    met.Fill(0);
-    launch.met = met.data();
-    DeviceArray<uint64_t> passed(cuda::kPassedWords);
-    passed.Fill(0);
-    launch.passed = passed.data();
+    const ExpertRooms rooms(launch);
+    rooms.PutInto(&launch);
     ReplayedGraph graph(launches, [&](int i, cudaStream_t s) {
       cuda::ExpertFfnLaunch one = launch;
       on_device[static_cast<size_t>(i)].PutInto(&one);
@@ -266,9 +260,9 @@ class Bench {
   void Add(const std::string& name, ReplayedGraph* graph, int launches, double bytes, double flops) {
     Result result{name, graph->MedianUs(), bytes, flops, {}};
     std::printf("%-44s %9.1f us %8.0f GB/s %7.1f TFLOP/s", name.c_str(), result.us, bytes / result.us * 1e-3, flops / result.us * 1e-6);
-    if (meter_ != nullptr) {
+    if (watch_ != nullptr) {
       const int replays = static_cast<int>(kQueueUs / (result.us * launches)) + 1;
-      result.sustained = meter_->Watch(kWatchSeconds, [&] { graph->Queue(replays); });
+      result.sustained = watch_->Watch(kWatchSeconds, [&] { graph->Queue(replays); });
       result.sustained.us /= replays * launches;
       graph->Finish();
       std::printf("; on and on %9.1f us %5.0f W %5.0f pJ/byte", result.sustained.us, result.sustained.watts,
@@ -279,8 +273,8 @@ class Bench {
     results_.push_back(result);
   }
 
-  static constexpr double kQueueUs = 8000, kWatchSeconds = 0.6;
-  const EnergyMeter* meter_;  // null: joules are not measured
+  static constexpr double kQueueUs = 20000, kWatchSeconds = 0.6;
+  const PowerWatch* watch_;  // null: joules are not measured
   std::string only_;
   std::vector<Result> results_;
 };
@@ -357,9 +351,9 @@ int main(int argc, char** argv) {
   }
   if (check && thermoe::bench::CheckAll(seed) > 0) return 1;
   if (time || joules) {
-    std::optional<thermoe::bench::EnergyMeter> meter;
-    if (joules && !meter.emplace().there()) return 1;
-    thermoe::bench::Bench bench(only, joules ? &*meter : nullptr);
+    std::optional<thermoe::bench::PowerWatch> watch;
+    if (joules && !watch.emplace().there()) return 1;
+    thermoe::bench::Bench bench(only, joules ? &*watch : nullptr);
     if (joules) thermoe::bench::WatchAll(&bench);
     if (time) thermoe::bench::TimeAll(&bench);
     if (!json.empty()) thermoe::bench::WriteJson(json, bench.results());

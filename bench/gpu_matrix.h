@@ -138,6 +138,19 @@ struct DeviceRouting {
   void PutInto(cuda::ExpertFfnLaunch* launch) const;
 };
 
+// What every launch of experts wants beside weights and routing: scratch, poisoned; counters and passed values, zero.
+struct ExpertRooms {
+  DeviceArray<std::byte> scratch;
+  DeviceArray<uint32_t> met{cuda::kExpertCounters};
+  DeviceArray<uint64_t> passed{cuda::kPassedWords};
+
+  // Of the launch's shape.
+  explicit ExpertRooms(const cuda::ExpertFfnLaunch& l) : scratch(cuda::ExpertFfnScratch(l.hidden, l.width, l.slots, l.rows)) {
+    scratch.Fill(0x7f), met.Fill(0), passed.Fill(0);
+  }
+  void PutInto(cuda::ExpertFfnLaunch* launch) const { launch->scratch = scratch.data(), launch->met = met.data(), launch->passed = passed.data(); }
+};
+
 // Number of failures.
 int CheckAll(uint32_t seed);
 

@@ -200,15 +200,8 @@ bool CheckExperts(std::mt19937* random, DType type, DType down_type, const Shape
   launch.rows = shape.rows;
   launch.x = device_x.data();
   device_routing.PutInto(&launch);
-  DeviceArray<std::byte> scratch(cuda::ExpertFfnScratch(shape.hidden, shape.width, shape.slots, shape.rows));
-  scratch.Fill(0x7f);
-  launch.scratch = scratch.data();
-  DeviceArray<uint32_t> met(cuda::kExpertCounters);
-  met.Fill(0);
-  launch.met = met.data();
-  DeviceArray<uint64_t> passed(cuda::kPassedWords);
-  passed.Fill(0);
-  launch.passed = passed.data();
+  const ExpertRooms rooms(launch);
+  rooms.PutInto(&launch);
   std::vector<float> first;
   double repeats = 0;
   const DeviceArray<float> others(RandomRows(random, shape.rows, shape.hidden, 2.0f));

@@ -227,9 +227,7 @@ void CudaOps::EnsureSelectSlots(size_t layers, int32_t experts) const {
   DropGraphs();  // they have the old addresses
   const auto n = static_cast<int64_t>(layers);
   const int64_t counted = Bytes<SelectCounts>(n) + Bytes<int32_t>(n * experts);
-  constexpr auto kAlignment = static_cast<int64_t>(alignof(SelectRules));
-  const int64_t rules_at = (counted + kAlignment - 1) / kAlignment * kAlignment;
-  const int64_t bytes = rules_at + Bytes<SelectRules>(n) + Bytes<float>(n * experts) + Bytes<int32_t>(n) + n * experts;
+  const int64_t rules_at = Aligned(counted), bytes = rules_at + Bytes<SelectRules>(n) + Bytes<float>(n * experts) + Bytes<int32_t>(n) + n * experts;
   Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "steering");
   Result<PinnedMemory> pinned = PinnedMemory::Allocate(counted);
   if (!memory.ok() || !pinned.ok()) {
