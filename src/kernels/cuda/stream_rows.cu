@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   Turn stage, rows;
   if (const int which = WarpNumber() - kWarps; which >= 0) {
     const auto ahead = [] { WaitForBefore(), LetNextStart(); };
-    if (which < kTileWarps) CopyTiles(work, places, which, Pace::kSteady, &stage, ahead);
+    if (which < kTileWarps) CopyTiles(work, places, which, Pace::kSteady, false, &stage, ahead);
     else ahead();
     return;
   }
@@ -42,6 +42,7 @@ constexpr int kCutItems = 256;
 struct ExpertsArgs {
   StreamArgs up, down;
   uint8_t cuts[2][kCutItems];  // ExpertCuts by the number of items, the last of all more; [1]: where nobody reads lo planes
+  bool may_read_hi;
   uint32_t* met;  // [1 + items] blocks that wait no more; units of each item's first product that are done; zero between launches
 };
 
@@ -60,21 +61,41 @@ struct ExpertsWork {
 
   __device__ ExpertsWork(const ExpertsArgs& args, const Item* items)
       : up{args.up, RingShape(args.up.ring_bytes, kPlaceBytes<kUp, kDown>), items, 0, {}}, down{args.down, RingShape(args.up.ring_bytes, kPlaceBytes<kUp, kDown>), items, 0, {}} {}
-  __device__ void MakeCuts(const ExpertsArgs& args, int item_count) {
-    const ExpertCuts cuts{args.cuts[kUp == Packing::kHiPlane ? 1 : 0][min(item_count, kCutItems - 1)]};
-    const int blocks = static_cast<int>(gridDim.x);
-    up.SetCut(item_count, cuts.up_way(), 0, 0);
-    const int turns = static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(up.cut.units + blocks - 1)));
-    down.SetCut(item_count, cuts.down_way(), cuts.alone(), turns * blocks - up.cut.units);
+  __device__ void CutUp(const ExpertsArgs& args, int item_count) { up.SetCut(item_count, CutsFor(args, item_count).up_way(), 0, 0); }
+  __device__ void CutDown(const ExpertsArgs& args) {
+    const ExpertCuts cuts = CutsFor(args, up.item_count);
+    const int blocks = static_cast<int>(gridDim.x), turns = static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(up.cut.units + blocks - 1)));
+    down.SetCut(up.item_count, cuts.down_way(), cuts.alone(), turns * blocks - up.cut.units);
+  }
+  static __device__ ExpertCuts CutsFor(const ExpertsArgs& args, int item_count) {
+    return {args.cuts[kUp == Packing::kHiPlane ? 1 : 0][min(item_count, kCutItems - 1)]};
   }
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
+// By one of the warps that copy tiles.
+template <bool kPasses, Packing kUp, Packing kDown, int NT>
+__device__ void CopyExperts(const ExpertsArgs& args, ExpertsWork<kUp, kDown, NT>* work, const Places& places, int item_count, int which, bool dry) {
+  auto& [up, down] = *work;
+  Turn stage;
+  work->CutUp(args, item_count);
+  const Pace plain = args.up.kept <= kPassedSlots ? Pace::kHurried : Pace::kSteady;
+  constexpr bool kOfBytes = HasLoPlane(kUp) || kUp == Packing::kHiPlane;
+  CopyTiles(up, places, which, kPasses && !kOfBytes ? Pace::kSteady : plain, dry, &stage, [] {});
+  if (dry) return;
+  work->CutDown(args);
+  // Of so few experts the first products' bytes come first, so that no block is late with what all wait for; unless the second's do not fit the ring.
+  const Cut& cut = down.cut;
+  const int blocks = static_cast<int>(gridDim.x), most = cut.alone + static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(max(cut.units - cut.alone * cut.light, 0) + blocks - 1)));
+  const Pace second = kPasses && most * cut.steps <= down.ring.stages ? Pace::kYielding : plain;
+  CopyTiles(down, places, which, second, false, &stage, [] {});
+}
+
+// By the others.
 template <bool kPasses, Packing kUp, Packing kDown, int NT>
 __device__ void DoExperts(const ExpertsArgs& args, const ExpertsWork<kUp, kDown, NT>& work, const Places& places) {
   const auto& [up, down] = work;
   const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), item_count = up.item_count;
-  Turn stage, rows;
   if (warp == kWarps + kTileWarps) {
     WaitForBefore();  // for the rows, and so that the block does not end before
     CopyRows<kPasses>(up, down, places, args.met + 1);
@@ -86,17 +107,7 @@ __device__ void DoExperts(const ExpertsArgs& args, const ExpertsWork<kUp, kDown,
     if (kPasses && lane == 0) *args.up.passed = places.number;
     return;
   }
-  if (warp >= kWarps) {
-    // Of so few experts the first products' bytes come first, so that no block is late with what all wait for; unless the second's do not fit the ring.
-    const Cut& cut = down.cut;
-    const int blocks = static_cast<int>(gridDim.x), most = cut.alone + static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(max(cut.units - cut.alone * cut.light, 0) + blocks - 1)));
-    const Pace plain = args.up.kept <= kPassedSlots ? Pace::kHurried : Pace::kSteady;
-    constexpr bool kOfBytes = HasLoPlane(kUp) || kUp == Packing::kHiPlane;
-    const Pace first = kPasses && !kOfBytes ? Pace::kSteady : plain;
-    const Pace second = kPasses && most * cut.steps <= down.ring.stages ? Pace::kYielding : plain;
-    CopyTiles(up, places, warp - kWarps, first, &stage, [] {});
-    return CopyTiles(down, places, warp - kWarps, second, &stage, [] {});
-  }
+  Turn stage, rows;
   if constexpr (kPasses || NT > 1) {
     Consume<kPasses>(up, places, Rehearsal::kFirst, &stage, &rows, [] {});
     MeetMultiplying();  // warps share tiles, and barriers, otherwise from here on
@@ -123,24 +134,55 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   __shared__ int32_t item_count;
   __shared__ uint64_t launch_number;
   __shared__ bool all_hi;
-  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), kept = args.up.kept;
   Item* items;
   Places places = MakePlaces(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
+  if (threadIdx.x == 0) items[0] = {0, 0, 1, 1};
+  __syncthreads();
+  ExpertsWork<kUp, kDown, NT> work(args, items);
+  // Until the kernel before has ended, warps go once through what they do first afterwards, for nothing but its code and constants, which then come meanwhile.
+  if (const int which = warp - kWarps; which >= 0 && which < kTileWarps) {
+    bool dry = true;
+    if constexpr (kOnlyHi<kUp, kDown>) {
+      if (args.may_read_hi) {
+        ExpertsWork<Packing::kHiPlane, Packing::kHiPlane, NT> of_hi(args, items);
+#pragma unroll 1
+        for (; dry || all_hi; dry = false) {
+          CopyExperts<kPasses>(args, &of_hi, places, dry ? kept : item_count, which, dry);
+          if (!dry) return;
+          __syncthreads();
+        }
+      }
+    }
+#pragma unroll 1
+    for (;; dry = false) {
+      CopyExperts<kPasses>(args, &work, places, dry ? kept : item_count, which, dry);
+      if (!dry) return;
+      __syncthreads();
+    }
+  }
   // Of picks the launch before passes, the one before that has long come to its end.
   const bool picked = kPasses && args.up.picked;
   const uint64_t number = picked && threadIdx.x < 64 ? __ldcg(args.up.passed) + 1 : 0;
-  ExpertsWork<kUp, kDown, NT> work(args, items);
-  if (kPasses) work.MakeCuts(args, args.up.kept);  // few slots are mostly an item each: cut for that while there is time
-  if (!picked) WaitForBefore(), LetNextStart();
+  const auto make_cuts = [&](auto* of, int items_there) { of->CutUp(args, items_there), of->CutDown(args); };
+  if (kPasses) make_cuts(&work, kept);  // few slots are mostly an item each: cut for that while there is time
   if (warp == 0) {
     bool some_lo = false;
-    const int made = picked ? TakePicks<kUp == Packing::kPlanes8>(args.up, number, items, &some_lo)
-                            : MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, items, &some_lo);
-    if (lane == 0) item_count = made, all_hi = !some_lo;
-  } else {
-    if (kPasses && threadIdx.x == 32) launch_number = picked ? number : __ldcg(args.up.passed) + 1;
+    int made = 0;
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x) - 32; i < args.up.kept; i += kThreads - 32) places.order[i] = picked ? i : __ldcg(args.up.order + i);
+    for (int pass = 0; pass < 2; ++pass) {
+      if (pass > 0 && !picked) WaitForBefore(), LetNextStart();
+      made = picked ? TakePicks<kUp == Packing::kPlanes8>(args.up, number, pass == 0, items, &some_lo)
+                    : MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, pass == 0, items, &some_lo);
+    }
+    if (lane == 0) item_count = made, all_hi = args.may_read_hi && !some_lo;
+  } else {
+    if (!picked) WaitForBefore(), LetNextStart();
+    if (kPasses && warp == 1 && lane == 0) launch_number = picked ? number : __ldcg(args.up.passed) + 1;
+#pragma unroll 1
+    for (int i = warp < kWarps ? static_cast<int>(threadIdx.x) - 32 : kept; i < kept; i += 32 * (kWarps - 1)) {
+      places.order[i] = picked ? i : __ldcg(args.up.order + i);
+    }
   }
   __syncthreads();
   if (picked) LetNextStart();
@@ -148,11 +190,11 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   if constexpr (kOnlyHi<kUp, kDown>) {
     if (all_hi) {
       ExpertsWork<Packing::kHiPlane, Packing::kHiPlane, NT> of_hi(args, items);
-      of_hi.MakeCuts(args, item_count);
+      make_cuts(&of_hi, item_count);
       return DoExperts<kPasses>(args, of_hi, places);
     }
   }
-  if (!kPasses || item_count != args.up.kept) work.MakeCuts(args, item_count);
+  if (!kPasses || item_count != kept) make_cuts(&work, item_count);
   DoExperts<kPasses>(args, work, places);
 #endif
 }
@@ -319,7 +361,7 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   down.x = inner, down.slot_out = slot_out;
   down.cols = l.width, down.k_tiles = l.width / kTileCols, down.matrix_rows = l.hidden;
   down.first = l.down, down.base[0] = l.down_base, down.stride = l.stride;
-  both.met = l.met;
+  both.met = l.met, both.may_read_hi = l.may_read_hi;
   up.passed = down.passed = l.passed, up.picked = l.picked;
   const bool passes = Passes(l);
   const bool many = kept > 5 * l.experts;  // many of an expert's rows would come in two items of 8

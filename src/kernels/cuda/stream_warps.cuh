@@ -36,10 +36,11 @@ __device__ inline Places MakePlaces(const StreamArgs& args, std::byte* shared, i
   *items = reinterpret_cast<Item*>(reinterpret_cast<std::byte*>(places.partial) + kPartialBytes);
   places.order = reinterpret_cast<int32_t*>(*items + args.most_items);
   places.barriers = barriers;
-  const int thread = static_cast<int>(threadIdx.x);
-  if (thread < static_cast<int>(sizeof(Barriers) / sizeof(uint64_t))) {  // one each: short code, for nothing begins before it is done
-    const bool of_bytes = thread < kMostStages || (thread >= 2 * kMostStages && thread < 2 * kMostStages + 2);
-    BarrierInit(&barriers->full[0] + thread, of_bytes ? 1 : kWarps);
+  // By all warps: the lanes of one would make them one after the other, some 50 cycles each.
+#pragma unroll 1
+  for (int i = WarpNumber(); i < static_cast<int>(sizeof(Barriers) / sizeof(uint64_t)); i += kThreads / 32) {
+    const bool of_bytes = i < kMostStages || (i >= 2 * kMostStages && i < 2 * kMostStages + 2);
+    if (threadIdx.x % 32 == 0) BarrierInit(&barriers->full[0] + i, of_bytes ? 1 : kWarps);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   return places;
@@ -65,12 +66,12 @@ struct Copier {
   uint32_t chunk_bytes;
   bool hi, first;
 
-  // which: of the warps that copy; each takes some of a stage's pieces, for a warp asks for one after the other.
-  __device__ Copier(const Work<kPacking, NT, kStage>& work, const Unit<kMats>& unit, int which) : first(which == 0) {
+  // which: of the warps that copy; each takes some of a stage's pieces, for a warp asks for one after the other. dry: of a unit without columns.
+  __device__ Copier(const Work<kPacking, NT, kStage>& work, const Unit<kMats>& unit, int which, bool dry) : first(which == 0) {
     const Cut& cut = work.cut;
     const int lane = static_cast<int>(threadIdx.x % 32), part = lane & ((kMats << cut.share_log) - 1);
     const DeviceMatrix m = kMats == 2 && part >> cut.share_log != 0 ? unit.m[kMats - 1] : unit.m[0];
-    tiles = cut.tiles, k_tiles = work.args.k_tiles, step_tiles = cut.share * Work<kPacking, NT, kStage>::kTiles;
+    tiles = cut.tiles, k_tiles = dry ? 0 : work.args.k_tiles, step_tiles = cut.share * Work<kPacking, NT, kStage>::kTiles;
     chunk_place = lane * tiles * R::kTile;
     k = lane < kMats * step_tiles && lane % kTileWarps == which ? lane / (kMats << cut.share_log) * cut.share + (part & (cut.share - 1)) : k_tiles;
     hi = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear && unit.item.both == 0;
@@ -82,7 +83,7 @@ struct Copier {
   __device__ bool Takes(int step) const { return first || __any_sync(kAllLanes, step * step_tiles + k < k_tiles); }
   __device__ void Copy(int step, std::byte* ring_stage, uint64_t* full) const {
     const int lane = static_cast<int>(threadIdx.x % 32), before = step * step_tiles;
-    if (first && lane == 0) ExpectBytes(full, chunk_bytes * static_cast<uint32_t>(kMats * min(step_tiles, k_tiles - before)));
+    if (first && lane == 0 && before < k_tiles) ExpectBytes(full, chunk_bytes * static_cast<uint32_t>(kMats * min(step_tiles, k_tiles - before)));
     __syncwarp();
     if (before + k >= k_tiles) return;
     const int64_t tile = int64_t{before} * kGroupTiles;
@@ -109,21 +110,24 @@ __device__ inline void WaitUnderWay(const RingShape& ring, uint64_t* full, const
   for (int i = 0; i < kTries && !BarrierDone(barrier, stage.phase ^ (round ? 1 : 0)); ++i) {}
 }
 
-// By one of the warps that copy tiles. `ahead` is called once, when as many stages as there are places have been asked for, or all of them.
+// By one of the warps that copy tiles. `ahead` is called once, when as many stages as there are places have been asked for, or all of them. dry: once through
+// for nothing but the code.
 template <Packing kPacking, int NT, Stage kStage, typename Ahead>
-__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, Pace pace, Turn* stage, const Ahead& ahead) {
+__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, Pace pace, bool dry, Turn* stage, const Ahead& ahead) {
   Barriers& b = *places.barriers;
   bool called = false;
 #pragma unroll 1
-  for (int k = 0; work.UnitAt(k) < work.cut.units; ++k) {
-    const Copier<kPacking, NT, kStage> copier(work, work.Open(work.UnitAt(k)), which);
+  for (int k = 0; dry || work.UnitAt(k) < work.cut.units; ++k) {
+    const Copier<kPacking, NT, kStage> copier(work, work.Open(dry ? 0 : work.UnitAt(k)), which, dry);
 #pragma unroll 1
     for (int step = 0; step < work.cut.steps; ++step, stage->Next(work.ring.stages)) {
       if (stage->again && !called) ahead(), called = true;
-      if (!copier.Takes(step)) continue;
-      WaitUnderWay(work.ring, b.full, *stage, pace);
-      if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
-      copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
+      if (copier.Takes(step)) {
+        WaitUnderWay(work.ring, b.full, *stage, pace);
+        if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
+        copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
+      }
+      if (dry) return;
     }
   }
   if (!called) ahead();

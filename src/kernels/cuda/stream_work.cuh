@@ -70,19 +70,20 @@ struct StreamArgs {
   int32_t ring_bytes;
 };
 
-// Jobs as items of at most kMost rows each, by one warp. An expert's job for the hi plane follows that for both.
+// Jobs as items of at most kMost rows each, by one warp. An expert's job for the hi plane follows that for both. dry: there are none; for nothing but the code.
 template <int kMost, bool kPlanes>
-__device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
-  const int lane = static_cast<int>(threadIdx.x % 32), jobs = __ldcg(args.job_count);
+__device__ int MakeItems(const StreamArgs& args, bool dry, Item* items, bool* some_lo) {
+  const int lane = static_cast<int>(threadIdx.x % 32), jobs = dry ? 0 : __ldcg(args.job_count), room = dry ? 0 : args.most_jobs;
   const auto job_at = [&](int j) {  // does not wait for the number of jobs
-    const int4 job = j >= 0 && j < args.most_jobs ? __ldcg(reinterpret_cast<const int4*>(args.jobs) + j) : int4{-1, 0, 0, 0};
+    const int4 job = j >= 0 && j < room ? __ldcg(reinterpret_cast<const int4*>(args.jobs) + j) : int4{-1, 0, 0, 0};
     return j < jobs ? job : int4{-1, 0, 0, 0};
   };
   const auto of_hi = [](const int4& job) { return kPlanes && static_cast<Planes>(job.y & 255) == Planes::kHi; };
   int made = 0;
   int4 ahead[3] = {job_at(lane - 1), job_at(lane), job_at(lane + 1)};
+  int begin = 0;
 #pragma unroll 1
-  for (int begin = 0; begin < jobs; begin += 32) {
+  do {
     const int4 before = ahead[0], job = ahead[1], after = ahead[2];
 #pragma unroll
     for (int i = 0; i < 3; ++i) ahead[i] = job_at(begin + 32 + lane - 1 + i);
@@ -97,20 +98,21 @@ __device__ int MakeItems(const StreamArgs& args, Item* items, bool* some_lo) {
     }
     made += __shfl_sync(kAllLanes, upto, 31);
     *some_lo = *some_lo || __any_sync(kAllLanes, both > 0);
-  }
+    begin += 32;
+  } while (begin < jobs);
   return made;
 }
 
-// One row's picks as items, by one warp, as they come.
+// One row's picks as items, by one warp, as they come. dry: waits for none and leaves nothing.
 template <bool kPlanes>
-__device__ int TakePicks(const StreamArgs& args, uint64_t number, Item* items, bool* some_lo) {
+__device__ int TakePicks(const StreamArgs& args, uint64_t number, bool dry, Item* items, bool* some_lo) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   uint64_t word;
   do {
     word = TakeWord(args.passed + kPicksFirst + min(lane, args.kept - 1));
-  } while (!__all_sync(kAllLanes, word >> kNumberShift == number));
+  } while (!__all_sync(kAllLanes, dry || word >> kNumberShift == number));
   const auto pick = static_cast<int32_t>(word & kNoPick);
-  const bool there = lane < args.kept && pick != static_cast<int32_t>(kNoPick), hi = kPlanes && pick % 2 == 1;
+  const bool there = !dry && lane < args.kept && pick != static_cast<int32_t>(kNoPick), hi = kPlanes && pick % 2 == 1;
   const uint32_t all = __ballot_sync(kAllLanes, there);
   if (there) items[__popc(all & ((1u << lane) - 1))] = {pick / 2, lane, hi ? 0 : 1, 1};
   *some_lo = __any_sync(kAllLanes, there && !hi);
