@@ -74,19 +74,27 @@ struct StreamArgs {
 template <int kMost, bool kPlanes>
 __device__ int MakeItems(const StreamArgs& args, bool dry, Item* items, bool* some_lo) {
   const int lane = static_cast<int>(threadIdx.x % 32), jobs = dry ? 0 : __ldcg(args.job_count), room = dry ? 0 : args.most_jobs;
-  const auto job_at = [&](int j) {  // does not wait for the number of jobs
-    const int4 job = j >= 0 && j < room ? __ldcg(reinterpret_cast<const int4*>(args.jobs) + j) : int4{-1, 0, 0, 0};
-    return j < jobs ? job : int4{-1, 0, 0, 0};
-  };
   const auto of_hi = [](const int4& job) { return kPlanes && static_cast<Planes>(job.y & 255) == Planes::kHi; };
-  int made = 0;
-  int4 ahead[3] = {job_at(lane - 1), job_at(lane), job_at(lane + 1)};
-  int begin = 0;
+  int made = 0, begin = 0;
+  int4 ahead[3];  // what may be jobs: nothing waits for their number before it asks, nor for those that turn out not to be there
+  const auto ask = [&] {
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      if (const int j = begin + lane - 1 + i; j >= 0 && j < room) ahead[i] = __ldcg(reinterpret_cast<const int4*>(args.jobs) + j);
+    }
+  };
+  ask();
 #pragma unroll 1
   do {
-    const int4 before = ahead[0], job = ahead[1], after = ahead[2];
+    int4 around[3];
 #pragma unroll
-    for (int i = 0; i < 3; ++i) ahead[i] = job_at(begin + 32 + lane - 1 + i);
+    for (int i = 0; i < 3; ++i) {
+      const int j = begin + lane - 1 + i;
+      around[i] = j >= 0 && j < jobs ? ahead[i] : int4{-1, 0, 0, 0};
+    }
+    begin += 32;
+    ask();
+    const auto& [before, job, after] = around;
     const bool joined = of_hi(job) && before.x == job.x, joins = !of_hi(job) && of_hi(after) && after.x == job.x;
     const int both = of_hi(job) ? 0 : job.w, total = job.w + (joins ? after.w : 0);
     const int mine = joined ? 0 : (total + kMost - 1) / kMost;
@@ -98,7 +106,6 @@ __device__ int MakeItems(const StreamArgs& args, bool dry, Item* items, bool* so
     }
     made += __shfl_sync(kAllLanes, upto, 31);
     *some_lo = *some_lo || __any_sync(kAllLanes, both > 0);
-    begin += 32;
   } while (begin < jobs);
   return made;
 }
