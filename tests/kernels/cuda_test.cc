@@ -100,6 +100,15 @@ TEST_P(Cuda, ExpertsOfEveryType) {
   Run(cases);
 }
 
+// Stages of a tile a warp, whose pieces are fewer for gate and up than for down: one of the warps that copy has nothing to do for more than two rounds of the
+// ring, and must not copy too early afterwards.
+TEST_P(Cuda, ExpertsWhoseFirstProductHasFewPieces) {
+  Random random(14);
+  std::vector<OpCase> cases;
+  for (const DType type : {DType::kBF16, DType::kQ5K}) cases.push_back(ExpertCase(random, {type, 12, 1024, 1280, 12, 4, Layout::kRows, kHalfUnit}));
+  Run(cases);
+}
+
 TEST_P(Cuda, AttentionAndItsCache) {
   Random random(5);
   std::vector<OpCase> cases;

@@ -29,37 +29,50 @@ struct ExpertCuts {
   constexpr int down_way() const { return packed / kWays % kWays; }
   constexpr int alone() const { return packed / (kWays * kWays); }
 };
-constexpr int kMostAlone = 7;
+inline constexpr int kMostAlone = 7;
+inline constexpr int kFewBytesDepth = 4;  // of stages of tiles of few bytes: hi planes, 4 bits
 static_assert((kMostAlone + 1) * kWays * kWays <= 256);
 
-// For so many items, for the least time of the busiest of the blocks, in stages; what a unit's end costs is about one.
+// For so many items, for the least time of the busiest of the blocks, which goes by tiles; a unit's end takes what half a stage does.
 inline ExpertCuts CutsOfExperts(int items, int blocks, const CutShape& up, const CutShape& down) {
+  struct Best {
+    int time = INT32_MAX, up_way = 0, down_way = 0, alone = 0;
+  };
   const auto rounds = [&](int units) { return (std::max(units, 0) + blocks - 1) / blocks; };
-  // Calls for each way with its units and the stages of one, its end with them.
+  // Calls for each way with its units and the time of one.
   const auto each_way = [&](const CutShape& shape, auto&& with) {
     for (int way = 0; way < kWays; ++way) {
-      const int share_log = FirstShare(shape.mats) + way;
+      const int share_log = FirstShare(shape.mats) + way, tiles_log = kMostTiles - way;
       if (shape.slice_stages >> share_log == 0 || (shape.mats * shape.depth << share_log) > 32) continue;
-      with(way, items * UnitsOf(shape.matrix_rows, kMostTiles - way), StepsOf(shape.k_tiles, share_log, shape.depth) + 1);
+      with(way, items * UnitsOf(shape.matrix_rows, tiles_log), (shape.mats * shape.k_tiles << tiles_log) + kGroupTiles * shape.depth);
     }
   };
-  int first = 0, up_units = 0, up_steps = 0, least = INT32_MAX;
-  each_way(up, [&](int way, int units, int steps) {
-    if (const int time = rounds(units) * steps; time < least) least = time, first = way, up_units = units, up_steps = steps;
+  // The second product for a way of the first.
+  const auto with_up = [&](int up_way, int up_units, int up_time) {
+    Best best;
+    const int turns = rounds(up_units), light = turns * blocks - up_units;
+    for (int alone = 0; alone <= kMostAlone; ++alone) {
+      each_way(down, [&](int way, int units, int time_of_one) {
+        const int left = units - alone * light;
+        if (alone > 0 && (light == 0 || left < 0)) return;
+        const int of_light = light > 0 ? std::max(turns - 1, 0) * up_time + (alone + rounds(left)) * time_of_one : 0;
+        const int time = std::max(of_light, turns * up_time + rounds(left - light) * time_of_one);
+        if (time < best.time) best = {time, up_way, way, alone};
+      });
+    }
+    return best;
+  };
+  // Of tiles of few bytes both ways are chosen together: mostly large units of the first product, in few copies. Of others the first product's is chosen for
+  // itself: rounds alone, which make up for its large units, gain less there than the model says.
+  Best best;
+  int least_up = INT32_MAX;
+  each_way(up, [&](int way, int units, int time_of_one) {
+    const bool together = up.depth >= kFewBytesDepth;
+    if (!together && rounds(units) * time_of_one >= least_up) return;
+    least_up = rounds(units) * time_of_one;
+    if (const Best with = with_up(way, units, time_of_one); !together || with.time < best.time) best = with;
   });
-  const int turns = rounds(up_units), light = turns * blocks - up_units;
-  int second = 0, second_alone = 0;
-  least = INT32_MAX;
-  for (int alone = 0; alone <= kMostAlone; ++alone) {
-    each_way(down, [&](int way, int units, int steps) {
-      const int left = units - alone * light;
-      if (alone > 0 && (light == 0 || left < 0)) return;
-      const int of_light = light > 0 ? std::max(turns - 1, 0) * up_steps + (alone + rounds(left)) * steps : 0;
-      const int time = std::max(of_light, turns * up_steps + rounds(left - light) * steps);
-      if (time < least) least = time, second = way, second_alone = alone;
-    });
-  }
-  return {static_cast<uint8_t>(first + kWays * (second + kWays * second_alone))};
+  return {static_cast<uint8_t>(best.up_way + kWays * (best.down_way + kWays * best.alone))};
 }
 
 }  // namespace thermoe::cuda

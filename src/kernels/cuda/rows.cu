@@ -76,8 +76,8 @@ __global__ void ClampKernel(float* x, int64_t size, float limit) {
 
 // grid: columns, rows.
 __global__ void AddSlotsKernel(SlotSums sums, float* out, int hidden) {
-  WaitForBefore();
   LetNextStart();
+  WaitForBefore();
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= hidden) return;
   float* to = out + int64_t{blockIdx.y} * hidden + i;

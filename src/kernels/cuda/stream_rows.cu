@@ -83,6 +83,8 @@ __device__ void CopyExperts(const ExpertsArgs& args, ExpertsWork<kUp, kDown, NT>
   constexpr bool kOfBytes = HasLoPlane(kUp) || kUp == Packing::kHiPlane;
   CopyTiles(up, places, which, kPasses && !kOfBytes ? Pace::kSteady : plain, dry, &stage, [] {});
   if (dry) return;
+  // A warp that had no piece of any stage has waited for none: it must not be ahead by more than a parity tells.
+  asm volatile("bar.sync 14, %0;" ::"n"(32 * kTileWarps) : "memory");
   work->CutDown(args);
   // Of so few experts the first products' bytes come first, so that no block is late with what all wait for; unless the second's do not fit the ring.
   const Cut& cut = down.cut;

@@ -128,7 +128,7 @@ __device__ int TakePicks(const StreamArgs& args, uint64_t number, bool dry, Item
 
 // Tiles of a warp in a stage of the ring: their products do not wait for each other.
 template <Packing kPacking, bool kExperts>
-inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 576 && kExperts ? 4 : Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
+inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 576 && kExperts ? kFewBytesDepth : Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
 
 template <Packing kPacking, bool kExperts>
 inline constexpr int kStageBytes = kWarps * kDepth<kPacking, kExperts> * Ring<kPacking, false>::kTile;
