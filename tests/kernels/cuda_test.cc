@@ -104,9 +104,7 @@ TEST_P(Cuda, ExpertsOfEveryType) {
 // ring, and must not copy too early afterwards.
 TEST_P(Cuda, ExpertsWhoseFirstProductHasFewPieces) {
   Random random(14);
-  std::vector<OpCase> cases;
-  for (const DType type : {DType::kBF16, DType::kQ5K}) cases.push_back(ExpertCase(random, {type, 12, 1024, 1280, 12, 4, Layout::kRows, kHalfUnit}));
-  Run(cases);
+  Run({ExpertCase(random, {DType::kBF16, 12, 896, 1280, 12, 4, Layout::kRows, kHalfUnit})});
 }
 
 TEST_P(Cuda, AttentionAndItsCache) {

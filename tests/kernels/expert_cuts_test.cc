@@ -10,12 +10,12 @@ namespace thermoe::cuda {
 namespace {
 
 struct Way {
-  int units, time;  // of one unit, in tiles, with its end, which is half a stage of 16 warps
+  int units, time;  // of one unit, in tiles, with its end, which is half a stage of 16 warps or, of few items, a stage
   bool allowed;
 };
 Way WayOf(const CutShape& shape, int items, int way) {
   const int share = 1 << (FirstShare(shape.mats) + way), row_tiles = (shape.matrix_rows + kTileRows - 1) / kTileRows, tiles = kGroupTiles >> way;
-  const int time = tiles * shape.k_tiles * shape.mats + 16 * shape.depth / 2;
+  const int time = tiles * shape.k_tiles * shape.mats + 16 * shape.depth / (items <= kFewItems ? 1 : 2);
   return {items * ((row_tiles + tiles - 1) / tiles), time, shape.slice_stages / share > 0 && shape.mats * share * shape.depth <= 32};
 }
 
@@ -47,7 +47,7 @@ TEST(ExpertCuts, AreTheBestOfAll) {
         const auto time_of_first = [&](int way) { return (WayOf(up, items, way).units + blocks - 1) / blocks * WayOf(up, items, way).time; };
         const int busiest = BusiestOf(blocks, mine, WayOf(down, items, second), alone);
         ASSERT_GE(busiest, 0) << items;
-        const bool together = up.depth >= kFewBytesDepth;
+        const bool together = up.depth >= kFewBytesDepth && items > kFewItems;
         for (int up_way = 0; up_way < kWays; ++up_way) {
           const Way other_first = WayOf(up, items, up_way);
           if (!other_first.allowed) continue;

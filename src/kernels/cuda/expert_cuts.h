@@ -30,21 +30,24 @@ struct ExpertCuts {
   constexpr int alone() const { return packed / (kWays * kWays); }
 };
 inline constexpr int kMostAlone = 7;
+inline constexpr int kFewItems = 16;
 inline constexpr int kFewBytesDepth = 4;  // of stages of tiles of few bytes: hi planes, 4 bits
 static_assert((kMostAlone + 1) * kWays * kWays <= 256);
 
-// For so many items, for the least time of the busiest of the blocks, which goes by tiles; a unit's end takes what half a stage does.
+// For so many items, for the least time of the busiest of the blocks, which goes by tiles; a unit's end takes what half a stage does, and of few items, whose
+// products wait for each other more, what a stage does.
 inline ExpertCuts CutsOfExperts(int items, int blocks, const CutShape& up, const CutShape& down) {
   struct Best {
     int time = INT32_MAX, up_way = 0, down_way = 0, alone = 0;
   };
+  const bool few = items <= kFewItems;
   const auto rounds = [&](int units) { return (std::max(units, 0) + blocks - 1) / blocks; };
   // Calls for each way with its units and the time of one.
   const auto each_way = [&](const CutShape& shape, auto&& with) {
     for (int way = 0; way < kWays; ++way) {
       const int share_log = FirstShare(shape.mats) + way, tiles_log = kMostTiles - way;
       if (shape.slice_stages >> share_log == 0 || (shape.mats * shape.depth << share_log) > 32) continue;
-      with(way, items * UnitsOf(shape.matrix_rows, tiles_log), (shape.mats * shape.k_tiles << tiles_log) + kGroupTiles * shape.depth);
+      with(way, items * UnitsOf(shape.matrix_rows, tiles_log), (shape.mats * shape.k_tiles << tiles_log) + (few ? 2 : 1) * kGroupTiles * shape.depth);
     }
   };
   // The second product for a way of the first.
@@ -67,7 +70,7 @@ inline ExpertCuts CutsOfExperts(int items, int blocks, const CutShape& up, const
   Best best;
   int least_up = INT32_MAX;
   each_way(up, [&](int way, int units, int time_of_one) {
-    const bool together = up.depth >= kFewBytesDepth;
+    const bool together = up.depth >= kFewBytesDepth && !few;
     if (!together && rounds(units) * time_of_one >= least_up) return;
     least_up = rounds(units) * time_of_one;
     if (const Best with = with_up(way, units, time_of_one); !together || with.time < best.time) best = with;

@@ -73,19 +73,21 @@ struct ExpertsWork {
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
-// By one of the warps that copy tiles.
+// By one of the warps that copy tiles. dry: as CopyTiles has it, of the first item.
 template <bool kPasses, Packing kUp, Packing kDown, int NT>
-__device__ void CopyExperts(const ExpertsArgs& args, ExpertsWork<kUp, kDown, NT>* work, const Places& places, int item_count, int which, bool dry) {
-  auto& [up, down] = *work;
+__device__ void CopyExperts(const ExpertsArgs& args, const Item* items, int item_count, const Places& places, int which, bool dry) {
+  ExpertsWork<kUp, kDown, NT> work(args, items);
+  const auto& [up, down] = work;
   Turn stage;
-  work->CutUp(args, item_count);
+  work.CutUp(args, item_count);
+  if constexpr (kPasses) work.CutDown(args);  // of few items what comes between the products takes long
   const Pace plain = args.up.kept <= kPassedSlots ? Pace::kHurried : Pace::kSteady;
   constexpr bool kOfBytes = HasLoPlane(kUp) || kUp == Packing::kHiPlane;
   CopyTiles(up, places, which, kPasses && !kOfBytes ? Pace::kSteady : plain, dry, &stage, [] {});
   if (dry) return;
+  if constexpr (!kPasses) work.CutDown(args);
   // A warp that had no piece of any stage has waited for none: it must not be ahead by more than a parity tells.
-  asm volatile("bar.sync 14, %0;" ::"n"(32 * kTileWarps) : "memory");
-  work->CutDown(args);
+  if (2 * min(up.cut.share * up.kTiles, args.up.k_tiles) < kTileWarps) asm volatile("bar.sync 14, %0;" ::"n"(32 * kTileWarps) : "memory");
   // Of so few experts the first products' bytes come first, so that no block is late with what all wait for; unless the second's do not fit the ring.
   const Cut& cut = down.cut;
   const int blocks = static_cast<int>(gridDim.x), most = cut.alone + static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(max(cut.units - cut.alone * cut.light, 0) + blocks - 1)));
@@ -136,46 +138,50 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   __shared__ int32_t item_count;
   __shared__ uint64_t launch_number;
   __shared__ bool all_hi;
+  __shared__ Item nothing[kTileWarps];
   const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), kept = args.up.kept;
+  const bool picked = kPasses && args.up.picked;
   Item* items;
   Places places = MakePlaces(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
-  if (threadIdx.x == 0) items[0] = {0, 0, 1, 1};
-  __syncthreads();
-  ExpertsWork<kUp, kDown, NT> work(args, items);
-  // Until the kernel before has ended, warps go once through what they do first afterwards, for nothing but its code and constants, which then come meanwhile.
+  // Until the kernel before has ended or picks come, warps go once through what they do first afterwards, for nothing but its code and constants, which then come
+  // meanwhile.
   if (const int which = warp - kWarps; which >= 0 && which < kTileWarps) {
     bool dry = true;
+    if (lane == 0) nothing[which] = {0, 0, 1, 1};
+    __syncwarp();
+    const auto copy = [&]<Packing kFirst, Packing kSecond>() {
+      CopyExperts<kPasses, kFirst, kSecond, NT>(args, dry ? &nothing[which] : items, dry ? kept : item_count, places, which, dry);
+    };
     if constexpr (kOnlyHi<kUp, kDown>) {
-      if (args.may_read_hi) {
-        ExpertsWork<Packing::kHiPlane, Packing::kHiPlane, NT> of_hi(args, items);
 #pragma unroll 1
-        for (; dry || all_hi; dry = false) {
-          CopyExperts<kPasses>(args, &of_hi, places, dry ? kept : item_count, which, dry);
-          if (!dry) return;
-          __syncthreads();
-        }
+      while (args.may_read_hi && (dry || all_hi)) {
+        copy.template operator()<Packing::kHiPlane, Packing::kHiPlane>();
+        if (!dry) return;
+        __syncthreads();
+        dry = false;
       }
     }
 #pragma unroll 1
-    for (;; dry = false) {
-      CopyExperts<kPasses>(args, &work, places, dry ? kept : item_count, which, dry);
+    for (;;) {
+      copy.template operator()<kUp, kDown>();
       if (!dry) return;
       __syncthreads();
+      dry = false;
     }
   }
   // Of picks the launch before passes, the one before that has long come to its end.
-  const bool picked = kPasses && args.up.picked;
   const uint64_t number = picked && threadIdx.x < 64 ? __ldcg(args.up.passed) + 1 : 0;
+  ExpertsWork<kUp, kDown, NT> work(args, items);
   const auto make_cuts = [&](auto* of, int items_there) { of->CutUp(args, items_there), of->CutDown(args); };
   if (kPasses) make_cuts(&work, kept);  // few slots are mostly an item each: cut for that while there is time
   if (warp == 0) {
+    constexpr bool kPlanes = kUp == Packing::kPlanes8;
     bool some_lo = false;
     int made = 0;
 #pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {
       if (pass > 0 && !picked) WaitForBefore(), LetNextStart();
-      made = picked ? TakePicks<kUp == Packing::kPlanes8>(args.up, number, pass == 0, items, &some_lo)
-                    : MakeItems<8 * NT, kUp == Packing::kPlanes8>(args.up, pass == 0, items, &some_lo);
+      made = picked ? TakePicks<kPlanes>(args.up, number, pass == 0, items, &some_lo) : MakeItems<8 * NT, kPlanes>(args.up, pass == 0, items, &some_lo);
     }
     if (lane == 0) item_count = made, all_hi = args.may_read_hi && !some_lo;
   } else {
