@@ -146,27 +146,30 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   // Until the kernel before has ended or picks come, warps go once through what they do first afterwards, for nothing but its code and constants, which then come
   // meanwhile.
   if (const int which = warp - kWarps; which >= 0 && which < kTileWarps) {
-    bool dry = true;
     if (lane == 0) nothing[which] = {0, 0, 1, 1};
     __syncwarp();
+    bool dry = true, of_hi = args.may_read_hi;
+    int count = kept;
     const auto copy = [&]<Packing kFirst, Packing kSecond>() {
-      CopyExperts<kPasses, kFirst, kSecond, NT>(args, dry ? &nothing[which] : items, dry ? kept : item_count, places, which, dry);
+      CopyExperts<kPasses, kFirst, kSecond, NT>(args, dry ? &nothing[which] : items, count, places, which, dry);
+    };
+    const auto meet = [&] {
+      __syncthreads();
+      dry = false, of_hi = all_hi, count = item_count;
     };
     if constexpr (kOnlyHi<kUp, kDown>) {
 #pragma unroll 1
-      while (args.may_read_hi && (dry || all_hi)) {
+      while (of_hi) {
         copy.template operator()<Packing::kHiPlane, Packing::kHiPlane>();
         if (!dry) return;
-        __syncthreads();
-        dry = false;
+        meet();
       }
     }
 #pragma unroll 1
     for (;;) {
       copy.template operator()<kUp, kDown>();
       if (!dry) return;
-      __syncthreads();
-      dry = false;
+      meet();
     }
   }
   // Of picks the launch before passes, the one before that has long come to its end.
