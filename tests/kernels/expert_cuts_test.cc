@@ -10,12 +10,13 @@ namespace thermoe::cuda {
 namespace {
 
 struct Way {
-  int units, time;  // of one unit, in tiles, with its end, which is half a stage of 16 warps or, of few items, a stage
+  int units, time;  // of one unit, in tiles, with its end, which is half a stage of 16 warps; of few items whole stages, an end as one of them
   bool allowed;
 };
 Way WayOf(const CutShape& shape, int items, int way) {
   const int share = 1 << (FirstShare(shape.mats) + way), row_tiles = (shape.matrix_rows + kTileRows - 1) / kTileRows, tiles = kGroupTiles >> way;
-  const int time = tiles * shape.k_tiles * shape.mats + 16 * shape.depth / (items <= kFewItems ? 1 : 2);
+  const int columns = share * shape.depth, steps = (shape.k_tiles + columns - 1) / columns, stage = 16 * shape.depth;
+  const int time = items <= kFewItems ? (steps + 1) * stage : tiles * shape.k_tiles * shape.mats + stage / 2;
   return {items * ((row_tiles + tiles - 1) / tiles), time, shape.slice_stages / share > 0 && shape.mats * share * shape.depth <= 32};
 }
 

@@ -34,8 +34,8 @@ inline constexpr int kFewItems = 16;
 inline constexpr int kFewBytesDepth = 4;  // of stages of tiles of few bytes: hi planes, 4 bits
 static_assert((kMostAlone + 1) * kWays * kWays <= 256);
 
-// For so many items, for the least time of the busiest of the blocks, which goes by tiles; a unit's end takes what half a stage does, and of few items, whose
-// products wait for each other more, what a stage does.
+// For so many items, for the least time of the busiest of the blocks, which goes by tiles; a unit's end takes what half a stage does. Of few items, whose products
+// wait for each other more, stages count as wholes, and an end as one.
 inline ExpertCuts CutsOfExperts(int items, int blocks, const CutShape& up, const CutShape& down) {
   struct Best {
     int time = INT32_MAX, up_way = 0, down_way = 0, alone = 0;
@@ -47,7 +47,8 @@ inline ExpertCuts CutsOfExperts(int items, int blocks, const CutShape& up, const
     for (int way = 0; way < kWays; ++way) {
       const int share_log = FirstShare(shape.mats) + way, tiles_log = kMostTiles - way;
       if (shape.slice_stages >> share_log == 0 || (shape.mats * shape.depth << share_log) > 32) continue;
-      with(way, items * UnitsOf(shape.matrix_rows, tiles_log), (shape.mats * shape.k_tiles << tiles_log) + (few ? 2 : 1) * kGroupTiles * shape.depth);
+      const int stage = 2 * kGroupTiles * shape.depth, tiles = shape.mats * shape.k_tiles << tiles_log;
+      with(way, items * UnitsOf(shape.matrix_rows, tiles_log), few ? (StepsOf(shape.k_tiles, share_log, shape.depth) + 1) * stage : tiles + stage / 2);
     }
   };
   // The second product for a way of the first.
