@@ -40,7 +40,7 @@ TEST(ExpertCuts, AreTheBestOfAll) {
                                 {{14336, 64, 2, 2, 16}, {4096, 224, 1, 2, 16}}, {{96, 4, 2, 1, 32}, {256, 2, 1, 1, 32}}, {{1024, 32, 2, 4, 4}, {2048, 16, 1, 4, 4}}};
   for (const auto& [up, down] : shapes) {
     for (const int blocks : {1, 7, 78, 132}) {
-      for (const int items : {1, 2, 8, 11, 42, 64, 128, 200}) {
+      for (const int items : {1, 2, 8, 11, kFewItems, kFewItems + 1, 42, 64, 128, 200}) {
         const ExpertCuts cuts = CutsOfExperts(items, blocks, up, down);
         const int first = cuts.up_way(), second = cuts.down_way(), alone = cuts.alone();
         const Way mine = WayOf(up, items, first);
@@ -66,6 +66,16 @@ TEST(ExpertCuts, AreTheBestOfAll) {
         }
       }
     }
+  }
+}
+
+// What cuda_test's ExpertsWhoseFirstProductHasFewPieces is for: with 132 multiprocessors, of nearly all its experts, stages of the first product have two pieces
+// and those of the second more.
+TEST(ExpertCuts, OfTheTestOfFewPieces) {
+  for (const int items : {9, 10, 11, 12}) {
+    const ExpertCuts cuts = CutsOfExperts(items, 132, {1280, 896 / kTileCols, 2, 1, 32}, {896, 1280 / kTileCols, 1, 1, 32});
+    EXPECT_EQ(cuts.up_way(), 0) << items;
+    EXPECT_GT(cuts.down_way(), 0) << items;
   }
 }
 

@@ -31,7 +31,7 @@ struct ExpertCuts {
 };
 inline constexpr int kMostAlone = 7;
 inline constexpr int kFewItems = 16;
-inline constexpr int kFewBytesDepth = 4;  // of stages of tiles of few bytes: hi planes, 4 bits
+inline constexpr int kFewBytesDepth = 4;  // of stages of tiles of few bytes: hi planes, Q4_0, MXFP4
 static_assert((kMostAlone + 1) * kWays * kWays <= 256);
 
 // For so many items, for the least time of the busiest of the blocks, which goes by tiles; a unit's end takes what half a stage does. Of few items, whose products

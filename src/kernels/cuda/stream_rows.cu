@@ -86,8 +86,8 @@ __device__ void CopyExperts(const ExpertsArgs& args, const Item* items, int item
   CopyTiles(up, places, which, kPasses && !kOfBytes ? Pace::kSteady : plain, dry, &stage, [] {});
   if (dry) return;
   if constexpr (!kPasses) work.CutDown(args);
-  // A warp that had no piece of any stage has waited for none: it must not be ahead by more than a parity tells.
-  if (2 * min(up.cut.share * up.kTiles, args.up.k_tiles) < kTileWarps) asm volatile("bar.sync 14, %0;" ::"n"(32 * kTileWarps) : "memory");
+  // A warp that had no piece of any stage (none of a full one, then) has waited for none: it must not be ahead by more than a parity tells.
+  if (2 * min(up.cut.share * up.kTiles, args.up.k_tiles) < kTileWarps) MeetCopying();
   // Of so few experts the first products' bytes come first, so that no block is late with what all wait for; unless the second's do not fit the ring.
   const Cut& cut = down.cut;
   const int blocks = static_cast<int>(gridDim.x), most = cut.alone + static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(max(cut.units - cut.alone * cut.light, 0) + blocks - 1)));

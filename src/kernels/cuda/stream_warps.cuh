@@ -36,7 +36,7 @@ __device__ inline Places MakePlaces(const StreamArgs& args, std::byte* shared, i
   *items = reinterpret_cast<Item*>(reinterpret_cast<std::byte*>(places.partial) + kPartialBytes);
   places.order = reinterpret_cast<int32_t*>(*items + args.most_items);
   places.barriers = barriers;
-  // By all warps: the lanes of one would make them one after the other, some 50 cycles each.
+  // By all warps: the lanes of one would make them one after the other, some 60 cycles each.
 #pragma unroll 1
   for (int i = WarpNumber(); i < static_cast<int>(sizeof(Barriers) / sizeof(uint64_t)); i += kThreads / 32) {
     const bool of_bytes = i < kMostStages || (i >= 2 * kMostStages && i < 2 * kMostStages + 2);
@@ -210,6 +210,12 @@ __device__ void CopyRows(const Work<kUp, NT, Stage::kGateUp>& up, const Work<kDo
 __device__ inline void MeetMultiplying() {
   __syncwarp();
   asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory");
+}
+
+// All warps that copy tiles.
+__device__ inline void MeetCopying() {
+  __syncwarp();
+  asm volatile("bar.sync 14, %0;" ::"n"(32 * kTileWarps) : "memory");
 }
 
 // A value of an inner product, and that it is of this launch, in one store.

@@ -73,7 +73,7 @@ struct StreamArgs {
 // Jobs as items of at most kMost rows each, by one warp. An expert's job for the hi plane follows that for both. dry: there are none; for nothing but the code.
 template <int kMost, bool kPlanes>
 __device__ int MakeItems(const StreamArgs& args, bool dry, Item* items, bool* some_lo) {
-  const int lane = static_cast<int>(threadIdx.x % 32), jobs = dry ? 0 : __ldcg(args.job_count), room = dry ? 0 : args.most_jobs;
+  const int lane = static_cast<int>(threadIdx.x % 32), room = dry ? 0 : args.most_jobs, jobs = dry ? 0 : min(__ldcg(args.job_count), room);
   const auto of_hi = [](const int4& job) { return kPlanes && static_cast<Planes>(job.y & 255) == Planes::kHi; };
   int made = 0, begin = 0;
   int4 ahead[3];  // what may be jobs: nothing waits for their number before it asks, nor for those that turn out not to be there
