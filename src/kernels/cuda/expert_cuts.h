@@ -68,10 +68,10 @@ inline ExpertCuts CutsOfExperts(int items, int blocks, const CutShape& up, const
   };
   // Of tiles of few bytes both ways are chosen together: mostly large units of the first product, in few copies. Of others the first product's is chosen for
   // itself: rounds alone, which make up for its large units, gain less there than the model says.
+  const bool together = up.depth >= kFewBytesDepth && !few;
   Best best;
   int least_up = INT32_MAX;
   each_way(up, [&](int way, int units, int time_of_one) {
-    const bool together = up.depth >= kFewBytesDepth && !few;
     if (!together && rounds(units) * time_of_one >= least_up) return;
     least_up = rounds(units) * time_of_one;
     if (const Best with = with_up(way, units, time_of_one); !together || with.time < best.time) best = with;

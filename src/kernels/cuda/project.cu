@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launch_early.cuh"
-#include "kernels/cuda/shared.cuh"
 #include "kernels/cuda/project.h"
+#include "kernels/cuda/shared.cuh"
 #include "kernels/cuda/warp.cuh"
 #include "runtime/kv_layout.h"
 

@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
 }
 
 constexpr int kCutItems = 256;
+static_assert(kFewItems >= kPassedSlots);  // what passes values word by word has few items
 
 struct ExpertsArgs {
   StreamArgs up, down;
@@ -288,7 +289,9 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   const int blocks = Multiprocessors();
   args.up.blocks = args.down.blocks = Divisor(static_cast<uint32_t>(blocks));
   SetCuts<kUp, kDown, NT>(blocks, &args);
-  if (kOnlyHi<kUp, kDown>) SetCuts<Packing::kHiPlane, Packing::kHiPlane, NT>(blocks, &args);
+  if constexpr (kOnlyHi<kUp, kDown>) {
+    if (args.may_read_hi) SetCuts<Packing::kHiPlane, Packing::kHiPlane, NT>(blocks, &args);
+  }
   const int place = 8 * NT * std::max(args.up.row_bytes, args.down.row_bytes);
   const int others = 2 * place + kPartialBytes + args.up.most_items * static_cast<int>(sizeof(Item)) + args.up.kept * static_cast<int>(sizeof(int32_t));
   constexpr int kPlace = kPlaceBytes<kUp, kDown>, kPlaceOfHi = kOnlyHi<kUp, kDown> ? kPlaceBytes<Packing::kHiPlane, Packing::kHiPlane> : kPlace;

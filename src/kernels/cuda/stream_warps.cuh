@@ -36,7 +36,7 @@ __device__ inline Places MakePlaces(const StreamArgs& args, std::byte* shared, i
   *items = reinterpret_cast<Item*>(reinterpret_cast<std::byte*>(places.partial) + kPartialBytes);
   places.order = reinterpret_cast<int32_t*>(*items + args.most_items);
   places.barriers = barriers;
-  // By all warps: the lanes of one would make them one after the other, some 60 cycles each.
+  // By all warps: the lanes of one would make them one after the other.
 #pragma unroll 1
   for (int i = WarpNumber(); i < static_cast<int>(sizeof(Barriers) / sizeof(uint64_t)); i += kThreads / 32) {
     const bool of_bytes = i < kMostStages || (i >= 2 * kMostStages && i < 2 * kMostStages + 2);
