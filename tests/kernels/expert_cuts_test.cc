@@ -4,64 +4,97 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
+#include <queue>
 #include <vector>
 
 namespace thermoe::cuda {
 namespace {
 
 struct Way {
-  int units, time;  // of one unit, in tiles, with its end, which is half a stage of 16 warps; of few items whole stages, an end as one of them
+  int units, tiles, stages;  // of one unit
   bool allowed;
 };
 Way WayOf(const CutShape& shape, int items, int way) {
   const int share = 1 << (FirstShare(shape.mats) + way), row_tiles = (shape.matrix_rows + kTileRows - 1) / kTileRows, tiles = kGroupTiles >> way;
-  const int columns = share * shape.depth, steps = (shape.k_tiles + columns - 1) / columns, stage = 16 * shape.depth;
-  const int time = items <= kFewItems ? (steps + 1) * stage : tiles * shape.k_tiles * shape.mats + stage / 2;
-  return {items * ((row_tiles + tiles - 1) / tiles), time, shape.slice_stages / share > 0 && shape.mats * share * shape.depth <= 32};
+  const int columns = share * shape.depth, steps = (shape.k_tiles + columns - 1) / columns;
+  return {items * ((row_tiles + tiles - 1) / tiles), tiles * shape.k_tiles * shape.mats, steps, shape.slice_stages / share > 0 && shape.mats * share * shape.depth <= 32};
 }
+int StageOf(const CutShape& shape) { return 16 * shape.depth; }
 
-// The busiest block's time, by giving every unit to its block one after the other as Work::UnitAt does; -1 where a unit would be nobody's.
-int BusiestOf(int blocks, const Way& up, const Way& down, int alone) {
+// The busiest block's time, by giving every unit to its block one after the other as Work::UnitAt does, a unit's end being a stage; -1 where a unit would be nobody's.
+int BusiestOf(int blocks, const Way& up, int up_stage, const Way& down, int down_stage, int alone) {
   std::vector<int> times(static_cast<size_t>(blocks)), had(static_cast<size_t>(blocks));
-  for (int unit = 0; unit < up.units; ++unit) times[static_cast<size_t>(unit % blocks)] += up.time, ++had[static_cast<size_t>(unit % blocks)];
+  for (int unit = 0; unit < up.units; ++unit) times[static_cast<size_t>(unit % blocks)] += (up.stages + 1) * up_stage, ++had[static_cast<size_t>(unit % blocks)];
   const int most = up.units == 0 ? 0 : had[0];
   int light = 0;
   for (const int count : had) light += count < most ? 1 : 0;
   if (alone > 0 && (light == 0 || alone * light > down.units)) return -1;
   for (int unit = 0; unit < down.units; ++unit) {
     const int place = unit < alone * light ? unit % light : (unit - alone * light) % blocks;
-    times[static_cast<size_t>(blocks - 1 - place)] += down.time;
+    times[static_cast<size_t>(blocks - 1 - place)] += (down.stages + 1) * down_stage;
   }
   return *std::max_element(times.begin(), times.end());
 }
 
-TEST(ExpertCuts, AreTheBestOfAll) {
-  const CutShape shapes[][2] = {{{1024, 32, 2, 2, 16}, {2048, 16, 1, 2, 16}}, {{1024, 32, 2, 4, 8}, {2048, 16, 1, 4, 8}}, {{768, 32, 2, 4, 8}, {2048, 12, 1, 4, 8}},
-                                {{14336, 64, 2, 2, 16}, {4096, 224, 1, 2, 16}}, {{96, 4, 2, 1, 32}, {256, 2, 1, 1, 32}}, {{1024, 32, 2, 4, 4}, {2048, 16, 1, 4, 4}}};
-  for (const auto& [up, down] : shapes) {
+constexpr CutShape kShapes[][2] = {{{1024, 32, 2, 2, 16}, {2048, 16, 1, 2, 16}},  {{1024, 32, 2, 4, 8}, {2048, 16, 1, 4, 8}}, {{768, 32, 2, 4, 8}, {2048, 12, 1, 4, 8}},
+                                   {{14336, 64, 2, 2, 16}, {4096, 224, 1, 2, 16}}, {{96, 4, 2, 1, 32}, {256, 2, 1, 1, 32}},     {{1024, 32, 2, 4, 4}, {2048, 16, 1, 4, 4}}};
+
+TEST(ExpertCuts, InTurnAreTheBestOfAll) {
+  for (const auto& [up, down] : kShapes) {
     for (const int blocks : {1, 7, 78, 132}) {
-      for (const int items : {1, 2, 8, 11, kFewItems, kFewItems + 1, 42, 64, 128, 200}) {
-        const ExpertCuts cuts = CutsOfExperts(items, blocks, up, down);
+      for (const int items : {1, 2, 8, 11, 16}) {
+        const ExpertCuts cuts = CutsInTurn(items, blocks, up, down);
         const int first = cuts.up_way(), second = cuts.down_way(), alone = cuts.alone();
         const Way mine = WayOf(up, items, first);
         ASSERT_TRUE(mine.allowed && WayOf(down, items, second).allowed) << items;
-        const auto time_of_first = [&](int way) { return (WayOf(up, items, way).units + blocks - 1) / blocks * WayOf(up, items, way).time; };
-        const int busiest = BusiestOf(blocks, mine, WayOf(down, items, second), alone);
-        ASSERT_GE(busiest, 0) << items;
-        const bool together = up.depth >= kFewBytesDepth && items > kFewItems;
-        for (int up_way = 0; up_way < kWays; ++up_way) {
-          const Way other_first = WayOf(up, items, up_way);
-          if (!other_first.allowed) continue;
-          if (!together) {
-            EXPECT_LE(time_of_first(first), time_of_first(up_way)) << items << " items, " << blocks << " blocks";
+        const auto time_of_first = [&](const Way& way) { return (way.units + blocks - 1) / blocks * (way.stages + 1); };
+        const auto busiest = [&](int way, int other) { return BusiestOf(blocks, mine, StageOf(up), WayOf(down, items, way), StageOf(down), other); };
+        ASSERT_GE(busiest(second, alone), 0) << items;
+        for (int way = 0; way < kWays; ++way) {
+          if (const Way other = WayOf(up, items, way); other.allowed) {
+            EXPECT_LE(time_of_first(mine), time_of_first(other)) << items << " items, " << blocks << " blocks";
           }
-          for (int way = 0; way < kWays; ++way) {
-            for (int other = 0; other <= kMostAlone && WayOf(down, items, way).allowed && (together || up_way == first); ++other) {
-              const int time = BusiestOf(blocks, other_first, WayOf(down, items, way), other);
-              if (time >= 0) {
-                EXPECT_LE(busiest, time) << items << " items, " << blocks << " blocks, ways " << up_way << " and " << way << ", " << other << " alone";
-              }
+          for (int other = 0; other <= kMostAlone && WayOf(down, items, way).allowed; ++other) {
+            if (busiest(way, other) >= 0) {
+              EXPECT_LE(busiest(second, alone), busiest(way, other)) << items << " items, " << blocks << " blocks, way " << way << ", " << other << " alone";
             }
+          }
+        }
+      }
+    }
+  }
+}
+
+// When the last block is done, a claim each time that one is free, a unit's end being half a stage; in tiles.
+int LastOf(int blocks, const Way& way, int stage) {
+  std::priority_queue<int, std::vector<int>, std::greater<>> free_at;
+  for (int block = 0; block < blocks; ++block) free_at.push(0);
+  int last = 0;
+  for (int unit = 0; unit < way.units; ++unit) {
+    const int end = free_at.top() + way.tiles + stage / 2;
+    free_at.pop(), free_at.push(end);
+    last = std::max(last, end);
+  }
+  return last;
+}
+
+// By claims as they are made no other way is better by more than half of a unit of the one that was taken.
+TEST(ExpertCuts, OfClaimsAreNearlyTheBestOfAll) {
+  for (const auto& shapes : kShapes) {
+    for (const int blocks : {1, 7, 78, 132}) {
+      for (const int items : {1, 5, 16, 17, 42, 64, 128, 200}) {
+        const ExpertCuts cuts = CutsOfClaims(items, blocks, shapes[0], shapes[1]);
+        EXPECT_EQ(cuts.alone(), 0);
+        for (const int product : {0, 1}) {
+          const CutShape& shape = shapes[product];
+          const Way mine = WayOf(shape, items, product == 0 ? cuts.up_way() : cuts.down_way());
+          ASSERT_TRUE(mine.allowed) << items;
+          for (int way = 0; way < kWays; ++way) {
+            const Way other = WayOf(shape, items, way);
+            if (!other.allowed) continue;
+            EXPECT_LE(LastOf(blocks, mine, StageOf(shape)), LastOf(blocks, other, StageOf(shape)) + (mine.tiles + StageOf(shape) / 2) / 2 + other.tiles)
+                << items << " items, " << blocks << " blocks, product " << product << ", way " << way;
           }
         }
       }
@@ -73,25 +106,22 @@ TEST(ExpertCuts, AreTheBestOfAll) {
 // and those of the second more.
 TEST(ExpertCuts, OfTheTestOfFewPieces) {
   for (const int items : {9, 10, 11, 12}) {
-    const ExpertCuts cuts = CutsOfExperts(items, 132, {1280, 896 / kTileCols, 2, 1, 32}, {896, 1280 / kTileCols, 1, 1, 32});
+    const ExpertCuts cuts = CutsOfClaims(items, 132, {1024, 64 / kTileCols, 2, 1, 32}, {64, 1024 / kTileCols, 1, 1, 32});
     EXPECT_EQ(cuts.up_way(), 0) << items;
     EXPECT_GT(cuts.down_way(), 0) << items;
   }
 }
 
-TEST(ExpertCuts, OfNoItemsHaveNobodyAlone) { EXPECT_EQ(CutsOfExperts(0, 132, {1024, 32, 2, 2, 16}, {2048, 16, 1, 2, 16}).alone(), 0); }
+TEST(ExpertCuts, OfNoItemsHaveNobodyAlone) { EXPECT_EQ(CutsInTurn(0, 132, {1024, 32, 2, 2, 16}, {2048, 16, 1, 2, 16}).alone(), 0); }
 
 // What kernels do with more items than their table has.
 TEST(ExpertCuts, OfManyItemsServeMore) {
   const CutShape up = {768, 32, 2, 4, 8}, down = {2048, 12, 1, 4, 8};
-  const ExpertCuts last = CutsOfExperts(255, 132, up, down);
-  for (const int items : {256, 300, 512, 700}) {
-    const ExpertCuts best = CutsOfExperts(items, 132, up, down);
-    const int time = BusiestOf(132, WayOf(up, items, last.up_way()), WayOf(down, items, last.down_way()), last.alone());
-    const int least = BusiestOf(132, WayOf(up, items, best.up_way()), WayOf(down, items, best.down_way()), best.alone());
-    EXPECT_GE(time, least) << items;
-    EXPECT_LE(time, 1.05 * least) << items;
-  }
+  const ExpertCuts last = CutsOfClaims(255, 132, up, down);
+  const auto time = [&](int items, const ExpertCuts& cuts) {
+    return LastOf(132, WayOf(up, items, cuts.up_way()), StageOf(up)) + LastOf(132, WayOf(down, items, cuts.down_way()), StageOf(down));
+  };
+  for (const int items : {256, 300, 512, 700}) EXPECT_LE(time(items, last), 1.05 * time(items, CutsOfClaims(items, 132, up, down))) << items;
 }
 
 }  // namespace

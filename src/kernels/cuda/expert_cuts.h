@@ -22,7 +22,7 @@ constexpr int StepsOf(int k_tiles, int share_log, int depth) { return (k_tiles +
 struct CutShape {
   int matrix_rows, k_tiles, mats, depth, slice_stages;
 };
-// Both products' ways to cut, and how many rounds of the second are those blocks' alone that had less to do of the first.
+// Both products' ways to cut and, where blocks take units in turn, how many rounds of the second are those blocks' alone that had less to do of the first.
 struct ExpertCuts {
   uint8_t packed;
   constexpr int up_way() const { return packed % kWays; }
@@ -30,53 +30,57 @@ struct ExpertCuts {
   constexpr int alone() const { return packed / (kWays * kWays); }
 };
 inline constexpr int kMostAlone = 7;
-inline constexpr int kFewItems = 16;
-inline constexpr int kFewBytesDepth = 4;  // of stages of tiles of few bytes: hi planes, Q4_0, MXFP4
 static_assert((kMostAlone + 1) * kWays * kWays <= 256);
+constexpr ExpertCuts CutsOf(int up_way, int down_way, int alone) { return {static_cast<uint8_t>(up_way + kWays * (down_way + kWays * alone))}; }
 
-// For so many items, for the least time of the busiest of the blocks, which goes by tiles; a unit's end takes what half a stage does. Of few items, whose products
-// wait for each other more, stages count as wholes, and an end as one.
-inline ExpertCuts CutsOfExperts(int items, int blocks, const CutShape& up, const CutShape& down) {
-  struct Best {
-    int time = INT32_MAX, up_way = 0, down_way = 0, alone = 0;
-  };
-  const bool few = items <= kFewItems;
-  const auto rounds = [&](int units) { return (std::max(units, 0) + blocks - 1) / blocks; };
-  // Calls for each way with its units and the time of one.
-  const auto each_way = [&](const CutShape& shape, auto&& with) {
-    for (int way = 0; way < kWays; ++way) {
-      const int share_log = FirstShare(shape.mats) + way, tiles_log = kMostTiles - way;
-      if (shape.slice_stages >> share_log == 0 || (shape.mats * shape.depth << share_log) > 32) continue;
-      const int stage = 2 * kGroupTiles * shape.depth, tiles = shape.mats * shape.k_tiles << tiles_log;
-      with(way, items * UnitsOf(shape.matrix_rows, tiles_log), few ? (StepsOf(shape.k_tiles, share_log, shape.depth) + 1) * stage : tiles + stage / 2);
-    }
-  };
-  // The second product for a way of the first.
-  const auto with_up = [&](int up_way, int up_units, int up_time) {
-    Best best;
-    const int turns = rounds(up_units), light = turns * blocks - up_units;
-    for (int alone = 0; alone <= kMostAlone; ++alone) {
-      each_way(down, [&](int way, int units, int time_of_one) {
-        const int left = units - alone * light;
-        if (alone > 0 && (light == 0 || left < 0)) return;
-        const int of_light = light > 0 ? std::max(turns - 1, 0) * up_time + (alone + rounds(left)) * time_of_one : 0;
-        const int time = std::max(of_light, turns * up_time + rounds(left - light) * time_of_one);
-        if (time < best.time) best = {time, up_way, way, alone};
-      });
-    }
+// Calls with each way that there is for a product, its units, and the tiles and the stages of one of them.
+template <typename With>
+constexpr void EachWay(const CutShape& shape, int items, With&& with) {
+  for (int way = 0; way < kWays; ++way) {
+    const int share_log = FirstShare(shape.mats) + way, tiles_log = kMostTiles - way;
+    if (shape.slice_stages >> share_log == 0 || (shape.mats * shape.depth << share_log) > 32) continue;
+    with(way, items * UnitsOf(shape.matrix_rows, tiles_log), shape.mats * shape.k_tiles << tiles_log, StepsOf(shape.k_tiles, share_log, shape.depth));
+  }
+}
+constexpr int TilesOfStage(const CutShape& shape) { return 2 * kGroupTiles * shape.depth; }
+
+// Where blocks claim units, each when it can copy more: all are busy until there are none, and then wait half of a unit for each other, once a product. A unit's
+// end takes what half a stage does.
+inline ExpertCuts CutsOfClaims(int items, int blocks, const CutShape& up, const CutShape& down) {
+  const auto best_way = [&](const CutShape& shape) {
+    int64_t least = INT64_MAX;
+    int best = 0;
+    EachWay(shape, items, [&](int way, int units, int tiles, int) {
+      const int64_t halves = int64_t{tiles + TilesOfStage(shape) / 2} * (2 * units + blocks);
+      if (halves < least) least = halves, best = way;
+    });
     return best;
   };
-  // Of tiles of few bytes both ways are chosen together: mostly large units of the first product, in few copies. Of others the first product's is chosen for
-  // itself: rounds alone, which make up for its large units, gain less there than the model says.
-  const bool together = up.depth >= kFewBytesDepth && !few;
-  Best best;
-  int least_up = INT32_MAX;
-  each_way(up, [&](int way, int units, int time_of_one) {
-    if (!together && rounds(units) * time_of_one >= least_up) return;
-    least_up = rounds(units) * time_of_one;
-    if (const Best with = with_up(way, units, time_of_one); !together || with.time < best.time) best = with;
+  return CutsOf(best_way(up), best_way(down), 0);
+}
+
+// Where blocks take units in turn, for few items, whose products wait for each other more: for the least time of the busiest of the blocks, which goes by whole
+// stages, with a unit's end as one. First the first product's.
+inline ExpertCuts CutsInTurn(int items, int blocks, const CutShape& up, const CutShape& down) {
+  const auto rounds = [&](int units) { return (std::max(units, 0) + blocks - 1) / blocks; };
+  int up_way = 0, up_units = 0, up_time = 0, least_up = INT_MAX;
+  EachWay(up, items, [&](int way, int units, int, int steps) {
+    const int time = (steps + 1) * TilesOfStage(up);
+    if (rounds(units) * time < least_up) least_up = rounds(units) * time, up_way = way, up_units = units, up_time = time;
   });
-  return {static_cast<uint8_t>(best.up_way + kWays * (best.down_way + kWays * best.alone))};
+  const int turns = rounds(up_units), light = turns * blocks - up_units;
+  ExpertCuts best{};
+  int least = INT_MAX;
+  for (int alone = 0; alone <= kMostAlone; ++alone) {
+    EachWay(down, items, [&](int way, int units, int, int steps) {
+      const int left = units - alone * light, time_of_one = (steps + 1) * TilesOfStage(down);
+      if (alone > 0 && (light == 0 || left < 0)) return;
+      const int of_light = light > 0 ? std::max(turns - 1, 0) * up_time + (alone + rounds(left)) * time_of_one : 0;
+      const int time = std::max(of_light, turns * up_time + rounds(left - light) * time_of_one);
+      if (time < least) least = time, best = CutsOf(up_way, way, alone);
+    });
+  }
+  return best;
 }
 
 }  // namespace thermoe::cuda

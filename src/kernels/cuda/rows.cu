@@ -14,10 +14,11 @@
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kThreads = 256, kMostNormThreads = 1024;
+constexpr int kThreads = 256, kMostNormThreads = 1024, kSumThreads = 128;
 constexpr unsigned kDryRows = 32;  // of decoding, where a block has time to go through its code before there is anything to norm
 
 unsigned BlocksFor(int64_t size) { return static_cast<unsigned>((size + kThreads - 1) / kThreads); }
+bool OfQuads(const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(float4) == 0; }
 
 // One block a row.
 template <typename V>
@@ -74,14 +75,18 @@ __global__ void ClampKernel(float* x, int64_t size, float limit) {
   if (i < size) x[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
 }
 
-// grid: columns, rows.
-__global__ void AddSlotsKernel(SlotSums sums, float* out, int hidden) {
+// grid: columns, rows. V: as of NormRow.
+template <typename V>
+__global__ void AddSlotsKernel(SlotSums sums, float* out, int count) {
   LetNextStart();
   WaitForBefore();
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i >= hidden) return;
-  float* to = out + int64_t{blockIdx.y} * hidden + i;
-  AddFromSlots(sums, blockIdx.y, hidden, i, to);
+  const int at = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (at - static_cast<int>(threadIdx.x % 32) >= count) return;
+  const SlotWeights weights(sums, blockIdx.y);
+  V* to = reinterpret_cast<V*>(out) + int64_t{blockIdx.y} * count + min(at, count - 1);
+  V sum = __ldcg(to);
+  AddFromSlots(sums, weights, blockIdx.y, count, min(at, count - 1), &sum);
+  if (at < count) *to = sum;
 }
 
 __global__ void GatherKernel(const float* x, const int32_t* picked, float* out, int64_t n) {
@@ -326,14 +331,17 @@ void RmsNorm(const NormLaunch& l, cudaStream_t stream) {
     RmsNormWarpKernel<<<static_cast<unsigned>((l.rows + 7) / 8), 256, 0, stream>>>(l.x, l.gain, l.out, l.rows, l.n, l.epsilon);
     return;
   }
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(float4) == 0; };
-  const bool quads = l.n % 4 == 0 && aligned(l.x) && aligned(l.gain) && aligned(l.out) && aligned(l.add) && aligned(l.slots.slot_out);
+  const bool quads = l.n % 4 == 0 && OfQuads(l.x) && OfQuads(l.gain) && OfQuads(l.out) && OfQuads(l.add) && OfQuads(l.slots.slot_out);
   const int threads = std::clamp(l.n / (quads ? 4 : 1) / 32 * 32, 32, kMostNormThreads);
   LaunchEarly(quads ? RmsNormKernel<float4> : RmsNormKernel<float>, dim3(static_cast<unsigned>(l.rows)), dim3(static_cast<unsigned>(threads)), 0, stream, l);
 }
 
 void AddSlots(const SlotSums& sums, float* out, int64_t rows, int32_t hidden, cudaStream_t stream) {
-  if (rows > 0) LaunchEarly(AddSlotsKernel, dim3(BlocksFor(hidden), static_cast<unsigned>(rows)), dim3(kThreads), 0, stream, sums, out, hidden);
+  if (rows == 0) return;
+  const bool quads = hidden % 4 == 0 && OfQuads(out) && OfQuads(sums.slot_out);
+  const int count = quads ? hidden / 4 : hidden;
+  const dim3 grid(static_cast<unsigned>((count + kSumThreads - 1) / kSumThreads), static_cast<unsigned>(rows));
+  LaunchEarly(quads ? AddSlotsKernel<float4> : AddSlotsKernel<float>, grid, dim3(kSumThreads), 0, stream, sums, out, count);
 }
 
 void Rope(const RopeLaunch& launch, cudaStream_t stream) {

@@ -18,7 +18,7 @@ template <Packing kPacking, int NT>
 __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constant__ StreamArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) std::byte shared[];
-  __shared__ Barriers barriers;
+  __shared__ BlockBarriers barriers;
   Item* items;
   const Places places = MakePlaces(args, shared, args.rows * args.row_bytes, &barriers, &items);
   __syncthreads();
@@ -26,11 +26,11 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   Turn stage, rows;
   if (const int which = WarpNumber() - kWarps; which >= 0) {
     const auto ahead = [] { WaitForBefore(), LetNextStart(); };
-    if (which < kTileWarps) CopyTiles(work, places, which, Pace::kSteady, false, &stage, ahead);
+    if (which < kTileWarps) CopyTiles(work, places, which, Pace::kSteady, false, &stage, nullptr, ahead);
     else ahead();
     return;
   }
-  Consume(work, places, Rehearsal::kFirst, &stage, &rows, [&] {
+  Consume(work, places, Rehearsal::kFirst, &stage, &rows, nullptr, [&] {
     WaitForBefore();
     LoadRows(args, places.rows);
   });
@@ -38,13 +38,13 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
 }
 
 constexpr int kCutItems = 256;
-static_assert(kFewItems >= kPassedSlots);  // what passes values word by word has few items
 
 struct ExpertsArgs {
   StreamArgs up, down;
   uint8_t cuts[2][kCutItems];  // ExpertCuts by the number of items, the last of all more; [1]: where nobody reads lo planes
   bool may_read_hi;
-  uint32_t* met;  // [1 + items] blocks that wait no more; units of each item's first product that are done; zero between launches
+  // [2 + items] blocks that wait no more; units claimed; units of each item's first product that are done. Zero between launches.
+  uint32_t* met;
 };
 
 template <Packing kUp, Packing kDown>
@@ -63,10 +63,16 @@ struct ExpertsWork {
   __device__ ExpertsWork(const ExpertsArgs& args, const Item* items)
       : up{args.up, RingShape(args.up.ring_bytes, kPlaceBytes<kUp, kDown>), items, 0, {}}, down{args.down, RingShape(args.up.ring_bytes, kPlaceBytes<kUp, kDown>), items, 0, {}} {}
   __device__ void CutUp(const ExpertsArgs& args, int item_count) { up.SetCut(item_count, CutsFor(args, item_count).up_way(), 0, 0); }
+  template <bool kInTurn>
   __device__ void CutDown(const ExpertsArgs& args) {
     const ExpertCuts cuts = CutsFor(args, up.item_count);
-    const int blocks = static_cast<int>(gridDim.x), turns = static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(up.cut.units + blocks - 1)));
-    down.SetCut(up.item_count, cuts.down_way(), cuts.alone(), turns * blocks - up.cut.units);
+    int light = 0;
+    if constexpr (kInTurn) {
+      const int blocks = static_cast<int>(gridDim.x), turns = static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(up.cut.units + blocks - 1)));
+      light = turns * blocks - up.cut.units;
+    }
+    down.SetCut(up.item_count, cuts.down_way(), cuts.alone(), light);
+    down.before = up.cut.units;
   }
   static __device__ ExpertCuts CutsFor(const ExpertsArgs& args, int item_count) {
     return {args.cuts[kUp == Packing::kHiPlane ? 1 : 0][min(item_count, kCutItems - 1)]};
@@ -81,19 +87,22 @@ __device__ void CopyExperts(const ExpertsArgs& args, const Item* items, int item
   const auto& [up, down] = work;
   Turn stage;
   work.CutUp(args, item_count);
-  if constexpr (kPasses) work.CutDown(args);  // of few items what comes between the products takes long
+  work.template CutDown<kPasses>(args);
+  Claims claims(args.met + 1, up.cut.units + down.cut.units);
+  Claims* const of = kPasses ? nullptr : &claims;
+  if (!kPasses) claims.Claim(which, dry, places.barriers);
   const Pace plain = args.up.kept <= kPassedSlots ? Pace::kHurried : Pace::kSteady;
   constexpr bool kOfBytes = HasLoPlane(kUp) || kUp == Packing::kHiPlane;
-  CopyTiles(up, places, which, kPasses && !kOfBytes ? Pace::kSteady : plain, dry, &stage, [] {});
+  CopyTiles(up, places, which, kPasses && !kOfBytes ? Pace::kSteady : plain, dry, &stage, of, [] {});
   if (dry) return;
-  if constexpr (!kPasses) work.CutDown(args);
-  // A warp that had no piece of any stage (none of a full one, then) has waited for none: it must not be ahead by more than a parity tells.
-  if (2 * min(up.cut.share * up.kTiles, args.up.k_tiles) < kTileWarps) MeetCopying();
+  // A warp that had no piece of any stage (none of a full one, then) has waited for none: it must not be ahead by more than a parity tells. (Claims keep warps
+  // together.)
+  if (kPasses && 2 * min(up.cut.share * up.kTiles, args.up.k_tiles) < kTileWarps) MeetCopying();
   // Of so few experts the first products' bytes come first, so that no block is late with what all wait for; unless the second's do not fit the ring.
   const Cut& cut = down.cut;
   const int blocks = static_cast<int>(gridDim.x), most = cut.alone + static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(max(cut.units - cut.alone * cut.light, 0) + blocks - 1)));
   const Pace second = kPasses && most * cut.steps <= down.ring.stages ? Pace::kYielding : plain;
-  CopyTiles(down, places, which, second, false, &stage, [] {});
+  CopyTiles(down, places, which, second, false, &stage, of, [] {});
 }
 
 // By the others.
@@ -103,26 +112,27 @@ __device__ void DoExperts(const ExpertsArgs& args, const ExpertsWork<kUp, kDown,
   const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), item_count = up.item_count;
   if (warp == kWarps + kTileWarps) {
     WaitForBefore();  // for the rows, and so that the block does not end before
-    CopyRows<kPasses>(up, down, places, args.met + 1);
+    CopyRows<kPasses>(up, down, places, args.met + 2);
     // The last block to have come here clears what was counted: nobody waits for it any more, and all know the launch's number.
     const bool last = __any_sync(kAllLanes, lane == 0 && CountBlock(args.met) + 1 == gridDim.x);
     if (!last) return;
 #pragma unroll 1
-    for (int i = lane; i <= item_count; i += 32) args.met[i] = 0;
+    for (int i = lane; i <= item_count + 1; i += 32) args.met[i] = 0;
     if (kPasses && lane == 0) *args.up.passed = places.number;
     return;
   }
   Turn stage, rows;
+  int claim = 0;
   if constexpr (kPasses || NT > 1) {
-    Consume<kPasses>(up, places, Rehearsal::kFirst, &stage, &rows, [] {});
+    Consume<kPasses>(up, places, Rehearsal::kFirst, &stage, &rows, &claim, [] {});
     MeetMultiplying();  // warps share tiles, and barriers, otherwise from here on
-    Consume<kPasses>(down, places, Rehearsal::kFirst, &stage, &rows, [] {});
+    Consume<kPasses>(down, places, Rehearsal::kFirst, &stage, &rows, &claim, [] {});
   } else {
     // The end of a unit of the second product, too, is gone through before the first tiles come. A loop, so that its code is there once.
 #pragma unroll 1
     for (int phase = 0; phase < 3; ++phase) {
-      if (phase == 1) Consume<kPasses>(up, places, Rehearsal::kFirst, &stage, &rows, [] {});
-      else Consume<kPasses>(down, places, phase == 0 ? Rehearsal::kOnly : Rehearsal::kNone, &stage, &rows, [] {});
+      if (phase == 1) Consume<kPasses>(up, places, Rehearsal::kFirst, &stage, &rows, &claim, [] {});
+      else Consume<kPasses>(down, places, phase == 0 ? Rehearsal::kOnly : Rehearsal::kNone, &stage, &rows, &claim, [] {});
       MeetMultiplying();
     }
   }
@@ -135,7 +145,7 @@ template <Packing kUp, Packing kDown, int NT, bool kPasses>
 __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_constant__ ExpertsArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) std::byte shared[];
-  __shared__ Barriers barriers;
+  __shared__ BlockBarriers barriers;
   __shared__ int32_t item_count;
   __shared__ uint64_t launch_number;
   __shared__ bool all_hi;
@@ -176,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   // Of picks the launch before passes, the one before that has long come to its end.
   const uint64_t number = picked && threadIdx.x < 64 ? __ldcg(args.up.passed) + 1 : 0;
   ExpertsWork<kUp, kDown, NT> work(args, items);
-  const auto make_cuts = [&](auto* of, int items_there) { of->CutUp(args, items_there), of->CutDown(args); };
+  const auto make_cuts = [&](auto* of, int items_there) { of->CutUp(args, items_there), of->template CutDown<kPasses>(args); };
   if (kPasses) make_cuts(&work, kept);  // few slots are mostly an item each: cut for that while there is time
   if (warp == 0) {
     constexpr bool kPlanes = kUp == Packing::kPlanes8;
@@ -259,7 +269,7 @@ bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
 }
 
 // The cuts of a launch of experts; kept from one launch to the next, for they depend on the shapes alone, which layers share.
-template <Packing kUp, Packing kDown, int NT>
+template <Packing kUp, Packing kDown, int NT, bool kPasses>
 void SetCuts(int blocks, ExpertsArgs* args) {
   struct Cuts {
     std::array<int, 5> of{};
@@ -273,7 +283,8 @@ void SetCuts(int blocks, ExpertsArgs* args) {
   if (last.of != of) {
     last.of = of;
     for (int items = 0; items < kCutItems; ++items) {
-      last.by_items[items] = CutsOfExperts(items, blocks, shape_of(args->up, 2, kDepth<kUp, true>), shape_of(args->down, 1, kDepth<kDown, true>)).packed;
+      const CutShape up = shape_of(args->up, 2, kDepth<kUp, true>), down = shape_of(args->down, 1, kDepth<kDown, true>);
+      last.by_items[items] = (kPasses ? CutsInTurn(items, blocks, up, down) : CutsOfClaims(items, blocks, up, down)).packed;
     }
   }
   std::copy(std::begin(last.by_items), std::end(last.by_items), args->cuts[kUp == Packing::kHiPlane ? 1 : 0]);
@@ -288,16 +299,16 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   }
   const int blocks = Multiprocessors();
   args.up.blocks = args.down.blocks = Divisor(static_cast<uint32_t>(blocks));
-  SetCuts<kUp, kDown, NT>(blocks, &args);
+  SetCuts<kUp, kDown, NT, kPasses>(blocks, &args);
   if constexpr (kOnlyHi<kUp, kDown>) {
-    if (args.may_read_hi) SetCuts<Packing::kHiPlane, Packing::kHiPlane, NT>(blocks, &args);
+    if (args.may_read_hi) SetCuts<Packing::kHiPlane, Packing::kHiPlane, NT, kPasses>(blocks, &args);
   }
   const int place = 8 * NT * std::max(args.up.row_bytes, args.down.row_bytes);
   const int others = 2 * place + kPartialBytes + args.up.most_items * static_cast<int>(sizeof(Item)) + args.up.kept * static_cast<int>(sizeof(int32_t));
   constexpr int kPlace = kPlaceBytes<kUp, kDown>, kPlaceOfHi = kOnlyHi<kUp, kDown> ? kPlaceBytes<Packing::kHiPlane, Packing::kHiPlane> : kPlace;
   static_assert(kPlace % 128 == 0 && kPlaceOfHi % 128 == 0);  // so is what lies behind the ring
   const int ring_bytes = RingBytesBeside(others, {kPlace, kPlaceOfHi});
-  if (ring_bytes == 0 || args.up.most_items >= kExpertCounters) return false;
+  if (ring_bytes == 0 || args.up.most_items + 1 >= kExpertCounters) return false;
   args.up.rows_place = args.down.rows_place = place;
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
   return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, kPasses>, blocks, others + ring_bytes, args, stream);

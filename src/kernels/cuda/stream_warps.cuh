@@ -12,9 +12,13 @@ namespace thermoe::cuda {
 
 constexpr int kRowTileBytes = kTileCols * static_cast<int>(sizeof(__half));
 
-// Barriers of the ring, of the rows' two places and of units whose results are written; those that count bytes have one arrival.
+// Barriers of the ring, of the rows' two places, of units whose results are written and of claims; those of bytes and of claims have one arrival.
 struct Barriers {
-  uint64_t full[kMostStages], empty[kMostStages], rows_full[2], rows_empty[2], unit_done[kUnitsAhead];
+  uint64_t full[kMostStages], empty[kMostStages], rows_full[2], rows_empty[2], unit_done[kUnitsAhead], claimed[kUnitsAhead];
+};
+inline constexpr int kBarriers = sizeof(Barriers) / sizeof(uint64_t);
+struct BlockBarriers : Barriers {
+  int32_t claims[kUnitsAhead];  // Claims
 };
 
 // Where things are in shared memory.
@@ -22,12 +26,12 @@ struct Places {
   std::byte *ring, *rows;
   float* partial;  // [warps][4][32]
   int32_t* order;
-  Barriers* barriers;
+  BlockBarriers* barriers;
   uint64_t number = 0;  // of this launch, where values are passed
 };
 
 // Lays out shared memory and makes barriers; afterwards all threads must meet.
-__device__ inline Places MakePlaces(const StreamArgs& args, std::byte* shared, int rows_bytes, Barriers* barriers, Item** items) {
+__device__ inline Places MakePlaces(const StreamArgs& args, std::byte* shared, int rows_bytes, BlockBarriers* barriers, Item** items) {
   Places places;
   shared = Held(shared), barriers = Held(barriers);
   places.ring = shared;
@@ -38,12 +42,52 @@ __device__ inline Places MakePlaces(const StreamArgs& args, std::byte* shared, i
   places.barriers = barriers;
   // By all warps: the lanes of one would make them one after the other.
 #pragma unroll 1
-  for (int i = WarpNumber(); i < static_cast<int>(sizeof(Barriers) / sizeof(uint64_t)); i += kThreads / 32) {
-    const bool of_bytes = i < kMostStages || (i >= 2 * kMostStages && i < 2 * kMostStages + 2);
-    if (threadIdx.x % 32 == 0) BarrierInit(&barriers->full[0] + i, of_bytes ? 1 : kWarps);
+  for (int i = WarpNumber(); i < kBarriers; i += kThreads / 32) {
+    const bool of_one = i < kMostStages || (i >= 2 * kMostStages && i < 2 * kMostStages + 2) || i >= kBarriers - kUnitsAhead;
+    if (threadIdx.x % 32 == 0) BarrierInit(&barriers->full[0] + i, of_one ? 1 : kWarps);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   return places;
+}
+
+// All warps that multiply.
+__device__ inline void MeetMultiplying() {
+  __syncwarp();
+  asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory");
+}
+
+// All warps that copy tiles.
+__device__ inline void MeetCopying() {
+  __syncwarp();
+  asm volatile("bar.sync 14, %0;" ::"n"(32 * kTileWarps) : "memory");
+}
+
+// The units of both products that a block claims, one ahead of what it copies: the first warp that copies tiles does, the others read it. Blocks are slow and
+// quick by when they begin and by what others leave them of memory, and units of a launch are few.
+struct Claims {
+  uint32_t* counter;  // units claimed beside every block's first
+  int total;
+  int k = 0, unit = 0;  // unit: claim k - 1; at least `total`: there are no more
+  uint32_t next = 0;
+
+  __device__ Claims(uint32_t* counter, int total) : counter(counter), total(total) {}
+  // By the warps that copy, which are thereby never a unit apart. dry: claims nothing.
+  __device__ void Claim(int which, bool dry, BlockBarriers* b) {
+    if (which == 0 && threadIdx.x % 32 == 0 && !dry) {
+      const int mine = static_cast<int>(k == 0 ? blockIdx.x : gridDim.x + next);
+      b->claims[k % kUnitsAhead] = mine;
+      BarrierArrive(&b->claimed[k % kUnitsAhead]);
+      if (mine < total) asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(next) : "l"(counter) : "memory");
+    }
+    MeetCopying();
+    unit = dry ? 0 : b->claims[k % kUnitsAhead];
+    ++k;
+  }
+};
+// Claim k, by the other warps.
+__device__ inline int Claimed(BlockBarriers* b, int k) {
+  BarrierWait(&b->claimed[k % kUnitsAhead], k / kUnitsAhead % 2);
+  return b->claims[k % kUnitsAhead];
 }
 
 // Position in a ring of `size`: the place, and how often it has been round.
@@ -113,12 +157,14 @@ __device__ inline void WaitUnderWay(const RingShape& ring, uint64_t* full, const
 // By one of the warps that copy tiles. `ahead` is called once, when as many stages as there are places have been asked for, or all of them. dry: once through
 // for nothing but the code.
 template <Packing kPacking, int NT, Stage kStage, typename Ahead>
-__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, Pace pace, bool dry, Turn* stage, const Ahead& ahead) {
-  Barriers& b = *places.barriers;
+__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, Pace pace, bool dry, Turn* stage, Claims* claims, const Ahead& ahead) {
+  BlockBarriers& b = *places.barriers;
   bool called = false;
+  int k = 0;
+  const auto unit_now = [&] { return claims != nullptr ? claims->unit - work.before : work.UnitAt(k); };
 #pragma unroll 1
-  for (int k = 0; dry || work.UnitAt(k) < work.cut.units; ++k) {
-    const Copier<kPacking, NT, kStage> copier(work, work.Open(dry ? 0 : work.UnitAt(k)), which, dry);
+  for (; dry || unit_now() < work.cut.units; claims != nullptr ? claims->Claim(which, false, &b) : static_cast<void>(++k)) {
+    const Copier<kPacking, NT, kStage> copier(work, work.Open(dry ? 0 : unit_now()), which, dry);
 #pragma unroll 1
     for (int step = 0; step < work.cut.steps; ++step, stage->Next(work.ring.stages)) {
       if (stage->again && !called) ahead(), called = true;
@@ -145,11 +191,11 @@ __device__ inline bool UnitsDone(const uint32_t* of_item, uint32_t all) {
 
 // The rows of this block's unit k, a slice of the columns at a time, by one warp.
 template <Packing kPacking, int NT, Stage kStage>
-__device__ void CopyUnitRows(const Work<kPacking, NT, kStage>& work, const Places& places, int k, Turn* rows) {
+__device__ void CopyUnitRows(const Work<kPacking, NT, kStage>& work, const Places& places, int unit, Turn* rows) {
   const StreamArgs& args = work.args;
   Barriers& b = *places.barriers;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const Item item = work.Open(work.UnitAt(k)).item;
+  const Item item = work.Open(unit).item;
   const int64_t row = kStage == Stage::kGateUp && lane < item.count ? places.order[item.first + lane] / args.slots : item.first + lane;
 #pragma unroll 1
   for (int begin = 0; begin < args.cols; begin += kSliceCols<NT>) {
@@ -169,53 +215,44 @@ __device__ void CopyUnitRows(const Work<kPacking, NT, kStage>& work, const Place
 // for what they wrote to be seen. of_items: how many units of an item's first product are done.
 template <bool kPasses, Packing kUp, Packing kDown, int NT>
 __device__ void CopyRows(const Work<kUp, NT, Stage::kGateUp>& up, const Work<kDown, NT, Stage::kDown>& down, const Places& places, uint32_t* of_items) {
-  Barriers& b = *places.barriers;
+  BlockBarriers& b = *places.barriers;
   Turn rows;
-  const auto tell = [&](int k) {
+  const auto tell = [&](int k, int unit) {
     if (kPasses || k < 0) return;
     BarrierWait(&b.unit_done[k % kUnitsAhead], k / kUnitsAhead % 2);
-    if (threadIdx.x % 32 == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(of_items + up.ItemOf(up.UnitAt(k))) : "memory");
+    if (threadIdx.x % 32 == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(of_items + up.ItemOf(unit)) : "memory");
   };
-  int k = 0;
+  int k = 0, unit, last = 0;
 #pragma unroll 1
-  for (; up.UnitAt(k) < up.cut.units; ++k) {
-    CopyUnitRows(up, places, k, &rows);
-    tell(k - 1);  // this unit's rows are on their way
+  for (; (unit = kPasses ? up.UnitAt(k) : Claimed(&b, k)) < up.cut.units; ++k) {
+    CopyUnitRows(up, places, unit, &rows);
+    tell(k - 1, last);  // this unit's rows are on their way
+    last = unit;
   }
   if constexpr (!kPasses) {
+    unit -= down.before;
     const auto all = static_cast<uint32_t>(UnitsOf(up.args.matrix_rows, up.cut.tiles_log));
     // To tell takes long while tiles come: the second product's first rows, if they are there while the last unit of the first one is multiplied, come before that
     // is told of.
-    int next = 0;
-    if (k > 0 && down.args.cols <= kSliceCols<NT> && down.UnitAt(0) < down.cut.units) {
-      const uint32_t* of_item = of_items + down.ItemOf(down.UnitAt(0));
+    bool copied = false;
+    if (k > 0 && down.args.cols <= kSliceCols<NT> && unit < down.cut.units) {
+      const uint32_t* of_item = of_items + down.ItemOf(unit);
 #pragma unroll 1
-      while (next == 0 && !BarrierDone(&b.unit_done[(k - 1) % kUnitsAhead], (k - 1) / kUnitsAhead % 2)) next = UnitsDone(of_item, all) ? 1 : 0;
-      if (next > 0) CopyUnitRows(down, places, 0, &rows);
+      while (!copied && !BarrierDone(&b.unit_done[(k - 1) % kUnitsAhead], (k - 1) / kUnitsAhead % 2)) copied = UnitsDone(of_item, all);
+      if (copied) CopyUnitRows(down, places, unit, &rows);
     }
-    tell(k - 1);
+    tell(k - 1, last);
+    if (copied) unit = Claimed(&b, ++k) - down.before;
     int seen = -1;
 #pragma unroll 1
-    for (; down.UnitAt(next) < down.cut.units; ++next) {
-      const int item = down.ItemOf(down.UnitAt(next));
+    for (; unit < down.cut.units; unit = Claimed(&b, ++k) - down.before) {
+      const int item = down.ItemOf(unit);
 #pragma unroll 1
       while (item != seen && !UnitsDone(of_items + item, all)) {}
       seen = item;
-      CopyUnitRows(down, places, next, &rows);
+      CopyUnitRows(down, places, unit, &rows);
     }
   }
-}
-
-// All warps that multiply.
-__device__ inline void MeetMultiplying() {
-  __syncwarp();
-  asm volatile("bar.sync 15, %0;" ::"n"(32 * kWarps) : "memory");
-}
-
-// All warps that copy tiles.
-__device__ inline void MeetCopying() {
-  __syncwarp();
-  asm volatile("bar.sync 14, %0;" ::"n"(32 * kTileWarps) : "memory");
 }
 
 // A value of an inner product, and that it is of this launch, in one store.
@@ -248,13 +285,13 @@ enum class Rehearsal { kFirst, kOnly, kNone };
 
 // Multiplies this block's units, after the rehearsal and then `begin`, which makes the rows be there. kPasses: inner values go by `passed`.
 template <bool kPasses = false, Packing kPacking, int NT, Stage kStage, typename Begin>
-__device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& places, Rehearsal rehearsal, Turn* stages, Turn* row_places, const Begin& begin) {
+__device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& places, Rehearsal rehearsal, Turn* stages, Turn* row_places, int* claim, const Begin& begin) {
   using R = Ring<kPacking, false>;
   constexpr int kMats = Work<kPacking, NT, kStage>::kMats;
   constexpr bool kPlanes = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear, kExperts = kStage != Stage::kLinear;
   const StreamArgs& args = work.args;
   const Cut cut = work.cut;
-  Barriers& b = *places.barriers;
+  BlockBarriers& b = *places.barriers;
   const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32);
   constexpr int kTiles = Work<kPacking, NT, kStage>::kTiles;
   const int together = kMats << cut.share_log, tile = warp / together, part = warp % together;  // part: matrix by matrix, share by share
@@ -271,12 +308,13 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   Turn stage = *stages, rows = *row_places;
   int stage_at = stage.at * ring.stage_bytes;
   constexpr bool kRehearses = NT == 1;
-  const int first = work.UnitAt(0);
+  constexpr bool kClaims = kExperts && !kPasses;
+  const int first = kClaims ? rehearsal == Rehearsal::kOnly ? 0 : Claimed(&b, *claim) - work.before : work.UnitAt(0);
   if (first >= cut.units) return WaitForBefore();
   if (!kRehearses || rehearsal == Rehearsal::kNone) begin();
   Unit<kMats> u{};
 #pragma unroll 1
-  for (int k = kRehearses && rehearsal != Rehearsal::kNone ? -1 : 0, unit = first; unit < cut.units; unit = work.UnitAt(++k)) {
+  for (int k = kRehearses && rehearsal != Rehearsal::kNone ? -1 : 0, unit = first; unit < cut.units;) {
     const bool real = !kRehearses || k >= 0;
     if (!kRehearses || k != 0 || rehearsal == Rehearsal::kNone) u = work.Open(unit);  // or the first has been opened while there was time
     const int count = real ? u.item.count : 0, both = u.item.both, groups = real ? (count + 7) / 8 : 1, steps = real ? cut.steps : 0;
@@ -393,6 +431,9 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
       __syncwarp();
       if (lane == 0) BarrierArrive(&b.unit_done[k % kUnitsAhead]);
     }
+    ++k;
+    if constexpr (!kClaims) unit = work.UnitAt(k);
+    else if (real) unit = Claimed(&b, ++*claim) - work.before;
   }
   *stages = stage, *row_places = rows;
 }

@@ -33,7 +33,7 @@ struct Item {
 // How the work is cut: units of `tiles` row tiles, each tile by `share` (a power of two) warps with every share-th column tile.
 struct Cut {
   int tiles, tiles_log, share, share_log, steps, units;  // steps: stages of the ring that a unit takes
-  int alone, light;  // the first `alone` rounds are of the `light` blocks that had less to do before
+  int alone, light;  // units in turn: the first `alone` rounds are of the `light` blocks that had less to do before
   Divisor of_item;   // experts: units of an item
 };
 
@@ -75,27 +75,27 @@ template <int kMost, bool kPlanes>
 __device__ int MakeItems(const StreamArgs& args, bool dry, Item* items, bool* some_lo) {
   const int lane = static_cast<int>(threadIdx.x % 32), room = dry ? 0 : args.most_jobs, jobs = dry ? 0 : min(__ldcg(args.job_count), room);
   const auto of_hi = [](const int4& job) { return kPlanes && static_cast<Planes>(job.y & 255) == Planes::kHi; };
-  int made = 0, begin = 0;
-  int4 ahead[3];  // what may be jobs: nothing waits for their number before it asks, nor for those that turn out not to be there
+  int made = 0, begin = 0, last = -1;  // last: the expert of the job before the round's first
+  // What may be jobs: nothing waits for their number before it asks, nor for those that turn out not to be there. All blocks ask for the same few lines, so each does
+  // it once; beyond: of the last lane.
+  int4 ahead{}, beyond{};
   const auto ask = [&] {
-#pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      if (const int j = begin + lane - 1 + i; j >= 0 && j < room) ahead[i] = __ldcg(reinterpret_cast<const int4*>(args.jobs) + j);
-    }
+    const int4* from = reinterpret_cast<const int4*>(args.jobs) + begin + lane;
+    if (begin + lane < room) ahead = __ldcg(from);
+    if (lane == 31 && begin + 32 < room) beyond = __ldcg(from + 1);
   };
   ask();
 #pragma unroll 1
   do {
-    int4 around[3];
-#pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      const int j = begin + lane - 1 + i;
-      around[i] = j >= 0 && j < jobs ? ahead[i] : int4{-1, 0, 0, 0};
-    }
+    const int4 none = {-1, 0, 0, 0}, job = begin + lane < jobs ? ahead : none;
+    int4 after = begin + 32 < jobs ? beyond : none;
     begin += 32;
     ask();
-    const auto& [before, job, after] = around;
-    const bool joined = of_hi(job) && before.x == job.x, joins = !of_hi(job) && of_hi(after) && after.x == job.x;
+    const int lower = __shfl_up_sync(kAllLanes, job.x, 1), before = lane == 0 ? last : lower;
+    const int4 upper = {__shfl_down_sync(kAllLanes, job.x, 1), __shfl_down_sync(kAllLanes, job.y, 1), 0, __shfl_down_sync(kAllLanes, job.w, 1)};
+    if (lane < 31) after = upper;
+    last = __shfl_sync(kAllLanes, job.x, 31);
+    const bool joined = of_hi(job) && before == job.x, joins = !of_hi(job) && of_hi(after) && after.x == job.x;
     const int both = of_hi(job) ? 0 : job.w, total = job.w + (joins ? after.w : 0);
     const int mine = joined ? 0 : (total + kMost - 1) / kMost;
     const int upto = SumUpTo(lane, mine);
@@ -128,7 +128,7 @@ __device__ int TakePicks(const StreamArgs& args, uint64_t number, bool dry, Item
 
 // Tiles of a warp in a stage of the ring: their products do not wait for each other.
 template <Packing kPacking, bool kExperts>
-inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 576 && kExperts ? kFewBytesDepth : Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
+inline constexpr int kDepth = Ring<kPacking, false>::kTile <= 576 && kExperts ? 4 : Ring<kPacking, false>::kTile <= 1152 ? 2 : 1;
 
 template <Packing kPacking, bool kExperts>
 inline constexpr int kStageBytes = kWarps * kDepth<kPacking, kExperts> * Ring<kPacking, false>::kTile;
@@ -171,15 +171,16 @@ struct Work {
   const Item* items;
   int item_count;
   Cut cut;
+  int before = 0;  // units of the product before this one: what is claimed counts both's
 
-  // way: of CutsOfExperts. alone, light: of a second product.
+  // way: of ExpertCuts. alone, light: of a second product whose units are taken in turn.
   __device__ void SetCut(int items_there, int way, int alone, int light) {
     const int log = kMostTiles - way, share = FirstShare(kMats) + way;
     item_count = items_there;
     const Divisor of_item = args.units_of_item[way];
     cut = {1 << log, log, 1 << share, share, StepsOf(args.k_tiles, share, kTiles), items_there * static_cast<int>(of_item.by), alone, light, of_item};
   }
-  // This block's unit k; beyond its last: at least cut.units.
+  // This block's unit k, where they are taken in turn; beyond its last: at least cut.units.
   __device__ int UnitAt(int k) const {
     const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
     if constexpr (kStage != Stage::kDown) return k * blocks + block;
