@@ -46,7 +46,7 @@ Times TimeGate(const Case& c) {
   cuda::SelectRules rules;
   rules.guaranteed = c.guaranteed, rules.most = rules.full = c.slots;
   const DeviceArray<cuda::SelectRules> on_device(std::vector<cuda::SelectRules>{rules});
-  const DeviceArray<float> bias(std::vector<float>(static_cast<size_t>(c.experts))), scored(static_cast<size_t>(scores)), weight(static_cast<size_t>(slots));
+  const DeviceArray<float> bias(std::vector<float>(static_cast<size_t>(c.experts))), weight(static_cast<size_t>(slots));
   const DeviceArray<uint8_t> caps(std::vector<uint8_t>(static_cast<size_t>(c.experts)));
   const DeviceArray<int32_t> expert(static_cast<size_t>(slots)), order(static_cast<size_t>(slots)), expert_slots(static_cast<size_t>(c.experts)), job_count(1);
   const DeviceArray<Planes> planes(static_cast<size_t>(slots));
@@ -58,7 +58,7 @@ Times TimeGate(const Case& c) {
   launch.logits = logits.data(), launch.kinds = kinds.data(), launch.rules = on_device.data();
   launch.bias = bias.data(), launch.plane_cap = caps.data();
   launch.rows = c.rows, launch.experts = c.experts, launch.slots = c.slots;
-  launch.scores = scored.data(), launch.expert = expert.data(), launch.weight = weight.data(), launch.planes = planes.data();
+  launch.expert = expert.data(), launch.weight = weight.data(), launch.planes = planes.data();
   launch.jobs = jobs.data(), launch.job_count = job_count.data(), launch.order = order.data();
   launch.counts = counts.data(), launch.expert_slots = expert_slots.data();
   launch.scratch = scratch.data(), launch.done = done.data(), launch.passed = passed.data();

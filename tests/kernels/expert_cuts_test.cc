@@ -37,8 +37,9 @@ int BusiestOf(int blocks, const Way& up, int up_stage, const Way& down, int down
   return *std::max_element(times.begin(), times.end());
 }
 
-constexpr CutShape kShapes[][2] = {{{1024, 32, 2, 2, 16}, {2048, 16, 1, 2, 16}},  {{1024, 32, 2, 4, 8}, {2048, 16, 1, 4, 8}}, {{768, 32, 2, 4, 8}, {2048, 12, 1, 4, 8}},
-                                   {{14336, 64, 2, 2, 16}, {4096, 224, 1, 2, 16}}, {{96, 4, 2, 1, 32}, {256, 2, 1, 1, 32}},     {{1024, 32, 2, 4, 4}, {2048, 16, 1, 4, 4}}};
+constexpr CutShape kShapes[][2] = {{{1024, 32, 2, 2, 16, 1088}, {2048, 16, 1, 2, 16, 1088}}, {{1024, 32, 2, 4, 8, 576}, {2048, 16, 1, 4, 8, 576}},
+                                   {{768, 32, 2, 4, 8, 576}, {2048, 12, 1, 4, 8, 576}},      {{14336, 64, 2, 2, 16, 1088}, {4096, 224, 1, 2, 16, 1088}},
+                                   {{96, 4, 2, 1, 32, 2048}, {256, 2, 1, 1, 32, 2048}},      {{1024, 32, 2, 4, 4, 576}, {2048, 16, 1, 4, 4, 576}}};
 
 TEST(ExpertCuts, InTurnAreTheBestOfAll) {
   for (const auto& [up, down] : kShapes) {
@@ -66,34 +67,38 @@ TEST(ExpertCuts, InTurnAreTheBestOfAll) {
   }
 }
 
-// When the last block is done, a claim each time that one is free, a unit's end being half a stage; in tiles.
-int LastOf(int blocks, const Way& way, int stage) {
+// When the last block is done, a claim each time that one is free; in tiles. beside: what a unit takes beside its tiles.
+int LastOf(int blocks, const Way& way, int beside) {
   std::priority_queue<int, std::vector<int>, std::greater<>> free_at;
   for (int block = 0; block < blocks; ++block) free_at.push(0);
   int last = 0;
   for (int unit = 0; unit < way.units; ++unit) {
-    const int end = free_at.top() + way.tiles + stage / 2;
+    const int end = free_at.top() + way.tiles + beside;
     free_at.pop(), free_at.push(end);
     last = std::max(last, end);
   }
   return last;
 }
 
+int BesideOf(const CutShape& shape, int rows) { return StageOf(shape) / 2 + rows * 2 * kTileCols * shape.k_tiles / shape.tile_bytes; }
+
 // By claims as they are made no other way is better by more than half of a unit of the one that was taken.
 TEST(ExpertCuts, OfClaimsAreNearlyTheBestOfAll) {
   for (const auto& shapes : kShapes) {
     for (const int blocks : {1, 7, 78, 132}) {
       for (const int items : {1, 5, 16, 17, 42, 64, 128, 200}) {
-        const ExpertCuts cuts = CutsOfClaims(items, blocks, shapes[0], shapes[1]);
+        const int rows = items * (items % 8 + 1);
+        const ExpertCuts cuts = CutsOfClaims(items, rows, blocks, shapes[0], shapes[1]);
         EXPECT_EQ(cuts.alone(), 0);
         for (const int product : {0, 1}) {
           const CutShape& shape = shapes[product];
+          const int beside = BesideOf(shape, rows / items);
           const Way mine = WayOf(shape, items, product == 0 ? cuts.up_way() : cuts.down_way());
           ASSERT_TRUE(mine.allowed) << items;
           for (int way = 0; way < kWays; ++way) {
             const Way other = WayOf(shape, items, way);
             if (!other.allowed) continue;
-            EXPECT_LE(LastOf(blocks, mine, StageOf(shape)), LastOf(blocks, other, StageOf(shape)) + (mine.tiles + StageOf(shape) / 2) / 2 + other.tiles)
+            EXPECT_LE(LastOf(blocks, mine, beside), LastOf(blocks, other, beside) + (mine.tiles + beside) / 2 + other.tiles + beside)
                 << items << " items, " << blocks << " blocks, product " << product << ", way " << way;
           }
         }
@@ -106,22 +111,23 @@ TEST(ExpertCuts, OfClaimsAreNearlyTheBestOfAll) {
 // and those of the second more.
 TEST(ExpertCuts, OfTheTestOfFewPieces) {
   for (const int items : {9, 10, 11, 12}) {
-    const ExpertCuts cuts = CutsOfClaims(items, 132, {1024, 64 / kTileCols, 2, 1, 32}, {64, 1024 / kTileCols, 1, 1, 32});
+    const ExpertCuts cuts = CutsOfClaims(items, 48, 132, {1024, 64 / kTileCols, 2, 1, 32, 2048}, {64, 1024 / kTileCols, 1, 1, 32, 2048});
     EXPECT_EQ(cuts.up_way(), 0) << items;
     EXPECT_GT(cuts.down_way(), 0) << items;
   }
 }
 
-TEST(ExpertCuts, OfNoItemsHaveNobodyAlone) { EXPECT_EQ(CutsInTurn(0, 132, {1024, 32, 2, 2, 16}, {2048, 16, 1, 2, 16}).alone(), 0); }
+TEST(ExpertCuts, OfNoItemsHaveNobodyAlone) { EXPECT_EQ(CutsInTurn(0, 132, {1024, 32, 2, 2, 16, 1088}, {2048, 16, 1, 2, 16, 1088}).alone(), 0); }
 
 // What kernels do with more items than their table has.
 TEST(ExpertCuts, OfManyItemsServeMore) {
-  const CutShape up = {768, 32, 2, 4, 8}, down = {2048, 12, 1, 4, 8};
-  const ExpertCuts last = CutsOfClaims(255, 132, up, down);
+  const CutShape up = {768, 32, 2, 4, 8, 576}, down = {2048, 12, 1, 4, 8, 576};
+  const ExpertCuts last = CutsOfClaims(255, 1024, 132, up, down);
   const auto time = [&](int items, const ExpertCuts& cuts) {
-    return LastOf(132, WayOf(up, items, cuts.up_way()), StageOf(up)) + LastOf(132, WayOf(down, items, cuts.down_way()), StageOf(down));
+    const int rows = 1024 / items;
+    return LastOf(132, WayOf(up, items, cuts.up_way()), BesideOf(up, rows)) + LastOf(132, WayOf(down, items, cuts.down_way()), BesideOf(down, rows));
   };
-  for (const int items : {256, 300, 512, 700}) EXPECT_LE(time(items, last), 1.05 * time(items, CutsOfClaims(items, 132, up, down))) << items;
+  for (const int items : {256, 300, 512, 700}) EXPECT_LE(time(items, last), 1.05 * time(items, CutsOfClaims(items, 1024, 132, up, down))) << items;
 }
 
 }  // namespace

@@ -360,7 +360,7 @@ void CudaOps::Select(const kernels::SelectArgs& args) const {
     launch.plane_cap = caps_ + static_cast<int64_t>(index) * experts;
     launch.rows = static_cast<int32_t>(args.logits.rows), launch.experts = experts, launch.slots = args.slots;
     launch.normalise = args.options.normalise;
-    launch.scores = call.Out(out.scores.data, out.scores.size());
+    if (!in_step_) launch.scores = call.Out(out.scores.data, out.scores.size());  // scratch, which nobody reads in a step: 2 MiB of 4,096 rows
     launch.expert = call.Out(out.expert.data, out.expert.size());
     launch.weight = call.Out(out.weight.data, out.weight.size());
     launch.planes = call.Out(out.planes.data, out.planes.size());

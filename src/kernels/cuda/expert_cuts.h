@@ -20,7 +20,7 @@ constexpr int StepsOf(int k_tiles, int share_log, int depth) { return (k_tiles +
 // Of a product of experts, what its cut depends on beside the number of items: a slice of an expert's rows is a whole number of stages, and a lane has at most
 // one piece of a stage to copy.
 struct CutShape {
-  int matrix_rows, k_tiles, mats, depth, slice_stages;
+  int matrix_rows, k_tiles, mats, depth, slice_stages, tile_bytes;
 };
 // Both products' ways to cut and, where blocks take units in turn, how many rounds of the second are those blocks' alone that had less to do of the first.
 struct ExpertCuts {
@@ -45,13 +45,14 @@ constexpr void EachWay(const CutShape& shape, int items, With&& with) {
 constexpr int TilesOfStage(const CutShape& shape) { return 2 * kGroupTiles * shape.depth; }
 
 // Where blocks claim units, each when it can copy more: all are busy until there are none, and then wait half of a unit for each other, once a product. A unit's
-// end takes what half a stage does.
-inline ExpertCuts CutsOfClaims(int items, int blocks, const CutShape& up, const CutShape& down) {
+// end takes what half a stage does, and an item's rows, which come once a unit, as long as tiles of as many bytes. rows: of all items.
+inline ExpertCuts CutsOfClaims(int items, int rows, int blocks, const CutShape& up, const CutShape& down) {
   const auto best_way = [&](const CutShape& shape) {
+    const int row_bytes = 2 * kTileCols * shape.k_tiles, rows_in_tiles = rows * row_bytes / (std::max(items, 1) * shape.tile_bytes);
     int64_t least = INT64_MAX;
     int best = 0;
     EachWay(shape, items, [&](int way, int units, int tiles, int) {
-      const int64_t halves = int64_t{tiles + TilesOfStage(shape) / 2} * (2 * units + blocks);
+      const int64_t halves = int64_t{tiles + TilesOfStage(shape) / 2 + rows_in_tiles} * (2 * units + blocks);
       if (halves < least) least = halves, best = way;
     });
     return best;

@@ -33,7 +33,6 @@ struct SlotWeights {
   float weight = 0;
   int32_t expert = -1;
 
-  __device__ SlotWeights() = default;
   __device__ SlotWeights(const SlotSums& slots, int64_t row) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     if (slots.slot_out == nullptr || lane >= slots.slots) return;

@@ -79,14 +79,17 @@ __global__ void ClampKernel(float* x, int64_t size, float limit) {
 template <typename V>
 __global__ void AddSlotsKernel(SlotSums sums, float* out, int count) {
   LetNextStart();
-  WaitForBefore();
   const int at = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (at - static_cast<int>(threadIdx.x % 32) >= count) return;
-  const SlotWeights weights(sums, blockIdx.y);
-  V* to = reinterpret_cast<V*>(out) + int64_t{blockIdx.y} * count + min(at, count - 1);
-  V sum = __ldcg(to);
-  AddFromSlots(sums, weights, blockIdx.y, count, min(at, count - 1), &sum);
-  if (at < count) *to = sum;
+#pragma unroll 1
+  for (int dry = gridDim.y <= kDryRows ? 1 : 0; dry >= 0; --dry) {
+    if (dry == 0) WaitForBefore();
+    if (at - static_cast<int>(threadIdx.x % 32) >= count) continue;
+    const SlotWeights weights(sums, blockIdx.y);
+    V* to = reinterpret_cast<V*>(out) + int64_t{blockIdx.y} * count + min(at, count - 1);
+    V sum = __ldcg(to);
+    AddFromSlots(sums, weights, blockIdx.y, count, min(at, count - 1), &sum);
+    if (at < count && dry == 0) *to = sum;
+  }
 }
 
 __global__ void GatherKernel(const float* x, const int32_t* picked, float* out, int64_t n) {

@@ -90,7 +90,7 @@ __device__ void CopyExperts(const ExpertsArgs& args, const Item* items, int item
   work.template CutDown<kPasses>(args);
   Claims claims(args.met + 1, up.cut.units + down.cut.units);
   Claims* const of = kPasses ? nullptr : &claims;
-  if (!kPasses) claims.Claim(which, dry, places.barriers);
+  if (!kPasses && !dry) claims.Begin(which);
   const Pace plain = args.up.kept <= kPassedSlots ? Pace::kHurried : Pace::kSteady;
   constexpr bool kOfBytes = HasLoPlane(kUp) || kUp == Packing::kHiPlane;
   CopyTiles(up, places, which, kPasses && !kOfBytes ? Pace::kSteady : plain, dry, &stage, of, [] {});
@@ -272,19 +272,20 @@ bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
 template <Packing kUp, Packing kDown, int NT, bool kPasses>
 void SetCuts(int blocks, ExpertsArgs* args) {
   struct Cuts {
-    std::array<int, 5> of{};
+    std::array<int, 6> of{};
     uint8_t by_items[kCutItems]{};
   };
   thread_local Cuts last;
-  const auto shape_of = [&](const StreamArgs& product, int mats, int depth) {
-    return CutShape{product.matrix_rows, product.k_tiles, mats, depth, kSliceCols<NT> / kTileCols / depth};
+  const auto shape_of = [&](const StreamArgs& product, int mats, int depth, int tile_bytes) {
+    return CutShape{product.matrix_rows, product.k_tiles, mats, depth, kSliceCols<NT> / kTileCols / depth, tile_bytes};
   };
-  const std::array<int, 5> of = {blocks, args->up.matrix_rows, args->up.k_tiles, args->down.matrix_rows, args->down.k_tiles};
+  const std::array<int, 6> of = {blocks, args->up.kept, args->up.matrix_rows, args->up.k_tiles, args->down.matrix_rows, args->down.k_tiles};
   if (last.of != of) {
     last.of = of;
     for (int items = 0; items < kCutItems; ++items) {
-      const CutShape up = shape_of(args->up, 2, kDepth<kUp, true>), down = shape_of(args->down, 1, kDepth<kDown, true>);
-      last.by_items[items] = (kPasses ? CutsInTurn(items, blocks, up, down) : CutsOfClaims(items, blocks, up, down)).packed;
+      const CutShape up = shape_of(args->up, 2, kDepth<kUp, true>, Ring<kUp, false>::kTile);
+      const CutShape down = shape_of(args->down, 1, kDepth<kDown, true>, Ring<kDown, false>::kTile);
+      last.by_items[items] = (kPasses ? CutsInTurn(items, blocks, up, down) : CutsOfClaims(items, args->up.kept, blocks, up, down)).packed;
     }
   }
   std::copy(std::begin(last.by_items), std::end(last.by_items), args->cuts[kUp == Packing::kHiPlane ? 1 : 0]);

@@ -67,26 +67,34 @@ __device__ inline void MeetCopying() {
 struct Claims {
   uint32_t* counter;  // units claimed beside every block's first
   int total;
-  int k = 0, unit = 0;  // unit: claim k - 1; at least `total`: there are no more
+  int k = 0, unit = static_cast<int>(blockIdx.x);  // unit: claim k; at least `total`: there are no more
   uint32_t next = 0;
 
   __device__ Claims(uint32_t* counter, int total) : counter(counter), total(total) {}
-  // By the warps that copy, which are thereby never a unit apart. dry: claims nothing.
-  __device__ void Claim(int which, bool dry, BlockBarriers* b) {
-    if (which == 0 && threadIdx.x % 32 == 0 && !dry) {
-      const int mine = static_cast<int>(k == 0 ? blockIdx.x : gridDim.x + next);
-      b->claims[k % kUnitsAhead] = mine;
-      BarrierArrive(&b->claimed[k % kUnitsAhead]);
-      if (mine < total) asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(next) : "l"(counter) : "memory");
+  // By the warps that copy: the first unit is every block's own. Asks for the next.
+  __device__ void Begin(int which) {
+    // As a counter that goes round, for of an addition the assembler makes one for all lanes, and a shuffle that waits for it here.
+    if (which == 0 && threadIdx.x % 32 == 0 && unit < total) {
+      asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], 0x7fffffff;" : "=r"(next) : "l"(counter) : "memory");
     }
-    MeetCopying();
-    unit = dry ? 0 : b->claims[k % kUnitsAhead];
+  }
+  // Goes to the next. The warps are thereby never a unit apart.
+  __device__ void Claim(int which, BlockBarriers* b) {
     ++k;
+    if (which == 0 && threadIdx.x % 32 == 0) {
+      unit = static_cast<int>(gridDim.x + next);
+      b->claims[k % kUnitsAhead] = unit;
+      BarrierArrive(&b->claimed[k % kUnitsAhead]);
+    }
+    Begin(which);
+    MeetCopying();
+    unit = b->claims[k % kUnitsAhead];
   }
 };
 // Claim k, by the other warps.
 __device__ inline int Claimed(BlockBarriers* b, int k) {
-  BarrierWait(&b->claimed[k % kUnitsAhead], k / kUnitsAhead % 2);
+  if (k == 0) return static_cast<int>(blockIdx.x);
+  BarrierWait(&b->claimed[k % kUnitsAhead], (k / kUnitsAhead % 2) ^ (k % kUnitsAhead == 0 ? 1 : 0));  // the first of all is not told
   return b->claims[k % kUnitsAhead];
 }
 
@@ -163,7 +171,7 @@ __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& 
   int k = 0;
   const auto unit_now = [&] { return claims != nullptr ? claims->unit - work.before : work.UnitAt(k); };
 #pragma unroll 1
-  for (; dry || unit_now() < work.cut.units; claims != nullptr ? claims->Claim(which, false, &b) : static_cast<void>(++k)) {
+  for (; dry || unit_now() < work.cut.units; claims != nullptr ? claims->Claim(which, &b) : static_cast<void>(++k)) {
     const Copier<kPacking, NT, kStage> copier(work, work.Open(dry ? 0 : unit_now()), which, dry);
 #pragma unroll 1
     for (int step = 0; step < work.cut.steps; ++step, stage->Next(work.ring.stages)) {
