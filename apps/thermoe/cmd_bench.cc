@@ -339,7 +339,7 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlVie
     for (const auto& [name, stage] : kStages) {
       entry["stage_us_per_token"][name] = no_stages ? Json() : Json(result.stages_per_token.*stage);
     }
-    entry["bandwidth_frac"] = simulated ? Json() : Json(result.rate.median * result.bytes_per_token / (read_gbps * 1e9));
+    entry["bandwidth_frac"] = simulated || read_gbps <= 0 ? Json() : Json(result.rate.median * result.bytes_per_token / (read_gbps * 1e9));
     entry["joules_per_token"] = result.joules ? SpreadJson(*result.joules) : Json();
     entry["energy_source"] = EnergySourceName(result.source);
     entry["energy_estimated_frac"] = result.joules ? Json(result.estimated_frac) : Json();
@@ -375,7 +375,9 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
   PrintFields({{"model", fmt::format("{}, {}, experts {}", info.path, info.architecture, info.expert_type)},
                {"machine", CpuName()},
                {"engine", engine.Describe()},
-               {"memory", read_gbps > 0 ? fmt::format("reads {:.1f} GB/s, measured in this run", read_gbps) : "simulated"},
+               {"memory", read_gbps > 0                  ? fmt::format("{} {:.1f} GB/s, measured in this run", engine.device_load().bytes > 0 ? "of the GPU, reads" : "reads", read_gbps)
+                          : engine.telemetry().simulated ? "simulated"
+                                                         : "its speed is not known: the GPU has too little left to measure it"},
                {"telemetry", engine.telemetry().name + (engine.telemetry().simulated ? ": times and joules are simulated" : "")},
                {"runs", fmt::format("{} of each{} after one warm-up", flags.repeat,
                                     flags.vs.empty() ? "" : ", alternating with --vs,")}});
@@ -391,7 +393,7 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
     const auto rate = [](double value) { return fmt::format("{:.1f}", value); };
     std::vector<std::string> row = {result.what.name, rate(result.rate.median), rate(result.rate.least), rate(result.rate.most),
                                     BytesText(result.bytes_per_token),
-                                    simulated ? "-" : fmt::format("{:.1f} %", 100 * result.rate.median * result.bytes_per_token / (read_gbps * 1e9))};
+                                    simulated || read_gbps <= 0 ? "-" : fmt::format("{:.1f} %", 100 * result.rate.median * result.bytes_per_token / (read_gbps * 1e9))};
     if (energy) row.push_back(fmt::format("{:.3g}", 1e3 * result.joules->median));
     if (const auto& cost = result.telemetry_cost) {
       row.insert(row.end(), {fmt::format("{:+.2f} %", 100 * cost->median_frac), fmt::format("{:.2f} %", 100 * cost->error_frac),
@@ -455,7 +457,11 @@ Status Bench(BenchFlags flags) {
   Result<std::unique_ptr<Engine>> engine = Engine::Create(opened->model, options);
   if (!engine.ok()) return engine.status();
   if (!flags.control.on()) THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, engine->get()));
-  const double read_gbps = plant ? 0 : MeasureReadGbps(flags.model.threads > 0 ? flags.model.threads : UsableThreads());
+  // Of the memory that the model is in; 0: not known.
+  const bool on_gpu = (*engine)->device_load().bytes > 0;
+  const double read_gbps = plant    ? 0
+                           : on_gpu ? (*engine)->MeasureDeviceReadGbps()
+                                    : MeasureReadGbps(flags.model.threads > 0 ? flags.model.threads : UsableThreads());
   ProgressBar bar("bench");
   std::unique_ptr<Live> live = Live::Start(flags.live, engine->get());
   const Result<std::vector<CaseResult>> results = Measure(flags, *telemetry, engine->get(), cases, &bar, live.get());

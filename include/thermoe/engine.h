@@ -184,6 +184,8 @@ class Engine {
   virtual ControlView control_view() = 0;
   virtual CostView cost_view() const = 0;
   virtual DeviceLoad device_load() const = 0;
+  // 1e9 bytes a second that a GPU reads of its own memory, measured now (some milliseconds; while nothing runs); 0 on the processor.
+  virtual double MeasureDeviceReadGbps() = 0;
   // Writes state_path and what is left of the decision log; nothing without them. Errors: of writing.
   virtual Status SaveControl() = 0;
 

@@ -49,6 +49,7 @@ class EngineImpl final : public Engine, private LogitSink {
   ControlView control_view() override;
   CostView cost_view() const override;
   DeviceLoad device_load() const override;
+  double MeasureDeviceReadGbps() override { return 1e-9 * ops_->MeasureReadSpeed(); }
   Status SaveControl() override;
   const StepRecord& last_step() const override { return record_; }
   std::string Describe() const override;

@@ -110,6 +110,8 @@ class Residency {
   // Whether operations run on a device with memory of its own.
   virtual bool on_device() const { return false; }
   virtual LoadFacts load_facts() const { return {}; }
+  // Bytes a second that the device reads of its own memory, measured now; 0 of the host, and where it cannot be.
+  virtual double MeasureReadSpeed() const { return 0; }
   // Its name, "" for the host, and the telemetry source that shows it (EngineOptions::telemetry).
   virtual std::string device_name() const { return ""; }
   virtual std::string sensors() const { return "linux"; }

@@ -53,6 +53,14 @@ TEST_P(Cuda, RowOperations) {
   Run(cases);
 }
 
+TEST_P(Cuda, ReadsItsMemory) {
+  const double first = ops_->MeasureReadSpeed(), second = ops_->MeasureReadSpeed();
+  EXPECT_GT(first, 50e9);  // any device's with these kernels
+  EXPECT_LT(first, 20e12);
+  EXPECT_NEAR(second / first, 1, 0.3);
+  EXPECT_TRUE(ops_->Health().ok());
+}
+
 TEST_P(Cuda, EmbedOfEveryType) {
   Random random(2);
   std::vector<OpCase> cases;

@@ -3,8 +3,8 @@
 // which comes first, as on the host. What select.cu and gate.cu choose by; choose_lists.cuh makes the lists of the dispatch.
 #pragma once
 
+#include "kernels/cuda/rank_experts.cuh"
 #include "kernels/cuda/select.h"
-#include "kernels/cuda/warp.cuh"
 
 namespace thermoe::cuda {
 
@@ -25,18 +25,6 @@ __device__ inline float Gain(const SelectRules& rules, int others) {
   return expf(rules.soft_batch / 2 * log2f(1.0f + static_cast<float>(others)));
 }
 
-__device__ inline int Lane() { return static_cast<int>(threadIdx.x % 32); }
-
-// Rises with value; what is not a number is least but for 0, which is of no value.
-inline constexpr uint32_t kKeyOfNaN = 1;
-__device__ inline uint32_t Ordered(float value) {
-  const uint32_t bits = __float_as_uint(value);
-  return value != value ? kKeyOfNaN : bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
-}
-__device__ inline float FromOrdered(uint32_t key) {
-  return key <= kKeyOfNaN ? NAN : __uint_as_float(key ^ (~static_cast<uint32_t>(static_cast<int32_t>(key) >> 31) | 0x80000000u));
-}
-
 // Which of the lane's experts there are: bit i.
 template <int kLane>
 __device__ uint32_t Existing(int experts) {
@@ -45,9 +33,7 @@ __device__ uint32_t Existing(int experts) {
 }
 
 template <int kLane>
-struct Token {
-  float score[kLane];
-};
+using Token = OfLane<float, kLane>;  // scores
 
 // e / sum for 0 <= e and 1e-4 <= sum <= 1e4, rounded as the division is (but for what is far below 1e-30): one reciprocal serves all of a row.
 class DivideBy {
@@ -77,12 +63,12 @@ __device__ Token<kLane> SoftmaxOf(const float (&logits)[kLane]) {
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
-    token.score[i] = expf(logits[i] - most);
-    sum += token.score[i];
+    token.of[i] = expf(logits[i] - most);
+    sum += token.of[i];
   }
   const DivideBy divide(WarpSum(sum));
 #pragma unroll
-  for (int i = 0; i < kLane; ++i) token.score[i] = divide(token.score[i]);
+  for (int i = 0; i < kLane; ++i) token.of[i] = divide(token.of[i]);
   return token;
 }
 
@@ -106,17 +92,18 @@ __device__ void ReadExperts(const float* rows, int64_t row, int experts, float m
   for (int i = 0; i < kLane; ++i) to[i] = exists >> i & 1 ? __ldcg(from + i) : missing;
 }
 template <int kLane>
-__device__ void WriteExperts(float* rows, int64_t row, int experts, uint32_t exists, const float (&values)[kLane]) {
+THERMOE_RARE void WriteScores(float* rows, int64_t row, int experts, OfLane<float, kLane> values) {
+  const uint32_t exists = Existing<kLane>(experts);
   float* to = rows + row * experts + Lane() * kLane;
   if constexpr (kLane == 4) {
     if (WholeVectors<kLane>(rows, experts)) {
-      if (exists != 0) *reinterpret_cast<float4*>(to) = {values[0], values[1], values[2], values[3]};
+      if (exists != 0) *reinterpret_cast<float4*>(to) = {values.of[0], values.of[1], values.of[2], values.of[3]};
       return;
     }
   }
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
-    if (exists >> i & 1) to[i] = values[i];
+    if (exists >> i & 1) to[i] = values.of[i];
   }
 }
 
@@ -125,7 +112,7 @@ template <int kLane>
 struct RowInput {
   kernels::RowKind kind;
   float logits[kLane];  // of the lane's experts; -inf: there is none
-  float bias[kLane];    // 0 without one
+  OfLane<float, kLane> bias;  // 0 without one
   uint32_t uncapped;    // bit i: expert l * kLane + i may be read with both planes
 };
 
@@ -137,127 +124,26 @@ __device__ void ReadRow(const SelectLaunch& l, int64_t t, RowInput<kLane>* input
   input->kind = l.kinds[t];
 }
 template <int kLane>
+THERMOE_RARE OfLane<float, kLane> ReadBias(const float* bias, int experts) {
+  OfLane<float, kLane> values;
+  ReadExperts(bias, 0, experts, 0, values.of);
+  return values;
+}
+template <int kLane>
+THERMOE_RARE uint32_t ReadUncapped(const uint8_t* plane_cap, int experts) {
+  const uint32_t exists = Existing<kLane>(experts);
+  uint32_t uncapped = 0;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) uncapped |= static_cast<uint32_t>((exists >> i & 1) && plane_cap[Lane() * kLane + i] > 1) << i;
+  return uncapped;
+}
+template <int kLane>
 __device__ void ReadKnobs(const SelectLaunch& l, const SelectRules& rules, RowInput<kLane>* input) {
   input->uncapped = ~0u;
 #pragma unroll
-  for (int i = 0; i < kLane; ++i) input->bias[i] = 0;
-  if (rules.has_bias) [[unlikely]] ReadExperts(l.bias, 0, l.experts, 0, input->bias);
-  if (rules.has_cap) [[unlikely]] {
-    const uint32_t exists = Existing<kLane>(l.experts);
-    input->uncapped = 0;
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) input->uncapped |= static_cast<uint32_t>((exists >> i & 1) && l.plane_cap[Lane() * kLane + i] > 1) << i;
-  }
-}
-
-// A lane's experts by falling rank, the lower expert first among equals. Short lists are sorted once; of long ones the first is brought to the front.
-template <int kLane>
-struct Ranking {
-  static constexpr bool kSorted = kLane <= 8;
-  uint32_t key[kLane];  // Ordered of the rank; 0: none left
-  int32_t expert[kLane];
-};
-
-// Swaps two places if the second comes before the first.
-template <int kLane>
-__device__ void Sort2(Ranking<kLane>* ranking, int a, int b) {
-  const uint32_t key_a = ranking->key[a], key_b = ranking->key[b];
-  const int32_t expert_a = ranking->expert[a], expert_b = ranking->expert[b];
-  // Sorted lists swap only neighbours, so that equals keep their order.
-  const bool swap = key_b > key_a || (!Ranking<kLane>::kSorted && key_b == key_a && expert_b < expert_a);
-  ranking->key[a] = swap ? key_b : key_a, ranking->key[b] = swap ? key_a : key_b;
-  ranking->expert[a] = swap ? expert_b : expert_a, ranking->expert[b] = swap ? expert_a : expert_b;
-}
-
-template <int kLane>
-__device__ void BringFirst(Ranking<kLane>* ranking) {
-#pragma unroll
-  for (int i = 1; i < kLane; ++i) Sort2(ranking, 0, i);
-}
-
-// Sorts it, anew where keys have become 0.
-template <int kLane>
-__device__ void SortRanking(Ranking<kLane>* ranking) {
-  if constexpr (Ranking<kLane>::kSorted) {
-#pragma unroll
-    for (int pass = 0; pass < kLane; ++pass) {
-#pragma unroll
-      for (int i = pass % 2; i + 1 < kLane; i += 2) Sort2(ranking, i, i + 1);
-    }
-  } else {
-    BringFirst(ranking);
-  }
-}
-
-template <int kLane, typename Rank>
-__device__ Ranking<kLane> RankExperts(uint32_t allowed, Rank&& rank) {
-  Ranking<kLane> ranking;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) {
-    ranking.key[i] = Ordered(rank(i)) & (0u - (allowed >> i & 1));  // no branches
-    ranking.expert[i] = Lane() * kLane + i;
-  }
-  SortRanking(&ranking);
-  return ranking;
-}
-
-// Removes the first if it is `taken`. Without branches where the list is short.
-template <int kLane>
-__device__ void RemoveFirst(bool taken, Ranking<kLane>* ranking) {
-  if constexpr (Ranking<kLane>::kSorted) {
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) {
-      ranking->key[i] = !taken ? ranking->key[i] : i + 1 < kLane ? ranking->key[i + 1] : 0;
-      if (i + 1 < kLane) ranking->expert[i] = taken ? ranking->expert[i + 1] : ranking->expert[i];
-    }
-  } else if (taken) {
-    ranking->key[0] = 0;
-    BringFirst(ranking);
-  }
-}
-
-// Where a warp's lanes put what they choose. In shared memory.
-struct WarpRoom {
-  uint2 slot[32];  // rank as Ordered, expert
-};
-
-// What a warp has chosen so far.
-struct Choice {
-  int count = 0;   // slots in its WarpRoom
-  float mass = 0;  // their ranks, added in order: meant for scores, which are not negative
-};
-
-// Fills places up to `target` by rank, as far as the ranking goes. kEndless: it goes that far. kAsks: of lanes whose best are equal the lowest comes first; without
-// asking, which is quicker, all do, and what it did is worth nothing: false.
-template <bool kEndless, bool kAsks, int kLane>
-__device__ bool ExtendOnce(int target, Ranking<kLane>* ranking, WarpRoom* room, Choice* choice) {
-  const uint32_t below = (1u << Lane()) - 1;
-  uint32_t equal = 0, others = 0;
-  uint2* slot = &room->slot[choice->count];
-#pragma unroll 1
-  for (; choice->count < target; ++choice->count, ++slot) {
-    const uint32_t top = __reduce_max_sync(kAllLanes, ranking->key[0]);
-    others |= equal & (equal - 1);  // of the place before, which nothing waits for here
-    if (!kEndless && top == 0) break;
-    const bool best = ranking->key[0] == top;
-    equal = __ballot_sync(kAllLanes, best);
-    const bool first = best && (!kAsks || (equal & below) == 0);
-    if (first) *slot = {top, static_cast<uint32_t>(ranking->expert[0])};
-    RemoveFirst(first, ranking);
-    choice->mass += __uint_as_float(top & 0x7fffffffu);
-  }
-  return kAsks || (others | (equal & (equal - 1))) == 0;
-}
-
-// The same by the ranking that rank() makes.
-template <bool kEndless, typename Rank>
-__device__ void Extend(int target, const Rank& rank, WarpRoom* room, Choice* choice) {
-  const Choice before = *choice;
-  auto ranking = rank();
-  if (ExtendOnce<kEndless, false>(target, &ranking, room, choice)) [[likely]] return;
-  __syncwarp();
-  *choice = before, ranking = rank();
-  ExtendOnce<kEndless, true>(target, &ranking, room, choice);
+  for (int i = 0; i < kLane; ++i) input->bias.of[i] = 0;
+  if (rules.has_bias) [[unlikely]] input->bias = ReadBias<kLane>(l.bias, l.experts);
+  if (rules.has_cap) [[unlikely]] input->uncapped = ReadUncapped<kLane>(l.plane_cap, l.experts);
 }
 
 // A row's slots, slot i in lane i.
@@ -299,38 +185,44 @@ struct OwnChoice {
   Slots biased;      // the best by score, then by score and bias; without a bias the same
 };
 
+// The best by score, then by score and bias.
+template <int kLane>
+THERMOE_RARE Slots ChooseBiased(int slots, int experts, Token<kLane> scores, OfLane<float, kLane> bias, int plain_expert, WarpRoom* room) {
+  const int first = __shfl_sync(kAllLanes, plain_expert, 0);  // it stays
+  const uint32_t others = Existing<kLane>(experts) & ~(first / kLane == Lane() ? 1u << (first % kLane) : 0);
+  Choice choice;
+  choice.count = 1;
+  Extend<true>(slots, KeysOf<kLane>(others, [&](int i) { return scores.of[i] + bias.of[i]; }), room, &choice);
+  return ReadSlots(slots, *room);
+}
+
 template <int kLane>
 __device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowInput<kLane>& input, WarpRoom* room) {
   OwnChoice<kLane> own;
   own.scores = SoftmaxOf(input.logits);
-  const auto& score = own.scores.score;
+  const auto& score = own.scores.of;
   Choice plain;
+  OfLane<uint32_t, kLane> keys;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) keys.of[i] = __float_as_uint(score[i]) | 0x80000000u;  // as Ordered: of a row all are not numbers, or none
   // Experts that there are not come last among equals, and there are as many as slots.
-  Extend<true>(l.slots, [&] { return RankExperts<kLane>(~0u, [&](int i) { return score[i]; }); }, room, &plain);
+  Extend<true>(l.slots, keys, room, &plain);
   own.plain = own.biased = ReadSlots(l.slots, *room);
   own.plain_mass = score[0] == score[0] ? plain.mass : NAN;
   if (rules.has_bias == 0) [[likely]] return own;
-  const int first = __shfl_sync(kAllLanes, own.plain.expert, 0);  // it stays
-  const uint32_t others = Existing<kLane>(l.experts) & ~(first / kLane == Lane() ? 1u << (first % kLane) : 0);
-  Choice biased;
-  biased.count = 1;
-  Extend<true>(l.slots, [&] { return RankExperts<kLane>(others, [&](int i) { return score[i] + input.bias[i]; }); }, room, &biased);
-  own.biased = ReadSlots(l.slots, *room);
+  own.biased = ChooseBiased<kLane>(l.slots, l.experts, own.scores, input.bias, own.plain.expert, room);
   return own;
 }
 
-// Which of the lane's experts the first `count` slots, which are not empty, have: bit i.
+// Which of the lane's experts the first `count` slots, which are not empty, have: bit i. By the room, whose slots have been read.
 template <int kLane>
-__device__ uint32_t ExpertsOf(const Slots& slots, int count) {
-  uint32_t has = 0;
-#pragma unroll 1
-  for (int first = 0; first < count; first += kAtOnce) {
-#pragma unroll
-    for (int i = first; i < first + kAtOnce; ++i) {
-      const auto expert = static_cast<uint32_t>(__shfl_sync(kAllLanes, slots.expert, i));
-      has |= (i < count && expert / kLane == static_cast<uint32_t>(Lane()) ? 1u : 0u) << (expert % kLane);
-    }
-  }
+__device__ uint32_t ExpertsOf(const Slots& slots, int count, WarpRoom* room) {
+  room->slot[Lane()].x = 0;
+  __syncwarp();
+  if (Lane() < count) atomicOr(&room->slot[slots.expert / kLane].x, 1u << (slots.expert % kLane));
+  __syncwarp();
+  const uint32_t has = room->slot[Lane()].x;
+  __syncwarp();
   return has;
 }
 
@@ -345,37 +237,32 @@ template <int kLane>
 __device__ Slots ChooseTogether(const RowRules& row, int experts, int slots, const RowInput<kLane>& input, const OwnChoice<kLane>& own,
                                 const Together& together, WarpRoom* room) {
   const uint32_t allowed = row.hard ? together.batch->guaranteed[Lane() * kLane / 32] >> (Lane() * kLane % 32) : ~0u;
-  const uint32_t among = Existing<kLane>(experts) & allowed & ~ExpertsOf<kLane>(own.biased, row.stay);
-  const uint32_t held = row.soft ? ExpertsOf<kLane>(own.biased, slots) : 0;
+  const uint32_t among = Existing<kLane>(experts) & allowed & ~ExpertsOf<kLane>(own.biased, row.stay, room);
+  const uint32_t held = row.soft ? ExpertsOf<kLane>(own.biased, slots, room) : 0;
   const auto rank = [&](int i) {
-    const float score = own.scores.score[i];
+    const float score = own.scores.of[i];
     const float2 gain = row.soft ? together.gain[Lane() * kLane + i] : float2{1, 1};
-    return score + (score * ((held >> i & 1 ? gain.y : gain.x) - 1) + input.bias[i]);
+    return score + (score * ((held >> i & 1 ? gain.y : gain.x) - 1) + input.bias.of[i]);
   };
   Choice choice;
   choice.count = row.stay;
-  Extend<false>(slots, [&] { return RankExperts<kLane>(among, rank); }, room, &choice);
+  Extend<false>(slots, KeysOf<kLane>(among, rank), room, &choice);
   Slots chosen = ReadSlots(choice.count, *room);
   if (Lane() < row.stay) chosen.expert = own.biased.expert, chosen.score = own.biased.score;
   return chosen;
 }
 
-// The scores of a choice, slot i's in lane i.
+// A choice by rank as one by score: slots by falling score, ties by rising expert.
 template <int kLane>
-__device__ float ScoresOf(const Token<kLane>& scores, int expert) {
+THERMOE_RARE Slots ByScore(Token<kLane> scores, Slots slots) {
   float score = 0;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
-    const float other = __shfl_sync(kAllLanes, scores.score[i], max(expert, 0) / kLane);
-    if (expert >= 0 && expert % kLane == i) score = other;
+    const float other = __shfl_sync(kAllLanes, scores.of[i], max(slots.expert, 0) / kLane);
+    if (slots.expert >= 0 && slots.expert % kLane == i) score = other;
   }
-  return score;
-}
-
-// By falling score, ties by rising expert.
-__device__ inline Slots SortByScore(const Slots& slots) {
   const int lane = Lane();
-  const uint32_t key = Ordered(slots.score);
+  const uint32_t key = Ordered(score);
   int place = 0;
 #pragma unroll 1
   for (int first = 0; first < slots.count; first += kAtOnce) {
@@ -395,11 +282,11 @@ __device__ inline Slots SortByScore(const Slots& slots) {
       if (__shfl_sync(kAllLanes, place, i) == lane) from = i;
     }
   }
-  return {__shfl_sync(kAllLanes, slots.expert, from), __shfl_sync(kAllLanes, slots.score, from), slots.count};
+  return {__shfl_sync(kAllLanes, slots.expert, from), __shfl_sync(kAllLanes, score, from), slots.count};
 }
 
 // Scores of the first `count` slots, added in order.
-__device__ inline float MassOf(float score, int count) {
+THERMOE_RARE inline float MassOf(float score, int count) {
   float mass = 0;
 #pragma unroll 1
   for (int first = 0; first < count; first += kAtOnce) {
@@ -442,8 +329,11 @@ __device__ inline RowResult Weigh(const SelectLaunch& l, const SelectRules& rule
   return {here ? 2 * slots.expert + (full ? 0 : 1) : -1, l.slots - kept, DivideBy(plain_mass)(plain_mass - mass)};
 }
 
+THERMOE_RARE inline void WriteEmptyRow(int64_t t, int slots, int32_t* expert, float* weight, Planes* planes) {
+  if (const int64_t at = t * slots + Lane(); Lane() < slots) expert[at] = -1, weight[at] = 0, planes[at] = Planes::kBoth;
+}
 __device__ inline RowResult EmptyRow(const SelectLaunch& l, int64_t t) {
-  if (const int64_t at = t * l.slots + Lane(); Lane() < l.slots) l.expert[at] = -1, l.weight[at] = 0, l.planes[at] = Planes::kBoth;
+  WriteEmptyRow(t, l.slots, l.expert, l.weight, l.planes);
   return {};
 }
 
@@ -451,7 +341,7 @@ __device__ inline RowResult EmptyRow(const SelectLaunch& l, int64_t t) {
 template <int kLane>
 __device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, const RowRules& row, int64_t t, const RowInput<kLane>& input,
                                const OwnChoice<kLane>& own, const Together& others, WarpRoom* room) {
-  if (l.scores != nullptr) WriteExperts(l.scores, t, l.experts, rules.dry == 0 ? Existing<kLane>(l.experts) : 0, own.scores.score);
+  if (l.scores != nullptr && rules.dry == 0) [[unlikely]] WriteScores<kLane>(l.scores, t, l.experts, own.scores);
   const bool together = others.batch != nullptr && (row.hard || row.soft);
   const bool is_plain = !together && !row.hard && rules.has_bias == 0;
   Slots slots = own.plain;
@@ -459,10 +349,7 @@ __device__ RowResult FinishRow(const SelectLaunch& l, const SelectRules& rules, 
     if (together) slots = ChooseTogether(row, l.experts, l.slots, input, own, others, room);
     else slots = own.biased, slots.count = row.hard ? row.stay : slots.count;  // alone, nobody else holds what is not its own
     slots.count = min(slots.count, rules.most);
-    if ((together && row.soft) || rules.has_bias) {
-      slots.score = ScoresOf(own.scores, slots.expert);
-      slots = SortByScore(slots);
-    }
+    if ((together && row.soft) || rules.has_bias) slots = ByScore(own.scores, slots);
   }
   bool may_read_lo = true;
   if (rules.has_cap) [[unlikely]] {

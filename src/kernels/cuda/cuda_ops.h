@@ -30,6 +30,7 @@ class CudaOps final : public kernels::Ops {
   std::string_view name() const override { return name_; }
   bool on_device() const override { return true; }
   kernels::LoadFacts load_facts() const override { return load_; }
+  double MeasureReadSpeed() const override;  // measure.cc
   std::string device_name() const override { return device_.name; }
   std::string sensors() const override { return "nvml:" + device_.uuid; }
   Status Hold(const kernels::ResidentModel& model) override;

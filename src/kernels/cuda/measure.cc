@@ -2,6 +2,7 @@
 // Operations as a graph that is replayed to be measured: what they take inside a step, launches shared as there.
 #include "base/check.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/read_speed.h"
 
 namespace thermoe::cuda {
 
@@ -47,6 +48,12 @@ std::unique_ptr<kernels::MeasuredStep> CudaOps::Measure(std::function<void()> re
   }
   THERMOE_CHECK(!pending_.empty());
   return std::make_unique<MeasuredGraph>(*this, CapturePending("making a graph of what is measured"));
+}
+
+double CudaOps::MeasureReadSpeed() const {
+  LaunchPending();
+  Synchronise();
+  return health_.ok() ? ReadBytesPerSecond(stream_) : 0;
 }
 
 }  // namespace thermoe::cuda

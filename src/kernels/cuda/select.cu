@@ -175,6 +175,20 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLau
 }
 
 // Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.
+// One row, by one warp: less code, all of which comes anew where launches follow each other.
+template <int kLane>
+__global__ void __launch_bounds__(32) SelectOneKernel(SelectLaunch l) {
+  __shared__ TeamRoom<kLane> room_place;
+  TeamRoom<kLane>& room = *Held(&room_place);
+  const BlockTeam team;
+  WaitForBefore();
+  LetNextStart();
+  RowInput<kLane> input{};
+  ReadRow(l, 0, &input);
+  const SelectRules rules = *l.rules;
+  SelectFew<true>(l, rules, team, &input, &room, [] {});
+}
+
 template <int kLane>
 __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(SelectLaunch l, ManyRooms rooms, int turns, int turns_of_block) {
   __shared__ struct {
@@ -234,6 +248,10 @@ int64_t BlocksOf(int64_t rows) { return min(int64_t{kMostBlocks}, TurnsOf(rows))
 
 template <int kLane>
 void Launch(const SelectLaunch& l, cudaStream_t stream) {
+  if (l.rows == 1) {
+    LaunchEarly(SelectOneKernel<kLane>, dim3(1), dim3(32), 0, stream, l);
+    return;
+  }
   if (l.rows <= kTeamWarps<kLane>) {
     LaunchEarly(SelectKernel<kLane>, dim3(1), dim3(static_cast<unsigned>(32 * l.rows)), 0, stream, l);
     return;

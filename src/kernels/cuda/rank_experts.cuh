@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// A warp's experts by rank, lane l holding experts l * kLane + i, and the best of them in slots. What choose.cuh chooses by.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/warp.cuh"
+
+namespace thermoe::cuda {
+
+__device__ inline int Lane() { return static_cast<int>(threadIdx.x % 32); }
+
+// Rises with value; what is not a number is least but for 0, which is of no value.
+inline constexpr uint32_t kKeyOfNaN = 1;
+__device__ inline uint32_t Ordered(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  return value != value ? kKeyOfNaN : bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
+}
+__device__ inline float FromOrdered(uint32_t key) {
+  return key <= kKeyOfNaN ? NAN : __uint_as_float(key ^ (~static_cast<uint32_t>(static_cast<int32_t>(key) >> 31) | 0x80000000u));
+}
+
+// A value of each of the lane's experts.
+template <typename T, int kLane>
+struct OfLane {
+  T of[kLane];
+};
+
+// What steering that is off does not need is in functions of its own, not inlined, so that it does not stand in the way of the code that comes anew with every launch
+// (launch_early.cuh). They take values, not addresses, which would keep what is theirs out of registers.
+#define THERMOE_RARE __device__ __noinline__
+
+// A lane's experts by falling rank, the lower expert first among equals. Short lists are sorted once; of long ones the first is brought to the front.
+template <int kLane>
+struct Ranking {
+  static constexpr bool kSorted = kLane <= 8;
+  uint32_t key[kLane];  // Ordered of the rank; 0: none left
+  int32_t expert[kLane];
+};
+
+// Swaps two places if the second comes before the first.
+template <int kLane>
+__device__ void Sort2(Ranking<kLane>* ranking, int a, int b) {
+  const uint32_t key_a = ranking->key[a], key_b = ranking->key[b];
+  const int32_t expert_a = ranking->expert[a], expert_b = ranking->expert[b];
+  // Sorted lists swap only neighbours, so that equals keep their order.
+  const bool swap = key_b > key_a || (!Ranking<kLane>::kSorted && key_b == key_a && expert_b < expert_a);
+  ranking->key[a] = swap ? key_b : key_a, ranking->key[b] = swap ? key_a : key_b;
+  ranking->expert[a] = swap ? expert_b : expert_a, ranking->expert[b] = swap ? expert_a : expert_b;
+}
+
+template <int kLane>
+__device__ void BringFirst(Ranking<kLane>* ranking) {
+#pragma unroll
+  for (int i = 1; i < kLane; ++i) Sort2(ranking, 0, i);
+}
+
+// Sorts it, anew where keys have become 0.
+template <int kLane>
+__device__ void SortRanking(Ranking<kLane>* ranking) {
+  if constexpr (Ranking<kLane>::kSorted) {
+#pragma unroll
+    for (int pass = 0; pass < kLane; ++pass) {
+#pragma unroll
+      for (int i = pass % 2; i + 1 < kLane; i += 2) Sort2(ranking, i, i + 1);
+    }
+  } else {
+    BringFirst(ranking);
+  }
+}
+
+template <int kLane>
+__device__ Ranking<kLane> RankExperts(const OfLane<uint32_t, kLane>& keys) {
+  Ranking<kLane> ranking;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) ranking.key[i] = keys.of[i], ranking.expert[i] = Lane() * kLane + i;
+  SortRanking(&ranking);
+  return ranking;
+}
+
+// Removes the first if it is `taken`. Without branches where the list is short.
+template <int kLane>
+__device__ void RemoveFirst(bool taken, Ranking<kLane>* ranking) {
+  if constexpr (Ranking<kLane>::kSorted) {
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) {
+      ranking->key[i] = !taken ? ranking->key[i] : i + 1 < kLane ? ranking->key[i + 1] : 0;
+      if (i + 1 < kLane) ranking->expert[i] = taken ? ranking->expert[i + 1] : ranking->expert[i];
+    }
+  } else if (taken) {
+    ranking->key[0] = 0;
+    BringFirst(ranking);
+  }
+}
+
+// Where a warp's lanes put what they choose. In shared memory.
+struct WarpRoom {
+  uint2 slot[32];  // rank as Ordered, expert
+};
+
+// What a warp has chosen so far.
+struct Choice {
+  int count = 0;   // slots in its WarpRoom
+  float mass = 0;  // their ranks, added in order: meant for scores, which are not negative
+};
+
+// Fills places up to `target` by rank, as far as the ranking goes. kEndless: it goes that far. kAsks: of lanes whose best are equal the lowest comes first; without
+// asking, which is quicker, all do, and what it did is worth nothing: false.
+template <bool kEndless, bool kAsks, int kLane>
+__device__ bool ExtendOnce(int target, Ranking<kLane>* ranking, WarpRoom* room, Choice* choice) {
+  const uint32_t below = (1u << Lane()) - 1;
+  uint32_t equal = 0, others = 0;
+  uint2* slot = &room->slot[choice->count];
+#pragma unroll 1
+  for (; choice->count < target; ++choice->count, ++slot) {
+    const uint32_t top = __reduce_max_sync(kAllLanes, ranking->key[0]);
+    others |= equal & (equal - 1);  // of the place before, which nothing waits for here
+    if (!kEndless && top == 0) break;
+    const bool best = ranking->key[0] == top;
+    equal = __ballot_sync(kAllLanes, best);
+    const bool first = best && (!kAsks || (equal & below) == 0);
+    if (first) *slot = {top, static_cast<uint32_t>(ranking->expert[0])};
+    RemoveFirst(first, ranking);
+    choice->mass += __uint_as_float(top & 0x7fffffffu);
+  }
+  return kAsks || (others | (equal & (equal - 1))) == 0;
+}
+
+template <bool kEndless, int kLane>
+THERMOE_RARE Choice ExtendAsking(int target, OfLane<uint32_t, kLane> keys, WarpRoom* room, Choice choice) {
+  Ranking<kLane> ranking = RankExperts(keys);
+  ExtendOnce<kEndless, true>(target, &ranking, room, &choice);
+  return choice;
+}
+
+// The same by the lane's keys: ranks as Ordered, 0 of what may not be chosen.
+template <bool kEndless, int kLane>
+__device__ void Extend(int target, const OfLane<uint32_t, kLane>& keys, WarpRoom* room, Choice* choice) {
+  const Choice before = *choice;
+  Ranking<kLane> ranking = RankExperts(keys);
+  if (ExtendOnce<kEndless, false>(target, &ranking, room, choice)) [[likely]] return;
+  __syncwarp();
+  *choice = ExtendAsking<kEndless>(target, keys, room, before);
+}
+
+template <int kLane, typename Rank>
+__device__ OfLane<uint32_t, kLane> KeysOf(uint32_t allowed, const Rank& rank) {
+  OfLane<uint32_t, kLane> keys;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) keys.of[i] = Ordered(rank(i)) & (0u - (allowed >> i & 1));  // no branches
+  return keys;
+}
+
+}  // namespace thermoe::cuda
