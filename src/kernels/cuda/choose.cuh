@@ -77,19 +77,24 @@ template <int kLane>
 __device__ bool WholeVectors(const float* rows, int experts) {
   return kLane == 4 && experts % 4 == 0 && reinterpret_cast<uintptr_t>(rows) % 16 == 0;
 }
-template <int kLane>
+// kVectors: they are.
+template <bool kVectors = false, int kLane>
 __device__ void ReadExperts(const float* rows, int64_t row, int experts, float missing, float (&to)[kLane]) {
   const uint32_t exists = Existing<kLane>(experts);
   const float* from = rows + row * experts + Lane() * kLane;
-  if constexpr (kLane == 4) {
-    if (WholeVectors<kLane>(rows, experts)) {
-      const float4 all = exists != 0 ? __ldcg(reinterpret_cast<const float4*>(from)) : float4{missing, missing, missing, missing};
-      to[0] = all.x, to[1] = all.y, to[2] = all.z, to[3] = all.w;
-      return;
+  const auto whole = [&] {
+    const float4 all = exists != 0 ? __ldcg(reinterpret_cast<const float4*>(from)) : float4{missing, missing, missing, missing};
+    to[0] = all.x, to[1] = all.y, to[2] = all.z, to[3] = all.w;
+  };
+  if constexpr (kVectors) {
+    whole();
+  } else {
+    if constexpr (kLane == 4) {
+      if (WholeVectors<kLane>(rows, experts)) return whole();
     }
-  }
 #pragma unroll
-  for (int i = 0; i < kLane; ++i) to[i] = exists >> i & 1 ? __ldcg(from + i) : missing;
+    for (int i = 0; i < kLane; ++i) to[i] = exists >> i & 1 ? __ldcg(from + i) : missing;
+  }
 }
 template <int kLane>
 THERMOE_RARE void WriteScores(float* rows, int64_t row, int experts, OfLane<float, kLane> values) {
@@ -117,10 +122,10 @@ struct RowInput {
 };
 
 // What does not depend on the rules, of row t if there is one; what does.
-template <int kLane>
+template <bool kVectors = false, int kLane>
 __device__ void ReadRow(const SelectLaunch& l, int64_t t, RowInput<kLane>* input) {
   if (t >= l.rows) return;
-  ReadExperts(l.logits, t, l.experts, -INFINITY, input->logits);
+  ReadExperts<kVectors>(l.logits, t, l.experts, -INFINITY, input->logits);
   input->kind = l.kinds[t];
 }
 template <int kLane>

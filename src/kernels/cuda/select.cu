@@ -159,6 +159,17 @@ __device__ void AddTurns(const BlockTeam& team, const ManyRooms& rooms, bool som
   team.Meet();
 }
 
+// Launched only where logits of four experts a lane are whole vectors.
+template <int kLane>
+inline constexpr bool kVectors = kLane == 4;
+
+// Nothing is dry here.
+__device__ SelectRules RulesNow(const SelectLaunch& l) {
+  SelectRules rules = *l.rules;
+  rules.dry = 0;
+  return rules;
+}
+
 template <int kLane>
 __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLaunch l) {
   __shared__ TeamRoom<kLane> room_place;
@@ -169,9 +180,8 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLau
   WaitForBefore();
   LetNextStart();
   RowInput<kLane> input{};
-  ReadRow(l, team.warp(), &input);
-  const SelectRules rules = *l.rules;
-  SelectFew(l, rules, team, &input, &room, [] {});
+  ReadRow<kVectors<kLane>>(l, team.warp(), &input);
+  SelectFew(l, RulesNow(l),  team, &input, &room, [] {});
 }
 
 // Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.
@@ -183,10 +193,10 @@ __global__ void __launch_bounds__(32) SelectOneKernel(SelectLaunch l) {
   const BlockTeam team;
   WaitForBefore();
   LetNextStart();
-  RowInput<kLane> input{};
-  ReadRow(l, 0, &input);
-  const SelectRules rules = *l.rules;
-  SelectFew<true>(l, rules, team, &input, &room, [] {});
+  __builtin_assume(l.rows == 1);
+  RowInput<kLane> input;
+  ReadRow<kVectors<kLane>>(l, 0, &input);
+  SelectFew<true>(l, RulesNow(l), team, &input, &room, [] {});
 }
 
 template <int kLane>
@@ -204,9 +214,9 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(Selec
   WaitForBefore();
   LetNextStart();
   RowInput<kLane> input;
-  ReadRow(l, first + team.warp(), &input);
+  ReadRow<kVectors<kLane>>(l, first + team.warp(), &input);
   Meeting meeting(team, l.done);
-  const SelectRules rules = *l.rules;
+  const SelectRules rules = RulesNow(l);
   const int group = ChooseRows(
       l, rules, team, first, end, &input, &room, [&](Batch* batch) { ShareBatch<kLane>(l, rules, team, rooms.blocks, &meeting, batch); },
       [&](int turn, const SlotCounts<kLane>& counts) {
@@ -280,7 +290,7 @@ void Select(const SelectLaunch& l, cudaStream_t stream) {
   THERMOE_CHECK(l.rows <= kMostRows);
   if (l.experts <= 32) return Launch<1>(l, stream);
   if (l.experts <= 64) return Launch<2>(l, stream);
-  if (l.experts <= 128) return Launch<4>(l, stream);
+  if (l.experts <= 128 && l.experts % 4 == 0 && reinterpret_cast<uintptr_t>(l.logits) % sizeof(float4) == 0) return Launch<4>(l, stream);
   if (l.experts <= 256) return Launch<8>(l, stream);
   Launch<32>(l, stream);
 }
