@@ -7,8 +7,7 @@ namespace thermoe::cuda {
 namespace {
 
 // Up to here the bytes of the weights take longer than the tensor cores: rows, and rows that an expert has on average.
-constexpr int32_t kFewRows = 64;
-constexpr int32_t kFewRowsOfExpert = 16;
+constexpr int32_t kFewRows = 32, kFewRowsOfExperts = 64, kFewRowsOfExpert = 16;
 
 constexpr int kHalvesThreads = 128;
 constexpr int kHeldPairs = 16;  // of a thread, of a row of up to 4,096 columns: those beyond are read twice
@@ -81,7 +80,7 @@ bool PrefillsLinear(const LinearLaunch& launch) {
 }
 bool PrefillsExperts(const ExpertFfnLaunch& launch) {
   const int64_t slots = int64_t{launch.rows} * launch.slots;
-  return launch.wgmma && launch.rows > kFewRows && slots > int64_t{kFewRowsOfExpert} * launch.experts && launch.hidden % 8 == 0 &&
+  return launch.wgmma && launch.rows > kFewRowsOfExperts && slots > int64_t{kFewRowsOfExpert} * launch.experts && launch.hidden % 8 == 0 &&
          launch.gate_packing == launch.up_packing && launch.gate_packing != Packing::kF32 &&
          launch.down_packing != Packing::kF32 && HopperMultiprocessors() > 0;
 }
