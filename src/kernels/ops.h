@@ -72,7 +72,7 @@ inline constexpr int kMaxSlots = 64;
 
 enum class RowKind : uint8_t { kPrefill, kDecode, kPadding };
 
-// What Select writes. Everything is set by Select(); jobs, order and counts describe only the kept slots.
+// What Select writes. Everything is set by Select(), but scores by a device in a step; jobs, order and counts describe only the kept slots.
 struct Selection {
   int32_t slots = 0;            // K
   MutRows scores;               // [T, E] scratch: the model's scores of all experts

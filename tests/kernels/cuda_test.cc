@@ -112,7 +112,13 @@ TEST_P(Cuda, ExpertsOfEveryType) {
 // ring, and must not copy too early afterwards.
 TEST_P(Cuda, ExpertsWhoseFirstProductHasFewPieces) {
   Random random(14);
-  Run({ExpertCase(random, {DType::kBF16, 12, 64, 1024, 12, 4, Layout::kRows, kHalfUnit})});
+  Run({ExpertCase(random, {DType::kBF16, 4, 896, 1280, 12, 4, Layout::kRows, kHalfUnit})});
+}
+
+// More than two rounds of the places for units that a block has claimed: some 35 each on 132 multiprocessors.
+TEST_P(Cuda, ExpertsOfManyUnits) {
+  Random random(15);
+  Run({ExpertCase(random, {DType::kBF16, 64, 64, 2048, 256, 8, Layout::kRows, kHalfUnit})});
 }
 
 TEST_P(Cuda, AttentionAndItsCache) {
@@ -187,6 +193,11 @@ void ExpectSame(const SelectResult& host, const SelectResult& device, const std:
   ASSERT_EQ(host.expert, device.expert);
   ASSERT_EQ(host.planes, device.planes);
   for (size_t i = 0; i < host.weight.size(); ++i) ASSERT_NEAR(host.weight[i], device.weight[i], 3e-6f + 1e-5f * std::fabs(host.weight[i])) << i;
+  for (size_t i = 0; i < host.scores.size(); ++i) {
+    if (!std::isnan(host.scores[i])) {  // of padding
+      ASSERT_NEAR(host.scores[i], device.scores[i], 1e-6f + 1e-5f * host.scores[i]) << i;
+    }
+  }
   ASSERT_EQ(host.job_count, device.job_count);
   int32_t kept = 0;
   for (int32_t j = 0; j < host.job_count; ++j) {
@@ -208,7 +219,7 @@ void ExpectSame(const SelectResult& host, const SelectResult& device, const std:
 TEST_P(Cuda, SelectionIsTheHosts) {
   Random random(6);
   int steps = 0;
-  for (const int64_t experts : {4, 8, 32, 60, 64, 128, 200, 512}) {
+  for (const int64_t experts : {4, 8, 32, 60, 64, 68, 70, 100, 127, 128, 200, 512}) {
     for (const int64_t tokens : {1, 2, 16, 33, 256, 257, 1000}) {
       for (int round = 0; round < 4; ++round) {
         SelectStep s;
@@ -217,7 +228,7 @@ TEST_P(Cuda, SelectionIsTheHosts) {
         s.logits = RandomFloats(random, tokens * experts, 1.5);
         s.normalise = random.Below(2) == 0, s.nested = random.Below(2) == 0;
         for (int64_t t = 0; t < tokens; ++t) {
-          s.kinds.push_back(t % 11 == 10 ? RowKind::kPadding : tokens > 300 && t > 40 ? RowKind::kPrefill : RowKind::kDecode);
+          s.kinds.push_back(t % 11 == 10 || (tokens == 1 && round == 3) ? RowKind::kPadding : tokens > 300 && t > 40 ? RowKind::kPrefill : RowKind::kDecode);
         }
         if (round > 0) {
           if (random.Below(2) == 0) s.steering.selection_bias = RandomFloats(random, experts, 0.01);
@@ -238,6 +249,29 @@ TEST_P(Cuda, SelectionIsTheHosts) {
     }
   }
   std::printf("[          ] %d steps\n", steps);
+}
+
+// Of a row with a score that is not a number all are none: it gets the first experts, as on the host, and others what they would.
+TEST_P(Cuda, SelectionOfWhatIsNoNumberIsTheHosts) {
+  Random random(9);
+  for (const int64_t experts : {8, 64, 70, 128, 200}) {
+    for (const int64_t tokens : {1, 16, 300}) {
+      SelectStep s;
+      s.tokens = tokens, s.experts = experts, s.slots = 4;
+      s.logits = RandomFloats(random, tokens * experts, 1.5);
+      s.kinds.assign(static_cast<size_t>(tokens), RowKind::kDecode);
+      for (int64_t t = 0; t < tokens; t += 3) s.logits[static_cast<size_t>(t * experts + t % experts)] = t % 2 == 0 ? NAN : INFINITY;
+      const SelectResult host = SelectBy(nullptr, s), device = SelectBy(ops_.get(), s);
+      ASSERT_EQ(host.expert, device.expert) << experts << " experts, " << tokens << " tokens";
+      ASSERT_EQ(host.job_count, device.job_count);
+      for (size_t i = 0; i < host.weight.size(); ++i) {
+        ASSERT_EQ(std::isnan(host.weight[i]), std::isnan(device.weight[i])) << i;
+        if (!std::isnan(host.weight[i])) {
+          ASSERT_NEAR(host.weight[i], device.weight[i], 1e-5f) << i;
+        }
+      }
+    }
+  }
 }
 
 // Ties go to the lower expert, at every number of slots and of rows to a warp.

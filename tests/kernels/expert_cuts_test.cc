@@ -111,7 +111,9 @@ TEST(ExpertCuts, OfClaimsAreNearlyTheBestOfAll) {
 // and those of the second more.
 TEST(ExpertCuts, OfTheTestOfFewPieces) {
   for (const int items : {9, 10, 11, 12}) {
-    const ExpertCuts cuts = CutsOfClaims(items, 48, 132, {1024, 64 / kTileCols, 2, 1, 32, 2048}, {64, 1024 / kTileCols, 1, 1, 32, 2048});
+    const CutShape up = {1280, 896 / kTileCols, 2, 1, 32, 2048};
+    const ExpertCuts cuts = CutsInTurn(items, 132, up, {896, 1280 / kTileCols, 1, 1, 32, 2048});
+    EXPECT_GT(StepsOf(up.k_tiles, FirstShare(2) + cuts.up_way(), 1), 12) << items;  // than the ring has
     EXPECT_EQ(cuts.up_way(), 0) << items;
     EXPECT_GT(cuts.down_way(), 0) << items;
   }

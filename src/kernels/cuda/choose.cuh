@@ -72,12 +72,12 @@ __device__ Token<kLane> SoftmaxOf(const float (&logits)[kLane]) {
   return token;
 }
 
-// Floats of the lane's experts in row `row` of E, at once where they are aligned. `missing`: of what there is not.
+// Whether a lane's floats of rows of E are whole vectors.
 template <int kLane>
-__device__ bool WholeVectors(const float* rows, int experts) {
+__host__ __device__ bool WholeVectors(const float* rows, int experts) {
   return kLane == 4 && experts % 4 == 0 && reinterpret_cast<uintptr_t>(rows) % 16 == 0;
 }
-// kVectors: they are.
+// Floats of the lane's experts in row `row` of E. `missing`: of what there is not. kVectors: they are whole vectors.
 template <bool kVectors = false, int kLane>
 __device__ void ReadExperts(const float* rows, int64_t row, int experts, float missing, float (&to)[kLane]) {
   const uint32_t exists = Existing<kLane>(experts);

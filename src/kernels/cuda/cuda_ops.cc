@@ -391,6 +391,7 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
   if (replaying_) return;
   THERMOE_CHECK(args.keep_gate.data == nullptr);
   const kernels::Selection& selection = *args.selection;
+  THERMOE_CHECK(selection.slots <= kMaxDeviceSlots);
   Call call(*this);
   ExpertTables made;
   const ExpertTables* tables = &made;

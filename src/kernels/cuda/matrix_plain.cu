@@ -82,13 +82,15 @@ __global__ void __launch_bounds__(256)
 }
 
 // Few blocks of the above would be under way, each a long row of waits: here the warps of a block share the columns, sixteen at a time in turn, and
-// add up at the end. 16 activations by 64 weight rows, 4 by 8 a lane. A turn's floats are on their way while the one before is multiplied.
-constexpr int kSplitWarps = 16, kSplitRows = 16, kSplitWeights = 64, kSplitDepth = 16;
+// add up at the end. 16 activations by 64 weight rows, 4 by 8 a lane, or, where that leaves multiprocessors idle, by 16, 2 by 4 a lane; the sums are the same. A
+// turn's floats are on their way while the one before is multiplied.
+constexpr int kSplitWarps = 16, kSplitRows = 16, kSplitDepth = 16, kMostSplitWeights = 64, kLeastSplitWeights = 16;
+template <int kWeights>
 struct alignas(16) SplitTile {
-  float x[kSplitDepth][kSplitRows + 4], w[kSplitDepth][kSplitWeights + 4];
+  float x[kSplitDepth][kSplitRows + 4], w[kSplitDepth][kWeights + 4];
 };
-constexpr int kSplitBytes = sizeof(SplitTile) * kSplitWarps;
-static_assert(kSplitRows * kSplitWeights * sizeof(float) <= sizeof(SplitTile));
+template <int kWeights>
+constexpr int kSplitBytes = sizeof(SplitTile<kWeights>) * kSplitWarps;
 
 // A lane's float4s of kRows rows from `first` on, columns k0 to k0 + kSplitDepth; rows that there are not are zero.
 template <int kRows>
@@ -115,15 +117,20 @@ struct SplitPiece {
   }
 };
 
+template <int kWeights>
 __global__ void __launch_bounds__(32 * kSplitWarps) SplitColumns(DeviceMatrix weight, const float* x, const float* bias, float* out, int32_t rows) {
-  extern __shared__ __align__(16) SplitTile tiles[];
-  const int32_t t0 = static_cast<int32_t>(blockIdx.x) * kSplitRows, r0 = static_cast<int32_t>(blockIdx.y) * kSplitWeights, n = weight.cols;
+  constexpr int kAcross = kWeights == kMostSplitWeights ? 8 : 4;  // lanes
+  constexpr int kOfLane = kWeights / kAcross, kRowsOfLane = kSplitRows / (32 / kAcross);
+  static_assert(kSplitRows * kWeights * sizeof(float) <= sizeof(SplitTile<kWeights>));
+  extern __shared__ __align__(16) std::byte split_shared[];
+  auto* tiles = reinterpret_cast<SplitTile<kWeights>*>(split_shared);
+  const int32_t t0 = static_cast<int32_t>(blockIdx.x) * kSplitRows, r0 = static_cast<int32_t>(blockIdx.y) * kWeights, n = weight.cols;
   const auto* w = reinterpret_cast<const float*>(weight.hi);
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), tx = lane % 8, ty = lane / 8;
-  SplitTile& tile = tiles[warp];
-  float sums[4][8] = {};
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), tx = lane % kAcross, ty = lane / kAcross;
+  SplitTile<kWeights>& tile = tiles[warp];
+  float sums[kRowsOfLane][kOfLane] = {};
   SplitPiece<kSplitRows> next_x;
-  SplitPiece<kSplitWeights> next_w;
+  SplitPiece<kWeights> next_w;
   const auto load = [&](int32_t k0) {
     if (k0 < n) next_x.Load(x, t0, rows, n, k0), next_w.Load(w, r0, weight.rows, n, k0);
   };
@@ -134,13 +141,18 @@ __global__ void __launch_bounds__(32 * kSplitWarps) SplitColumns(DeviceMatrix we
     load(k0 + kSplitWarps * kSplitDepth);
 #pragma unroll
     for (int k = 0; k < kSplitDepth; ++k) {
-      const float4 a = *reinterpret_cast<const float4*>(&tile.x[k][ty * 4]);
-      const float4 b = *reinterpret_cast<const float4*>(&tile.w[k][tx * 4]), c = *reinterpret_cast<const float4*>(&tile.w[k][32 + tx * 4]);
-      const float as[4] = {a.x, a.y, a.z, a.w}, bs[8] = {b.x, b.y, b.z, b.w, c.x, c.y, c.z, c.w};
+      float as[kRowsOfLane], bs[kOfLane];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < kRowsOfLane; ++i) as[i] = tile.x[k][ty * kRowsOfLane + i];
 #pragma unroll
-        for (int j = 0; j < 8; ++j) sums[i][j] += as[i] * bs[j];
+      for (int j = 0; j < kOfLane; j += 4) {
+        const float4 b = *reinterpret_cast<const float4*>(&tile.w[k][j * kAcross + tx * 4]);
+        bs[j] = b.x, bs[j + 1] = b.y, bs[j + 2] = b.z, bs[j + 3] = b.w;
+      }
+#pragma unroll
+      for (int i = 0; i < kRowsOfLane; ++i) {
+#pragma unroll
+        for (int j = 0; j < kOfLane; ++j) sums[i][j] += as[i] * bs[j];
       }
     }
     __syncwarp();
@@ -148,13 +160,13 @@ __global__ void __launch_bounds__(32 * kSplitWarps) SplitColumns(DeviceMatrix we
   // The warp's own tile holds its sums now: [row, weight].
   auto* own = reinterpret_cast<float*>(&tile);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < kRowsOfLane; ++i) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) own[(ty * 4 + i) * kSplitWeights + j / 4 * 32 + tx * 4 + j % 4] = sums[i][j];
+    for (int j = 0; j < kOfLane; ++j) own[(ty * kRowsOfLane + i) * kWeights + j / 4 * 4 * kAcross + tx * 4 + j % 4] = sums[i][j];
   }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kSplitRows * kSplitWeights; i += 32 * kSplitWarps) {
-    const int32_t t = t0 + i / kSplitWeights, r = r0 + i % kSplitWeights;
+  for (int i = static_cast<int>(threadIdx.x); i < kSplitRows * kWeights; i += 32 * kSplitWarps) {
+    const int32_t t = t0 + i / kWeights, r = r0 + i % kWeights;
     if (t >= rows || r >= weight.rows) continue;
     float sum = bias != nullptr ? bias[r] : 0.0f;
     for (int part = 0; part < kSplitWarps; ++part) sum += reinterpret_cast<const float*>(&tiles[part])[i];
@@ -202,13 +214,19 @@ cudaError_t LinearPlain(const LinearLaunch& launch, cudaStream_t stream) {
   }
   const dim3 tiles(Blocks(launch.rows, kTile), Blocks(weight.rows, kTile));
   const bool quads = weight.cols % kSplitDepth == 0 && reinterpret_cast<uintptr_t>(launch.x) % sizeof(float4) == 0;
-  if (quads && tiles.x * tiles.y < kManyBlocks && cudaFuncSetAttribute(SplitColumns, cudaFuncAttributeMaxDynamicSharedMemorySize, kSplitBytes) == cudaSuccess) {
-    const dim3 grid(Blocks(launch.rows, kSplitRows), Blocks(weight.rows, kSplitWeights));
-    SplitColumns<<<grid, kSplitWarps * 32, kSplitBytes, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
-  } else {
+  if (!quads || tiles.x * tiles.y >= kManyBlocks) {
     ManyRows<<<tiles, 256, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
+    return cudaGetLastError();
   }
-  return cudaGetLastError();
+  const auto split = [&]<int kWeights>() {
+    const cudaError_t error = cudaFuncSetAttribute(SplitColumns<kWeights>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSplitBytes<kWeights>);
+    if (error != cudaSuccess) return error;
+    const dim3 grid(Blocks(launch.rows, kSplitRows), Blocks(weight.rows, kWeights));
+    SplitColumns<kWeights><<<grid, kSplitWarps * 32, kSplitBytes<kWeights>, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
+    return cudaGetLastError();
+  };
+  const bool small = Blocks(launch.rows, kSplitRows) * Blocks(weight.rows, kLeastSplitWeights) <= kManyBlocks;
+  return small ? split.template operator()<kLeastSplitWeights>() : split.template operator()<kMostSplitWeights>();
 }
 
 size_t ExpertPlainScratch(int32_t width, int32_t slots, int32_t rows) {

@@ -43,7 +43,7 @@ class Event {
 double ReadBytesPerSecond(cudaStream_t stream) {
   constexpr int kPasses = 5, kTimes = 4;
   // Beyond the L2 cache by far, or what that holds of it counts.
-  for (int64_t bytes = int64_t{1} << 30; bytes >= int64_t{256} << 20; bytes /= 2) {
+  for (int64_t bytes = int64_t{1} << 30; bytes >= int64_t{512} << 20; bytes /= 2) {
     const Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "measuring its memory");
     if (!memory.ok()) continue;
     std::byte* data = memory->data();
@@ -51,17 +51,18 @@ double ReadBytesPerSecond(cudaStream_t stream) {
     bool good = cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), stream) == cudaSuccess;
     double best_s = 0;
     for (int pass = 0; pass < kPasses && good; ++pass) {
-      cudaEventRecord(begin, stream);
+      good = cudaEventRecord(begin, stream) == cudaSuccess;
       for (int i = 0; i < kTimes; ++i) {
         ReadAllKernel<<<static_cast<unsigned>(kBlocksOfEach * Multiprocessors()), kThreads, 0, stream>>>(reinterpret_cast<const uint4*>(data), bytes / 16,
                                                                                                         reinterpret_cast<uint32_t*>(data));
       }
-      cudaEventRecord(end, stream);
+      good = cudaEventRecord(end, stream) == cudaSuccess && cudaGetLastError() == cudaSuccess && good;
       float ms = 0;
-      good = cudaEventSynchronize(end) == cudaSuccess && cudaEventElapsedTime(&ms, begin, end) == cudaSuccess && ms > 0;
+      good = good && cudaEventSynchronize(end) == cudaSuccess && cudaEventElapsedTime(&ms, begin, end) == cudaSuccess && ms > 0;
       const double seconds = 1e-3 * static_cast<double>(ms) / kTimes;
       if (good && (best_s == 0 || seconds < best_s)) best_s = seconds;
     }
+    cudaGetLastError();  // said by 0
     return good ? static_cast<double>(bytes) / best_s : 0;
   }
   return 0;

@@ -159,10 +159,6 @@ __device__ void AddTurns(const BlockTeam& team, const ManyRooms& rooms, bool som
   team.Meet();
 }
 
-// Launched only where logits of four experts a lane are whole vectors.
-template <int kLane>
-inline constexpr bool kVectors = kLane == 4;
-
 // Nothing is dry here.
 __device__ SelectRules RulesNow(const SelectLaunch& l) {
   SelectRules rules = *l.rules;
@@ -170,7 +166,8 @@ __device__ SelectRules RulesNow(const SelectLaunch& l) {
   return rules;
 }
 
-template <int kLane>
+// kVectors: logits of a lane's experts are whole vectors.
+template <int kLane, bool kVectors>
 __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLaunch l) {
   __shared__ TeamRoom<kLane> room_place;
   TeamRoom<kLane>& room = *Held(&room_place);
@@ -180,13 +177,12 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectKernel(SelectLau
   WaitForBefore();
   LetNextStart();
   RowInput<kLane> input{};
-  ReadRow<kVectors<kLane>>(l, team.warp(), &input);
-  SelectFew(l, RulesNow(l),  team, &input, &room, [] {});
+  ReadRow<kVectors>(l, team.warp(), &input);
+  SelectFew(l, RulesNow(l), team, &input, &room, [] {});
 }
 
-// Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.
 // One row, by one warp: less code, all of which comes anew where launches follow each other.
-template <int kLane>
+template <int kLane, bool kVectors>
 __global__ void __launch_bounds__(32) SelectOneKernel(SelectLaunch l) {
   __shared__ TeamRoom<kLane> room_place;
   TeamRoom<kLane>& room = *Held(&room_place);
@@ -195,11 +191,12 @@ __global__ void __launch_bounds__(32) SelectOneKernel(SelectLaunch l) {
   LetNextStart();
   __builtin_assume(l.rows == 1);
   RowInput<kLane> input;
-  ReadRow<kVectors<kLane>>(l, 0, &input);
+  ReadRow<kVectors>(l, 0, &input);
   SelectFew<true>(l, RulesNow(l), team, &input, &room, [] {});
 }
 
-template <int kLane>
+// Blocks share the rows, tell each other how many slots each turn has in each group, and put their own in order.
+template <int kLane, bool kVectors>
 __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(SelectLaunch l, ManyRooms rooms, int turns, int turns_of_block) {
   __shared__ struct {
     TeamRoom<kLane> room;
@@ -214,7 +211,7 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(Selec
   WaitForBefore();
   LetNextStart();
   RowInput<kLane> input;
-  ReadRow<kVectors<kLane>>(l, first + team.warp(), &input);
+  ReadRow<kVectors>(l, first + team.warp(), &input);
   Meeting meeting(team, l.done);
   const SelectRules rules = RulesNow(l);
   const int group = ChooseRows(
@@ -256,14 +253,14 @@ __global__ void __launch_bounds__(32 * kTeamWarps<kLane>) SelectManyKernel(Selec
 int64_t TurnsOf(int64_t rows) { return (rows + kLeastWarps - 1) / kLeastWarps; }
 int64_t BlocksOf(int64_t rows) { return min(int64_t{kMostBlocks}, TurnsOf(rows)); }
 
-template <int kLane>
+template <int kLane, bool kVectors = false>
 void Launch(const SelectLaunch& l, cudaStream_t stream) {
   if (l.rows == 1) {
-    LaunchEarly(SelectOneKernel<kLane>, dim3(1), dim3(32), 0, stream, l);
+    LaunchEarly(SelectOneKernel<kLane, kVectors>, dim3(1), dim3(32), 0, stream, l);
     return;
   }
   if (l.rows <= kTeamWarps<kLane>) {
-    LaunchEarly(SelectKernel<kLane>, dim3(1), dim3(static_cast<unsigned>(32 * l.rows)), 0, stream, l);
+    LaunchEarly(SelectKernel<kLane, kVectors>, dim3(1), dim3(static_cast<unsigned>(32 * l.rows)), 0, stream, l);
     return;
   }
   // All blocks run together: any fits a multiprocessor. Few rows are spread over many blocks of few warps.
@@ -276,7 +273,7 @@ void Launch(const SelectLaunch& l, cudaStream_t stream) {
   rooms.blocks = static_cast<BlockRoom*>(l.scratch);
   rooms.both = reinterpret_cast<uint8_t*>(rooms.blocks + BlocksOf(l.rows));
   rooms.hi = rooms.both + int64_t{turns} * 32 * kLane;
-  LaunchEarly(SelectManyKernel<kLane>, dim3(blocks), dim3(static_cast<unsigned>(32 * warps)), 0, stream, l, rooms, turns, turns_of_block);
+  LaunchEarly(SelectManyKernel<kLane, kVectors>, dim3(blocks), dim3(static_cast<unsigned>(32 * warps)), 0, stream, l, rooms, turns, turns_of_block);
 }
 
 }  // namespace
@@ -290,7 +287,7 @@ void Select(const SelectLaunch& l, cudaStream_t stream) {
   THERMOE_CHECK(l.rows <= kMostRows);
   if (l.experts <= 32) return Launch<1>(l, stream);
   if (l.experts <= 64) return Launch<2>(l, stream);
-  if (l.experts <= 128 && l.experts % 4 == 0 && reinterpret_cast<uintptr_t>(l.logits) % sizeof(float4) == 0) return Launch<4>(l, stream);
+  if (l.experts <= 128) return WholeVectors<4>(l.logits, l.experts) ? Launch<4, true>(l, stream) : Launch<4>(l, stream);
   if (l.experts <= 256) return Launch<8>(l, stream);
   Launch<32>(l, stream);
 }

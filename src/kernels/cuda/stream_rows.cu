@@ -279,7 +279,7 @@ void SetCuts(int blocks, ExpertsArgs* args) {
   const auto shape_of = [&](const StreamArgs& product, int mats, int depth, int tile_bytes) {
     return CutShape{product.matrix_rows, product.k_tiles, mats, depth, kSliceCols<NT> / kTileCols / depth, tile_bytes};
   };
-  const std::array<int, 6> of = {blocks, args->up.kept, args->up.matrix_rows, args->up.k_tiles, args->down.matrix_rows, args->down.k_tiles};
+  const std::array<int, 6> of = {blocks, kPasses ? 0 : args->up.kept, args->up.matrix_rows, args->up.k_tiles, args->down.matrix_rows, args->down.k_tiles};
   if (last.of != of) {
     last.of = of;
     for (int items = 0; items < kCutItems; ++items) {

@@ -197,7 +197,7 @@ __device__ inline bool UnitsDone(const uint32_t* of_item, uint32_t all) {
   return true;
 }
 
-// The rows of this block's unit k, a slice of the columns at a time, by one warp.
+// The rows of a unit, a slice of the columns at a time, by one warp.
 template <Packing kPacking, int NT, Stage kStage>
 __device__ void CopyUnitRows(const Work<kPacking, NT, kStage>& work, const Places& places, int unit, Turn* rows) {
   const StreamArgs& args = work.args;

@@ -14,8 +14,10 @@ inline constexpr int kWarps = 16;     // that multiply
 inline constexpr int kTileWarps = 3;  // that copy tiles; one more copies rows. (A warp more than these 20 leaves each thread 80 registers instead of 96.)
 inline constexpr int kThreads = 32 * (kWarps + kTileWarps + 1);
 static_assert(kWarps == 2 * kGroupTiles);
-inline constexpr int kUnitsAhead = 16;  // a warp that multiplies is never so many units ahead of another: the ring has fewer stages
 inline constexpr int kMostStages = 12;
+// No warp that works through units is so many ahead of another: a unit is copied once those that multiply are at one that the ring still holds, and that has its rows.
+inline constexpr int kUnitsAhead = 16;
+static_assert(kMostStages + 2 < kUnitsAhead);
 inline constexpr int kSharedRoom = 226 * 1024;
 // Rows that meet an expert's tiles at once are 8 NT, their columns in shared memory at once these:
 template <int NT>
