@@ -9,6 +9,7 @@
 #include <string>
 
 #include "gpu_matrix.h"
+#include "kernels/cuda/read_speed.h"
 #include "kernels/cuda/stream_rows.h"
 #include "power_watch.h"
 
@@ -57,16 +58,6 @@ __global__ void FillFloats(float* to, int64_t count, uint32_t seed) {
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) {
     to[i] = static_cast<float>((static_cast<uint32_t>(i) * 2654435761u ^ seed) >> 8) * 6e-9f - 0.05f;
   }
-}
-__global__ void ReadAll(const uint4* from, int64_t count, uint32_t* out) {
-  uint32_t sum = 0;
-  const int64_t step = int64_t{gridDim.x} * blockDim.x;
-#pragma unroll 8
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
-    const uint4 v = __ldcs(from + i);
-    sum += v.x ^ v.y ^ v.z ^ v.w;
-  }
-  if (sum == 1) *out = sum;
 }
 
 // `count` packed matrices of random weights, made on the device.
@@ -123,7 +114,7 @@ class Bench {
     FillRandom<<<2048, 256>>>(reinterpret_cast<uint32_t*>(memory.data()), bytes / 4, 1);
     DeviceArray<uint32_t> out(1);
     ReplayedGraph graph(4, [&](int, cudaStream_t s) {
-      ReadAll<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(memory.data()), bytes / 16, out.data());
+      cuda::ReadAll(memory.data(), bytes, out.data(), s);
     });
     Add("read 1 GiB", &graph, 4, static_cast<double>(bytes), 0);
   }

@@ -90,6 +90,7 @@ class CudaOps final : public kernels::Ops {
 
   class Call;  // the operands of one operation
   struct ForeignKv;
+  class Stopwatch;
   class MeasuredGraph;
   bool Holds(const KvLayer& cache) const;
 

@@ -1,18 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operations as a graph that is replayed to be measured: what they take inside a step, launches shared as there.
+// Operations as a graph that is replayed to be measured: what they take inside a step, launches shared as there. And how fast memory is read.
 #include "base/check.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/read_speed.h"
 
 namespace thermoe::cuda {
 
-class CudaOps::MeasuredGraph final : public kernels::MeasuredStep {
+// What a stream takes between two points, by the device's clock.
+class CudaOps::Stopwatch {
  public:
-  MeasuredGraph(const CudaOps& ops, cudaGraphExec_t graph) : ops_(ops), graph_(graph) {
+  explicit Stopwatch(const CudaOps& ops) : ops_(ops) {
     for (cudaEvent_t* event : {&begin_, &end_}) ops_.Check(cudaEventCreate(event), "measuring");
   }
-  ~MeasuredGraph() override {
+  ~Stopwatch() {
     for (cudaEvent_t event : {begin_, end_}) cudaEventDestroy(event);
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+  // Microseconds of what `launch` puts onto the stream `times` times, of one; waits. 0 once the device has failed.
+  template <typename Launch>
+  double Us(int times, const Launch& launch) const {
+    ops_.Check(cudaEventRecord(begin_, ops_.stream_), "measuring");
+    for (int i = 0; i < times; ++i) ops_.Check(launch(), "measuring");
+    ops_.Check(cudaEventRecord(end_, ops_.stream_), "measuring");
+    ops_.Synchronise();
+    float ms = 0;
+    ops_.Check(cudaEventElapsedTime(&ms, begin_, end_), "measuring");
+    return ops_.health_.ok() ? 1e3 * static_cast<double>(ms) / times : 0;
+  }
+
+ private:
+  const CudaOps& ops_;
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
+class CudaOps::MeasuredGraph final : public kernels::MeasuredStep {
+ public:
+  MeasuredGraph(const CudaOps& ops, cudaGraphExec_t graph) : ops_(ops), graph_(graph), watch_(ops) {}
+  ~MeasuredGraph() override {
     if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
   }
   MeasuredGraph(const MeasuredGraph&) = delete;
@@ -20,19 +46,13 @@ class CudaOps::MeasuredGraph final : public kernels::MeasuredStep {
 
   double Run(int times) override {
     if (graph_ == nullptr || !ops_.health_.ok()) return 0;
-    ops_.Check(cudaEventRecord(begin_, ops_.stream_), "measuring");
-    for (int i = 0; i < times; ++i) ops_.Check(cudaGraphLaunch(graph_, ops_.stream_), "measuring");
-    ops_.Check(cudaEventRecord(end_, ops_.stream_), "measuring");
-    ops_.Synchronise();
-    float ms = 0;
-    ops_.Check(cudaEventElapsedTime(&ms, begin_, end_), "measuring");
-    return 1e3 * static_cast<double>(ms) / times;
+    return watch_.Us(times, [&] { return cudaGraphLaunch(graph_, ops_.stream_); });
   }
 
  private:
   const CudaOps& ops_;
   cudaGraphExec_t graph_;
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+  Stopwatch watch_;
 };
 
 std::unique_ptr<kernels::MeasuredStep> CudaOps::Measure(std::function<void()> record) const {
@@ -51,9 +71,23 @@ std::unique_ptr<kernels::MeasuredStep> CudaOps::Measure(std::function<void()> re
 }
 
 double CudaOps::MeasureReadSpeed() const {
+  constexpr int kPasses = 5, kTimes = 4;
   LaunchPending();
   Synchronise();
-  return health_.ok() ? ReadBytesPerSecond(stream_) : 0;
+  // Beyond the L2 cache by far, or what that holds of it counts; with less memory left nothing is measured.
+  for (int64_t bytes = int64_t{1} << 30; bytes >= int64_t{512} << 20; bytes /= 2) {
+    const Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "measuring its memory");
+    if (!memory.ok()) continue;
+    Check(cudaMemsetAsync(memory->data(), 0, static_cast<size_t>(bytes), stream_), "measuring");
+    const Stopwatch watch(*this);
+    double best_us = 0;
+    for (int pass = 0; pass < kPasses && health_.ok(); ++pass) {
+      const double us = watch.Us(kTimes, [&] { return ReadAll(memory->data(), bytes, memory->as<uint32_t>(), stream_), cudaGetLastError(); });
+      if (best_us == 0 || us < best_us) best_us = us;
+    }
+    return health_.ok() && best_us > 0 ? static_cast<double>(bytes) / (1e-6 * best_us) : 0;
+  }
+  return 0;
 }
 
 }  // namespace thermoe::cuda

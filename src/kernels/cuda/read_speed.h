@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// How fast the device reads its memory.
+// A reading of the device's memory, to be timed: CudaOps::MeasureReadSpeed (measure.cc) and bench/gpu_matrix.cu do.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
+#include <cstdint>
+
 namespace thermoe::cuda {
 
-// Bytes a second, the best of a few readings of up to 1 GiB, of memory allocated for it; 0 where there is too little left, or the device fails. Waits.
-double ReadBytesPerSecond(cudaStream_t stream);
+// Reads `bytes`, a multiple of 16, aligned to 16, once, by all multiprocessors. out: one word, which may be of what is read; written in one case of 2^32.
+void ReadAll(const std::byte* data, int64_t bytes, uint32_t* out, cudaStream_t stream);
 
 }  // namespace thermoe::cuda
