@@ -307,6 +307,19 @@ std::string LoadText(const DeviceLoad& load) {
                      BytesText(static_cast<double>(load.bytes)), load.seconds, gbps, 100 * gbps / load.link_gbps, load.link_gbps, load.read_seconds);
 }
 
+// Of the speed of the memory that the model is in. read_gbps: 0 where that is not known, as of a simulated device.
+std::optional<double> BandwidthShare(const CaseResult& result, double read_gbps) {
+  if (read_gbps <= 0) return std::nullopt;
+  return result.rate.median * result.bytes_per_token / (read_gbps * 1e9);
+}
+
+std::string MemoryText(const Engine& engine, double read_gbps) {
+  if (read_gbps > 0) {
+    return fmt::format("{}reads {:.1f} GB/s, measured in this run", engine.device_load().bytes > 0 ? "of the GPU, " : "", read_gbps);
+  }
+  return engine.telemetry().simulated ? "simulated" : "its speed is not known: the GPU has too little left to measure it";
+}
+
 Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlView& view, double read_gbps,
                const std::vector<CaseResult>& results) {
   Json json = NewDocument();
@@ -339,7 +352,8 @@ Status PrintJson(const BenchFlags& flags, const Engine& engine, const ControlVie
     for (const auto& [name, stage] : kStages) {
       entry["stage_us_per_token"][name] = no_stages ? Json() : Json(result.stages_per_token.*stage);
     }
-    entry["bandwidth_frac"] = simulated || read_gbps <= 0 ? Json() : Json(result.rate.median * result.bytes_per_token / (read_gbps * 1e9));
+    const std::optional<double> share = BandwidthShare(result, read_gbps);
+    entry["bandwidth_frac"] = share ? Json(*share) : Json();
     entry["joules_per_token"] = result.joules ? SpreadJson(*result.joules) : Json();
     entry["energy_source"] = EnergySourceName(result.source);
     entry["energy_estimated_frac"] = result.joules ? Json(result.estimated_frac) : Json();
@@ -375,15 +389,13 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
   PrintFields({{"model", fmt::format("{}, {}, experts {}", info.path, info.architecture, info.expert_type)},
                {"machine", CpuName()},
                {"engine", engine.Describe()},
-               {"memory", read_gbps > 0                  ? fmt::format("{} {:.1f} GB/s, measured in this run", engine.device_load().bytes > 0 ? "of the GPU, reads" : "reads", read_gbps)
-                          : engine.telemetry().simulated ? "simulated"
-                                                         : "its speed is not known: the GPU has too little left to measure it"},
+               {"memory", MemoryText(engine, read_gbps)},
                {"telemetry", engine.telemetry().name + (engine.telemetry().simulated ? ": times and joules are simulated" : "")},
                {"runs", fmt::format("{} of each{} after one warm-up", flags.repeat,
                                     flags.vs.empty() ? "" : ", alternating with --vs,")}});
   Print("\n");
   std::vector<std::string> titles = {"test", "tokens/s", "least", "most", "bytes/token", "bandwidth"};
-  const bool simulated = engine.telemetry().simulated, energy = !results.empty() && results.front().joules;
+  const bool energy = !results.empty() && results.front().joules;
   if (energy) titles.push_back("mJ/token" + EnergyNote(results));
   if (flags.telemetry_cost) titles.insert(titles.end(), {"telemetry costs", "std. error", "quartiles"});
   if (flags.baseline) titles.insert(titles.end(), {"plain tokens/s", "gain", "of experts"});
@@ -391,9 +403,10 @@ void PrintReport(const BenchFlags& flags, const Engine& engine, double read_gbps
   Table table(std::move(titles));
   for (const CaseResult& result : results) {
     const auto rate = [](double value) { return fmt::format("{:.1f}", value); };
+    const std::optional<double> share = BandwidthShare(result, read_gbps);
     std::vector<std::string> row = {result.what.name, rate(result.rate.median), rate(result.rate.least), rate(result.rate.most),
                                     BytesText(result.bytes_per_token),
-                                    simulated || read_gbps <= 0 ? "-" : fmt::format("{:.1f} %", 100 * result.rate.median * result.bytes_per_token / (read_gbps * 1e9))};
+                                    share ? fmt::format("{:.1f} %", 100 * *share) : "-"};
     if (energy) row.push_back(fmt::format("{:.3g}", 1e3 * result.joules->median));
     if (const auto& cost = result.telemetry_cost) {
       row.insert(row.end(), {fmt::format("{:+.2f} %", 100 * cost->median_frac), fmt::format("{:.2f} %", 100 * cost->error_frac),

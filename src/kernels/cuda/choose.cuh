@@ -213,7 +213,7 @@ __device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules
   // Experts that there are not come last among equals, and there are as many as slots.
   Extend<true>(l.slots, keys, room, &plain);
   own.plain = own.biased = ReadSlots(l.slots, *room);
-  own.plain_mass = score[0] == score[0] ? plain.mass : NAN;
+  own.plain_mass = plain.mass;
   if (rules.has_bias == 0) [[likely]] return own;
   own.biased = ChooseBiased<kLane>(l.slots, l.experts, own.scores, input.bias, own.plain.expert, room);
   return own;

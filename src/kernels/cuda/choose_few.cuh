@@ -70,7 +70,8 @@ __device__ void ListExperts(const SelectLaunch& l, const BlockTeam& team, bool d
 }
 
 // The selection of at most team.warps() rows, a row a warp, whose kind input has. take(): makes the row's logits be there. room is clear.
-// kOne: of one row by one warp, known beforehand. By rules that are dry nothing is written, so that a team with time to spare has gone through the code, which then comes from near.
+// kOne: of one row by one warp, known beforehand. By rules that are dry nothing is written, so that a team with time to spare has gone through the code, which
+// then comes from near.
 template <bool kOne = false, int kLane, typename Take>
 __device__ void SelectFew(const SelectLaunch& l, const SelectRules& rules, const BlockTeam& team, RowInput<kLane>* input, TeamRoom<kLane>* room, Take&& take,
                           uint64_t number = 0) {

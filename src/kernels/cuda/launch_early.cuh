@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Launches a kernel that may begin while the one before it runs. Every thread of it must call WaitForBefore (warp.cuh) before it
-// reads or writes what others do, or meet with one that has, and one of every block before that ends; but words that say whose they are (warp.cuh) may come before.
+// reads or writes what others do, or meet with one that has, and one of every block before that ends; but words that say whose they are (warp.cuh) may
+// come before.
 // The kernels of a layer do not fit a multiprocessor's instruction cache together (32 KiB on an H100), so every one's code comes anew, from the 128 KiB that some
 // multiprocessors share (80 ns a KiB for one warp) or from the L2 cache (160 to 180), and what is jumped to later: what a kernel goes through once costs by its length, and
 // loops are unrolled only where loads or products must not wait for each other.

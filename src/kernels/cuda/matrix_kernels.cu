@@ -15,7 +15,7 @@ namespace {
 // each, so of small matrices most multiprocessors have nothing to do. By what 2,048 columns take on an H100: a round of prefill 33 us, 32 streamed rows 0.27 us times
 // 15 and the blocks' number; both go by columns.
 bool InChunks(std::span<const LinearLaunch> launches) {
-  constexpr int kRowsOfBlock = 256, kMostChunked = 128;
+  constexpr int kRowsOfBlock = 2 * kGroupRows, kMostChunked = 128;
   const LinearLaunch& one = launches.front();
   if (one.rows <= kStreamRows || one.rows > kMostChunked || !one.wgmma || one.weight.packing == Packing::kF32 || HopperMultiprocessors() == 0) return false;
   int blocks = 0;
@@ -48,21 +48,12 @@ cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream) { return Lin
 
 cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t stream) {
   if (launches.empty() || launches.front().rows == 0) return cudaSuccess;
-  if (launches.size() <= kMostTogether && InChunks(launches) && LinearInChunks(launches, stream)) return cudaSuccess;
+  if (InChunks(launches) && LinearInChunks(launches, stream)) return cudaSuccess;
   if (std::all_of(launches.begin(), launches.end(), PrefillsLinear)) return LinearPrefill(launches, stream);
   if (LinearOfRows(launches, stream)) return cudaSuccess;
+  if (launches.size() == 1) return launches.front().weight.packing == Packing::kF32 ? LinearPlain(launches.front(), stream) : cudaErrorNotSupported;
   for (const LinearLaunch& launch : launches) {
-    cudaError_t error = cudaSuccess;
-    if (launch.weight.packing == Packing::kF32) {
-      error = LinearPlain(launch, stream);
-    } else if (launches.size() > 1 && InChunks({&launch, 1}) && LinearInChunks({&launch, 1}, stream)) {
-      continue;
-    } else if (PrefillsLinear(launch)) {
-      error = LinearPrefill({&launch, 1}, stream);
-    } else if (!LinearOfRows({&launch, 1}, stream)) {
-      error = cudaErrorNotSupported;
-    }
-    if (error != cudaSuccess) return error;
+    if (const cudaError_t error = Linear(launch, stream); error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }

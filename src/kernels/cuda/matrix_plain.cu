@@ -214,19 +214,20 @@ cudaError_t LinearPlain(const LinearLaunch& launch, cudaStream_t stream) {
   }
   const dim3 tiles(Blocks(launch.rows, kTile), Blocks(weight.rows, kTile));
   const bool quads = weight.cols % kSplitDepth == 0 && reinterpret_cast<uintptr_t>(launch.x) % sizeof(float4) == 0;
-  if (!quads || tiles.x * tiles.y >= kManyBlocks) {
-    ManyRows<<<tiles, 256, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
-    return cudaGetLastError();
-  }
+  // False: the device has not the shared memory.
   const auto split = [&]<int kWeights>() {
-    const cudaError_t error = cudaFuncSetAttribute(SplitColumns<kWeights>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSplitBytes<kWeights>);
-    if (error != cudaSuccess) return error;
+    if (cudaFuncSetAttribute(SplitColumns<kWeights>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSplitBytes<kWeights>) != cudaSuccess) {
+      cudaGetLastError();
+      return false;
+    }
     const dim3 grid(Blocks(launch.rows, kSplitRows), Blocks(weight.rows, kWeights));
     SplitColumns<kWeights><<<grid, kSplitWarps * 32, kSplitBytes<kWeights>, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
-    return cudaGetLastError();
+    return true;
   };
   const bool small = Blocks(launch.rows, kSplitRows) * Blocks(weight.rows, kLeastSplitWeights) <= kManyBlocks;
-  return small ? split.template operator()<kLeastSplitWeights>() : split.template operator()<kMostSplitWeights>();
+  const bool done = quads && tiles.x * tiles.y < kManyBlocks && (small ? split.template operator()<kLeastSplitWeights>() : split.template operator()<kMostSplitWeights>());
+  if (!done) ManyRows<<<tiles, 256, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
+  return cudaGetLastError();
 }
 
 size_t ExpertPlainScratch(int32_t width, int32_t slots, int32_t rows) {

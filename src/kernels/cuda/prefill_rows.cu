@@ -6,7 +6,7 @@
 namespace thermoe::cuda {
 namespace {
 
-// Up to here the bytes of the weights take longer than the tensor cores: rows, and rows that an expert has on average.
+// Up to here the bytes of the weights take longer than the tensor cores: rows of a linear, rows of experts, and those that an expert has on average.
 constexpr int32_t kFewRows = 32, kFewRowsOfExperts = 64, kFewRowsOfExpert = 16;
 
 constexpr int kHalvesThreads = 128;
