@@ -125,11 +125,14 @@ void FillQ4(float deviation, Random& random, int64_t blocks, std::byte* out) {
   const float code_deviation = std::sqrt((16.0f * 16.0f - 1.0f) / 12.0f + 0.25f);
   const uint16_t scale = FloatToHalf(deviation / code_deviation);
   BlockQ4_0 block{};
-  for (int64_t b = 0; b < blocks; ++b) {
+  uint64_t signs = 0;
+  for (int64_t b = 0; b < blocks; ++b, signs >>= 1) {
+    if (b % 64 == 0) signs = random.Next();
     const uint64_t words[2] = {random.Next(), random.Next()};
     std::memcpy(block.nibbles, words, sizeof(words));
-    // Codes -8..7 have a mean of -1/2; scales of either sign, as real ones have, make the weights' mean 0.
-    block.d = static_cast<uint16_t>(scale | ((b + static_cast<int64_t>(words[0] >> 63)) % 2 << 15));
+    // Codes -8..7 have a mean of -1/2; scales of either sign, as real ones have, make the weights' mean 0. The sign has
+    // bits of its own: one that a code uses too would give that code's column a mean that all rows share.
+    block.d = static_cast<uint16_t>(scale | (signs & 1) << 15);
     std::memcpy(out + b * static_cast<int64_t>(sizeof(block)), &block, sizeof(block));
   }
 }
