@@ -121,9 +121,9 @@ TEST_F(CudaDecodeLaunches, NormGateAndSelectIsWhatItsPartsAre) {
   Random random(2);
   for (const int32_t hidden : {256, 1100, 2048}) {
     for (const int32_t experts : {8, 64, 128, 200}) {
-      const GateInputs in(random, 16, experts, hidden);
+      const GateInputs in(random, 32, experts, hidden);
       const OnDevice<float> x(in.x), gain(in.gain), weights(in.weights);
-      for (const int32_t rows : {1, 2, 3, 5, 8, 9, 12, 16}) {
+      for (const int32_t rows : {1, 2, 3, 5, 8, 9, 12, 16, 17, 20, 27, 32}) {
         const std::string name = kernels::Shape({rows, hidden, experts});
         SCOPED_TRACE(name);
         const auto first = [&](kernels::OpCase all, int64_t cols) {
@@ -165,12 +165,12 @@ TEST_F(CudaDecodeLaunches, GateSelectsAsSelectionDoes) {
   constexpr int32_t kHidden = 256;
   for (const int32_t experts : {20, 64, 128, 200}) {
     constexpr int32_t kSlots = 8;
-    const OnDevice<float> x(RandomFloats(random, 16 * kHidden, 3)), weights(RandomFloats(random, int64_t{experts} * kHidden, 1 / std::sqrt(kHidden)));
+    const OnDevice<float> x(RandomFloats(random, 32 * kHidden, 3)), weights(RandomFloats(random, int64_t{experts} * kHidden, 1 / std::sqrt(kHidden)));
     const OnDevice<float> bias(RandomFloats(random, experts, 0.2f));
     std::vector<uint8_t> caps(static_cast<size_t>(experts));
     for (size_t e = 0; e < caps.size(); ++e) caps[e] = static_cast<uint8_t>(e % 3 == 0 ? Planes::kHi : Planes::kBoth);
     const OnDevice<uint8_t> plane_cap(caps);
-    for (const int32_t rows : {1, 3, 8, 9, 16}) {
+    for (const int32_t rows : {1, 3, 8, 9, 16, 17, 25, 32}) {
       for (int knobs = 0; knobs < 8; ++knobs) {
         SCOPED_TRACE(kernels::Shape({rows, experts}) + ", knobs " + std::to_string(knobs));
         SelectRules rules = Gated::Neutral(kSlots);
@@ -223,6 +223,10 @@ TEST_F(CudaDecodeLaunches, StreamedRowsAddToWhatIsThere) {
   }
   // Rings of three and of two stages, of which one of the warps that copy has nothing.
   for (const int32_t rows : {24, 32}) check(DType::kBF16, 4096, 2048, rows);
+  // More columns than shared memory has room for beside all rows: parts of 16 rows, of 8 and of fewer.
+  for (const auto& [cols, rows] : {std::pair{4096, 32}, {4096, 27}, {8192, 19}, {16384, 7}}) {
+    for (const DType type : {DType::kQ4_0, DType::kQ8_0, DType::kBF16}) check(type, 200, cols, rows);
+  }
 }
 
 // With half as many blocks: another cut, and so another order of sums.

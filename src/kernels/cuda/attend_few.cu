@@ -15,8 +15,9 @@
 namespace thermoe::cuda {
 namespace {
 
-// Warps of a block: where a multiprocessor has one block at most, more, so that fewer blocks share a context.
-constexpr int kMany = 16, kFew = 8;
+// Warps of a block: where a multiprocessor has one block at most, more, so that fewer blocks share a context; where there are more blocks than
+// multiprocessors take at once, fewer.
+constexpr int kMany = 16, kFew = 8, kFewest = 4;
 constexpr int kMostHeads = 8;       // of q to one of k
 constexpr int kJoined = 4;          // heads whose parts are added at once
 constexpr int kMostSplits = 32;     // AttentionScratch has room for, of 16 heads and 264 blocks: of 8 heads, as here, for twice the blocks
@@ -370,10 +371,10 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
   }
 }
 
-// Parts of a context, so that all multiprocessors have something to do: of blocks of so many warps, each of which attends to 16 positions at once.
+// Parts of a context, so that all multiprocessors have something to do, once: of blocks of so many warps, each of which attends to 16 positions at once.
 int SplitsFor(int64_t blocks, int warps, int32_t longest) {
   const int64_t at_once = Multiprocessors() * kMany / warps, positions = 16 * warps, useful = (longest + positions - 1) / positions;
-  return static_cast<int>(std::clamp<int64_t>(std::min((at_once + blocks - 1) / blocks, useful), 1, kMostSplits));
+  return static_cast<int>(std::clamp<int64_t>(std::min(at_once / blocks, useful), 1, kMostSplits));
 }
 
 template <int kWarps>
@@ -401,9 +402,13 @@ bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early
   a.norm = norm, a.early = early;
   a.epsilon = f.q_norm ? f.q_norm->epsilon : 0.0f, a.limit = f.limit, a.scale = l.scale, a.halves_turn = f.q_rope.halves;
   const int64_t blocks = l.count * kv_heads;
-  const int warps = blocks <= Multiprocessors() ? kMany : kFew;
-  const dim3 grid(static_cast<unsigned>(SplitsFor(blocks, warps, l.longest)), static_cast<unsigned>(kv_heads), static_cast<unsigned>(l.count));
-  return (warps == kMany ? LaunchAttend<kMany>(grid, dim, a, stream) : LaunchAttend<kFew>(grid, dim, a, stream)) == cudaSuccess;
+  const int64_t at_once = Multiprocessors();
+  const auto launch = [&]<int kWarps>() {
+    const dim3 grid(static_cast<unsigned>(SplitsFor(blocks, kWarps, l.longest)), static_cast<unsigned>(kv_heads), static_cast<unsigned>(l.count));
+    return LaunchAttend<kWarps>(grid, dim, a, stream) == cudaSuccess;
+  };
+  if (blocks <= at_once) return launch.template operator()<kMany>();
+  return blocks <= at_once * (kMany / kFew) ? launch.template operator()<kFew>() : launch.template operator()<kFewest>();
 }
 
 }  // namespace thermoe::cuda

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// The product with the gate's weights and the selection in one launch, of few rows with the norm before them.
+// The product with the gate's weights and the selection in one launch, of few rows with the norm before them. (Of 17 to 32 rows: gate_parts.cu.)
 #include <cooperative_groups.h>
 
 #include <algorithm>
 
 #include "kernels/cuda/choose_few.cuh"
+#include "kernels/cuda/gate_common.cuh"
 #include "kernels/cuda/launch_early.cuh"
-#include "kernels/cuda/norm_row.cuh"
 #include "kernels/cuda/shared.cuh"
 
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kGateThreads = 512, kGateWarps = kGateThreads / 32, kGateCluster = 8;
+constexpr int kGateCluster = 8;
 constexpr int kByExpertRows = 16;  // up to here blocks by expert are faster, beyond it clusters by rows
 static_assert(kGatePassed >= kByExpertRows * 256);
 constexpr int kShares = kByExpertRows;  // of an expert's block: of so many a warp each, or two a warp, has a row or a part of its columns
@@ -31,19 +31,6 @@ __device__ inline void AddQuad(const float4& a, const float4& b, ShareSums* to) 
   to->sum += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
   to->square += b.x * b.x + b.y * b.y + (b.z * b.z + b.w * b.w);
 }
-
-// The quads of an expert's weights, times the norm's gain where there is one.
-struct GateWeights {
-  const float4 *w, *gain;
-  __device__ float4 Load(int at, bool there) const {
-    float4 a = there ? __ldg(w + at) : float4{};
-    if (gain != nullptr) {
-      const float4 by = there ? __ldg(gain + at) : float4{};
-      a = {a.x * by.x, a.y * by.y, a.z * by.z, a.w * by.w};
-    }
-    return a;
-  }
-};
 
 // One expert's logits for rows of x [rows, quads]. A row has kShares / rows shares, rounded down to a power of two, share s % that of its columns; a warp
 // has shares `warp` and, in a block of few threads, `warp` + its warps, of another row, the same columns. Weights are read once, the first of them before
@@ -111,50 +98,7 @@ __device__ inline void SumSharesOfOneRow(const GateWeights& weights, const float
   }
 }
 
-// A row's norm for what comes next, rounded as NormRow's of kGateThreads threads, by them or half of them. gain: of a thread's first quads.
-__device__ inline void NormForNext(const NormLaunch& l, int row, const float4 (&gain)[2]) {
-  __shared__ float sums[kGateWarps];
-  const int count = l.n / 4, thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const float4* x = reinterpret_cast<const float4*>(l.x) + int64_t{row} * count;
-  float4 first[2];
-  float squares[2] = {};
-#pragma unroll
-  for (int s = 0; s < 2; ++s) first[s] = thread + s * threads < min(count, kGateThreads) ? __ldcg(x + thread + s * threads) : float4{};
-#pragma unroll
-  for (int s = 0; s < 2; ++s) squares[s] += Square(first[s]);
-#pragma unroll 1
-  for (int at = thread + kGateThreads; at < count; at += kGateThreads) {
-    squares[0] += Square(__ldcg(x + at));
-    if (threads < kGateThreads && at + threads < count) squares[1] += Square(__ldcg(x + at + threads));
-  }
-  const float sum = WarpSum(squares[0]), other = WarpSum(squares[1]);
-  __syncthreads();
-  if (thread % 32 == 0) {
-    sums[thread / 32] = sum;
-    if (threads < kGateThreads) sums[(thread + threads) / 32] = other;
-  }
-  __syncthreads();
-  const float scale = 1.0f / sqrtf(WarpSum(thread % 32 < kGateWarps ? sums[thread % 32] : 0.0f) / static_cast<float>(l.n) + l.epsilon);
-  const auto put = [&](int at, const float4& value, const float4& by) {
-    const float4 normed = Times(value, scale, by);
-    reinterpret_cast<float4*>(l.out)[int64_t{row} * count + at] = normed;
-    if (l.halves != nullptr) StoreHalves(l.halves + int64_t{row} * l.n, at * 4, normed);
-  };
-#pragma unroll
-  for (int s = 0; s < 2; ++s) {
-    if (const int at = thread + s * threads; at < min(count, kGateThreads)) put(at, first[s], gain[s]);
-  }
-#pragma unroll 1
-  for (int at = thread + kGateThreads; at < count; at += threads) put(at, __ldcg(x + at), reinterpret_cast<const float4*>(l.gain)[at]);
-}
-
-// Logits on their way: of a row 32 kLane words, 0 where nothing has come yet; a logit of 0 is passed as -0.
-__device__ inline void PassLogit(uint32_t* to, float logit) {
-  const uint32_t bits = __float_as_uint(logit);
-  PutWord(to, bits != 0 ? bits : 0x80000000u);
-}
-
-// Takes the lane's logits of a row as they come, and leaves zeros. dry: waits for none.
+// Takes the lane's logits of a row, 32 kLane words, as they come, and leaves zeros. dry: waits for none.
 template <int kLane>
 __device__ void TakeLogits(uint32_t* row, int experts, bool dry, float (&to)[kLane]) {
   const uint32_t exists = Existing<kLane>(experts);
@@ -212,15 +156,11 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
   }
   if (block < norm_blocks) {
     float4 gain[2];
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      const auto at = static_cast<int>(threadIdx.x + s * blockDim.x);
-      gain[s] = at < hidden / 4 ? __ldg(reinterpret_cast<const float4*>(norm.gain) + at) : float4{};
-    }
+    ReadGains(norm, static_cast<int>(blockDim.x), gain);
     WaitForBefore();
     LetNextStart();
 #pragma unroll 1
-    for (int row = block; row < l.rows; row += norm_blocks) NormForNext(norm, row, gain);
+    for (int row = block; row < l.rows; row += norm_blocks) NormForNext(norm, row, static_cast<int>(blockDim.x), gain);
     return;
   }
   const BlockTeam team;
@@ -250,7 +190,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
 #pragma unroll 1
     for (int s = t * of_row; s < (t + 1) * of_row; ++s) total.sum += shares[s].sum, total.square += shares[s].square;
     if (norm.gain != nullptr) total.sum *= rsqrtf(total.square / static_cast<float>(hidden) + norm.epsilon);
-    PassLogit(l.passed + t * 32 * kLane + expert, total.sum);
+    PassFloat(l.passed + t * 32 * kLane + expert, total.sum);
     logits[int64_t{t} * l.experts + expert] = total.sum;
   }
 }
@@ -259,22 +199,6 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
 
 constexpr int kGateTogether = 8;  // experts of a warp at once
 constexpr uint32_t kDoneMask = 0x7fffffffu;  // meetings of blocks leave the upper bit of the counter as they like
-
-// Adds eight values over the lanes; lanes 4 i have the sum of value i.
-__device__ float SumOfEight(float (&v)[kGateTogether]) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-#pragma unroll
-  for (int half = kGateTogether / 2, mask = 16; half >= 1; half /= 2, mask /= 2) {
-    const bool upper = (lane & mask) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float given = upper ? v[i] : v[i + half], kept = upper ? v[i + half] : v[i];
-      v[i] = kept + __shfl_xor_sync(kAllLanes, given, mask);
-    }
-  }
-  v[0] += __shfl_xor_sync(kAllLanes, v[0], 2);
-  return v[0] + __shfl_xor_sync(kAllLanes, v[0], 1);
-}
 
 // Rows were chosen by several blocks: what is left for the last of them, whose room is clear.
 template <int kLane>
@@ -345,7 +269,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weigh
           sums[j] += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
         }
       }
-      const float sum = SumOfEight(sums);
+      const float sum = SumOfSeveral(sums);
       const int expert = first + lane / 4 * kGateWarps;
       if (lane % 4 == 0 && expert < l.experts) at_first[r * kLane * 32 + expert] = sum;
     }
@@ -399,6 +323,7 @@ bool LaunchByExpert(const LinearLaunch& gate, const NormLaunch& norm, const Sele
 template <int kLane>
 bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
   if (l.rows <= kByExpertRows) return LaunchByExpert<kLane>(gate, {}, l, stream);
+  if (l.rows <= kGatePartRows && GateInParts(gate, {}, l, stream)) return true;
   const auto launch = [&](auto* kernel, int rows) {
     const dim3 grid(static_cast<unsigned>(kGateCluster * ((l.rows + rows - 1) / rows)));
     return LaunchEarlyInClusters(kGateCluster, kernel, grid, dim3(kGateThreads), 0, stream, reinterpret_cast<const float*>(gate.weight.hi), gate.x,
@@ -410,19 +335,9 @@ bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t st
   return quads <= 128 && launch(GateKernel<kLane, 1, 4>, 1);
 }
 
-// `launch` with as many experts a lane as its template argument as these take.
-template <typename Launch>
-bool ByExperts(int32_t experts, Launch&& launch) {
-  if (experts <= 32) return launch.template operator()<1>();
-  if (experts <= 64) return launch.template operator()<2>();
-  if (experts <= 128) return launch.template operator()<4>();
-  if (experts <= 256) return launch.template operator()<8>();
-  return false;
-}
-
 bool Serves(const LinearLaunch& gate, const SelectLaunch& l, int32_t most_rows) {
   return gate.weight.packing == Packing::kF32 && gate.out == l.logits && gate.bias == nullptr && gate.weight.cols % 4 == 0 && l.rows > 0 && l.rows <= most_rows &&
-         l.experts <= 256 && (l.rows > kByExpertRows || (l.passed != nullptr && Multiprocessors() > 1));
+         l.experts <= 256 && (l.rows > kGatePartRows || (l.passed != nullptr && Multiprocessors() > 1));
 }
 
 }  // namespace
@@ -432,12 +347,15 @@ bool GateAndSelect(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t
 }
 
 bool NormsBeforeGate(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& l) {
-  return Serves(gate, l, kByExpertRows) && norm.out == gate.x && norm.out != norm.x && norm.n == gate.weight.cols && norm.rows == l.rows && norm.add == nullptr &&
+  if (l.rows > kByExpertRows && GatePartBytes(l.experts, gate.weight.cols) > kGatePartBytes) return false;
+  return Serves(gate, l, kGatePartRows) && norm.out == gate.x && norm.out != norm.x && norm.n == gate.weight.cols && norm.rows == l.rows && norm.add == nullptr &&
          norm.slots.slot_out == nullptr;
 }
 
 bool NormGateAndSelect(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
-  return NormsBeforeGate(norm, gate, l) && ByExperts(l.experts, [&]<int kLane>() { return LaunchByExpert<kLane>(gate, norm, l, stream); });
+  if (!NormsBeforeGate(norm, gate, l)) return false;
+  if (l.rows > kByExpertRows) return GateInParts(gate, norm, l, stream);
+  return ByExperts(l.experts, [&]<int kLane>() { return LaunchByExpert<kLane>(gate, norm, l, stream); });
 }
 
 }  // namespace thermoe::cuda

@@ -54,14 +54,14 @@ struct SelectLaunch {
   uint32_t* passed = nullptr;         // [kGatePassed], the same, aligned to 16 bytes: logits of few rows on their way to the block that selects
   uint64_t* picks = nullptr;  // or ExpertFfnLaunch.passed of the experts that come next: the gate's launch also passes them what it picks for its one row
 };
-inline constexpr int64_t kGatePassed = 16 * 256;
+inline constexpr int64_t kGatePassed = 32 * (4 * 256 + 32);
 int64_t SelectScratch(int64_t rows);
 void Select(const SelectLaunch& launch, cudaStream_t stream);
 
 // The product with the gate's float weights and the selection in one launch, for up to so many rows. False: not these shapes, or no `passed`.
 inline constexpr int kFusedGateRows = 64;
 bool GateAndSelect(const LinearLaunch& gate, const SelectLaunch& launch, cudaStream_t stream);
-// And, of up to 16 rows, the norm before them: whether they are such; and the launch.
+// And, of up to 32 rows, the norm before them: whether they are such; and the launch.
 bool NormsBeforeGate(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& launch);
 bool NormGateAndSelect(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& launch, cudaStream_t stream);
 

@@ -254,18 +254,27 @@ bool LaunchBlocks(void (*kernel)(Arguments), int blocks, int bytes, const Argume
          LaunchEarly(kernel, dim3(grid), dim3(kThreads), static_cast<size_t>(bytes), stream, args) == cudaSuccess;
 }
 
+// All rows of a linear lie in shared memory; where they do not fit, of many columns, they go in parts, which take the weights from the L2 cache but for the first.
 template <Packing kPacking>
 bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
+  constexpr int kStage = kStageBytes<kPacking, false>;
   args.row_bytes = args.cols * static_cast<int>(sizeof(__half)) + kRowPad;
-  const int others = args.rows * args.row_bytes + kPartialBytes;
   static_assert(kDepth<kPacking, false> << (FirstShare(1) + kMostTiles) <= 32);  // a lane has at most one piece of a stage to copy
   args.cut = CutOfLinears(args, blocks, kDepth<kPacking, false>);
-  args.ring_bytes = RingBytesBeside(others, {kStageBytes<kPacking, false>});
-  if (args.ring_bytes == 0) return false;
-  const int bytes = others + args.ring_bytes;
-  if (args.rows > 16) return LaunchBlocks(LinearKernel<kPacking, 4>, blocks, bytes, args, stream);
-  if (args.rows > 8) return LaunchBlocks(LinearKernel<kPacking, 2>, blocks, bytes, args, stream);
-  return LaunchBlocks(LinearKernel<kPacking, 1>, blocks, bytes, args, stream);
+  const int room = (kSharedRoom - kPartialBytes - 2 * kStage) / args.row_bytes, fit = room < 8 ? room : room / 8 * 8, rows = args.rows;  // products take 8 rows
+  if (fit < 1) return false;
+  for (int begin = 0; begin < rows; begin += fit) {
+    StreamArgs part = args;
+    part.rows = std::min(fit, rows - begin);
+    part.x += int64_t{begin} * args.cols;
+    for (int i = 0; i < args.linears; ++i) part.out[i] += int64_t{begin} * args.linear[i].rows;
+    const int others = part.rows * args.row_bytes + kPartialBytes;
+    part.ring_bytes = RingBytesBeside(others, {kStage});
+    const auto launch = [&](auto* kernel) { return LaunchBlocks(kernel, blocks, others + part.ring_bytes, part, stream); };
+    const bool done = part.rows > 16 ? launch(LinearKernel<kPacking, 4>) : part.rows > 8 ? launch(LinearKernel<kPacking, 2>) : launch(LinearKernel<kPacking, 1>);
+    if (!done) return false;  // the first or none: they differ in their rows alone
+  }
+  return true;
 }
 
 // The cuts of a launch of experts; kept from one launch to the next, for they depend on the shapes alone, which layers share.
@@ -349,7 +358,7 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
   const LinearLaunch& one = launches.front();
   const int32_t cols = one.weight.cols;
   if (one.rows > kStreamRows || cols % kTileCols != 0 || launches.size() > kMostTogether) return false;
-  if (!one.wgmma || one.rows * (cols * static_cast<int64_t>(sizeof(__half)) + kRowPad) > kSharedRoom) return false;
+  if (!one.wgmma || cols > kSharedRoom / static_cast<int>(sizeof(__half))) return false;
   StreamArgs args{};
   int tiles = 0;
   for (const LinearLaunch& l : launches) {

@@ -63,6 +63,25 @@ __device__ inline float WarpMax(float value) {
   return value;
 }
 
+// Adds kCount values, a power of two, over the lanes; value i is in the lanes from 32 / kCount * i on. (By recursion: of a loop whose step halves the compiler
+// leaves the values in local memory.)
+template <int kCount, int kMask = 16>
+__device__ float SumOfSeveral(const float (&v)[kCount]) {
+  if constexpr (kCount == 1) {
+    float sum = v[0];
+#pragma unroll
+    for (int mask = kMask; mask > 0; mask /= 2) sum += __shfl_xor_sync(kAllLanes, sum, mask);
+    return sum;
+  } else {
+    constexpr int kHalf = kCount / 2;
+    const bool upper = (static_cast<int>(threadIdx.x % 32) & kMask) != 0;
+    float left[kHalf];
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) left[i] = (upper ? v[i + kHalf] : v[i]) + __shfl_xor_sync(kAllLanes, upper ? v[i] : v[i + kHalf], kMask);
+    return SumOfSeveral<kHalf, kMask / 2>(left);
+  }
+}
+
 // The sum over the lanes below and this one.
 template <typename T>
 __device__ T SumUpTo(int lane, T value) {
