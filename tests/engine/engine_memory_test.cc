@@ -60,5 +60,23 @@ TEST(EngineMemory, HugeRequestsDoNotWrapAround) {
   EXPECT_EQ(KvCache::Create(KvShapeOf(config), positions).status().code(), StatusCode::kResourceExhausted);
 }
 
+// A backend that is not there and memory that is too small are known from the headers.
+TEST(EngineMemory, LoadRefusesBeforeItReads) {
+  EngineOptions engine;
+  engine.backend = "none such";
+  LoadOptions options;
+  options.experts = ExpertStorage::kNested;
+  options.engine = &engine;
+  bool read = false;
+  options.progress = [&read](double) { return read = true; };
+  const auto model = Model::Load(FixturePath("olmoe"), options);
+  ASSERT_FALSE(model.ok());
+  EXPECT_THAT(model.status().message(), HasSubstr("none such"));
+  EXPECT_FALSE(read);
+  engine.backend = "reference";
+  EXPECT_TRUE(Model::Load(FixturePath("olmoe"), options).ok());
+  EXPECT_TRUE(read);
+}
+
 }  // namespace
 }  // namespace thermoe::testing
