@@ -110,6 +110,9 @@ struct PairedCost {
   double error_frac = 0;                                // standard error of the median, were they normal
 };
 
+// Positions that one of its sequences takes.
+int ContextOf(const Case& what) { return what.prefill > 0 ? what.prefill : kDecodePrompt + what.tokens + 1; }
+
 struct CaseResult {
   Case what;
   Spread rate;  // tokens per second
@@ -449,23 +452,24 @@ Status Bench(BenchFlags flags) {
   if (cases.empty()) return InvalidArgument("nothing to measure; give --prefill or --decode above 0");
   // The peer's warm-up, first of all: a command that does not work is known at once.
   if (!flags.vs.empty()) THERMOE_RETURN_IF_ERROR(RunPeer(flags.vs, cases.size(), flags.vs_limit_s).status());
-  Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage());
-  if (!opened.ok()) return opened.status();
   EngineOptions options = EngineOptionsFrom(flags.model);
   options.telemetry = *telemetry;
+  for (const Case& what : cases) {
+    options.context = std::max(options.context, ContextOf(what));
+    options.max_sequences = std::max(options.max_sequences, what.batch);
+  }
+  Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage(), /*to_run=*/true, &options);
+  if (!opened.ok()) return opened.status();
   Result<ControlOptions> control =
       ControlOptionsFrom(flags.control, flags.steering, opened->model->info(), *telemetry, /*keeps_state=*/false);
   if (!control.ok()) return control.status();
   options.control = std::move(*control);
   for (const Case& what : cases) {
-    const int needed = what.prefill > 0 ? what.prefill : kDecodePrompt + what.tokens + 1;
     const int held = opened->model->info().context;
-    if (needed > held) {
+    if (ContextOf(what) > held) {
       return InvalidArgument("{} needs a context of {} tokens but the model has {}; choose a smaller {}", what.name,
-                             needed, held, what.prefill > 0 ? "--prefill" : "--decode");
+                             ContextOf(what), held, what.prefill > 0 ? "--prefill" : "--decode");
     }
-    options.context = std::max(options.context, needed);
-    options.max_sequences = std::max(options.max_sequences, what.batch);
   }
   Result<std::unique_ptr<Engine>> engine = Engine::Create(opened->model, options);
   if (!engine.ok()) return engine.status();

@@ -286,7 +286,11 @@ Status Run(const CalibrateFlags& flags) {
     if (!text.ok()) return text.status();
     texts.push_back(std::move(*text));
   }
-  Result<OpenedModel> opened = OpenModel(flags.model, ExpertStorage::kNested);
+  EngineOptions options = EngineOptionsFrom(flags.model);
+  options.context = flags.window.value_or(kDefaultWindow);  // at most, until the model is known
+  options.max_sequences = kCalibrationBatch;
+  options.prefill_chunk = std::max(options.prefill_chunk, kCalibrationBatch);
+  Result<OpenedModel> opened = OpenModel(flags.model, ExpertStorage::kNested, /*to_run=*/true, flags.features.empty() ? &options : nullptr);
   if (!opened.ok()) return opened.status();
   const ModelInfo& info = opened->model->info();
   if (flags.window && *flags.window > info.context) {
@@ -294,10 +298,7 @@ Status Run(const CalibrateFlags& flags) {
                            info.context);
   }
   if (!flags.features.empty()) return MeasureTextFeatures(flags, *opened->model, texts);
-  EngineOptions options = EngineOptionsFrom(flags.model);
-  options.context = flags.window.value_or(std::min(kDefaultWindow, info.context));
-  options.max_sequences = kCalibrationBatch;
-  options.prefill_chunk = std::max(options.prefill_chunk, kCalibrationBatch);
+  options.context = std::min(options.context, info.context);
   Result<std::unique_ptr<Engine>> engine = Engine::Create(opened->model, options);
   if (!engine.ok()) return engine.status();
   Result<std::string> path = OutputPath(flags, info);

@@ -299,17 +299,18 @@ Status Run(EvalFlags flags) {
     if (!text.ok()) return text.status();
     texts.push_back(std::move(*text));
   }
-  Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage());
-  if (!opened.ok()) return opened.status();
-  const Result<WindowOptions> options = WindowOptionsFrom(flags, opened->model->info().context);
-  if (!options.ok()) return options.status();
   EngineOptions engine_options = EngineOptionsFrom(flags.model);
-  engine_options.context = flags.ttt.on() ? flags.context.value_or(0) : options->window;
+  engine_options.context = flags.ttt.on() ? flags.context.value_or(0) : flags.window.value_or(kDefaultWindow);  // at most, until the model is known
   if (flags.ttt.on()) engine_options.prefill_chunk = std::max(engine_options.prefill_chunk, TttLongestStep(*ttt));
   engine_options.max_sequences = flags.batch.value_or(1);
   // All first ids of a batch must fit one step, or its windows would not run in lock step.
   engine_options.prefill_chunk = std::max(engine_options.prefill_chunk, engine_options.max_sequences);
   engine_options.telemetry = *telemetry;
+  Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage(), /*to_run=*/true, &engine_options);
+  if (!opened.ok()) return opened.status();
+  const Result<WindowOptions> options = WindowOptionsFrom(flags, opened->model->info().context);
+  if (!options.ok()) return options.status();
+  if (!flags.ttt.on()) engine_options.context = options->window;
   Result<ControlOptions> control =
       ControlOptionsFrom(flags.control, flags.steering, opened->model->info(), *telemetry, /*keeps_state=*/false);
   if (!control.ok()) return control.status();

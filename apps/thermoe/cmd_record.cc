@@ -19,6 +19,7 @@
 #include "control/telemetry/find_sources.h"
 #include "control/telemetry/sampler.h"
 #include "control/telemetry/trace_csv.h"
+#include "engine/gpus.h"
 #include "flags.h"
 #include "help.h"
 #include "interrupt.h"
@@ -33,18 +34,21 @@ namespace {
 namespace fs = std::filesystem;
 
 const HelpPage kPage = {
-    "thermoe record --out FILE [--telemetry SOURCE] [--seconds X] [--period-ms N] [--force]",
+    "thermoe record --out FILE [--telemetry SOURCE | --device GPU] [--seconds X] [--period-ms N] [--force]",
     "Writes what a device's sensors show to a CSV file, one row a period, until --seconds have passed or Ctrl-C. "
     "Sensors are "
     "polled every 25 ms whatever the period, or every 90 ms where no energy counter moves faster. A sensor that is "
     "unknown leaves its cell empty. The first lines of the "
-    "file explain its columns; '--telemetry replay:FILE' plays it again.",
+    "file explain its columns; '--telemetry replay:FILE' plays it again. No model is run: --device names the GPU whose "
+    "sensors are read, as it names the one that run, bench and eval compute on.",
     " thermoe record --out trace.csv --seconds 60\n"
+    " thermoe record --device 1 --out second.csv\n"
     " thermoe record --telemetry nvml:0 --period-ms 25 --out burst.csv"};
 
 struct RecordFlags {
   std::string out;
-  std::string telemetry = "auto";
+  std::string telemetry;  // empty: auto
+  std::string device;     // whose sensors, where telemetry names none; empty: THERMOE_DEVICE
   double seconds = 0;  // 0: until Ctrl-C
   int period_ms = 100;
   bool force = false;
@@ -98,9 +102,16 @@ std::string LiveLine(const Snapshot& snapshot, double elapsed_s) {
                      value(snapshot.clock_mhz, "MHz"));
 }
 
+// The source that the flags name.
+Result<std::string> ChooseSource(const RecordFlags& flags) {
+  if (flags.telemetry.empty() || flags.telemetry == "auto") return SensorsOf(flags.device);
+  if (flags.device.empty()) return ResolveTelemetry(flags.telemetry);
+  return InvalidArgument("--device {} names a GPU's sensors and --telemetry {} others; give one of them", flags.device, flags.telemetry);
+}
+
 Status Record(const RecordFlags& flags) {
   THERMOE_RETURN_IF_ERROR(CheckOutput(flags));
-  const Result<std::string> choice = ResolveTelemetry(flags.telemetry);
+  const Result<std::string> choice = ChooseSource(flags);
   if (!choice.ok()) return choice.status();
   Result<std::unique_ptr<TelemetrySource>> source = FindSource(*choice);
   if (!source.ok()) return source.status();
@@ -154,6 +165,10 @@ Command MakeRecordCommand(CLI::App* root) {
   app->add_option("--out", flags->out, "The CSV file to write.")->type_name("FILE")->required();
   app->add_option("--telemetry", flags->telemetry, "The source: " + SourceChoices() + "; default auto.")
       ->type_name("SOURCE");
+  app->add_option("--device", flags->device,
+                  "The GPU whose sensors to record: its number, its UUID or the beginning of it, or a part of its name, as "
+                  "thermoe doctor lists them; default that of THERMOE_DEVICE, else what --telemetry auto finds.")
+      ->type_name("GPU");
   AddNumber(app, "--seconds", &flags->seconds, {0, 1e9, true, false}, "Stop after X seconds; default: at Ctrl-C.");
   AddNumber(app, "--period-ms", &flags->period_ms, {1, 3600000}, "Milliseconds from row to row; default 100.");
   app->add_flag("--force", flags->force, "Overwrite FILE.");

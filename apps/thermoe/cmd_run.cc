@@ -80,7 +80,14 @@ Result<RunContext> Prepare(const RunFlags& flags, const std::string& telemetry) 
   RunContext context;
   context.flags = flags;
   context.seed = flags.sampling.seed ? *flags.sampling.seed : RandomSeed();
-  Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage());
+  const Result<TttOptions> ttt = TttOptionsFrom(flags.ttt);
+  if (!ttt.ok()) return ttt.status();
+  EngineOptions options = EngineOptionsFrom(flags.model);
+  if (flags.ttt.on()) options.prefill_chunk = std::max(options.prefill_chunk, TttLongestStep(*ttt));
+  options.context = flags.context;
+  options.max_sequences = flags.prompts.empty() ? 1 : flags.parallel.value_or(kDefaultParallel);
+  options.telemetry = telemetry;
+  Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage(), /*to_run=*/true, &options);
   if (!opened.ok()) return opened.status();
   context.model = std::move(opened->model);
   context.load_ms = opened->load_ms;
@@ -91,19 +98,12 @@ Result<RunContext> Prepare(const RunFlags& flags, const std::string& telemetry) 
     return InvalidArgument("--ctx {} is longer than the model's context of {}; choose a smaller one", flags.context,
                            most);
   }
-  const Result<TttOptions> ttt = TttOptionsFrom(flags.ttt);
-  if (!ttt.ok()) return ttt.status();
   if (flags.ttt.on()) context.ttt = std::make_shared<TttOptions>(*ttt);
-  EngineOptions options = EngineOptionsFrom(flags.model);
   if (const Result<std::string> folder = StateFolder(); ttt->automatic && folder.ok()) {
     std::error_code ignored;
     std::filesystem::create_directories(*folder, ignored);
     options.ttt_state_path = *folder + "/" + context.model->info().identity + "-ttt.json";
   }
-  if (flags.ttt.on()) options.prefill_chunk = std::max(options.prefill_chunk, TttLongestStep(*ttt));
-  options.context = flags.context;
-  options.max_sequences = flags.prompts.empty() ? 1 : flags.parallel.value_or(kDefaultParallel);
-  options.telemetry = telemetry;
   Result<ControlOptions> control =
       ControlOptionsFrom(flags.control, flags.steering, context.model->info(), telemetry, /*keeps_state=*/true);
   if (!control.ok()) return control.status();

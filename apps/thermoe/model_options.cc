@@ -97,7 +97,7 @@ Result<std::string> BundledPoints() {
   return NotFound("{} was not found", kBundledPoints);
 }
 
-Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run) {
+Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run, const EngineOptions* engine) {
   Result<std::string> path = ResolveModel(flags.model);
   if (!path.ok()) return path.status();
   ProgressBar bar("loading " + fs::path(*path).filename().string());
@@ -106,6 +106,7 @@ Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bo
   options.experts = experts;
   options.interleave = to_run && !flags.in_float && !IsCuda(flags.backend);
   options.threads = flags.threads;
+  options.engine = engine;
   options.progress = BarProgress(&bar);
   Result<std::shared_ptr<const Model>> model = Model::Load(*path, options);
   if (!model.ok()) return model.status().code() == StatusCode::kCancelled ? InterruptedStatus() : model.status();

@@ -37,8 +37,9 @@ struct OpenedModel {
   double load_ms = 0;
 };
 // ResolveModel and Model::Load with a progress bar. `to_run`: false when nothing will be computed with it, which
-// leaves the weights as the file has them and so loads faster.
-Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run = true);
+// leaves the weights as the file has them and so loads faster. `engine`: what it is for, where that is known; its context and sequences are
+// refused before weights are read where memory has no room for them.
+Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run = true, const EngineOptions* engine = nullptr);
 
 // Where `thermoe profile` keeps its points, whether there are any or not.
 Result<std::string> ProfilePath();

@@ -13,6 +13,8 @@
 
 namespace thermoe {
 
+struct EngineOptions;  // thermoe/engine.h
+
 enum class ExpertStorage {
   kNative,  // as the file has it, mapped
   kNested,  // 8-bit codes in a hi and a lo plane: one copy, two precisions (docs/nested-experts.md)
@@ -24,6 +26,9 @@ struct LoadOptions {
   // shared with other processes, and are computed in float, slower.
   bool interleave = true;
   int threads = 0;  // for rewriting; 0: one per core that this process may use
+  // The engine that the model is for, looked at by Load alone. What its memory or its device's has no room for is then refused, with what would
+  // fit, before weights are read or rewritten. Null: Engine::Create finds out.
+  const EngineOptions* engine = nullptr;
   // Called now and then with the share done, 0..1, while a long load runs. Return false to stop (kCancelled).
   std::function<bool(double done_frac)> progress;
 };

@@ -2,36 +2,15 @@
 #include "engine/engine_impl.h"
 
 #include <algorithm>
-#include <fstream>
 #include <new>
-#include <sstream>
 
 #include "base/errors.h"
+#include "engine/engine_memory.h"
 #include "engine/profile_target.h"
 #include "kernels/dispatch.h"
 
 namespace thermoe {
 namespace {
-
-// MemAvailable of /proc/meminfo, or -1 where there is none.
-int64_t AvailableBytes() {
-  std::ifstream file("/proc/meminfo");
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream words(line);
-    std::string name;
-    int64_t kib = 0;
-    if (words >> name >> kib && name == "MemAvailable:") return kib * 1024;
-  }
-  return -1;
-}
-
-KvShape KvShapeOf(const ModelConfig& config) { return {config.layers, config.kv_heads, config.head_dim}; }
-
-// One block more than the context for each sequence: a fork that writes into a shared block copies it first.
-int64_t KvPositions(int64_t context, int64_t sequences) { return sequences * ((context + kKvBlock - 1) / kKvBlock + 1) * kKvBlock; }
-
-// Rows of the largest step: a chunk of prompts beside one token of every sequence.
-int32_t MaxRows(const EngineOptions& options) { return options.prefill_chunk + options.max_sequences; }
 
 // Puts the model on the backend's device, where it has memory of its own.
 Status HoldModel(const ModelImpl& model, int context, const EngineOptions& options, KvCache* cache, kernels::Ops* ops) {
@@ -41,20 +20,6 @@ Status HoldModel(const ModelImpl& model, int context, const EngineOptions& optio
   cache->SetCopy([ops](float* to, const float* from, int64_t floats) { ops->CopyKv(to, from, floats); });
   return ops->Hold({config, model.loaded().weights, experts, cache->pool(), Workspace::BytesFor(config, MaxRows(options)), MaxRows(options),
                     options.max_sequences, context, model.loaded().files});
-}
-
-Status CheckMemory(const ModelConfig& config, int context, const EngineOptions& options) {
-  const int sequences = options.max_sequences;
-  const int64_t kv_bytes = KvCache::BytesFor(KvShapeOf(config), KvPositions(context, sequences));
-  const int64_t step_bytes = Workspace::BytesFor(config, MaxRows(options));
-  const int64_t available = AvailableBytes();
-  if (available < 0 || kv_bytes + step_bytes <= available) return Status::Ok();
-  const int64_t per_token = KvCache::BytesFor(KvShapeOf(config), kKvBlock) / kKvBlock;
-  const int64_t fits = (available - step_bytes) / per_token / sequences - 2 * kKvBlock;
-  return ResourceExhausted(
-      "the KV cache of {} sequences of {} tokens needs {} MiB and a step {} MiB but {} MiB of memory are free; {}",
-      sequences, context, kv_bytes >> 20, step_bytes >> 20, available >> 20,
-      fits > 0 ? fmt::format("a context (--ctx) of {} tokens fits", fits) : "free some, or run fewer sequences");
 }
 
 Status CheckOptions(const EngineOptions& options, const ModelConfig& config) {
@@ -92,7 +57,9 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> mode
   Result<std::unique_ptr<kernels::Ops>> ops = kernels::MakeOps(options.backend, options.isa, threads.get(), options.device);
   if (!ops.ok()) return ops.status();
   const bool on_device = ops.value()->on_device();
-  if (!on_device) THERMOE_RETURN_IF_ERROR(CheckMemory(config, context, options));
+  const LoadedModel& loaded = model->impl().loaded();
+  THERMOE_RETURN_IF_ERROR(
+      CheckMemory(**ops, loaded, model->impl().experts().storage(), {options.max_sequences, context, options.prefill_chunk}));
   Result<std::unique_ptr<KvCache>> cache = KvCache::Create(KvShapeOf(config), KvPositions(context, options.max_sequences));
   if (!cache.ok()) return cache.status();
   if (on_device) THERMOE_RETURN_IF_ERROR(HoldModel(model->impl(), context, options, cache->get(), ops->get()));

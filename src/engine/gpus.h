@@ -26,4 +26,8 @@ struct Gpus {
 // `wish`: as EngineOptions::device.
 Gpus FindGpus(const std::string& wish);
 
+// The telemetry source that shows the GPU named by `wish` or else by THERMOE_DEVICE; "auto" where neither names one. Errors: those of Gpus::wish,
+// kUnsupported where `wish` names one and there is none.
+Result<std::string> SensorsOf(const std::string& wish);
+
 }  // namespace thermoe

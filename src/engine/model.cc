@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "base/errors.h"
+#include "engine/engine_memory.h"
 #include "engine/model_impl.h"
 #include "kernels/op_cost.h"
 #include "kernels/ops.h"
@@ -81,10 +82,13 @@ Result<std::shared_ptr<const Model>> Model::Load(const std::string& path, const 
     if (!options.progress) return {};
     return [&options, from, to](double done) { return options.progress(from + (to - from) * done); };
   };
-  Result<std::unique_ptr<LoadedModel>> loaded = LoadModelFiles(path, part(0, 0.5));
-  if (!loaded.ok()) return loaded.status();
-  THERMOE_RETURN_IF_ERROR(CheckBounds(**loaded));
   ThreadPool threads(options.threads);
+  const auto check = [&](const LoadedModel& headers) {
+    THERMOE_RETURN_IF_ERROR(CheckBounds(headers));
+    return options.engine == nullptr ? Status::Ok() : CheckEngine(headers, options.experts, *options.engine, &threads);
+  };
+  Result<std::unique_ptr<LoadedModel>> loaded = LoadModelFiles(path, part(0, 0.5), check);
+  if (!loaded.ok()) return loaded.status();
   Result<ExpertStore> experts = ExpertStore::Create(**loaded, options.experts, options.interleave, &threads, part(0.5, 1));
   if (!experts.ok()) return experts.status();
   std::vector<WeightBuffer> dense;

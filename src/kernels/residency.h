@@ -14,6 +14,7 @@
 
 #include "base/mapped_file.h"
 #include "base/views.h"
+#include "kernels/what_fits.h"
 #include "model/config.h"
 #include "model/weights.h"
 #include "runtime/kv_layout.h"
@@ -50,6 +51,23 @@ struct SummariseArgs {
   std::span<LogitSummary> out;     // [rows], in host memory, there after FinishSummaries
 };
 
+// What an engine takes beside the model.
+struct StepSizes {
+  int64_t kv_positions = 0;   // of all sequences, in whole blocks
+  int64_t step_bytes = 0;     // of the buffers that will be adopted
+  int32_t max_rows = 0;       // of a step
+  int32_t max_sequences = 0;  // in a step
+  int32_t context = 0;        // positions of a sequence
+};
+
+// A model before it is read: shapes and types count, no weight does.
+struct PlannedModel {
+  const ModelConfig& config;
+  const ModelWeights& weights;
+  std::span<const std::span<const FfnWeights>> experts;  // [L][E]
+  bool nested = false;                                   // experts will be kNested8, whatever they are now
+};
+
 // What a backend with memory of its own holds for an engine.
 struct ResidentModel {
   const ModelConfig& config;
@@ -83,7 +101,12 @@ class Residency {
  public:
   virtual ~Residency() = default;
 
-  // Puts weights, keys and values on the device. kResourceExhausted says what would fit; kUnsupported.
+  // Whether the device has room for the model and an engine of this size, which takes what `sizes` says. kResourceExhausted says what is
+  // needed, what is free, what would fit and which flag asks for that.
+  virtual Status CheckFits(const PlannedModel&, const EngineSize&, const std::function<StepSizes(const EngineSize&)>& /*sizes*/) const {
+    return Status::Ok();
+  }
+  // Puts weights, keys and values on the device. kResourceExhausted, kUnsupported.
   virtual Status Hold(const ResidentModel&) { return Status::Ok(); }
   // From here on operations see the device's copy of this buffer (not the host's contents).
   virtual void Adopt(std::span<std::byte> /*buffer*/) {}

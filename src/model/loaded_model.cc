@@ -69,7 +69,8 @@ void ListTensors(const TensorSource& source, LoadedModel* model) {
   }
 }
 
-Result<std::unique_ptr<LoadedModel>> LoadModelFiles(const std::string& path, const LoadProgress& progress) {
+Result<std::unique_ptr<LoadedModel>> LoadModelFiles(const std::string& path, const LoadProgress& progress,
+                                                    const std::function<Status(const LoadedModel&)>& check) {
   auto model = std::make_unique<LoadedModel>();
   model->path = path;
   std::error_code ignored;
@@ -82,6 +83,7 @@ Result<std::unique_ptr<LoadedModel>> LoadModelFiles(const std::string& path, con
     return Corrupt("{}: the tokenizer has {} tokens but the model only {}; get both from the same place", path,
                    model->tokenizer->vocab_size(), model->config.vocab);
   }
+  if (check) THERMOE_RETURN_IF_ERROR(check(*model));
   THERMOE_RETURN_IF_ERROR(ReadAhead(*model, progress));
   return model;
 }

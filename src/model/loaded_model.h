@@ -45,9 +45,11 @@ using LoadProgress = std::function<bool(double done_frac)>;
 
 // `path`: a .gguf file or a folder with config.json, *.safetensors and tokenizer.json. Every tensor's shape is
 // checked against the config, every byte range against its file. Pages come in on demand; with `progress`, files of
-// more than 256 MiB that fit in memory are read ahead in pieces, and it hears of each.
+// more than 256 MiB that fit in memory are read ahead in pieces, and it hears of each. `check` sees the model before that, when its headers
+// alone have been read.
 // Errors: kNotFound, kCorrupt, kUnsupported, kInvalidArgument (not a regular file, a stray part of a split one),
-// kCancelled (progress returned false).
-Result<std::unique_ptr<LoadedModel>> LoadModelFiles(const std::string& path, const LoadProgress& progress = {});
+// kCancelled (progress returned false), those of `check`.
+Result<std::unique_ptr<LoadedModel>> LoadModelFiles(const std::string& path, const LoadProgress& progress = {},
+                                                    const std::function<Status(const LoadedModel&)>& check = {});
 
 }  // namespace thermoe

@@ -2,30 +2,34 @@
 #include "runtime/kv_cache.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "base/check.h"
 #include "base/errors.h"
+#include "base/saturating.h"
 
 namespace thermoe {
 namespace {
 
-int64_t BlocksFor(int64_t positions) { return (positions + kKvBlock - 1) / kKvBlock; }
+int64_t BlocksFor(int64_t positions) { return positions / kKvBlock + (positions % kKvBlock != 0 ? 1 : 0); }
 
 }  // namespace
 
 int64_t KvCache::BytesFor(const KvShape& shape, int64_t positions) {
-  return BlocksFor(positions) * kKvBlock * shape.kv_heads * shape.head_dim * shape.layers * 2 * static_cast<int64_t>(sizeof(float));
+  return SaturatingProduct(BlocksFor(positions), kKvBlock, shape.kv_heads, shape.head_dim, shape.layers, 2, sizeof(float));
 }
 
 Result<std::unique_ptr<KvCache>> KvCache::Create(const KvShape& shape, int64_t positions) {
   const int64_t blocks = BlocksFor(positions);
   const int64_t bytes = BytesFor(shape, positions);
-  std::unique_ptr<KvCache> cache(new KvCache(shape, blocks));
-  cache->data_.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))));
-  if (cache->data_ == nullptr) {
+  const auto refused = [&] {
     return ResourceExhausted("the KV cache of {} positions needs {} bytes, which this machine cannot give; use a smaller --ctx",
                              positions, bytes);
-  }
+  };
+  if (bytes > std::numeric_limits<int64_t>::max() - 64) return refused();
+  std::unique_ptr<KvCache> cache(new KvCache(shape, blocks));
+  cache->data_.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))));
+  if (cache->data_ == nullptr) return refused();
   cache->free_.resize(static_cast<size_t>(blocks));
   for (int64_t b = 0; b < blocks; ++b) cache->free_[static_cast<size_t>(b)] = static_cast<int32_t>(blocks - 1 - b);
   return cache;

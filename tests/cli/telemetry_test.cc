@@ -80,6 +80,28 @@ TEST_F(TelemetryCliTest, RecordRefusals) {
   }
 }
 
+// A GPU is named as run and bench name it; no file is made for one that is not there.
+TEST_F(TelemetryCliTest, RecordsTheGpuThatIsNamed) {
+  const auto record = [&](const std::vector<std::string>& flags) {
+    std::vector<std::string> args = {"record", "--out", Path("gpu.csv"), "--seconds", "0.2"};
+    args.insert(args.end(), flags.begin(), flags.end());
+    return args;
+  };
+  ExpectRefused(record({"--device", "no such card"}), {"device \"no such card\" (--device"});
+  ExpectRefused(record({"--device", "0", "--telemetry", "linux"}), {"--device 0", "--telemetry linux", "give one of them"});
+  EXPECT_FALSE(std::filesystem::exists(Path("gpu.csv")));
+  const Json gpus = ThermoeJson({"doctor"})["gpus"];
+  if (gpus.empty()) {
+    ExpectRefused(record({"--device", "0"}), {"no CUDA device is here", "--telemetry"});
+    const ProcessResult beside = Thermoe(record({"--json"}), "", {{"THERMOE_DEVICE", "no such card"}});
+    EXPECT_EQ(beside.exit_code, 0) << beside.err;  // the variable is for --backend cuda
+    return;
+  }
+  const Json json = ThermoeJson(record({"--device", gpus[0]["uuid"].get<std::string>()}));
+  EXPECT_THAT(json["source"].get<std::string>(), HasSubstr("nvml:"));
+  EXPECT_GE(json["rows"], 1);
+}
+
 TEST_F(TelemetryCliTest, DoctorDoesNotHangWithTheDriver) {
   const ProcessResult slow = Thermoe({"doctor", "--telemetry", "nvml"}, "",
                                      {{"THERMOE_NVML", THERMOE_FAKE_NVML}, {"FAKE_NVML_DELAY_MS", "40"}});

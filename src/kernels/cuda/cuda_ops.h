@@ -15,6 +15,7 @@
 #include "kernels/cuda/address_map.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/memory_plan.h"
 #include "kernels/ops.h"
 #include "runtime/threads.h"
 
@@ -33,6 +34,8 @@ class CudaOps final : public kernels::Ops {
   double MeasureReadSpeed() const override;  // measure.cc
   std::string device_name() const override { return device_.name; }
   std::string sensors() const override { return "nvml:" + device_.uuid; }
+  Status CheckFits(const kernels::PlannedModel& model, const kernels::EngineSize& asked,
+                   const std::function<kernels::StepSizes(const kernels::EngineSize&)>& sizes) const override;
   Status Hold(const kernels::ResidentModel& model) override;
   void Adopt(std::span<std::byte> buffer) override;
   void Publish(std::span<const std::byte> bytes) const override;
@@ -101,10 +104,9 @@ class CudaOps final : public kernels::Ops {
   void Synchronise() const;
 
   // hold.cc
-  struct MemoryPlan;
-  MemoryPlan PlanMemory(const kernels::ResidentModel& model) const;
+  Result<DeviceRoom> Room() const;
   Status UploadMatrices(const kernels::ResidentModel& model, const MemoryPlan& plan);
-  Status UploadVectors(const kernels::ResidentModel& model);
+  Status UploadVectors(const kernels::ResidentModel& model, const MemoryPlan& plan);
   void EnsureScratch(int64_t bytes) const;
   // A matrix on the device; packed and uploaded for this call where it is not resident.
   DeviceMatrix MatrixOf(const WeightMatrix& matrix, Call* call) const;

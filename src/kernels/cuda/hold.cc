@@ -12,111 +12,59 @@
 namespace thermoe::cuda {
 namespace {
 
-constexpr int64_t kAlign = 256;
-constexpr int64_t kReserveBytes = int64_t{512} << 20;  // CUDA's own, graphs and kernels
-constexpr int64_t kSummaryRows = 32;                   // of logits at once; more make room when they come
-
-int64_t Aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+constexpr int64_t kSummaryRows = 32;  // of logits at once; more make room when they come
 
 constexpr WeightMatrix FfnWeights::* kRoles[] = {&FfnWeights::gate, &FfnWeights::up, &FfnWeights::down};
-
-// Every matrix that products are taken with, experts last.
-template <typename Visitor>
-void ForEachMatrix(const kernels::ResidentModel& model, const Visitor& visit) {
-  for (const LayerWeights& layer : model.weights.layers) {
-    for (const WeightMatrix* m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.shared.gate, &layer.shared.up, &layer.shared.down,
-                                  &layer.shared_gate}) {
-      if (!m->empty()) visit(*m);
-    }
-  }
-  visit(model.weights.output);
-  for (const std::span<const FfnWeights> layer : model.experts) {
-    for (const FfnWeights& expert : layer) {
-      for (const auto role : kRoles) visit(expert.*role);
-    }
-  }
-}
-
-template <typename Visitor>
-void ForEachVector(const ModelWeights& weights, const Visitor& visit) {
-  for (const LayerWeights& layer : weights.layers) {
-    for (const std::vector<float>* v : {&layer.attention_norm, &layer.q_bias, &layer.k_bias, &layer.v_bias, &layer.q_norm, &layer.k_norm,
-                                        &layer.expert_norm}) {
-      if (!v->empty()) visit(*v);
-    }
-  }
-  visit(weights.output_norm);
-}
+constexpr OperationRoom kRoom = {LinearScratch, ExpertFfnScratch, AttentionScratch, SelectScratch, kHalfRows};
 
 }  // namespace
 
-struct CudaOps::MemoryPlan {
-  int64_t weights = 0, vectors = 0, table = 0, kv = 0, scratch = 0, step = 0;
-  int64_t halves = 0;  // count, not bytes
-  int64_t total() const { return weights + vectors + table + kv + scratch + step + Bytes<__half>(halves) + kReserveBytes; }
-};
+Result<DeviceRoom> CudaOps::Room() const {
+  size_t free = 0, total = 0;
+  THERMOE_RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free, &total), "asking for its free memory"));
+  return DeviceRoom{device_.name, static_cast<int64_t>(free), static_cast<int64_t>(total)};
+}
 
-CudaOps::MemoryPlan CudaOps::PlanMemory(const kernels::ResidentModel& model) const {
-  const ModelConfig& config = model.config;
-  MemoryPlan plan;
-  ForEachMatrix(model, [&](const WeightMatrix& m) {
-    plan.weights += Aligned(PackedBytes(m.type, m.rows, m.cols));
-    plan.scratch = std::max(plan.scratch, static_cast<int64_t>(LinearScratch(model.max_rows, static_cast<int32_t>(m.cols))));
-  });
-  ForEachVector(model.weights, [&](const std::vector<float>& v) { plan.vectors += Aligned(Bytes<float>(static_cast<int64_t>(v.size()))); });
-  plan.table = model.weights.embedding.rows * model.weights.embedding.row_bytes();
-  plan.kv = Bytes<__half>(model.kv.floats());
-  for (const int64_t bytes : {static_cast<int64_t>(ExpertFfnScratch(config.hidden, config.expert_width, config.slots, model.max_rows)),
-                              AttentionScratch(std::min(model.max_rows, model.max_sequences), config.heads, config.head_dim),
-                              SelectScratch(model.max_rows)}) {
-    plan.scratch = std::max(plan.scratch, bytes);
-  }
-  plan.step = model.step_bytes;
-  plan.halves = int64_t{std::min(model.max_rows, kHalfRows)} * std::max(config.hidden, config.heads * config.head_dim);
-  return plan;
+Status CudaOps::CheckFits(const kernels::PlannedModel& model, const kernels::EngineSize& asked,
+                          const std::function<kernels::StepSizes(const kernels::EngineSize&)>& sizes) const {
+  const Result<DeviceRoom> device = Room();
+  return device.ok() ? cuda::CheckFits(*device, model, asked, sizes, kRoom) : device.status();
 }
 
 Status CudaOps::Hold(const kernels::ResidentModel& model) {
   const ModelConfig& config = model.config;
   bool interleaved = false;
-  ForEachMatrix(model, [&](const WeightMatrix& m) { interleaved = interleaved || m.interleaved(); });
+  ForEachMatrix(model.weights, model.experts, model.experts.size(),
+                [&](const WeightMatrix& m, MatrixPart) { interleaved = interleaved || m.interleaved(); });
   if (interleaved) {
     return InvalidArgument("the model was loaded in the layout of the cpu backend; load it with LoadOptions::interleave off for cuda");
   }
   if (config.slots > kMaxDeviceSlots) {
     return Unsupported("{} slots a token; the cuda backend runs up to {}: use the cpu backend", config.slots, kMaxDeviceSlots);
   }
-  const MemoryPlan plan = PlanMemory(model);
-  size_t free = 0, total = 0;
-  THERMOE_RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free, &total), "asking for its free memory"));
-  if (plan.total() > static_cast<int64_t>(free)) {
-    const int64_t besides = plan.total() - plan.kv, per_token = model.kv.blocks > 0 ? plan.kv / (model.kv.blocks * kKvBlock) : 1;
-    const int64_t context = (static_cast<int64_t>(free) - besides) / std::max<int64_t>(1, per_token) / std::max(1, model.max_sequences) - 2 * kKvBlock;
-    const int64_t per_layer = plan.weights / std::max(1, config.layers);
-    return ResourceExhausted(
-        "{} has {} MiB free but {} MiB are needed (weights {}, keys and values of {} sequences {}, steps {}, {} in reserve); {}", device_.name, free >> 20,
-        plan.total() >> 20, (plan.weights + plan.vectors + plan.table) >> 20, model.max_sequences, plan.kv >> 20, (plan.step + plan.scratch) >> 20,
-        kReserveBytes >> 20,
-        context > 0 ? fmt::format("a context (--ctx) of {} tokens fits, or fewer sequences", context)
-                    : fmt::format("the weights of {} of its {} layers would fit: take a smaller or more quantised model, or the cpu backend",
-                                  std::max<int64_t>(0, (static_cast<int64_t>(free) - (plan.total() - plan.weights)) / std::max<int64_t>(1, per_layer)),
-                                  config.layers));
+  const MemoryPlan plan = PlanMemory({config, model.weights, model.experts},
+                                     {model.kv.blocks * kKvBlock, model.step_bytes, model.max_rows, model.max_sequences, model.context}, kRoom);
+  const Result<DeviceRoom> device = Room();
+  if (!device.ok()) return device.status();
+  if (plan.total() > device->free_bytes) {  // CheckFits has more to say
+    return ResourceExhausted("{}; take a smaller or more quantised model, or leave --backend cuda out",
+                             NeededText(*device, plan, model.max_sequences, model.context));
   }
   context_ = model.context;
   rows_capacity_ = tables_capacity_ = 0;
-  table_stride_ = context_ / kKvBlock + 2;
+  table_stride_ = TableStride(context_);
   THERMOE_RETURN_IF_ERROR(UploadMatrices(model, plan));
-  THERMOE_RETURN_IF_ERROR(UploadVectors(model));
+  THERMOE_RETURN_IF_ERROR(UploadVectors(model, plan));
   Result<DeviceMemory> kv = DeviceMemory::Allocate(std::max<int64_t>(plan.kv, 1), "keys and values");
   if (!kv.ok()) return kv.status();
   kv_ = std::move(kv).value();
   kv_host_ = model.kv.data, kv_floats_ = model.kv.floats();
   THERMOE_RETURN_IF_ERROR(CudaStatus(cudaMemset(kv_.data(), 0, static_cast<size_t>(plan.kv)), "clearing memory"));
   EnsureScratch(plan.scratch);
-  Result<DeviceMemory> halves = DeviceMemory::Allocate(Bytes<__half>(plan.halves), "rows as halves");
+  Result<DeviceMemory> halves = DeviceMemory::Allocate(plan.halves, "rows as halves");
   if (!halves.ok()) return halves.status();
   halves_ = std::move(halves).value();
-  half_count_ = plan.halves;
+  half_count_ = plan.halves / static_cast<int64_t>(sizeof(__half));
   for (const std::span<const FfnWeights> layer : model.experts) {
     Result<ExpertTables> tables = MakeTables(layer, nullptr);
     if (!tables.ok()) return tables.status();
@@ -124,7 +72,7 @@ Status CudaOps::Hold(const kernels::ResidentModel& model) {
   }
   // The rows of the largest step, so that addresses stay.
   rows_capacity_ = model.max_rows, tables_capacity_ = std::max(1, model.max_sequences);
-  Result<DeviceMemory> rows = DeviceMemory::Allocate(Bytes<int32_t>(2 * rows_capacity_ + tables_capacity_ * table_stride_), "the rows of a step");
+  Result<DeviceMemory> rows = DeviceMemory::Allocate(plan.rows, "the rows of a step");
   if (!rows.ok()) return rows.status();
   rows_memory_ = std::move(rows).value();
   EnsureSummaries(kSummaryRows);
@@ -139,16 +87,17 @@ Status CudaOps::UploadMatrices(const kernels::ResidentModel& model, const Memory
   const WeightMatrix& table = model.weights.embedding;
   Result<DeviceMemory> weights = DeviceMemory::Allocate(std::max<int64_t>(plan.weights, 1), "the weights");
   if (!weights.ok()) return weights.status();
-  Result<DeviceMemory> embedding = DeviceMemory::Allocate(std::max<int64_t>(plan.table, 1), "the embedding");
+  Result<DeviceMemory> embedding = DeviceMemory::Allocate(std::max<int64_t>(plan.embedding, 1), "the embedding");
   if (!embedding.ok()) return embedding.status();
   std::vector<UploadItem> items;
   std::byte* at = weights->data();
-  ForEachMatrix(model, [&](const WeightMatrix& m) {
+  ForEachMatrix(model.weights, model.experts, model.experts.size(), [&](const WeightMatrix& m, MatrixPart) {
     if (matrices_.contains(m.data)) return;
     items.push_back({&m, at});
     matrices_[m.data] = View(m.type, m.rows, m.cols, at);
-    at += Aligned(PackedBytes(m.type, m.rows, m.cols));
+    at += AlignedBytes(PackedBytes(m.type, m.rows, m.cols));
   });
+  THERMOE_CHECK(at - weights->data() <= plan.weights);
   items.push_back({&table, embedding->data(), /*packed=*/false});
   tables_of_rows_[table.data] = embedding->data();
   owned_.push_back(std::move(weights).value());
@@ -159,17 +108,15 @@ Status CudaOps::UploadMatrices(const kernels::ResidentModel& model, const Memory
   return health_;
 }
 
-Status CudaOps::UploadVectors(const kernels::ResidentModel& model) {
-  int64_t bytes = 0;
-  ForEachVector(model.weights, [&](const std::vector<float>& v) { bytes += Aligned(Bytes<float>(static_cast<int64_t>(v.size()))); });
-  Result<DeviceMemory> memory = DeviceMemory::Allocate(std::max<int64_t>(bytes, 1), "norms and biases");
+Status CudaOps::UploadVectors(const kernels::ResidentModel& model, const MemoryPlan& plan) {
+  Result<DeviceMemory> memory = DeviceMemory::Allocate(std::max<int64_t>(plan.vectors, 1), "norms and biases");
   if (!memory.ok()) return memory.status();
   int64_t at = 0;
-  ForEachVector(model.weights, [&](const std::vector<float>& v) {
+  ForEachVector(model.weights, model.experts.size(), [&](const std::vector<float>& v) {
     const int64_t size = Bytes<float>(static_cast<int64_t>(v.size()));
     Check(cudaMemcpy(memory->data() + at, v.data(), static_cast<size_t>(size), cudaMemcpyDefault), "loading norms and biases");
     addresses_.Add(v.data(), static_cast<size_t>(size), memory->data() + at);
-    at += Aligned(size);
+    at += AlignedBytes(size);
   });
   owned_.push_back(std::move(memory).value());
   return health_;
@@ -227,7 +174,7 @@ void CudaOps::EnsureSelectSlots(size_t layers, int32_t experts) const {
   DropGraphs();  // they have the old addresses
   const auto n = static_cast<int64_t>(layers);
   const int64_t counted = Bytes<SelectCounts>(n) + Bytes<int32_t>(n * experts);
-  const int64_t rules_at = Aligned(counted), bytes = rules_at + Bytes<SelectRules>(n) + Bytes<float>(n * experts) + Bytes<int32_t>(n) + n * experts;
+  const int64_t rules_at = AlignedBytes(counted), bytes = rules_at + Bytes<SelectRules>(n) + Bytes<float>(n * experts) + Bytes<int32_t>(n) + n * experts;
   Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "steering");
   Result<PinnedMemory> pinned = PinnedMemory::Allocate(counted);
   if (!memory.ok() || !pinned.ok()) {
