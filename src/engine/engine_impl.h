@@ -142,6 +142,7 @@ class EngineImpl final : public Engine, private LogitSink {
   void Admit();
   Status Schedule();
   Status AddRows(ActiveRequest* active, int32_t count, int32_t seen = 0);
+  void WantDraws(std::span<const size_t> rows, std::vector<kernels::TokenDraw>* draws) override;
   void OnLogits(size_t row, LogitRow* logits) override;
   int32_t AskedOf(const ActiveRequest& active, size_t index) const;
   void Generate(ActiveRequest* active, LogitRow* logits);
