@@ -61,6 +61,7 @@ class EngineImpl final : public Engine, private LogitSink {
   // For tests and the control loop.
   Supervisor& supervisor() { return *supervisor_; }
   void SetSupervisor(std::unique_ptr<Supervisor> supervisor);
+  void SetOps(std::unique_ptr<kernels::Ops> ops) { ops_ = std::move(ops); }  // of the host
   ControlLoop* control_loop() { return loop_; }
 
  private:
