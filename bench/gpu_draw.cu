@@ -80,11 +80,12 @@ void TimeDraws(int64_t vocab, bool sure) {
       std::copy(recent.begin(), recent.end(), pinned->recent + r * kRecent);
     }
     for (int i = 0; i < 2; ++i) {
-      const cuda::DrawLaunch launch{logits.data(), vocab, pinned->draws, pinned->recent, seen.data(), static_cast<int32_t>(rows[i]), pinned->out, done.data(), &pinned->told, 1};
+      const cuda::DrawLaunch launch{logits.data(), vocab,       pinned->draws, pinned->recent, seen.data(), static_cast<int32_t>(rows[i]),
+                                    pinned->out,   done.data(), &pinned->told, 1};
       us[i] = TimeGraph(kDrawLaunches, [&](int, cudaStream_t stream) { cuda::Draw(launch, stream); });
     }
-    std::printf("V %6lld, %s, %-12s 1 row %6.1f us, 32 rows %6.1f us; the host, 1 row %8.1f us\n", static_cast<long long>(vocab), sure ? "sure  " : "unsure", c.name, us[0],
-                us[1], HostUs(host, vocab, c.options, recent));
+    std::printf("V %6lld, %s, %-12s 1 row %6.1f us, 32 rows %6.1f us; the host, 1 row %8.1f us\n", static_cast<long long>(vocab), sure ? "sure  " : "unsure",
+                c.name, us[0], us[1], HostUs(host, vocab, c.options, recent));
   }
   BENCH_CUDA(cudaFreeHost(pinned));
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // A token drawn of a row of logits as Sampler (forward/sample.h) does it, by a block a row. The row stays in device memory and is gone through as seldom as can be:
-// for the largest of each thread; for the sum of probabilities, where top_p cuts them; for those from the cut on; for the draw. The first two are never left out,
-// but where everything that is kept fits a list in shared memory the draw is made of that.
+// for the largest of each thread; for the sum of probabilities, where top_p wants it; for those that are kept, where they are cut; and for the draw, where those
+// that are kept do not fit a list in shared memory.
 //
-// Where a cut lies (top_k: after so many tokens; top_p: after so much probability) is first looked for among the threads' largest: what these come to from the
-// largest down to one of them, all logits down to it come to at least. So only those are listed, sorted and added up. If that does not reach as far, or there are too
-// many, logits are counted by bins until those of one fit the list (Narrow).
+// Where a cut lies (top_k: after so many tokens; top_p: after so much probability) is first looked for among the threads' largest: what these come to down to one
+// of them, all logits down to it come to at least, so that only those are listed, sorted and added up. Where the threads' largest come to less, or too many logits
+// reach up to the one, logits are counted by bins until those of one fit the list (Narrow).
 //
 // Probabilities are whole numbers (draw_code.h): sums of them are the same in any order, so that atomics and lists in any order give the same token every time.
 #include <climits>
@@ -216,8 +216,8 @@ __device__ void SumBins(Shared& s) {
   __syncthreads();
 }
 
-// Cuts after the token with which what is left comes to `needed`: by bins of distance, and by digits of the codes in the bin where that is, until those of one fit the
-// list. Nothing is cut where all come to less.
+// Cuts after the token with which what is left comes to `needed`: by bins of distance, and by digits of the codes in the bin where that is, until those of one
+// fit the list. Nothing is cut where all come to less.
 template <bool kQuads, typename Weigh>
 __device__ __noinline__ void Narrow(Shared& s, const Row& row, const Distance& distance, const Weigh& weigh, uint64_t needed, Kept* kept) {
   uint64_t above = 0, prefix = 0;  // prefix: of the members' codes, above `shift`
@@ -272,7 +272,7 @@ __device__ __noinline__ bool CutByLargest(Shared& s, const Row& row, const Weigh
   return true;
 }
 
-// How the row's logits lie, by the threads' largest, sorted: half of them are less far from the largest than a quarter of the bins, or than what is a probability at all.
+// How the row's logits lie, by the threads' largest, sorted: half of these are in the first quarter of the bins, which end where probabilities do at the latest.
 __device__ Distance MakeDistance(const Shared& s, float best) {
   constexpr float kMostNats = 24;  // beyond, not many logits add up to much
   const uint64_t middle = s.list[kDrawThreads / 2];
@@ -315,6 +315,7 @@ __device__ int DrawOf(Shared& s, const Row& row, float best, const Kept& kept) {
   const double uniform = s.draw.uniform;
   const auto falls = [uniform](uint64_t total) { return DrawnAt(uniform, total); };
   if (kept.listed) {
+    __syncthreads();  // all have read what the cut found
     for (int i = static_cast<int>(threadIdx.x); i < kept.count; i += kDrawThreads) s.list[i] = LogitOf(s.list[i]) >= least ? ById(s.list[i]) : 0;
     SortDown(s, kept.count);
     Find(s, kept.count, [&](int i) { return s.list[i] == 0 ? 0 : mass(LogitOf(FromById(s.list[i]))); }, falls);
