@@ -61,6 +61,7 @@ class EngineImpl final : public Engine, private LogitSink {
   // For tests and the control loop.
   Supervisor& supervisor() { return *supervisor_; }
   void SetSupervisor(std::unique_ptr<Supervisor> supervisor);
+  void SetOps(std::unique_ptr<kernels::Ops> ops) { ops_ = std::move(ops); }  // of the host
   ControlLoop* control_loop() { return loop_; }
 
  private:
@@ -142,6 +143,7 @@ class EngineImpl final : public Engine, private LogitSink {
   void Admit();
   Status Schedule();
   Status AddRows(ActiveRequest* active, int32_t count, int32_t seen = 0);
+  void WantDraws(std::span<const size_t> rows, std::vector<kernels::TokenDraw>* draws) override;
   void OnLogits(size_t row, LogitRow* logits) override;
   int32_t AskedOf(const ActiveRequest& active, size_t index) const;
   void Generate(ActiveRequest* active, LogitRow* logits);

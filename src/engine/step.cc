@@ -28,6 +28,15 @@ bool WantsLogits(const ActiveRequest& active, size_t index) {
   return active.request.score_prompt && !last && index + 1 >= active.prompt_begin;
 }
 
+// The largest logit as it is.
+bool TakesLargest(const SamplingOptions& sampling) { return sampling.temperature == 0 && sampling.repetition_penalty == 1; }
+
+// What the penalty looks at.
+std::span<const TokenId> RecentOf(const ActiveRequest& active) {
+  const std::vector<TokenId>& tokens = active.session->tokens;
+  return std::span(tokens).last(std::min(tokens.size(), static_cast<size_t>(active.request.sampling.repetition_window)));
+}
+
 }  // namespace
 
 Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
@@ -167,6 +176,20 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, int32_t seen) {
   return Status::Ok();
 }
 
+// The random number of a draw is taken once it is known to have been used: as the host would.
+void EngineImpl::WantDraws(std::span<const size_t> rows, std::vector<kernels::TokenDraw>* draws) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const ActiveRequest& active = *row_owner_[rows[i]];
+    const SamplingOptions& sampling = active.request.sampling;
+    const size_t index = active.session->first() + static_cast<size_t>(batch_.rows[rows[i]].position);
+    if (index + 1 < active.prompt_end || !active.generates() || !active.request.forced.empty() || TakesLargest(sampling)) continue;
+    kernels::TokenDraw draw{static_cast<int64_t>(i), sampling.temperature,        sampling.top_k, sampling.top_p,
+                            sampling.min_p,          sampling.repetition_penalty, RecentOf(active), 0};
+    if (sampling.temperature > 0) draw.uniform = Random(active.random).Uniform();
+    draws->push_back(draw);
+  }
+}
+
 void EngineImpl::OnLogits(size_t row, LogitRow* logits) {
   ActiveRequest* active = row_owner_[row];
   if (!logits->finite()) {
@@ -204,17 +227,18 @@ void EngineImpl::Generate(ActiveRequest* active, LogitRow* logits) {
   if (!request.forced.empty()) {
     event.token = request.forced[result.generated.size()];
     event.logprob = logits->asked_logprob();
-  } else if (const kernels::LogitSummary* summary = logits->summary();
-             summary != nullptr && request.sampling.temperature == 0 && request.sampling.repetition_penalty == 1) {
+  } else if (const kernels::LogitSummary* summary = logits->summary(); summary != nullptr && TakesLargest(request.sampling)) {
     event.token = summary->best;
     event.logprob = summary->best_logit - summary->log_sum_exp;
+  } else if (const kernels::DrawnToken* drawn = logits->drawn(); drawn != nullptr) {
+    if (drawn->used_uniform) active->random.Uniform();
+    event.token = drawn->token;
+    event.logprob = drawn->logit - logits->log_sum_exp();
   } else {
-    const size_t window = std::min(tokens.size(), static_cast<size_t>(request.sampling.repetition_window));
     // The penalty changes logits in place, so the model's own probability of the token needs the normaliser from
     // before.
     const float normaliser = logits->log_sum_exp();
-    const std::span<const TokenId> recent = std::span(tokens).last(window);
-    const TokenId token = sampler_.Sample(logits->all(), request.sampling, recent, &active->random, &event.logprob);
+    const TokenId token = sampler_.Sample(logits->all(), request.sampling, RecentOf(*active), &active->random, &event.logprob);
     event.token = token;
     event.logprob -= normaliser;
   }

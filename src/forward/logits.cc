@@ -69,13 +69,27 @@ void MakeLogits(StepContext& step, MutRows normed, LogitTile* tile) {
   step.record.logit_rows += static_cast<int32_t>(normed.rows);
 }
 
+// Has the backend draw what the sink wants, where it can, behind the summaries: both are waited for together.
+void DrawTokens(StepContext& step, const LogitTile& tile) {
+  Workspace& ws = step.ws;
+  ws.draws.clear();
+  step.sink.WantDraws(tile.all(), &ws.draws);
+  if (ws.draws.empty()) return;
+  step.ops.DrawTokens({Workspace::View(ws.logits, static_cast<int64_t>(tile.count), step.config.vocab), ws.draws, std::span(ws.drawn).first(tile.count)});
+}
+
 void TellSink(StepContext& step, const LogitTile& tile) {
   StageTimer timer(&step.record.times.sample_us);
   Workspace& ws = step.ws;
-  if (tile.summarised) step.ops.FinishSummaries();
+  std::fill_n(ws.drawn.begin(), tile.count, kernels::DrawnToken{});
+  if (tile.summarised) {
+    DrawTokens(step, tile);
+    step.ops.FinishSummaries();
+  }
   for (size_t i = 0; i < tile.count; ++i) {
     const auto vocab = static_cast<size_t>(step.config.vocab);
-    LogitRow row(step.ops, std::span(ws.logits).subspan(i * vocab, vocab), tile.summarised ? &ws.summaries[i] : nullptr, ws.asked[i]);
+    LogitRow row(step.ops, std::span(ws.logits).subspan(i * vocab, vocab), tile.summarised ? &ws.summaries[i] : nullptr,
+                 ws.drawn[i].token >= 0 ? &ws.drawn[i] : nullptr, ws.asked[i]);
     step.sink.OnLogits(tile.rows[i], &row);
   }
 }

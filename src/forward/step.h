@@ -63,10 +63,13 @@ class Workspace {
   std::vector<int32_t> row_order;         // [T]
   std::vector<float> before, given;       // [T, D], [D]
   kernels::Selection selection;
+  // Of the host alone: what the sink wants of a tile of logits, up to kLogitTile, and [kLogitTile] what was drawn of its rows.
+  std::vector<kernels::TokenDraw> draws;
+  std::vector<kernels::DrawnToken> drawn;
 
  private:
   Workspace() = default;
-  // Calls visit(buffer, elements) for every buffer above.
+  // Calls visit(buffer, elements) for every buffer above that operations see.
   template <typename Visitor>
   static void VisitBuffers(Workspace& ws, const ModelConfig& config, int32_t max_rows, const Visitor& visit);
 };
@@ -74,11 +77,12 @@ class Workspace {
 // The logits of one row: what they come to, and all of them for who needs them.
 class LogitRow {
  public:
-  // `summary`: made by the backend, whose memory has the logits; null: they are on the host.
-  LogitRow(const kernels::Ops& ops, std::span<float> logits, const kernels::LogitSummary* summary, int32_t asked)
-      : ops_(ops), logits_(logits), summary_(summary), asked_(asked) {}
+  // `summary`: made by the backend, whose memory has the logits; null: they are on the host. `drawn`: by the backend; null: not.
+  LogitRow(const kernels::Ops& ops, std::span<float> logits, const kernels::LogitSummary* summary, const kernels::DrawnToken* drawn, int32_t asked)
+      : ops_(ops), logits_(logits), summary_(summary), drawn_(drawn), asked_(asked) {}
 
   const kernels::LogitSummary* summary() const { return summary_; }  // null: the logits are on the host
+  const kernels::DrawnToken* drawn() const { return drawn_; }        // null: the host draws, where a token is wanted
   bool finite() const;                                               // all of them
   float log_sum_exp() const;
   float asked_logprob() const;  // of BatchRow::asked
@@ -88,6 +92,7 @@ class LogitRow {
   const kernels::Ops& ops_;
   std::span<float> logits_;
   const kernels::LogitSummary* summary_;
+  const kernels::DrawnToken* drawn_;
   int32_t asked_;
   bool fetched_ = false;
 };
@@ -105,6 +110,9 @@ struct LogitTile {
 class LogitSink {
  public:
   virtual ~LogitSink() = default;
+  // Before the logits of a tile come, on a backend that may draw: adds those of its rows that a token is to be drawn of, `row` an index into `rows`, which
+  // are the batch's. Nothing may change by this: the backend may draw none of them.
+  virtual void WantDraws(std::span<const size_t> /*rows*/, std::vector<kernels::TokenDraw>* /*draws*/) {}
   // `row` is an index into the batch; `logits` lives only during the call.
   virtual void OnLogits(size_t row, LogitRow* logits) = 0;
 };

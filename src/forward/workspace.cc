@@ -50,6 +50,7 @@ void Workspace::VisitBuffers(Workspace& ws, const ModelConfig& config, int32_t m
 Workspace::Workspace(const ModelConfig& config, int32_t max_rows) {
   VisitBuffers(*this, config, max_rows,
                [](auto& buffer, int64_t elements) { buffer.resize(static_cast<size_t>(elements)); });
+  draws.reserve(kLogitTile), drawn.resize(kLogitTile);
   for (size_t i = 0; i < inverse_frequency.size(); ++i) {
     const double turn = 2.0 * static_cast<double>(i) / config.attention.rope_dim;
     inverse_frequency[i] = static_cast<float>(1.0 / std::pow(static_cast<double>(config.attention.rope_theta), turn));

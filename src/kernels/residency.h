@@ -68,6 +68,27 @@ struct PlannedModel {
   bool nested = false;                                   // experts will be kNested8, whatever they are now
 };
 
+// A token to be drawn of a row of logits; Sampler (forward/sample.h) is the specification of how.
+struct TokenDraw {
+  int64_t row = 0;                   // of the logits
+  float temperature = 0;             // 0: the largest, after the penalty
+  int32_t top_k = 0;                 // 0: all
+  float top_p = 1, min_p = 0;        // 1, 0: all
+  float repetition_penalty = 1;      // 1: none
+  std::span<const int32_t> recent;   // tokens in [0, V) that it acts on, once however often they are there; in host memory
+  double uniform = 0;                // in [0, 1): how far down the tokens left, in order of their ids, by probability
+};
+struct DrawnToken {
+  int32_t token = -1;         // -1: none was drawn
+  float logit = 0;            // before the penalty
+  bool used_uniform = false;  // not at temperature 0, and where an infinite logit or none that is a number leaves no choice
+};
+struct DrawArgs {
+  ConstRows logits;                  // [rows, V] of the newest Summarise; as they were, afterwards
+  std::span<const TokenDraw> draws;  // each of another row
+  std::span<DrawnToken> out;         // [rows], in host memory, there after FinishSummaries; of other rows as it was
+};
+
 // What a backend with memory of its own holds for an engine.
 struct ResidentModel {
   const ModelConfig& config;
@@ -145,7 +166,10 @@ class Residency {
   virtual void Angles(const AnglesArgs& args) const;
   // False: not done here, the caller reads the logits itself.
   virtual bool Summarise(const SummariseArgs& /*args*/) const { return false; }
-  // Waits until the newest Summarise's `out` is filled.
+  // After Summarise, before FinishSummaries. False: not done here, the caller draws itself. A token differs from the specification's where sums of
+  // probabilities lie within 1e-6 of what they are compared with; it depends on the row and its draw alone.
+  virtual bool DrawTokens(const DrawArgs& /*args*/) const { return false; }
+  // Waits until `out` of the newest Summarise, and of a DrawTokens after it, is filled.
   virtual void FinishSummaries() const {}
 };
 

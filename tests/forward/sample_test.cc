@@ -8,6 +8,8 @@
 #include <limits>
 #include <map>
 
+#include "support/host_draw.h"
+
 namespace thermoe {
 namespace {
 
@@ -70,6 +72,34 @@ TEST(Sampler, GreedyTakesTheFirstBest) {
   Sampler sampler(4);
   Random random(1);
   EXPECT_EQ(sampler.Sample(logits, {}, {}, &random), 1);
+}
+
+// What tests of backends that draw compare with.
+TEST(Sampler, IsTheDefinitions) {
+  Random random(9);
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<float> logits(1 + random.Below(round % 2 == 0 ? 10 : 500));
+    for (float& logit : logits) {
+      logit = static_cast<float>(random.Normal() * 3);
+      if (round % 5 == 0) logit = std::round(logit);
+      if (round % 7 == 0 && random.Below(4) == 0) logit = random.Below(2) == 0 ? -std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
+    }
+    SamplingOptions options;
+    options.temperature = round % 11 == 0 ? 0 : 0.1f + static_cast<float>(random.Uniform() * 2);
+    options.top_k = static_cast<int>(random.Below(2) * random.Below(20));
+    if (random.Below(2) == 0) options.top_p = 0.01f + 0.99f * static_cast<float>(random.Uniform());
+    if (random.Below(3) == 0) options.min_p = static_cast<float>(random.Uniform() * 0.3);
+    if (random.Below(2) == 0) options.repetition_penalty = 0.5f + static_cast<float>(random.Uniform());
+    std::vector<TokenId> recent(random.Below(12));
+    for (TokenId& id : recent) id = static_cast<TokenId>(random.Below(logits.size()));
+    const kernels::TokenDraw draw{0, options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty, recent, Random(random).Uniform()};
+    const testing::HostDraw host(logits, draw);
+    Sampler sampler(static_cast<int32_t>(logits.size()));
+    Random before = random;
+    const TokenId token = sampler.Sample(logits, options, recent, &random);
+    ASSERT_LE(host.Off(token), 1e-12) << round;
+    ASSERT_EQ(host.uses_uniform(), random.Next() != before.Next()) << round;
+  }
 }
 
 TEST(Sampler, DrawsFollowTheSoftmaxAtATemperature) {

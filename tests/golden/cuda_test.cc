@@ -12,9 +12,11 @@
 #include <utility>
 
 #include "base/random.h"
+#include "forward/sample.h"
 #include "kernels/dispatch.h"
 #include "runtime/threads.h"
 #include "support/fixtures.h"
+#include "support/host_draw.h"
 
 namespace thermoe::testing {
 namespace {
@@ -224,6 +226,43 @@ std::vector<std::vector<TokenId>> Prompts(int count, int32_t vocab) {
   return prompts;
 }
 
+// The device's draws, forced upon the reference: the random number of each must fall on its token among the reference's, or as near as another backend's
+// logits may move it: a cut may leave out or keep a token more.
+void ExpectDraws(Engine* reference, Engine* device, const std::vector<TokenId>& prompt, const SamplingOptions& sampling, int count) {
+  constexpr double kNearDraw = 0.05;
+  Request request;
+  request.prompt = prompt;
+  request.max_new_tokens = count;
+  request.ignore_end = true;
+  request.sampling = sampling;
+  const RequestResult drawn = RunRequest(device, request);
+  ASSERT_EQ(drawn.generated.size(), static_cast<size_t>(count));
+  EXPECT_EQ(RunRequest(device, request).generated, drawn.generated) << "not the same text twice";
+  const std::vector<TokenId> host = RunRequest(reference, request).generated;
+  const auto apart = std::mismatch(host.begin(), host.end(), drawn.generated.begin()).first - host.begin();
+  request.forced = drawn.generated;
+  request.keep_logits = KeepLogits::kAll;
+  const RequestResult checked = RunRequest(reference, request);
+  const size_t vocab = checked.logits.size() / (prompt.size() + drawn.generated.size() - 1);
+  std::vector<TokenId> tokens = prompt;
+  Random random(sampling.seed);
+  int far = 0;
+  for (size_t k = 0; k < drawn.generated.size(); ++k) {
+    const float* logits = checked.logits.data() + (prompt.size() - 1 + k) * vocab;
+    const auto recent = std::span(tokens).last(std::min(tokens.size(), static_cast<size_t>(sampling.repetition_window)));
+    const double uniform = sampling.temperature > 0 ? random.Uniform() : 0;
+    const HostDraw draw({logits, logits + vocab}, {0, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.repetition_penalty, recent, uniform});
+    const bool near = draw.Off(drawn.generated[k]) <= kNearDraw;
+    far += !near;
+    if (static_cast<long>(k) <= apart) {
+      EXPECT_TRUE(near) << "generated id " << k << " is off by " << draw.Off(drawn.generated[k]);
+    }
+    tokens.push_back(drawn.generated[k]);
+  }
+  EXPECT_LE(far, 1);
+  std::printf("%ld of %d draws are the reference's own\n", static_cast<long>(apart), count);
+}
+
 class Cuda : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
@@ -253,6 +292,46 @@ TEST_P(Cuda, ManyDecodeTogetherAsAlone) {
   for (const int sequences : {33, 64, 128, kMostTogether}) {
     ExpectTogetherAsAlone(reference.get(), alone.get(), together.get(), *model, Prompts(sequences, model->info().vocab), 12);
   }
+}
+
+TEST_P(Cuda, DrawsAreTheReferences) {
+  const auto model = Load(FixturePath(GetParam()), ExpertStorage::kNative);
+  ASSERT_NE(model, nullptr);
+  const auto reference = On("reference", model), device = On("cuda", model);
+  const nlohmann::json texts = ReadJson(FixturePath(GetParam().substr(0, GetParam().find('/')) + "/reference_f64.json"))["texts"];
+  const auto ids = model->tokenizer().Encode(texts[0].get<std::string>());
+  ASSERT_TRUE(ids.ok());
+  SamplingOptions plain, cut, penalised, all;
+  plain.temperature = cut.temperature = penalised.temperature = all.temperature = 0.8f;
+  cut.top_k = 40;
+  penalised.repetition_penalty = all.repetition_penalty = 1.2f;
+  all.top_k = 60, all.top_p = 0.95f, all.min_p = 0.02f;
+  uint64_t seed = 20;
+  for (SamplingOptions options : {plain, cut, penalised, all}) {
+    options.seed = ++seed;
+    SCOPED_TRACE(seed);
+    ExpectDraws(reference.get(), device.get(), *ids, options, 16);
+  }
+}
+
+TEST_P(Cuda, DrawsAreTheSameWhereLogitsAreKept) {
+  const auto model = Load(FixturePath(GetParam()), ExpertStorage::kNative);
+  ASSERT_NE(model, nullptr);
+  const auto device = On("cuda", model);
+  Request request;
+  request.prompt = {5, 9, 12, 20};
+  request.max_new_tokens = 12;
+  request.ignore_end = true;
+  request.sampling.temperature = 1;
+  request.sampling.top_p = 0.9f;
+  request.sampling.repetition_penalty = 1.3f;
+  const RequestResult plain = RunRequest(device.get(), request);
+  request.keep_logits = KeepLogits::kLast;
+  const RequestResult kept = RunRequest(device.get(), request);
+  EXPECT_EQ(kept.generated, plain.generated);
+  EXPECT_EQ(kept.logprobs, plain.logprobs);
+  ASSERT_FALSE(kept.logits.empty());
+  EXPECT_NEAR(LogProb(kept.logits, kept.generated[0]), kept.logprobs[0], 1e-5);  // of logits that the penalty has not changed
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, Cuda, ::testing::Values("qwen3moe", "olmoe", "mixtral", "qwen2moe", "mixtral/model-bf16.gguf"),

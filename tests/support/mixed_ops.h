@@ -14,7 +14,7 @@
 
 namespace thermoe::testing {
 
-class MixedOps final : public kernels::Ops {
+class MixedOps : public kernels::Ops {
  public:
   MixedOps(const kernels::Ops& forward, const kernels::Ops& backward, const HeldChoice* held = nullptr)
       : forward_(forward), backward_(backward), held_(held) {}

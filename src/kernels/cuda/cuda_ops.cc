@@ -15,10 +15,10 @@ namespace {
 
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
-// Of blocks: the gate's one, the experts', attention's; then what experts pass and what the gate does, aligned to 16 bytes; launches of summaries.
+// Of blocks: the gate's one, the experts', attention's; then what experts pass and what the gate does, aligned to 16 bytes; launches of summaries; draws.
 constexpr int64_t kExpertsAt = 1, kAttendAt = kExpertsAt + kExpertCounters;
 constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kGateAt = kPassedAt + 2 * kPassedWords, kLaunchesAt = kGateAt + kGatePassed;
-constexpr int64_t kCounters = kLaunchesAt + 1;
+constexpr int64_t kDrawsAt = kLaunchesAt + 1, kCounters = kDrawsAt + 1;
 
 }  // namespace
 
@@ -108,10 +108,10 @@ Status CudaOps::Start() {
   Result<PinnedMemory> staging = PinnedMemory::Allocate(kStagingBytes);
   if (!staging.ok()) return staging.status();
   staging_ = std::move(staging).value();
-  Result<PinnedMemory> told = PinnedMemory::Allocate(sizeof(uint32_t));
+  Result<PinnedMemory> told = PinnedMemory::Allocate(2 * sizeof(uint32_t));
   if (!told.ok()) return told.status();
   told_ = std::move(told).value();
-  *told_.as<uint32_t>() = 0;
+  *told_.as<uint32_t>() = *draws_told() = 0;
   Result<PinnedMemory> inputs = PinnedMemory::Allocate(static_cast<int64_t>(sizeof(StepInputs)) + kStepInputBytes);
   if (!inputs.ok()) return inputs.status();
   inputs_ = std::move(inputs).value();
@@ -142,6 +142,8 @@ void CudaOps::Synchronise() const {
   Check(cudaStreamSynchronize(stream_), "computing");
   Reuse();
 }
+
+uint32_t* CudaOps::draws_done() const { return counters_.as<uint32_t>() + kDrawsAt; }
 
 void CudaOps::Reuse() const { staging_used_ = 0, inputs_under_way_ = false; }
 
@@ -489,21 +491,23 @@ bool CudaOps::Summarise(const kernels::SummariseArgs& args) const {
 void CudaOps::FinishSummaries() const {
   constexpr int kLooks = 4096;  // between questions whether it came to an end without that
   LaunchPending();
-  const volatile uint32_t* told = told_.as<uint32_t>();
-  for (int look = 1; static_cast<int32_t>(summaries_asked_ - *told) > 0; ++look) {
+  const volatile uint32_t *told = told_.as<uint32_t>(), *draws = draws_told();
+  const auto missing = [](uint32_t asked, uint32_t come) { return static_cast<int32_t>(asked - come) > 0; };
+  for (int look = 1; missing(summaries_asked_, *told) || missing(draws_asked_, *draws); ++look) {
     if (look % kLooks != 0) continue;
     if (cudaStreamQuery(stream_) != cudaErrorNotReady) break;
     (void)cudaGetLastError();  // that is no error
   }
-  if (*told == summaries_asked_ && !staged_since_) {
+  if (*told == summaries_asked_ && *draws == draws_asked_ && !staged_since_) {
     Reuse();
   } else {
     Synchronise();
-    summaries_asked_ = *told;
+    summaries_asked_ = *told, draws_asked_ = *draws;
   }
   std::atomic_thread_fence(std::memory_order_acquire);
   records_here_ = records_under_way_;
   std::copy_n(summaries_.as<kernels::LogitSummary>(), summarised_.size(), summarised_.data());
+  ReadDraws();
 }
 
 void CudaOps::EnsureSummaries(int64_t rows) const {

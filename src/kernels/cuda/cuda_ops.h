@@ -63,6 +63,7 @@ class CudaOps final : public kernels::Ops {
   void Gather(const kernels::GatherArgs& args) const override;
   void Angles(const kernels::AnglesArgs& args) const override;
   bool Summarise(const kernels::SummariseArgs& args) const override;
+  bool DrawTokens(const kernels::DrawArgs& args) const override;  // draws.cc
   void FinishSummaries() const override;
 
   // Test-time training runs on the cpu backend: the engine refuses it here, and these abort.
@@ -131,6 +132,10 @@ class CudaOps final : public kernels::Ops {
   void ReadRecord(size_t index, const SelectCounts& counts, const int32_t* expert_slots) const;
   ScatterLaunch::Piece Records() const;  // from where gates leave them to the host
   void EnsureSummaries(int64_t rows) const;
+  void EnsureDraws(int64_t draws, int64_t recent) const;
+  void ReadDraws() const;
+  uint32_t* draws_done() const;  // in counters_
+  uint32_t* draws_told() const { return told_.as<uint32_t>() + 1; }
 
   DeviceFacts device_;
   ThreadPool* threads_;
@@ -195,8 +200,14 @@ class CudaOps final : public kernels::Ops {
   mutable int64_t summary_rows_ = 0;
   mutable std::span<kernels::LogitSummary> summarised_;  // where the newest go
   mutable bool records_under_way_ = false, records_here_ = false;  // with the summaries of this step
-  PinnedMemory told_;                                              // how many summaries have come
+  PinnedMemory told_;                                              // how many summaries have come, and how many draws
   mutable uint32_t summaries_asked_ = 0;
+  mutable PinnedMemory draws_, recent_;  // [draw_room_] DrawRow, then DrawnToken; [recent_room_]
+  mutable DeviceMemory seen_;            // [recent_room_] SeenLogit
+  mutable int64_t draw_room_ = 0, recent_room_ = 0;
+  mutable size_t drawing_ = 0;  // draws under way
+  mutable std::span<kernels::DrawnToken> drawn_;  // where they go, by rows
+  mutable uint32_t draws_asked_ = 0;
   mutable bool staged_since_ = false;  // inputs are on their way that were launched after the newest summaries were asked for
 
   mutable std::vector<Node> pending_;

@@ -86,7 +86,7 @@ void CudaOps::BeginStep(uint64_t key) const {
   if (in_step_) {  // the step before was left halfway
     pending_.clear(), replaying_ = false;
     Synchronise();
-    summaries_asked_ = *told_.as<uint32_t>();
+    summaries_asked_ = *told_.as<uint32_t>(), draws_asked_ = *draws_told(), drawing_ = 0;
   }
   if (!pending_.empty()) LaunchPending();
   key_ = key == 0 ? 0 : key << 32 | static_cast<uint64_t>(planned_length_);

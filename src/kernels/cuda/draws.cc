@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// CudaOps where tokens are drawn of a step's logits: what a draw needs is read from pinned memory, which nothing else uses until it has been waited for.
+#include <algorithm>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/sample.h"
+
+namespace thermoe::cuda {
+
+bool CudaOps::DrawTokens(const kernels::DrawArgs& args) const {
+  std::byte* logits = addresses_.Find(args.logits.data);
+  if (logits == nullptr || args.draws.empty() || args.logits.cols > kMostDrawVocab || drawing_ > 0) return false;
+  int64_t recent = 0;
+  for (const kernels::TokenDraw& draw : args.draws) recent += static_cast<int64_t>(draw.recent.size());
+  EnsureDraws(static_cast<int64_t>(args.draws.size()), recent);
+  if (!health_.ok()) return false;
+  auto* draws = draws_.as<DrawRow>();
+  recent = 0;
+  for (size_t i = 0; i < args.draws.size(); ++i) {
+    draws[i] = MakeDraw(args.draws[i], recent);
+    std::copy_n(args.draws[i].recent.data(), draws[i].recent, recent_.as<int32_t>() + recent);
+    recent += draws[i].recent;
+  }
+  LaunchPending();
+  drawing_ = args.draws.size(), drawn_ = args.out, ++draws_asked_;
+  Draw({reinterpret_cast<float*>(logits), args.logits.cols, draws, recent_.as<int32_t>(), seen_.as<SeenLogit>(), static_cast<int32_t>(drawing_),
+        reinterpret_cast<kernels::DrawnToken*>(draws + draw_room_), draws_done(), draws_told(), draws_asked_},
+       stream_);
+  Check(cudaGetLastError(), "drawing tokens");
+  return true;
+}
+
+void CudaOps::ReadDraws() const {
+  const auto* draws = draws_.as<DrawRow>();
+  const auto* drawn = reinterpret_cast<const kernels::DrawnToken*>(draws + draw_room_);
+  for (size_t i = 0; i < drawing_; ++i) drawn_[static_cast<size_t>(draws[i].row)] = drawn[i];
+  drawing_ = 0;
+}
+
+void CudaOps::EnsureDraws(int64_t draws, int64_t recent) const {
+  if (draws <= draw_room_ && recent <= recent_room_) return;
+  LaunchPending();
+  Synchronise();
+  draws = std::max(draws, draw_room_), recent = std::max<int64_t>(2 * recent, recent_room_);  // windows grow by a token a step
+  Result<PinnedMemory> rows = PinnedMemory::Allocate(draws * static_cast<int64_t>(sizeof(DrawRow) + sizeof(kernels::DrawnToken)));
+  Result<PinnedMemory> ids = PinnedMemory::Allocate(std::max<int64_t>(1, Bytes<int32_t>(recent)));
+  Result<DeviceMemory> seen = DeviceMemory::Allocate(std::max<int64_t>(1, Bytes<SeenLogit>(recent)), "recent tokens");
+  for (const Status& status : {rows.status(), ids.status(), seen.status()}) {
+    if (!status.ok() && health_.ok()) health_ = status;
+  }
+  if (!health_.ok()) return;
+  draws_ = std::move(rows).value(), recent_ = std::move(ids).value(), seen_ = std::move(seen).value();
+  draw_room_ = draws, recent_room_ = recent;
+}
+
+}  // namespace thermoe::cuda
