@@ -212,17 +212,19 @@ void ExpectOneLaunchDoesAll(const DecodeInputs& in, cudaStream_t stream, std::ve
 
 TEST_F(CudaDecodeAttention, OneLaunchIsWhatItsPartsAre) {
   Random random(1);
-  // The last has more blocks than a device has multiprocessors, which are then smaller ones.
-  std::vector<int32_t> many(70);
-  for (size_t i = 0; i < many.size(); ++i) many[i] = static_cast<int32_t>(1 + 53 * i % 250);
-  const std::vector<int32_t> sets[] = {{1}, {700}, {15, 16, 17}, {1, 15, 16, 17, 130, 700, 256, 257}, many};
+  // The last two have more blocks than a device has multiprocessors, and than it takes at once, which are then smaller ones.
+  std::vector<int32_t> many(70), most(140);
+  for (auto* lengths : {&many, &most}) {
+    for (size_t i = 0; i < lengths->size(); ++i) (*lengths)[i] = static_cast<int32_t>(1 + 53 * i % 250);
+  }
+  const std::vector<int32_t> sets[] = {{1}, {700}, {15, 16, 17}, {1, 15, 16, 17, 130, 700, 256, 257}, many, most};
   int number = 0;
   for (const int32_t dim : {64, 128}) {
     for (const int32_t per_kv : {1, 2, 7, 8}) {
       for (const Norms norms : {Norms::kNone, Norms::kHead, Norms::kAll}) {
         for (const std::vector<int32_t>& lengths : sets) {
           // Limits, parts that turn and how they do: all eight of them at each dim, with other heads, norms and lengths each.
-          const int which = number++ / 5;
+          const int which = number++ / 6;
           const float limit = which % 2 == 0 ? 0.0f : 0.8f;
           const int32_t kv_heads = per_kv == 1 ? 3 : 2, rope_dim = which / 2 % 2 == 0 ? dim : dim / 2;
           const DecodeCase c{dim, kv_heads, per_kv, norms, limit, rope_dim, which / 4 % 2 == 0, lengths};

@@ -119,7 +119,7 @@ struct GateInputs {
 
 TEST_F(CudaDecodeLaunches, NormGateAndSelectIsWhatItsPartsAre) {
   Random random(2);
-  for (const int32_t hidden : {256, 1100, 2048}) {
+  for (const int32_t hidden : {256, 1100, 2048, 4096}) {
     for (const int32_t experts : {8, 64, 128, 200}) {
       const GateInputs in(random, 32, experts, hidden);
       const OnDevice<float> x(in.x), gain(in.gain), weights(in.weights);

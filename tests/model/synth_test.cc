@@ -57,6 +57,25 @@ TEST(Synth, EveryArchitectureAndTypeLoadsWithItsConfig) {
   }
 }
 
+// The mean of every column: what rows share turns all rows of a product the same way, and a model of such weights routes to few of its experts.
+TEST(Synth, RowsShareNothing) {
+  const TempFolder folder;
+  for (DType type : kTypes) {
+    SCOPED_TRACE(std::string(TraitsOf(type).name));
+    WriteBytes(folder / "tiny.gguf", TinyGguf("olmoe", type));
+    auto loaded = LoadModelFiles(folder / "tiny.gguf");
+    ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+    const WeightMatrix& output = (*loaded)->weights.output;
+    const std::vector<float> values = Decoded(output);
+    for (int64_t column = 0; column < output.cols; ++column) {
+      double sum = 0;
+      for (int64_t row = 0; row < output.rows; ++row) sum += values[static_cast<size_t>(row * output.cols + column)];
+      const auto rows = static_cast<double>(output.rows), deviation = 1 / std::sqrt(static_cast<double>(output.cols));
+      EXPECT_LT(std::fabs(sum / rows), 5 * deviation / std::sqrt(rows)) << "column " << column;
+    }
+  }
+}
+
 TEST(Synth, IsDeterministicFromTheSeed) {
   const TempFolder folder;
   const auto made = [&](uint64_t seed) {

@@ -74,7 +74,7 @@ __device__ inline void PassFloat(uint32_t* to, float value) {
 }
 
 // gate_parts.cu's, of up to so many rows, and so many bytes of weights a block. False: not these shapes.
-inline constexpr int kGatePartRows = 32, kGatePartBytes = 64 << 10;
+inline constexpr int kGatePartBytes = 64 << 10;
 int GatePartBytes(int32_t experts, int32_t hidden);
 bool GateInParts(const LinearLaunch& gate, const NormLaunch& norm, const SelectLaunch& l, cudaStream_t stream);
 

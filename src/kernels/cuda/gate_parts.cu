@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The gate of 17 to 32 rows: the product with the gate's weights, the selection and, where there is one, the norm before them in one launch. Blocks have some experts
-// and a part of the columns each, of all rows, and pass what these come to, word by word, to one that adds the parts up and selects, a row a warp, and that has gone
-// through its code before the rows are there.
+// and a part of the columns each, of all rows; one that has gone through its code before adds up what these come to when all have told, and selects, a row a warp.
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/choose_few.cuh"
 #include "kernels/cuda/gate_common.cuh"
@@ -19,61 +19,47 @@ constexpr int kThreads = 32 * kQuarters * kGatePartRows / kRowsOfWarp;
 static_assert(kThreads == 32 * kGatePartRows);  // the block that selects has a warp a row
 template <int kLane>
 constexpr int kExperts = 32 * kLane / kGroups;  // of a block
-// What is passed of a row: [parts][32 kLane] sums, then of each part the sum of squares.
-template <int kLane>
-constexpr int kRowWords = kParts * 32 * kLane + 32;
-static_assert(kGatePartRows * kRowWords<8> <= kGatePassed);
 
-// kLane words that are passed one after the other.
+// What blocks give of a row: of each part the sums of all experts, then the squares'.
 template <int kLane>
-__device__ void TakeWords(const uint32_t* from, uint32_t (&to)[kLane]) {
-  if constexpr (kLane % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < kLane; i += 4) {
-      asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(to[i]), "=r"(to[i + 1]), "=r"(to[i + 2]), "=r"(to[i + 3]) : "l"(from + i) : "memory");
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) to[i] = TakeWord(from + i);
+struct alignas(16) RowParts {
+  float sums[kParts][32 * kLane], squares[kParts];
+};
+static_assert(sizeof(RowParts<8>) <= kGatePartOfRow);
+
+// Waits for all parts, by a team, whose first thread waits for the others; the counter's upper bit is not ours (select.cu).
+__device__ inline void AwaitParts(const BlockTeam& team, uint32_t* counter) {
+  if (team.thread() == 0) {
+    uint32_t count;
+    do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+    while ((count & 0x7fffffffu) != kGroups * kParts);
+    *counter = count & 0x80000000u;
   }
+  team.Meet();
 }
 
-// The lane's logits of a row out of their parts, as these come; leaves zeros. normed: by the row's squares. dry: waits for none.
+__device__ inline float SumOfFour(float a, float b, float c, float d) { return (a + b) + (c + d); }
+static_assert(kParts == 4 && kQuarters == 4);
+
+// The lane's logits of a row out of their parts. normed: by the row's squares.
 template <int kLane>
-__device__ void TakeParts(uint32_t* row, const NormLaunch& norm, int experts, bool dry, float (&to)[kLane]) {
-  const uint32_t exists = Existing<kLane>(experts);
-  const bool squares = norm.gain != nullptr && Lane() < kParts;
-  uint32_t *of_lane = row + Lane() * kLane, *square_at = row + kParts * 32 * kLane + Lane() % kParts;
-  uint32_t bits[kParts][kLane], square;
-  bool there;
-  do {
-    there = true;
+__device__ void TakeParts(const RowParts<kLane>& row, const NormLaunch& norm, int experts, float (&to)[kLane]) {
+  constexpr int kWide = std::min(kLane, 4);
+  using Several = std::conditional_t<kWide == 1, float, std::conditional_t<kWide == 2, float2, float4>>;
+  alignas(sizeof(Several)) float part[kParts][kLane];
 #pragma unroll
-    for (int p = 0; p < kParts; ++p) TakeWords(of_lane + p * 32 * kLane, bits[p]);
-    square = TakeWord(square_at);
+  for (int p = 0; p < kParts; ++p) {
 #pragma unroll
-    for (int i = 0; i < kParts * kLane; ++i) there = there && (bits[i / kLane][i % kLane] != 0 || (exists >> (i % kLane) & 1) == 0);
-    there = there && (square != 0 || !squares);
-  } while (!__all_sync(kAllLanes, there || dry));
+    for (int i = 0; i < kLane; i += kWide) *reinterpret_cast<Several*>(&part[p][i]) = __ldcg(reinterpret_cast<const Several*>(&row.sums[p][Lane() * kLane + i]));
+  }
   float scale = 1;
   if (norm.gain != nullptr) {
-    float of[kParts];
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) of[p] = __shfl_sync(kAllLanes, __uint_as_float(square), p);
-    static_assert(kParts == 4);
-    scale = rsqrtf(((of[0] + of[1]) + (of[2] + of[3])) / static_cast<float>(norm.n) + norm.epsilon);
+    const float4 squares = __ldcg(reinterpret_cast<const float4*>(row.squares));
+    scale = rsqrtf(SumOfFour(squares.x, squares.y, squares.z, squares.w) / static_cast<float>(norm.n) + norm.epsilon);
   }
+  const uint32_t exists = Existing<kLane>(experts);
 #pragma unroll
-  for (int i = 0; i < kLane; ++i) {
-    const auto part = [&](int p) { return __uint_as_float(bits[p][i]); };
-    const float sum = (part(0) + part(1)) + (part(2) + part(3));
-    const float logit = dry ? 0.01f * static_cast<float>(Lane() * kLane + i) : sum * scale;  // dry: no two the same, as logits mostly are
-    to[i] = exists >> i & 1 ? logit : -INFINITY;
-  }
-  if (dry) return;
-#pragma unroll
-  for (int i = 0; i < kParts * kLane; ++i) of_lane[i / kLane * 32 * kLane + i % kLane] = 0;
-  if (Lane() < kParts) *square_at = 0;
+  for (int i = 0; i < kLane; ++i) to[i] = exists >> i & 1 ? SumOfFour(part[0][i], part[1][i], part[2][i], part[3][i]) * scale : -INFINITY;
 }
 
 template <int kLane>
@@ -87,6 +73,7 @@ __global__ void __launch_bounds__(kThreads, 1) GateInPartsKernel(const float* we
   auto& [room, sums, squares] = *Held(&place);
   const int block = static_cast<int>(blockIdx.x) - 1;
   const BlockTeam team;
+  auto* all_parts = static_cast<RowParts<kLane>*>(l.scratch);
   if (block < 0) {
     SelectRules rules;
     rules.guaranteed = rules.most = rules.full = l.slots, rules.dry = 1;
@@ -98,18 +85,19 @@ __global__ void __launch_bounds__(kThreads, 1) GateInPartsKernel(const float* we
       ClearRoom(team, l.experts, &room);
       team.Meet();
       SelectFew(l, rules, team, &input, &room, [&] {
-        TakeParts(l.passed + team.warp() * kRowWords<kLane>, norm, l.experts, rules.dry != 0, input.logits);
+        TakeParts(all_parts[team.warp()], norm, l.experts, input.logits);
 #pragma unroll
         for (int i = 0; i < kLane; ++i) {
           const int expert = Lane() * kLane + i;
-          if (expert < l.experts && rules.dry == 0) logits[int64_t{team.warp()} * l.experts + expert] = input.logits[i];
+          if (rules.dry != 0) input.logits[i] = 0.01f * static_cast<float>(expert);  // no two the same, as logits mostly are
+          else if (expert < l.experts) logits[int64_t{team.warp()} * l.experts + expert] = input.logits[i];
         }
       });
       if (rules.dry == 0) return;
       WaitForBefore();
       rules = *l.rules;
       if (team.warp() < l.rows) input.kind = l.kinds[team.warp()];
-      team.Meet();
+      AwaitParts(team, l.done);
     }
   }
   if (block >= kGroups * kParts) {  // last: the others have weights to read before what comes before this launch has left all multiprocessors
@@ -136,45 +124,54 @@ __global__ void __launch_bounds__(kThreads, 1) GateInPartsKernel(const float* we
   if (first_row < l.rows) {
     const auto row_at = [&](int j) { return reinterpret_cast<const float4*>(x) + int64_t{min(first_row + j, l.rows - 1)} * all_quads + begin; };
 #pragma unroll 1
-    for (int first = 0; first < kOf; first += kAtOnce) {
-      float sum[kAtOnce * kRowsOfWarp] = {}, square[kRowsOfWarp] = {};
-#pragma unroll 1
-      for (int q = quarter * 32 + Lane(); q - Lane() < count; q += 32 * kQuarters) {
-        float4 mine[kRowsOfWarp];
+    for (int q = quarter * 32 + Lane(); q - Lane() < count; q += 32 * kQuarters) {
+      const bool there = q < count, more = q >= 32 * kQuarters;
+      float4 mine[kRowsOfWarp];
 #pragma unroll
-        for (int j = 0; j < kRowsOfWarp; ++j) mine[j] = q < count ? __ldcg(row_at(j) + q) : float4{};
+      for (int j = 0; j < kRowsOfWarp; ++j) mine[j] = there ? __ldcg(row_at(j) + q) : float4{};
+#pragma unroll 1
+      for (int first = 0; first < kOf; first += kAtOnce) {
+        constexpr int kSums = kAtOnce * kRowsOfWarp;
+        float sum[kSums];
 #pragma unroll
         for (int e = 0; e < kAtOnce; ++e) {
-          const float4 a = q < count ? of_experts[(first + e) * quads + q] : float4{};
+          const float4 a = there ? of_experts[(first + e) * quads + q] : float4{};
 #pragma unroll
           for (int j = 0; j < kRowsOfWarp; ++j) {
             const float4& b = mine[j];
-            sum[e * kRowsOfWarp + j] += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
+            sum[e * kRowsOfWarp + j] = a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
           }
         }
-#pragma unroll
-        for (int j = 0; j < kRowsOfWarp; ++j) square[j] += Square(mine[j]);
+        const float total = SumOfSeveral(sum);
+        const int i = Lane() * kSums / 32;
+        float& to = sums[quarter][first_row + i % kRowsOfWarp][first + i / kRowsOfWarp];
+        if (Lane() % (32 / kSums) == 0) to = more ? to + total : total;
       }
-      constexpr int kSums = kAtOnce * kRowsOfWarp;
-      const float total = SumOfSeveral(sum);
-      if (const int i = Lane() * kSums / 32; Lane() % (32 / kSums) == 0) sums[quarter][first_row + i % kRowsOfWarp][first + i / kRowsOfWarp] = total;
-      if (first_expert > 0 || first > 0 || norm.gain == nullptr) continue;
+      if (first_expert > 0 || norm.gain == nullptr) continue;
+      float square[kRowsOfWarp];
+#pragma unroll
+      for (int j = 0; j < kRowsOfWarp; ++j) square[j] = Square(mine[j]);
       const float of_row = SumOfSeveral(square);
-      if (Lane() % (32 / kRowsOfWarp) == 0) squares[quarter][first_row + Lane() / (32 / kRowsOfWarp)] = of_row;
+      float& to = squares[quarter][first_row + Lane() / (32 / kRowsOfWarp)];
+      if (Lane() % (32 / kRowsOfWarp) == 0) to = more ? to + of_row : of_row;
+    }
+    if (quarter * 32 >= count) {  // of so few columns this quarter has none
+#pragma unroll 1
+      for (int i = Lane(); i < kRowsOfWarp * kOf; i += 32) sums[quarter][first_row + i / kOf][i % kOf] = 0;
+      if (Lane() < kRowsOfWarp) squares[quarter][first_row + Lane()] = 0;
     }
   }
   __syncthreads();
-  const auto whole = [](auto&& of) { return (of(0) + of(1)) + (of(2) + of(3)); };
-  static_assert(kQuarters == 4);
 #pragma unroll 1
   for (int i = team.thread(); i < l.rows * kOf; i += team.threads()) {
     const int row = i / kOf, e = i % kOf;
-    if (first_expert + e >= l.experts) continue;
-    PassFloat(l.passed + row * kRowWords<kLane> + part * 32 * kLane + first_expert + e, whole([&](int q) { return sums[q][row][e]; }));
+    all_parts[row].sums[part][first_expert + e] = SumOfFour(sums[0][row][e], sums[1][row][e], sums[2][row][e], sums[3][row][e]);
   }
   if (const int row = team.threads() - 1 - team.thread(); first_expert == 0 && norm.gain != nullptr && row < l.rows) {
-    PassFloat(l.passed + row * kRowWords<kLane> + kParts * 32 * kLane + part, whole([&](int q) { return squares[q][row]; }));
+    all_parts[row].squares[part] = SumOfFour(squares[0][row], squares[1][row], squares[2][row], squares[3][row]);
   }
+  __syncthreads();
+  if (team.thread() == 0) CountBlock(l.done);
 }
 
 }  // namespace

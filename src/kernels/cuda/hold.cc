@@ -183,6 +183,7 @@ void CudaOps::EnsureSelectSlots(size_t layers, int32_t experts) const {
   }
   select_memory_ = std::move(memory).value(), records_ = std::move(pinned).value();
   counts_ = select_memory_.as<SelectCounts>();
+  Check(cudaMemsetAsync(counts_, 0, static_cast<size_t>(counted), stream_), "clearing memory");  // ExpertsAhead asks what the step before chose
   expert_slots_ = reinterpret_cast<int32_t*>(counts_ + layers);
   rules_ = reinterpret_cast<SelectRules*>(select_memory_.data() + rules_at);
   biases_ = reinterpret_cast<float*>(rules_ + layers);

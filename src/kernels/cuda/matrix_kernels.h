@@ -17,6 +17,16 @@
 
 namespace thermoe::cuda {
 
+// Gates and ups of some of the experts that come next, brought to the L2 cache meanwhile by a launch that leaves memory idle, because nearly all experts will be read.
+struct ExpertsAhead {
+  const std::byte* first[2] = {};           // expert 0's gate and up, others at `stride`
+  int64_t stride = 0;
+  int32_t bytes = 0;                        // of each
+  int32_t experts = 0, every = 0, count = 0;  // count of them, every so manyth; 0: none
+  const int32_t* slots_before = nullptr;    // [E] slots of the step before, and how many experts had some
+  const int32_t* distinct_before = nullptr;
+};
+
 struct LinearLaunch {
   DeviceMatrix weight;          // [out, in]
   const float* x = nullptr;     // [rows, in]
@@ -28,6 +38,7 @@ struct LinearLaunch {
   const __half* halves = nullptr;  // x once more as half_rows.cuh has it, or null
   bool adds = false;        // out += instead; only for LinearOfStreamedRows (stream_rows.h)
   bool spares = false;      // leaves multiprocessors to the launch that follows, where half of them do
+  ExpertsAhead ahead{};     // only by LinearOfStreamedRows
 };
 size_t LinearScratch(int32_t rows, int32_t in);
 cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream);

@@ -279,7 +279,8 @@ void Launch(const SelectLaunch& l, cudaStream_t stream) {
 }  // namespace
 
 int64_t SelectScratch(int64_t rows) {
-  return BlocksOf(rows) * static_cast<int64_t>(sizeof(BlockRoom)) + TurnsOf(rows) * 2 * kernels::kMaxExperts;
+  const int64_t of_many = BlocksOf(rows) * static_cast<int64_t>(sizeof(BlockRoom)) + TurnsOf(rows) * 2 * kernels::kMaxExperts;
+  return max(of_many, min(rows, int64_t{kGatePartRows}) * kGatePartOfRow);
 }
 
 void Select(const SelectLaunch& l, cudaStream_t stream) {

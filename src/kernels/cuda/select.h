@@ -54,7 +54,9 @@ struct SelectLaunch {
   uint32_t* passed = nullptr;         // [kGatePassed], the same, aligned to 16 bytes: logits of few rows on their way to the block that selects
   uint64_t* picks = nullptr;  // or ExpertFfnLaunch.passed of the experts that come next: the gate's launch also passes them what it picks for its one row
 };
-inline constexpr int64_t kGatePassed = 32 * (4 * 256 + 32);
+inline constexpr int64_t kGatePassed = 16 * 256;
+inline constexpr int kGatePartRows = 32;
+inline constexpr int64_t kGatePartOfRow = 4 * (256 + 4) * sizeof(float);  // of up to so many rows, what blocks of a gate give one that selects (gate_parts.cu)
 int64_t SelectScratch(int64_t rows);
 void Select(const SelectLaunch& launch, cudaStream_t stream);
 

@@ -25,7 +25,10 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   const Work<kPacking, NT, Stage::kLinear> work{args, RingShape(args.ring_bytes, kStageBytes<kPacking, false>), items, 0, args.cut};
   Turn stage, rows;
   if (const int which = WarpNumber() - kWarps; which >= 0) {
-    const auto ahead = [] { WaitForBefore(), LetNextStart(); };
+    const auto ahead = [&] {
+      if (which == 0) AskAhead(args.ahead);  // behind this launch's own
+      WaitForBefore(), LetNextStart();
+    };
     if (which < kTileWarps) CopyTiles(work, places, which, Pace::kSteady, false, &stage, nullptr, ahead);
     else ahead();
     return;
@@ -266,6 +269,7 @@ bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   for (int begin = 0; begin < rows; begin += fit) {
     StreamArgs part = args;
     part.rows = std::min(fit, rows - begin);
+    if (begin > 0) part.ahead = {};
     part.x += int64_t{begin} * args.cols;
     for (int i = 0; i < args.linears; ++i) part.out[i] += int64_t{begin} * args.linear[i].rows;
     const int others = part.rows * args.row_bytes + kPartialBytes;
@@ -367,7 +371,7 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
     args.linear[i] = l.weight, args.bias[i] = l.bias, args.out[i] = l.out;
     tiles += TilesOf(l.weight.rows);
   }
-  args.adds = one.adds;
+  args.adds = one.adds, args.ahead = one.ahead;
   args.rows = one.rows, args.cols = cols, args.k_tiles = cols / kTileCols;
   args.x = HalvesOf(one.x, one.halves, one.scratch, one.rows, cols, stream);
   return ByPacking(one.weight.packing, [&]<Packing kPacking>() { return LaunchLinear<kPacking>(BlocksFor(tiles, one.spares), args, stream); });

@@ -187,6 +187,20 @@ __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& 
   if (!called) ahead();
 }
 
+// This block's share of what will most likely be read soon, by a warp: between one launch of experts and the next memory is idle most of the time. Nothing where
+// the step before had left out more than a quarter of the experts.
+__device__ inline void AskAhead(const ExpertsAhead& ahead) {
+  if (ahead.count == 0 || 4 * __ldcg(ahead.distinct_before) < 3 * ahead.experts) return;
+  const int each = (static_cast<int>((ahead.bytes + gridDim.x - 1) / gridDim.x) + 127) / 128 * 128, begin = static_cast<int>(blockIdx.x) * each;
+  const int bytes = min(each, ahead.bytes - begin);
+  if (bytes <= 0) return;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x % 32); i < 2 * ahead.count; i += 32) {
+    const int expert = i / 2 * ahead.every;
+    if (__ldcg(ahead.slots_before + expert) > 0) BulkPrefetch(ahead.first[i % 2] + expert * ahead.stride + begin, static_cast<uint32_t>(bytes));
+  }
+}
+
 // Whether as many units of an item are done as there are, asked by a warp. What they wrote may then be copied.
 __device__ inline bool UnitsDone(const uint32_t* of_item, uint32_t all) {
   uint32_t done = 0;
@@ -448,22 +462,23 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
 
 // All rows of a linear, by the warps that multiply.
 __device__ inline void LoadRows(const StreamArgs& args, std::byte* to) {
-  constexpr int kTogether = 8;
-  const int each = args.cols / 8;
+  constexpr int kThreadsOfRows = 32 * kWarps, kTogether = 8;  // loads that do not wait for each other
+  const int each = args.cols / 8, at_once = max(kThreadsOfRows / each, 1), thread = static_cast<int>(threadIdx.x);
+  const int first = each < kThreadsOfRows ? thread / each : 0;  // row, of so many at once
 #pragma unroll 1
-  for (int at = static_cast<int>(threadIdx.x); at < each; at += 32 * kWarps) {
+  for (int at = first < at_once ? thread - first * each : each; at < each; at += kThreadsOfRows) {
     const uint4* from = reinterpret_cast<const uint4*>(args.x) + at;
     std::byte* place = to + at * 16;
 #pragma unroll 1
-    for (int row = 0; row < args.rows; row += kTogether, from += kTogether * each, place += kTogether * args.row_bytes) {
+    for (int row = first; row < args.rows; row += kTogether * at_once) {
       uint4 v[kTogether];
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
-        if (row + j < args.rows) v[j] = __ldcg(from + j * each);
+        if (row + j * at_once < args.rows) v[j] = __ldcg(from + (row + j * at_once) * each);
       }
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
-        if (row + j < args.rows) *reinterpret_cast<uint4*>(place + j * args.row_bytes) = v[j];
+        if (row + j * at_once < args.rows) *reinterpret_cast<uint4*>(place + (row + j * at_once) * args.row_bytes) = v[j];
       }
     }
   }

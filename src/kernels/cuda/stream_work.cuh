@@ -47,6 +47,7 @@ struct StreamArgs {
   int32_t linears;
   bool adds;  // to what is there
   Cut cut;    // of linears
+  ExpertsAhead ahead;
   Divisor blocks, units_of_item[kWays];  // of experts' launch; by the way to cut
   // Experts.
   const DeviceMatrix* first;   // [E] gate, or down

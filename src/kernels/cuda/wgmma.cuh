@@ -57,6 +57,11 @@ __device__ inline void BulkCopyOnce(void* to, const std::byte* from, uint32_t by
                : "memory");
 }
 
+// Brings bytes to the L2 cache; both multiples of 16.
+__device__ inline void BulkPrefetch(const std::byte* from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 // d (64 by N: of warp w of four, rows 16 w + g and 16 w + g + 8; d[4 j..4 j + 3] are columns 8 j + 2 t, + 1 of either)
 // = a b, or
 // += where `accumulate`; the first N / 2 of d. b: a descriptor of N rows of 64 halves.
