@@ -294,7 +294,8 @@ void TimeAll(Bench* bench) {
     }
   }
   for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kBF16}) {
-    bench->Linear(type, 2048, 2048, {1, 8, 32, 512, 4096});
+    bench->Linear(type, 2048, 2048, {1, 8, 32, 96, 160, 512, 1024, 4096});
+    bench->Linear(type, 2048, 4096, {1, 8, 32, 512});
     bench->Linear(type, 512, 2048, {1, 8});
     bench->Linear(type, 50304, 2048, {1, 8, 32});
   }

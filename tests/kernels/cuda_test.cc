@@ -80,6 +80,7 @@ TEST_P(Cuda, LinearOfEveryType) {
       cases.push_back(LinearCase(random, type, tokens, 64, WholeBlocks(type, 64), false, kHalfUnit));
       cases.push_back(LinearCase(random, type, tokens, 100 + odd, WholeBlocks(type, 160) + odd, true, kHalfUnit));
       cases.push_back(LinearCase(random, type, tokens, 421, 512, tokens % 2 == 1, kHalfUnit));
+      if (tokens > 64) cases.push_back(LinearCase(random, type, tokens, 420, 1024, tokens % 2 == 1, kHalfUnit));  // columns in parts
     }
   }
   Run(cases);

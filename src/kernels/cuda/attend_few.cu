@@ -19,7 +19,7 @@ namespace {
 // multiprocessors take at once, fewer.
 constexpr int kMany = 16, kFew = 8, kFewest = 4;
 constexpr int kMostHeads = 8;       // of q to one of k
-constexpr int kJoined = 4;          // heads whose parts are added at once
+constexpr int kJoined = 4;          // heads whose parts are added at once, or twice as many of half of the warps
 constexpr int kMostSplits = 32;     // AttentionScratch has room for, of 16 heads and 264 blocks: of 8 heads, as here, for twice the blocks
 // Keys and values of a step's rows, as planned. Of more than that attention.cu's loads, which run ahead, are what counts (H100: as fast at 32 MiB,
 // 15 % faster at 200).
@@ -47,7 +47,7 @@ template <int kDim, int kWarps>
 struct alignas(16) Room {
   float qk[kMostHeads + 1][kDim];    // heads of q, then k
   __half q[kMostHeads][kDim];
-  float parts[kWarps][kJoined][kDim + 4];  // of some heads at a time: sums, then the largest score and its weight
+  float parts[kWarps * kJoined][kDim + 4];  // of some heads at a time: sums, then the largest score and its weight
   float sums[kWarps];
   bool last;
 };
@@ -326,13 +326,14 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
     a.out[row * q_width + column] = value;
     if (a.halves != nullptr) StoreHalf(a.halves + row * q_width, column, value);
   };
+  const int joined = busy <= kWarps / 2 ? 2 * kJoined : kJoined;
   const auto part_of = [&](int s, int of_kv) { return a.partials + ((which * splits + s) * a.per_kv + of_kv) * (kDim + 2); };
 #pragma unroll 1
-  for (int first = 0; first < a.per_kv; first += kJoined) {
-    if (const int mine = 2 * pair - first; mine >= 0 && mine < kJoined) {  // this lane's two heads are among them
+  for (int first = 0; first < a.per_kv; first += joined) {
+    if (const int mine = 2 * pair - first; warp < busy && mine >= 0 && mine < joined) {  // this lane's two heads are among them
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float* to = room.parts[warp][mine + h];
+        float* to = room.parts[warp * joined + mine + h];
 #pragma unroll
         for (int i = 0; i < kDim / 16; ++i) *reinterpret_cast<float2*>(to + group * (kDim / 8) + 2 * i) = {seen.out[i][h], seen.out[i][2 + h]};
         if (group == 0) to[kDim] = seen.most[h], to[kDim + 1] = seen.sum[h];
@@ -340,9 +341,12 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
     }
     __syncthreads();
 #pragma unroll 1
-    for (int i = thread; i < min(kJoined, a.per_kv - first) * kDim; i += kThreads) {
+    for (int i = thread; i < min(joined, a.per_kv - first) * kDim; i += kThreads) {
       const int h = i / kDim, d = i % kDim, of_kv = first + h;
-      const float3 all = JoinParts<kJoinedWarps>(busy, [&](int w) { return float3{room.parts[w][h][d], room.parts[w][h][kDim], room.parts[w][h][kDim + 1]}; });
+      const float3 all = JoinParts<kJoinedWarps>(busy, [&](int w) {
+        const float* part = room.parts[w * joined + h];
+        return float3{part[d], part[kDim], part[kDim + 1]};
+      });
       if (splits == 1) {
         put(of_kv, d, __fdividef(all.x, all.z));
       } else {

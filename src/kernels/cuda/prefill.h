@@ -17,6 +17,8 @@ bool PrefillsExperts(const ExpertFfnLaunch& launch);
 // Matrices with the same x, rows and scratch.
 cudaError_t LinearPrefill(std::span<const LinearLaunch> launches, cudaStream_t stream);
 size_t LinearPrefillScratch(int32_t rows, int32_t in);
+// Parts of the columns that multiprocessors share where there would be too few items for all: 1, 2 or 4 of a matrix alone, whose sums are added afterwards.
+int PrefillColumnParts(std::span<const LinearLaunch> launches);
 cudaError_t ExpertPrefill(const ExpertFfnLaunch& launch, cudaStream_t stream);
 size_t ExpertPrefillScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
 

@@ -94,18 +94,19 @@ class PrefillLoad {
     if constexpr (kEpilogue == Epilogue::kRows) {
       for (int32_t here = ItemsOf(args_.part[0].weight.rows); m >= here; here = ItemsOf(args_.part[job.expert].weight.rows)) m -= here, ++job.expert;
     }
+    const int32_t row_tiles = kEpilogue == Epilogue::kRows ? args_.row_tiles : args_.k_tiles, k_first = kEpilogue == Epilogue::kRows ? args_.part[job.expert].k_first : 0;
     columns_ = min(kMostColumns, job.count - n0);
     hi_ = job.planes == Planes::kHi;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int32_t row = SourceRow(job, n0 + min(thread_ / kPieces + kRowsAtOnce * i, columns_ - 1));
-      source_[i] = static_cast<uint32_t>(row) * static_cast<uint32_t>(args_.k_tiles * kPieces) +
+      source_[i] = static_cast<uint32_t>(row) * static_cast<uint32_t>(row_tiles * kPieces) +
                    static_cast<uint32_t>(thread_ % kPieces);
     }
-    from_ = reinterpret_cast<const std::byte*>(args_.x);
+    from_ = reinterpret_cast<const std::byte*>(args_.x) + k_first * kPieces * sizeof(uint4);
     const int stream = thread_ / 64;
     const DeviceMatrix& matrix = MatrixOf<kEpilogue>(args_, job, stream);
-    const int64_t first = int64_t{GroupOf<kEpilogue>(args_, job, m, stream)} * args_.k_tiles;
+    const int64_t first = int64_t{GroupOf<kEpilogue>(args_, job, m, stream)} * row_tiles + k_first;
     if (thread_ / 32 % 2 == 0) {
       codes_ = matrix.hi + first * kCodes;
     } else {

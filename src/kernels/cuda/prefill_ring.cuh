@@ -17,6 +17,7 @@ enum class Epilogue {
 // A matrix that all rows meet.
 struct PrefillPart {
   DeviceMatrix weight;
+  int32_t k_first = 0;          // the first of its column tiles that count, as many as k_tiles
   float* out = nullptr;         // [rows, weight.rows]
   const float* bias = nullptr;  // or null
 };
@@ -35,6 +36,7 @@ struct PrefillArgs {
   const __half* x = nullptr;       // [rows of the input, k_tiles * 64]
   const float* unscale = nullptr;  // [rows of the input] or null
   int32_t k_tiles = 0;
+  int32_t row_tiles = 0;       // kRows: of a whole row of x and of the matrices
   int32_t out_rows = 0;        // of the product: F or D
   __half* half_out = nullptr;  // [.., half_stride]
   int32_t half_stride = 0;
