@@ -156,7 +156,7 @@ SelectLaunch PassingPicks(const SelectLaunch& select, std::span<const Node> foll
 
 // Of so many slots nearly all experts are read, whatever is selected; the weights of every so manyth are asked for meanwhile.
 ExpertsAhead ExpertsAheadOf(const SelectLaunch& select, std::span<const Node> following) {
-  constexpr int64_t kMost = int64_t{24} << 20;  // bytes; of 12 to 36 MiB the quickest on an H100, whose L2 cache has 50
+  constexpr int64_t kMost = int64_t{24} << 20;  // bytes; no more is gained beyond on an H100, whose L2 cache has 50 MiB
   const auto* e = NodeAt<ExpertFfnLaunch>(following, 0);
   if (e == nullptr || e->jobs != select.jobs || e->stride == 0 || e->gate_packing != e->up_packing || e->gate_packing == Packing::kF32) return {};
   if (const int64_t kept = int64_t{e->rows} * e->slots; kept < 2 * e->experts || kept > kStreamSlots) return {};
