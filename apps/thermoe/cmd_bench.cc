@@ -113,6 +113,17 @@ struct PairedCost {
 // Positions that one of its sequences takes.
 int ContextOf(const Case& what) { return what.prefill > 0 ? what.prefill : kDecodePrompt + what.tokens + 1; }
 
+// Where memory is short the engine names the flags of those who have --ctx and --parallel.
+Status InFlagsOfBench(const Status& status) {
+  if (status.code() != StatusCode::kResourceExhausted) return status;
+  std::string text(status.message());
+  constexpr std::pair<std::string_view, std::string_view> kFlags[] = {{"--ctx or --window ", "--prefill, or --decode and 9, of at most "}, {"--parallel or --batch ", "--batch "}};
+  for (const auto& [flag, ours] : kFlags) {
+    for (size_t at = text.find(flag); at != std::string::npos; at = text.find(flag, at + ours.size())) text.replace(at, flag.size(), ours);
+  }
+  return ResourceExhausted("{}", text);
+}
+
 struct CaseResult {
   Case what;
   Spread rate;  // tokens per second
@@ -459,7 +470,7 @@ Status Bench(BenchFlags flags) {
     options.max_sequences = std::max(options.max_sequences, what.batch);
   }
   Result<OpenedModel> opened = OpenModel(flags.model, flags.steering.storage(), /*to_run=*/true, &options);
-  if (!opened.ok()) return opened.status();
+  if (!opened.ok()) return InFlagsOfBench(opened.status());
   Result<ControlOptions> control =
       ControlOptionsFrom(flags.control, flags.steering, opened->model->info(), *telemetry, /*keeps_state=*/false);
   if (!control.ok()) return control.status();
@@ -472,7 +483,7 @@ Status Bench(BenchFlags flags) {
     }
   }
   Result<std::unique_ptr<Engine>> engine = Engine::Create(opened->model, options);
-  if (!engine.ok()) return engine.status();
+  if (!engine.ok()) return InFlagsOfBench(engine.status());
   if (!flags.control.on()) THERMOE_RETURN_IF_ERROR(ApplySteering(flags.steering, engine->get()));
   // Of the memory that the model is in; 0: not known.
   const bool on_gpu = (*engine)->device_load().bytes > 0;

@@ -50,7 +50,8 @@ std::string WhatFits(const EngineSize& asked, const std::function<bool(const Eng
     add(fmt::format("{} of {} tokens ({} {})", Sequences(sequences), asked.context, kSequenceFlags, sequences));
   }
   if (context > 0) add(fmt::format("{} of {} tokens ({} {})", Sequences(asked.sequences), context, kContextFlags, context));
-  if (chunk >= kLeastChunk) add(fmt::format("all of it in smaller steps (--prefill-chunk {})", chunk));
+  // A step has room for a row of every sequence, whatever is asked for.
+  if (chunk >= std::max(kLeastChunk, asked.sequences)) add(fmt::format("all of it in smaller steps (--prefill-chunk {})", chunk));
   if (!text.empty()) return text + " would fit";
   for (const int32_t rows : {asked.prefill_chunk, SmallestSize(asked).prefill_chunk}) {
     const int32_t alone = context_of(1, rows);

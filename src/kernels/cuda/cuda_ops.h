@@ -132,7 +132,7 @@ class CudaOps final : public kernels::Ops {
   void ReadRecord(size_t index, const SelectCounts& counts, const int32_t* expert_slots) const;
   ScatterLaunch::Piece Records() const;  // from where gates leave them to the host
   void EnsureSummaries(int64_t rows) const;
-  void EnsureDraws(int64_t draws, int64_t recent) const;
+  bool EnsureDraws(int64_t draws, int64_t recent) const;
   void ReadDraws() const;
   uint32_t* draws_done() const;  // in counters_
   uint32_t* draws_told() const { return told_.as<uint32_t>() + 1; }

@@ -11,9 +11,8 @@ bool CudaOps::DrawTokens(const kernels::DrawArgs& args) const {
   std::byte* logits = addresses_.Find(args.logits.data);
   if (logits == nullptr || args.draws.empty() || args.logits.cols > kMostDrawVocab || drawing_ > 0) return false;
   int64_t recent = 0;
-  for (const kernels::TokenDraw& draw : args.draws) recent += static_cast<int64_t>(draw.recent.size());
-  EnsureDraws(static_cast<int64_t>(args.draws.size()), recent);
-  if (!health_.ok()) return false;
+  for (const kernels::TokenDraw& draw : args.draws) recent += draw.repetition_penalty != 1 ? static_cast<int64_t>(draw.recent.size()) : 0;
+  if (!EnsureDraws(static_cast<int64_t>(args.draws.size()), recent) || !health_.ok()) return false;
   auto* draws = draws_.as<DrawRow>();
   recent = 0;
   for (size_t i = 0; i < args.draws.size(); ++i) {
@@ -37,20 +36,19 @@ void CudaOps::ReadDraws() const {
   drawing_ = 0;
 }
 
-void CudaOps::EnsureDraws(int64_t draws, int64_t recent) const {
-  if (draws <= draw_room_ && recent <= recent_room_) return;
+// False: there is no room, and the host draws.
+bool CudaOps::EnsureDraws(int64_t draws, int64_t recent) const {
+  if (draws <= draw_room_ && recent <= recent_room_) return true;
   LaunchPending();
   Synchronise();
   draws = std::max(draws, draw_room_), recent = std::max<int64_t>(2 * recent, recent_room_);  // windows grow by a token a step
   Result<PinnedMemory> rows = PinnedMemory::Allocate(draws * static_cast<int64_t>(sizeof(DrawRow) + sizeof(kernels::DrawnToken)));
   Result<PinnedMemory> ids = PinnedMemory::Allocate(std::max<int64_t>(1, Bytes<int32_t>(recent)));
   Result<DeviceMemory> seen = DeviceMemory::Allocate(std::max<int64_t>(1, Bytes<SeenLogit>(recent)), "recent tokens");
-  for (const Status& status : {rows.status(), ids.status(), seen.status()}) {
-    if (!status.ok() && health_.ok()) health_ = status;
-  }
-  if (!health_.ok()) return;
+  if (!rows.ok() || !ids.ok() || !seen.ok()) return false;
   draws_ = std::move(rows).value(), recent_ = std::move(ids).value(), seen_ = std::move(seen).value();
   draw_room_ = draws, recent_room_ = recent;
+  return true;
 }
 
 }  // namespace thermoe::cuda

@@ -244,6 +244,8 @@ int RingBytesBeside(int others, std::initializer_list<int> place_bytes) {
   return bytes;
 }
 
+int TilesOf(int rows) { return (rows + kTileRows - 1) / kTileRows; }
+
 // Blocks for so many row tiles: one a multiprocessor; or with two tiles each, so that what follows finds multiprocessors free and begins early.
 int BlocksFor(int tiles, bool spares) {
   const int all = Multiprocessors();
@@ -257,15 +259,28 @@ bool LaunchBlocks(void (*kernel)(Arguments), int blocks, int bytes, const Argume
          LaunchEarly(kernel, dim3(grid), dim3(kThreads), static_cast<size_t>(bytes), stream, args) == cudaSuccess;
 }
 
-// All rows of a linear lie in shared memory; where they do not fit, of many columns, they go in parts, which take the weights from the L2 cache but for the first.
+constexpr int LinearRowBytes(int cols) { return cols * static_cast<int>(sizeof(__half)) + kRowPad; }
+
+// Rows of a linear that shared memory has room for beside two stages of the ring.
+template <Packing kPacking>
+constexpr int LinearRowsAtOnce(int cols) {
+  return (kSharedRoom - kPartialBytes - 2 * kStageBytes<kPacking, false>) / LinearRowBytes(cols);
+}
+
+// All rows of a linear lie in shared memory; where they do not fit, of many columns, they go in parts, of which all but the first take the weights from the L2 cache
+// if these are few enough to stay there.
 template <Packing kPacking>
 bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   constexpr int kStage = kStageBytes<kPacking, false>;
-  args.row_bytes = args.cols * static_cast<int>(sizeof(__half)) + kRowPad;
+  args.row_bytes = LinearRowBytes(args.cols);
   static_assert(kDepth<kPacking, false> << (FirstShare(1) + kMostTiles) <= 32);  // a lane has at most one piece of a stage to copy
   args.cut = CutOfLinears(args, blocks, kDepth<kPacking, false>);
-  const int room = (kSharedRoom - kPartialBytes - 2 * kStage) / args.row_bytes, fit = room < 8 ? room : room / 8 * 8, rows = args.rows;  // products take 8 rows
+  const int rows = args.rows, room = LinearRowsAtOnce<kPacking>(args.cols), fit = rows <= room ? rows : room < 8 ? room : room / 8 * 8;  // products take 8 rows
   if (fit < 1) return false;
+  constexpr int64_t kMostRead = int64_t{24} << 20;  // bytes in parts
+  int64_t bytes = 0;
+  for (int i = 0; i < args.linears; ++i) bytes += int64_t{TilesOf(args.linear[i].rows)} * args.k_tiles * Ring<kPacking, false>::kTile;
+  if (fit < rows && bytes > kMostRead) return false;
   for (int begin = 0; begin < rows; begin += fit) {
     StreamArgs part = args;
     part.rows = std::min(fit, rows - begin);
@@ -342,9 +357,13 @@ bool Passes(const ExpertFfnLaunch& l) {
   return l.passed != nullptr && kept <= kPassedSlots && kept * l.width <= kPassedValues;
 }
 
-int TilesOf(int rows) { return (rows + kTileRows - 1) / kTileRows; }
-
 }  // namespace
+
+int StreamedRowsAtOnce(const DeviceMatrix& weight) {
+  int rows = 0;
+  ByPacking(weight.packing, [&]<Packing kPacking>() { return (rows = LinearRowsAtOnce<kPacking>(weight.cols)) > 0; });
+  return std::min(rows, int{kStreamRows});
+}
 
 const __half* HalvesOf(const float* x, const __half* given, void* room, int32_t rows, int32_t cols, cudaStream_t stream) {
   if (given != nullptr) return given;
