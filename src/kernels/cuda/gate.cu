@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/choose_few.cuh"
 #include "kernels/cuda/gate_common.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/shared.cuh"
@@ -26,10 +25,10 @@ struct ShareSums {
   float sum, square;
 };
 
-// Adds a quad's products. Their order is that of all shares.
+// Adds a quad's products.
 __device__ inline void AddQuad(const float4& a, const float4& b, ShareSums* to) {
-  to->sum += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
-  to->square += b.x * b.x + b.y * b.y + (b.z * b.z + b.w * b.w);
+  to->sum += QuadDot(a, b);
+  to->square += QuadDot(b, b);
 }
 
 // One expert's logits for rows of x [rows, quads]. A row has kShares / rows shares, rounded down to a power of two, share s % that of its columns; a warp
@@ -114,7 +113,7 @@ __device__ void TakeLogits(uint32_t* row, int experts, bool dry, float (&to)[kLa
   } while (!__all_sync(kAllLanes, there || dry));
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
-    const float logit = dry ? 0.01f * static_cast<float>(Lane() * kLane + i) : __uint_as_float(bits[i]);  // dry: no two the same, as logits mostly are
+    const float logit = dry ? DryLogit(Lane() * kLane + i) : __uint_as_float(bits[i]);
     to[i] = exists >> i & 1 ? logit : -INFINITY;
     if (!dry) row[i] = 0;
   }
@@ -134,25 +133,12 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
   const int norm_blocks = static_cast<int>(gridDim.x) - l.experts - 1, block = static_cast<int>(blockIdx.x) - 1;
   if (block < 0) {
     const BlockTeam team;
-    SelectRules rules;
-    rules.guaranteed = rules.most = rules.full = l.slots, rules.dry = 1;
-    RowInput<kLane> input{};
-    input.kind = kernels::RowKind::kDecode;
-    uint64_t number = 0;
-    LetNextStart();  // which the others do when it is time
-#pragma unroll 1
-    for (;;) {
-      ClearRoom(team, l.experts, &room);
-      team.Meet();
-      SelectFew(l, rules, team, &input, &room,
-                [&] { TakeLogits(l.passed + team.warp() * 32 * kLane, l.experts, rules.dry != 0, input.logits); }, number);
-      if (rules.dry == 0) return;
-      WaitForBefore();
-      rules = *l.rules;
-      if (l.picks != nullptr) number = __ldcg(l.picks) + 1;
-      if (team.warp() < l.rows) input.kind = l.kinds[team.warp()];
-      team.Meet();
-    }
+    return SelectRehearsed(
+        l, team, &room, [&](bool dry, float(&to)[kLane]) { TakeLogits(l.passed + team.warp() * 32 * kLane, l.experts, dry, to); },
+        [&](uint64_t* number) {
+          if (l.picks != nullptr) *number = __ldcg(l.picks) + 1;
+          team.Meet();
+        });
   }
   if (block < norm_blocks) {
     float4 gain[2];
@@ -265,8 +251,7 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weigh
         sums[j] = 0;
 #pragma unroll
         for (int q = 0; q < kQuads; ++q) {
-          const float4 a = w[j][q], b = mine[r][q];
-          sums[j] += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
+          sums[j] += QuadDot(w[j][q], mine[r][q]);
         }
       }
       const float sum = SumOfSeveral(sums);

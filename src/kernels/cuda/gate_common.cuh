@@ -2,6 +2,7 @@
 // What gate.cu and gate_parts.cu share: weights with the norm's gain, the norm for what comes next, logits on their way.
 #pragma once
 
+#include "kernels/cuda/choose_few.cuh"
 #include "kernels/cuda/norm_row.cuh"
 #include "kernels/cuda/select.h"
 
@@ -65,6 +66,35 @@ __device__ inline void NormForNext(const NormLaunch& l, int row, int threads, co
   }
 #pragma unroll 1
   for (int at = thread + kGateThreads; at < count; at += threads) put(at, __ldcg(x + at), reinterpret_cast<const float4*>(l.gain)[at]);
+}
+
+// The products of a quad. Their order is that of all gates.
+__device__ inline float QuadDot(const float4& a, const float4& b) { return a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w); }
+
+// What logits are taken for as long as nothing counts: no two the same, as they mostly are.
+__device__ inline float DryLogit(int expert) { return 0.01f * static_cast<float>(expert); }
+
+// A block that selects, a row a warp. It goes through all of it once for nothing but its code, until the launch before has ended, and the second time in earnest.
+// take(dry, logits): the logits of the warp's row. ready(number): before the second time, by all, who meet there; may give the number of SelectFew.
+template <int kLane, typename Take, typename Ready>
+__device__ void SelectRehearsed(const SelectLaunch& l, const BlockTeam& team, TeamRoom<kLane>* room, Take&& take, Ready&& ready) {
+  SelectRules rules;
+  rules.guaranteed = rules.most = rules.full = l.slots, rules.dry = 1;
+  RowInput<kLane> input{};
+  input.kind = kernels::RowKind::kDecode;
+  uint64_t number = 0;
+  LetNextStart();  // which the others do when it is time
+#pragma unroll 1
+  for (;;) {
+    ClearRoom(team, l.experts, room);
+    team.Meet();
+    SelectFew(l, rules, team, &input, room, [&] { take(rules.dry != 0, input.logits); }, number);
+    if (rules.dry == 0) return;
+    WaitForBefore();
+    rules = *l.rules;
+    if (team.warp() < l.rows) input.kind = l.kinds[team.warp()];
+    ready(&number);
+  }
 }
 
 // Values on their way from block to block: 0 where nothing has come yet; a value of 0 is passed as -0.

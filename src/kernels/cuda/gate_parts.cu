@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "kernels/cuda/choose_few.cuh"
 #include "kernels/cuda/gate_common.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/shared.cuh"
@@ -75,30 +74,18 @@ __global__ void __launch_bounds__(kThreads, 1) GateInPartsKernel(const float* we
   const BlockTeam team;
   auto* all_parts = static_cast<RowParts<kLane>*>(l.scratch);
   if (block < 0) {
-    SelectRules rules;
-    rules.guaranteed = rules.most = rules.full = l.slots, rules.dry = 1;
-    RowInput<kLane> input{};
-    input.kind = kernels::RowKind::kDecode;
-    LetNextStart();  // which the others do when it is time
-#pragma unroll 1
-    for (;;) {
-      ClearRoom(team, l.experts, &room);
-      team.Meet();
-      SelectFew(l, rules, team, &input, &room, [&] {
-        TakeParts(all_parts[team.warp()], norm, l.experts, input.logits);
+    return SelectRehearsed(
+        l, team, &room,
+        [&](bool dry, float(&to)[kLane]) {
+          TakeParts(all_parts[team.warp()], norm, l.experts, to);
 #pragma unroll
-        for (int i = 0; i < kLane; ++i) {
-          const int expert = Lane() * kLane + i;
-          if (rules.dry != 0) input.logits[i] = 0.01f * static_cast<float>(expert);  // no two the same, as logits mostly are
-          else if (expert < l.experts) logits[int64_t{team.warp()} * l.experts + expert] = input.logits[i];
-        }
-      });
-      if (rules.dry == 0) return;
-      WaitForBefore();
-      rules = *l.rules;
-      if (team.warp() < l.rows) input.kind = l.kinds[team.warp()];
-      AwaitParts(team, l.done);
-    }
+          for (int i = 0; i < kLane; ++i) {
+            const int expert = Lane() * kLane + i;
+            if (dry) to[i] = DryLogit(expert);
+            else if (expert < l.experts) logits[int64_t{team.warp()} * l.experts + expert] = to[i];
+          }
+        },
+        [&](uint64_t*) { AwaitParts(team, l.done); });
   }
   if (block >= kGroups * kParts) {  // last: the others have weights to read before what comes before this launch has left all multiprocessors
     if (team.thread() >= kGateThreads) return LetNextStart();
@@ -137,10 +124,7 @@ __global__ void __launch_bounds__(kThreads, 1) GateInPartsKernel(const float* we
         for (int e = 0; e < kAtOnce; ++e) {
           const float4 a = there ? of_experts[(first + e) * quads + q] : float4{};
 #pragma unroll
-          for (int j = 0; j < kRowsOfWarp; ++j) {
-            const float4& b = mine[j];
-            sum[e * kRowsOfWarp + j] = a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
-          }
+          for (int j = 0; j < kRowsOfWarp; ++j) sum[e * kRowsOfWarp + j] = QuadDot(a, mine[j]);
         }
         const float total = SumOfSeveral(sum);
         const int i = Lane() * kSums / 32;
