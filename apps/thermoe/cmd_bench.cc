@@ -117,8 +117,9 @@ int ContextOf(const Case& what) { return what.prefill > 0 ? what.prefill : kDeco
 Status InFlagsOfBench(const Status& status) {
   if (status.code() != StatusCode::kResourceExhausted) return status;
   std::string text(status.message());
-  constexpr std::pair<std::string_view, std::string_view> kFlags[] = {{"--ctx or --window ", "--prefill, or --decode and 9, of at most "}, {"--parallel or --batch ", "--batch "}};
-  for (const auto& [flag, ours] : kFlags) {
+  const std::pair<std::string_view, std::string> flags[] = {{"--ctx or --window ", fmt::format("--prefill, or --decode and {}, of at most ", kDecodePrompt + 1)},
+                                                            {"--parallel or --batch ", "--batch "}};
+  for (const auto& [flag, ours] : flags) {
     for (size_t at = text.find(flag); at != std::string::npos; at = text.find(flag, at + ours.size())) text.replace(at, flag.size(), ours);
   }
   return ResourceExhausted("{}", text);

@@ -67,12 +67,6 @@ std::vector<SamplingOptions> AllOptions(int64_t vocab) {
 
 class CudaDraws : public DeviceTest {
  protected:
-  static PinnedMemory Pinned(int64_t bytes) {
-    Result<PinnedMemory> memory = PinnedMemory::Allocate(bytes);
-    EXPECT_TRUE(memory.ok());
-    std::memset(memory->data(), 0, static_cast<size_t>(bytes));
-    return std::move(memory).value();
-  }
   // Draws in one launch.
   std::vector<DrawnToken> Run(const OnDevice<float>& logits, int64_t vocab, const std::vector<TokenDraw>& draws) {
     const auto count = static_cast<int64_t>(draws.size());

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -55,6 +56,13 @@ class DeviceTest : public testing::Test {
   }
   void TearDown() override {
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+  // So many bytes of 0.
+  static PinnedMemory Pinned(int64_t bytes) {
+    Result<PinnedMemory> memory = PinnedMemory::Allocate(bytes);
+    EXPECT_TRUE(memory.ok());
+    std::memset(memory->data(), 0, static_cast<size_t>(bytes));
+    return std::move(memory).value();
   }
   // Rows of halves in the order that half_rows.cuh describes.
   static void ExpectHalvesOf(const std::vector<float>& rows, const std::vector<uint16_t>& halves, const std::string& what) {

@@ -15,15 +15,7 @@ namespace {
 
 using kernels::RandomFloats;
 
-class CudaStepLaunches : public DeviceTest {
- protected:
-  static PinnedMemory Pinned(int64_t bytes) {
-    Result<PinnedMemory> memory = PinnedMemory::Allocate(bytes);
-    EXPECT_TRUE(memory.ok());
-    std::memset(memory->data(), 0, static_cast<size_t>(bytes));
-    return std::move(memory).value();
-  }
-};
+class CudaStepLaunches : public DeviceTest {};
 
 TEST_F(CudaStepLaunches, InputsComeToTheirPlaces) {
   Random random(1);
