@@ -107,8 +107,8 @@ class PrefillMultiply {
   __device__ __forceinline__ void Await(Words (&words)[2]) {
     BarrierWait(&shared_->full[stage_.at], stage_.parity);
     const std::byte* weights = shared_->weights[stage_.at];
-    words[0].template Load<kHi>(weights, warp_, lane_);
-    words[1].template Load<kHi>(weights + WeightStageBytes(kPacking) / 2, warp_, lane_);
+    words[0].template Load<kHi>(weights, kGroupTiles, warp_, lane_);
+    words[1].template Load<kHi>(weights + WeightStageBytes(kPacking) / 2, kGroupTiles, warp_, lane_);
   }
   __device__ void Release(int32_t stage) {
     if (lane_ == 0) BarrierArrive(&shared_->empty[stage]);

@@ -13,15 +13,14 @@ struct TileWords {
   uint4 hi, lo;
   uint32_t record[2][kRecordWords];  // of rows g and g + 8
 
-  // From shared memory: a group's tiles of one column of tiles, codes, lo plane, scales. kHi: there is no lo plane.
+  // From shared memory: so many tiles of one column of tiles, codes, lo plane, scales. kHi: there is no lo plane.
   template <bool kHi>
-  __device__ void Load(const std::byte* group, int tile, int lane) {
-    constexpr int kPlane = kGroupTiles * kPlaneTileBytes;
+  __device__ void Load(const std::byte* column, int tiles, int tile, int lane) {
     constexpr bool kLo = HasLoPlane(kPacking) && !kHi;
-    hi = reinterpret_cast<const uint4*>(group)[tile * 32 + lane];
-    if constexpr (kLo) lo = reinterpret_cast<const uint4*>(group + kPlane)[tile * 32 + lane];
-    const auto* records =
-        reinterpret_cast<const uint32_t*>(group + kPlane * (kLo ? 2 : 1) + tile * ScaleTileBytes(kPacking));
+    const int plane = tiles * kPlaneTileBytes;
+    hi = reinterpret_cast<const uint4*>(column)[tile * 32 + lane];
+    if constexpr (kLo) lo = reinterpret_cast<const uint4*>(column + plane)[tile * 32 + lane];
+    const auto* records = reinterpret_cast<const uint32_t*>(column + plane * (kLo ? 2 : 1) + tile * ScaleTileBytes(kPacking));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -91,8 +90,8 @@ template <>
 struct TileWords<Packing::kHalf> {
   const uint4* at;
   template <bool kHi>
-  __device__ void Load(const std::byte* group, int tile, int lane) {
-    at = reinterpret_cast<const uint4*>(group + tile * kHalfTileBytes) + lane;
+  __device__ void Load(const std::byte* column, int, int tile, int lane) {
+    at = reinterpret_cast<const uint4*>(column + tile * kHalfTileBytes) + lane;
   }
   template <int kStep, bool kHi>
   __device__ Fragment Step() const {

@@ -2,8 +2,8 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
-#include <cfloat>
 
+#include "kernels/cuda/copy_piece.cuh"
 #include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/norm_row.cuh"
@@ -98,13 +98,6 @@ __global__ void GatherKernel(const float* x, const int32_t* picked, float* out, 
   const float* from = x + picked[blockIdx.x] * n;
   float* to = out + blockIdx.x * n;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) to[i] = from[i];
-}
-
-// A thread's share.
-__device__ void CopyPiece(const ScatterLaunch::Piece& piece, int64_t thread, int64_t threads) {
-  const int64_t quads = reinterpret_cast<uintptr_t>(piece.to) % 16 == 0 ? piece.bytes / 16 : 0;
-  for (int64_t i = thread; i < quads; i += threads) reinterpret_cast<uint4*>(piece.to)[i] = reinterpret_cast<const uint4*>(piece.from)[i];
-  for (int64_t i = quads * 16 + thread; i < piece.bytes; i += threads) piece.to[i] = piece.from[i];
 }
 
 // grid: pieces.
@@ -213,119 +206,6 @@ __global__ void __launch_bounds__(kInputThreads) InputsKernel(InputsLaunch l) {
   }
 }
 
-// A part of a row of logits: the largest, where it is, and the sum of exponentials below it.
-struct alignas(16) Part {
-  float most;
-  int32_t best;
-  float sum;
-  int32_t bad;  // some are no finite numbers
-};
-
-__device__ Part Merge(Part a, Part b) {
-  const bool first = a.most > b.most || (a.most == b.most && a.best <= b.best);
-  const float most = first ? a.most : b.most;
-  const auto scaled = [most](Part p) { return p.sum == 0 ? 0.0f : p.sum * expf(p.most - most); };
-  return {most, first ? a.best : b.best, scaled(a) + scaled(b), a.bad | b.bad};
-}
-
-__device__ Part BlockMerge(Part part) {
-  __shared__ Part warps[32];
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const Part other{__shfl_down_sync(kAllLanes, part.most, offset), __shfl_down_sync(kAllLanes, part.best, offset),
-                     __shfl_down_sync(kAllLanes, part.sum, offset), __shfl_down_sync(kAllLanes, part.bad, offset)};
-    part = Merge(part, other);
-  }
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = part;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (unsigned w = 1; w < blockDim.x / 32; ++w) part = Merge(part, warps[w]);
-  }
-  return part;  // whole in thread 0
-}
-
-constexpr int kSummaryParts = 64;
-static_assert(kSummaryParts <= kThreads);
-constexpr Part kNothing{-FLT_MAX, INT32_MAX, 0, 0};
-
-// Logit `at` of a row, after those before it.
-__device__ void AddLogit(float value, int64_t at, Part* part) {
-  if (!isfinite(value)) {
-    part->bad = 1;
-    if (isnan(value)) return;
-  }
-  if (value > part->most || part->best == INT32_MAX) {
-    part->sum = part->sum * expf(part->most - value) + 1;
-    part->most = value, part->best = static_cast<int32_t>(at);
-  } else {
-    part->sum += expf(value - part->most);
-  }
-}
-
-// Of another block.
-__device__ Part ReadPart(const Part* from) {
-  const float4 words = __ldcg(reinterpret_cast<const float4*>(from));
-  return {words.x, __float_as_int(words.y), words.z, __float_as_int(words.w)};
-}
-
-// By a block that has met, after its last write to the host: the last one of a launch tells the host. before: launches.
-__device__ void TellHost(const SummariseLaunch& l, uint32_t before) {
-  __threadfence_system();
-  if (CountBlock(l.done + l.rows) + 1 != l.rows + (l.also.bytes > 0 ? kSummaryParts : 0)) return;
-  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(l.told), "r"(before + 1) : "memory");
-  l.done[l.rows] = 0;
-  *l.launches = before + 1;
-}
-
-// grid: parts, rows and, of what also goes, one row more. The last part of a row to be done makes the whole.
-__global__ void __launch_bounds__(kThreads) SummaryKernel(SummariseLaunch l) {
-  __shared__ bool last;
-  const uint32_t before = threadIdx.x == 0 ? __ldcg(l.launches) : 0;  // none of them is under way
-  WaitForBefore();
-  LetNextStart();
-  const int32_t asked = threadIdx.x == 0 && blockIdx.y < l.rows ? __ldcg(l.asked + blockIdx.y) : 0;
-  if (blockIdx.y == l.rows) {
-    CopyPiece(l.also, int64_t{blockIdx.x} * kThreads + threadIdx.x, int64_t{kSummaryParts} * kThreads);
-    __threadfence_system();
-    __syncthreads();
-    if (threadIdx.x == 0) TellHost(l, before);
-    return;
-  }
-  const int64_t row = blockIdx.y;
-  const float* logits = l.logits + row * l.vocab;
-  const int64_t each = (l.vocab + kSummaryParts - 1) / kSummaryParts, begin = blockIdx.x * each;
-  const int64_t end = begin + each < l.vocab ? begin + each : l.vocab;
-  Part part = kNothing;
-  for (int64_t first = begin + threadIdx.x; first < end; first += 4 * kThreads) {
-    float values[4];  // whose loads do not wait for each other
-#pragma unroll
-    for (int i = 0; i < 4; ++i) values[i] = first + i * kThreads < end ? __ldcg(logits + first + i * kThreads) : -INFINITY;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (first + i * kThreads < end) AddLogit(values[i], first + i * kThreads, &part);
-    }
-  }
-  part = BlockMerge(part);
-  auto* parts = static_cast<Part*>(l.scratch) + row * kSummaryParts;
-  if (threadIdx.x == 0) {
-    parts[blockIdx.x] = part;
-    last = CountBlock(l.done + row) + 1 == kSummaryParts;
-  }
-  __syncthreads();
-  if (!last) return;
-  part = threadIdx.x < kSummaryParts ? ReadPart(parts + threadIdx.x) : kNothing;
-  part = BlockMerge(part);
-  if (threadIdx.x != 0) return;
-  l.done[row] = 0;
-  kernels::LogitSummary summary;
-  summary.log_sum_exp = part.most + logf(part.sum);
-  summary.best = part.best == INT32_MAX ? 0 : part.best;
-  summary.best_logit = part.most;
-  summary.asked_logit = asked >= 0 ? logits[asked] : 0.0f;
-  summary.finite = part.bad == 0;
-  l.out[row] = summary;
-  TellHost(l, before);
-}
-
 }  // namespace
 
 void RmsNorm(const NormLaunch& l, cudaStream_t stream) {
@@ -382,14 +262,6 @@ void Embed(const EmbedLaunch& l, cudaStream_t stream) {
 
 void Angles(const AnglesLaunch& l, cudaStream_t stream) {
   if (l.rows > 0) AnglesKernel<<<static_cast<unsigned>(l.rows), 64, 0, stream>>>(l);
-}
-
-int64_t SummaryScratch(int64_t rows) { return rows * kSummaryParts * static_cast<int64_t>(sizeof(Part)); }
-
-void Summarise(const SummariseLaunch& l, cudaStream_t stream) {
-  if (l.rows == 0) return;
-  const auto rows = static_cast<unsigned>(l.rows + (l.also.bytes > 0 ? 1 : 0));
-  LaunchEarly(SummaryKernel, dim3(kSummaryParts, rows), dim3(kThreads), 0, stream, l);
 }
 
 }  // namespace thermoe::cuda

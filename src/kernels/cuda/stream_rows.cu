@@ -10,9 +10,25 @@
 #include "kernels/cuda/one_row.h"
 #include "kernels/cuda/stream_rows.h"
 #include "kernels/cuda/stream_warps.cuh"
+#include "kernels/cuda/stream_wide.cuh"
 
 namespace thermoe::cuda {
 namespace {
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+// By the warps that copy tiles of a linear, and the one that copies nothing here.
+template <Packing kPacking, int NT>
+__device__ void CopyLinear(const Work<kPacking, NT, Stage::kLinear>& work, const Places& places) {
+  const int which = WarpNumber() - kWarps;
+  const auto ahead = [&] {
+    if (which == 0) AskAhead(work.args.ahead);  // behind this launch's own
+    WaitForBefore(), LetNextStart();
+  };
+  Turn stage;
+  if (which < kTileWarps) CopyTiles(work, places, which, Pace::kSteady, false, &stage, nullptr, ahead);
+  else ahead();
+}
+#endif
 
 template <Packing kPacking, int NT>
 __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constant__ StreamArgs args) {
@@ -23,20 +39,28 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
   const Places places = MakePlaces(args, shared, args.rows * args.row_bytes, &barriers, &items);
   __syncthreads();
   const Work<kPacking, NT, Stage::kLinear> work{args, RingShape(args.ring_bytes, kStageBytes<kPacking, false>), items, 0, args.cut};
+  if (WarpNumber() >= kWarps) return CopyLinear(work, places);
   Turn stage, rows;
-  if (const int which = WarpNumber() - kWarps; which >= 0) {
-    const auto ahead = [&] {
-      if (which == 0) AskAhead(args.ahead);  // behind this launch's own
-      WaitForBefore(), LetNextStart();
-    };
-    if (which < kTileWarps) CopyTiles(work, places, which, Pace::kSteady, false, &stage, nullptr, ahead);
-    else ahead();
-    return;
-  }
   Consume(work, places, Rehearsal::kFirst, &stage, &rows, nullptr, [&] {
     WaitForBefore();
     LoadRows(args, places.rows);
   });
+#endif
+}
+
+// More than 16 rows.
+template <Packing kPacking>
+__global__ void __launch_bounds__(kThreads, 1) WideLinearKernel(const __grid_constant__ StreamArgs args) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(128) std::byte shared[];
+  __shared__ BlockBarriers barriers;
+  Item* items;
+  std::byte* aligned = shared + (kWideAlign - SharedAddress(shared) % kWideAlign) % kWideAlign;
+  const Places places = MakePlaces(args, aligned, args.k_tiles * WideTileBytes(args.rows), &barriers, &items);
+  __syncthreads();
+  const Work<kPacking, 4, Stage::kLinear> work{args, RingShape(args.ring_bytes, kStageBytes<kPacking, false>), items, 0, args.cut};
+  if (WarpNumber() >= kWarps) return CopyLinear(work, places);
+  ConsumeWide(work, places);
 #endif
 }
 
@@ -261,10 +285,19 @@ bool LaunchBlocks(void (*kernel)(Arguments), int blocks, int bytes, const Argume
 
 constexpr int LinearRowBytes(int cols) { return cols * static_cast<int>(sizeof(__half)) + kRowPad; }
 
+constexpr bool IsWide(int rows) { return rows > 16; }
+
+// Of shared memory, beside the ring.
+constexpr int LinearPlaceBytes(int rows, int cols) {
+  return IsWide(rows) ? cols / kTileCols * WideTileBytes(rows) + kWideSumBytes + kWideAlign : rows * LinearRowBytes(cols) + kPartialBytes;
+}
+
 // Rows of a linear that shared memory has room for beside two stages of the ring.
 template <Packing kPacking>
-constexpr int LinearRowsAtOnce(int cols) {
-  return (kSharedRoom - kPartialBytes - 2 * kStageBytes<kPacking, false>) / LinearRowBytes(cols);
+int LinearRowsAtOnce(int cols) {
+  int rows = kStreamRows;
+  while (rows > 0 && LinearPlaceBytes(rows, cols) + 2 * kStageBytes<kPacking, false> > kSharedRoom) --rows;
+  return rows;
 }
 
 // All rows of a linear lie in shared memory; where they do not fit, of many columns, they go in parts, of which all but the first take the weights from the L2 cache
@@ -272,9 +305,9 @@ constexpr int LinearRowsAtOnce(int cols) {
 template <Packing kPacking>
 bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   constexpr int kStage = kStageBytes<kPacking, false>;
+  static_assert(kStage % kWideAlign == 0);  // where rows begin behind the ring
   args.row_bytes = LinearRowBytes(args.cols);
   static_assert(kDepth<kPacking, false> << (FirstShare(1) + kMostTiles) <= 32);  // a lane has at most one piece of a stage to copy
-  args.cut = CutOfLinears(args, blocks, kDepth<kPacking, false>);
   const int rows = args.rows, room = LinearRowsAtOnce<kPacking>(args.cols), fit = rows <= room ? rows : room < 8 ? room : room / 8 * 8;  // products take 8 rows
   if (fit < 1) return false;
   constexpr int64_t kMostRead = int64_t{24} << 20;  // bytes in parts
@@ -287,10 +320,11 @@ bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
     if (begin > 0) part.ahead = {};
     part.x += int64_t{begin} * args.cols;
     for (int i = 0; i < args.linears; ++i) part.out[i] += int64_t{begin} * args.linear[i].rows;
-    const int others = part.rows * args.row_bytes + kPartialBytes;
+    part.cut = CutOfLinears(args, blocks, kDepth<kPacking, false>, IsWide(part.rows) ? kWideWays : kWays);
+    const int others = LinearPlaceBytes(part.rows, args.cols);
     part.ring_bytes = RingBytesBeside(others, {kStage});
     const auto launch = [&](auto* kernel) { return LaunchBlocks(kernel, blocks, others + part.ring_bytes, part, stream); };
-    const bool done = part.rows > 16 ? launch(LinearKernel<kPacking, 4>) : part.rows > 8 ? launch(LinearKernel<kPacking, 2>) : launch(LinearKernel<kPacking, 1>);
+    const bool done = IsWide(part.rows) ? launch(WideLinearKernel<kPacking>) : part.rows > 8 ? launch(LinearKernel<kPacking, 2>) : launch(LinearKernel<kPacking, 1>);
     if (!done) return false;  // the first or none: they differ in their rows alone
   }
   return true;

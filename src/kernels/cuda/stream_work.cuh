@@ -142,11 +142,11 @@ struct RingShape {
   __device__ RingShape(int ring_bytes, int place_bytes) : stage_bytes(place_bytes), stages(min(ring_bytes / place_bytes, kMostStages)) {}
 };
 
-// Of linears, for the least time of the busiest of the blocks, in stages; what a unit's end costs is about one.
-inline Cut CutOfLinears(const StreamArgs& args, int blocks, int depth) {
+// Of linears, for the least time of the busiest of the blocks, in stages; what a unit's end costs is about one. ways: that may be taken.
+inline Cut CutOfLinears(const StreamArgs& args, int blocks, int depth, int ways) {
   Cut best{};
   int least = INT32_MAX;
-  for (int way = 0; way < kWays; ++way) {
+  for (int way = 0; way < ways; ++way) {
     const int log = kMostTiles - way, share = FirstShare(1) + way, steps = StepsOf(args.k_tiles, share, depth);
     int units = 0;
     for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, log);
