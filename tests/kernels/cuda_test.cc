@@ -3,7 +3,9 @@
 // its queries, keys, values and weights: the bounds are those of the table with that rounding.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdio>
+#include <memory>
 
 #include "kernels/attention_cases.h"
 #include "kernels/expert_cases.h"
@@ -138,6 +140,13 @@ TEST_P(Cuda, AttentionAndItsCache) {
       {32, 4, 128, {{1000, 1}}},
       {40, 1, 16, {{20, 3}}},
       {16, 4, 128, {{300, 1}, {5, 1}, {0, 20}, {40, 130}}},
+      // Many rows: whole tiles of 128 positions and rows, one more and one less, several sequences to a tile, beside decoding.
+      {2, 2, 64, {{0, 257}}},
+      {4, 1, 64, {{128, 128}, {127, 2}, {0, 65}}},
+      {8, 1, 128, {{0, 127}}},
+      {4, 1, 128, {{1, 384}}},
+      {3, 3, 128, {{600, 1}, {0, 1}, {0, 129}, {255, 2}, {500, 190}}},
+      {8, 2, 128, {{3, 2}, {20, 17}, {0, 3}, {128, 2}, {126, 2}, {40, 9}, {0, 2}, {300, 11}, {0, 64}, {90, 31}}},
   };
   for (AttentionShape shape : shapes) {
     shape.rounding = kHalfUnit;
@@ -147,6 +156,45 @@ TEST_P(Cuda, AttentionAndItsCache) {
     cases.push_back(store);
   }
   Run(cases);
+}
+
+// Random shapes: a step's rows are of up to a dozen sequences.
+TEST_P(Cuda, AttentionOfRandomSteps) {
+  Random random(16);
+  std::vector<OpCase> cases;
+  for (int i = 0; i < 12; ++i) {
+    AttentionShape shape;
+    const auto below = [&random](int n) { return static_cast<int32_t>(random.Below(static_cast<uint64_t>(n))); };
+    shape.kv_heads = 1 + below(2), shape.heads = shape.kv_heads << 2 * below(2), shape.head_dim = 64 << below(2), shape.rounding = kHalfUnit;
+    for (int32_t s = below(3); s > 0; --s) shape.sequences.push_back({below(400), 1});
+    for (int32_t s = 1 + below(9); s > 0; --s) shape.sequences.push_back({below(2) * below(300), 1 + below(s % 3 == 0 ? 260 : 20)});
+    cases.push_back(AttentionCase(random, shape));
+  }
+  Run(cases);
+}
+
+// A row of several gives the same whatever the rows beside it, and wherever a chunk begins.
+TEST_P(Cuda, AttentionOfManyRowsDoesNotDependOnChunkingOrNeighbours) {
+  for (const auto& [heads, kv_heads, dim] : {std::array{2, 2, 64}, std::array{4, 1, 128}, std::array{1, 1, 96}}) {
+    Random random(17);
+    const std::shared_ptr<AttentionFixture> f = MakeAttention(random, {heads, kv_heads, dim, {{0, 1100}, {200, 7}, {33, 130}}});
+    const std::vector<float> together = RunAttention(*ops_, *f);
+    const auto cols = static_cast<size_t>(f->q_cols());
+    AttentionFixture part = *f;
+    for (const size_t step : {size_t{16}, size_t{100}, size_t{128}, size_t{512}, size_t{700}}) {
+      for (size_t first = 0; first + 1 < f->rows.size(); first += step) {
+        const size_t last = std::min(first + step, f->rows.size());
+        part.rows.assign(f->rows.begin() + static_cast<int64_t>(first), f->rows.begin() + static_cast<int64_t>(last));
+        part.q.assign(f->q.begin() + static_cast<int64_t>(first * cols), f->q.begin() + static_cast<int64_t>(last * cols));
+        const std::vector<float> got = RunAttention(*ops_, part);
+        size_t other = 0;
+        // A row that is alone of its sequence at a step's beginning is of decoding, which adds in an order of its own.
+        const bool alone = part.rows[0].blocks != part.rows[1].blocks;
+        for (size_t i = alone ? cols : 0; i < got.size(); ++i) other += got[i] != together[first * cols + i];
+        ASSERT_EQ(other, 0u) << heads << " heads of " << dim << ", rows from " << first << " by " << step;
+      }
+    }
+  }
 }
 
 // One step's logits and knobs, run by the host's selection and the device's.

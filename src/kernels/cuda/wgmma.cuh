@@ -64,43 +64,46 @@ __device__ inline void BulkPrefetch(const std::byte* from, uint32_t bytes) {
 
 // d (64 by N: of warp w of four, rows 16 w + g and 16 w + g + 8; d[4 j..4 j + 3] are columns 8 j + 2 t, + 1 of either)
 // = a b, or
-// += where `accumulate`; the first N / 2 of d. b: a descriptor of N rows of 64 halves.
+// += where `accumulate`; the first N / 2 of d. b: a descriptor of N rows of 64 halves; kTransposed: of 16 rows of N halves.
 template <int N>
 struct Wgmma;
 
 template <>
 struct Wgmma<32> {
+  template <int kTransposed = 0>
   __device__ static void Multiply(float (&d)[64], const Fragment& a, uint64_t b, int accumulate) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-        "{%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}"
+        "{%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
           "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
-        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b), "r"(accumulate));
+        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b), "r"(accumulate), "n"(kTransposed));
   }
 };
 
 template <>
 struct Wgmma<64> {
+  template <int kTransposed = 0>
   __device__ static void Multiply(float (&d)[64], const Fragment& a, uint64_t b, int accumulate) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+        "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
           "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
           "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
           "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b), "r"(accumulate));
+        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b), "r"(accumulate), "n"(kTransposed));
   }
 };
 
 template <>
 struct Wgmma<128> {
+  template <int kTransposed = 0>
   __device__ static void Multiply(float (&d)[64], const Fragment& a, uint64_t b, int accumulate) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
@@ -109,7 +112,7 @@ struct Wgmma<128> {
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
         "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-        "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
+        "{%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
           "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
           "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
@@ -118,12 +121,19 @@ struct Wgmma<128> {
           "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
           "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
           "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b), "r"(accumulate));
+        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b), "r"(accumulate), "n"(kTransposed));
   }
 };
 
 __device__ inline void WgmmaFence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void WgmmaCommit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// What a product under way reads or writes stays where it is until here.
+template <int kCount>
+__device__ inline void WgmmaHold(float (&sums)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+__device__ inline void WgmmaHold(Fragment& a) { asm volatile("" : "+r"(a.r[0]), "+r"(a.r[1]), "+r"(a.r[2]), "+r"(a.r[3])::"memory"); }
 // At most kPending groups are still at work.
 template <int kPending>
 __device__ inline void WgmmaWait() {
@@ -138,12 +148,17 @@ __device__ inline void StoreTransposed(void* to, const uint32_t (&halves)[4]) {
                : "memory");
 }
 
-// Rows of 128 bytes, 16-byte pieces of row r exchanged by r % 8 (128-byte swizzle), eight rows after the other; aligned
+// Rows of 128 bytes, 16-byte pieces of row r exchanged by r % 8 (128-byte swizzle), each eight of them `eight_bytes` after the other; aligned
 // to 1024 bytes. Step s of 16 halves begins 32 s bytes further.
-__device__ inline uint64_t WgmmaDescriptor(const void* rows) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32,
-                     kUnused = uint64_t{1} << 16;
-  return kSwizzle128 | kEightRows | kUnused | (SharedAddress(rows) >> 4 & 0x3fff);
+__device__ inline uint64_t WgmmaDescriptor(const void* rows, uint32_t eight_bytes = 1024) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kUnused = uint64_t{1} << 16;
+  return kSwizzle128 | uint64_t{eight_bytes >> 4} << 32 | kUnused | (SharedAddress(rows) >> 4 & 0x3fff);
+}
+
+// Such rows as the second factor transposed: of a row, 64 columns and, `columns_bytes` further, the next 64. Step s of 16 rows begins
+// 2 eight_bytes s further.
+__device__ inline uint64_t WgmmaTransposed(const void* rows, uint32_t eight_bytes, uint32_t columns_bytes) {
+  return (WgmmaDescriptor(rows, eight_bytes) & ~(uint64_t{0x3fff} << 16)) | uint64_t{columns_bytes >> 4} << 16;
 }
 
 }  // namespace thermoe::cuda
