@@ -165,5 +165,44 @@ TEST_F(NodePatterns, OutputToSelectionIsOneChain) {
   EXPECT_FALSE(FoundWith<SelectLaunch>(4, [&](SelectLaunch& s) { s.logits = other_; }));
 }
 
+// Products of a norm's rows, projections, attention and a product into the norm's place: nothing else reads the norm.
+TEST_F(NodePatterns, WhatOnlyLinearsRead) {
+  const NormLaunch norm = Norm(hidden_, gain_, out_, 4);
+  const auto nodes = [&](bool norms) {
+    std::vector<Node> all;
+    for (float* to : {q_, k_, v_}) {
+      LinearLaunch linear;
+      linear.x = out_, linear.out = to, linear.rows = 1;
+      all.push_back(linear);
+    }
+    const std::vector<Node> projections = Projections(norms, false);
+    all.insert(all.end(), projections.begin(), projections.end());
+    std::get<AttentionLaunch>(all.back()).q = q_, std::get<AttentionLaunch>(all.back()).out = other_;
+    LinearLaunch output;
+    output.x = other_, output.out = out_, output.rows = 1, output.weight.rows = 4;
+    all.push_back(output);
+    return all;
+  };
+  const auto with = [&]<typename T>(size_t at, auto&& change, T) {
+    std::vector<Node> all = nodes(false);
+    change(std::get<T>(all.at(at)));
+    return OnlyLinearsRead(norm, all);
+  };
+  EXPECT_TRUE(OnlyLinearsRead(norm, nodes(false)));
+  EXPECT_TRUE(OnlyLinearsRead(norm, nodes(true)));
+  const std::vector<Node> all = nodes(false);
+  ASSERT_EQ(all.size(), 8u);
+  for (size_t count = 0; count < all.size(); ++count) EXPECT_FALSE(OnlyLinearsRead(norm, std::span(all).first(count))) << count;
+  EXPECT_FALSE(OnlyLinearsRead(norm, std::span(all).subspan(3))) << "no product reads it";
+  EXPECT_FALSE(with(0, [&](LinearLaunch& l) { l.x = hidden_; }, LinearLaunch{}));
+  EXPECT_FALSE(with(5, [&](StoreLaunch& s) { s.v = out_; }, StoreLaunch{}));
+  EXPECT_FALSE(with(6, [&](AttentionLaunch& a) { a.q = out_; }, AttentionLaunch{}));
+  EXPECT_FALSE(with(7, [&](LinearLaunch& l) { l.x = out_; }, LinearLaunch{}));
+  EXPECT_FALSE(with(7, [&](LinearLaunch& l) { l.out = other_; }, LinearLaunch{}));
+  EXPECT_FALSE(with(7, [&](LinearLaunch& l) { l.rows = 2; }, LinearLaunch{}));
+  EXPECT_FALSE(with(7, [&](LinearLaunch& l) { l.weight.rows = 3; }, LinearLaunch{}));
+  EXPECT_FALSE(with(7, [&](LinearLaunch& l) { l.adds = true; }, LinearLaunch{}));
+}
+
 }  // namespace
 }  // namespace thermoe::cuda

@@ -2,6 +2,7 @@
 // The experts of many rows: bound by the tensor cores. Four kernels: activations to halves; gate, up and SwiGLU; down
 // with the slots' weights; the sums of each token's slots.
 #include "kernels/cuda/prefill_kernel.cuh"
+#include "kernels/cuda/select.h"
 
 namespace thermoe::cuda {
 namespace {
@@ -9,24 +10,23 @@ namespace {
 size_t AlignUp(size_t bytes) { return (bytes + 255) / 256 * 256; }
 int32_t Padded(int32_t cols) { return (cols + kTileCols - 1) / kTileCols * kTileCols; }
 
-// Scratch, one part after the other.
+// Scratch: inner values, what slots gave, the rows as halves; these are there before the selection, which has what it leaves alone behind it.
 struct Parts {
-  size_t x, unscale, taken, inner, slots, all;
+  size_t slots, rows, all;
 };
 Parts PartsOf(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
-  const auto t = static_cast<size_t>(rows), k = t * static_cast<size_t>(slots);
+  const auto k = static_cast<size_t>(rows) * static_cast<size_t>(slots);
   Parts parts;
-  parts.x = 0;
-  parts.unscale = parts.x + AlignUp(t * static_cast<size_t>(Padded(hidden)) * sizeof(__half));
-  parts.taken = parts.unscale + AlignUp(t * sizeof(float));
-  parts.inner = parts.taken + AlignUp(kMostTogether * sizeof(int32_t));
-  parts.slots = parts.inner + AlignUp(k * static_cast<size_t>(Padded(width)) * sizeof(__half));
-  parts.all = parts.slots + AlignUp(k * static_cast<size_t>(hidden) * sizeof(__half));
+  parts.slots = std::max(AlignUp(k * static_cast<size_t>(Padded(width)) * sizeof(__half)), HalfRowsBytes(rows, hidden));
+  parts.rows = AlignUp(std::max(parts.slots + k * static_cast<size_t>(hidden) * sizeof(__half), static_cast<size_t>(SelectScratch(rows))));
+  parts.all = parts.rows + HalfRowsBytes(rows, hidden);
   return parts;
 }
 
 // out += the halves of each token's slots, in slot order. A thread: eight columns.
 __global__ void AddHalfSlots(ExpertFfnLaunch args, const __half* slots) {
+  LetNextStart();
+  WaitForBefore();
   const int32_t pieces = args.hidden / 8;
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= int64_t{args.rows} * pieces) return;
@@ -52,15 +52,17 @@ size_t ExpertPrefillScratch(int32_t hidden, int32_t width, int32_t slots, int32_
   return PartsOf(hidden, width, slots, rows).all;
 }
 
-cudaError_t ExpertPrefill(const ExpertFfnLaunch& launch, cudaStream_t stream) {
+HalfRows HalfRowsOf(const ExpertFfnLaunch& launch) {
   const Parts parts = PartsOf(launch.hidden, launch.width, launch.slots, launch.rows);
-  auto* scratch = static_cast<std::byte*>(launch.scratch);
-  auto* x = reinterpret_cast<__half*>(scratch + parts.x);
-  auto* unscale = reinterpret_cast<float*>(scratch + parts.unscale);
-  auto* taken = reinterpret_cast<int32_t*>(scratch + parts.taken);
-  auto* inner = reinterpret_cast<__half*>(scratch + parts.inner);
-  auto* slots = reinterpret_cast<__half*>(scratch + parts.slots);
-  cudaError_t error = RowsToHalves(launch.x, launch.rows, launch.hidden, {x, Padded(launch.hidden), unscale, taken}, stream);
+  return HalfRowsAt(static_cast<std::byte*>(launch.scratch) + parts.rows, launch.rows, launch.hidden);
+}
+
+cudaError_t ExpertPrefill(const ExpertFfnLaunch& launch, HalfSlots* left, cudaStream_t stream) {
+  const Parts parts = PartsOf(launch.hidden, launch.width, launch.slots, launch.rows);
+  auto* inner = static_cast<__half*>(launch.scratch);
+  auto* slots = reinterpret_cast<__half*>(static_cast<std::byte*>(launch.scratch) + parts.slots);
+  const HalfRows rows = HalfRowsOf(launch);
+  cudaError_t error = launch.prefilled ? cudaSuccess : RowsToHalves(launch.x, launch.rows, launch.hidden, rows, stream);
   if (error != cudaSuccess) return error;
   PrefillArgs args;
   args.first = launch.gate;
@@ -72,13 +74,13 @@ cudaError_t ExpertPrefill(const ExpertFfnLaunch& launch, cudaStream_t stream) {
   args.weight = launch.weight;
   args.slots = launch.slots;
   args.rows = launch.rows;
-  args.x = x;
-  args.unscale = unscale;
+  args.x = static_cast<const __half*>(rows.halves);
+  args.unscale = rows.unscale;
   args.k_tiles = Padded(launch.hidden) / kTileCols;
   args.out_rows = launch.width;
   args.half_out = inner;
   args.half_stride = Padded(launch.width);
-  args.taken = taken;
+  args.taken = rows.taken;
   error = StartPrefill<Epilogue::kSwiGlu>(launch.gate_packing, args, HopperMultiprocessors(), stream);
   if (error != cudaSuccess) return error;
   args.first = launch.down;
@@ -89,13 +91,16 @@ cudaError_t ExpertPrefill(const ExpertFfnLaunch& launch, cudaStream_t stream) {
   args.out_rows = launch.hidden;
   args.half_out = slots;
   args.half_stride = launch.hidden;
-  args.taken = taken + 1;
+  args.taken = rows.taken + 1;
   error = StartPrefill<Epilogue::kSlots>(launch.down_packing, args, HopperMultiprocessors(), stream);
   if (error != cudaSuccess) return error;
+  if (left != nullptr) {
+    *left = {slots, launch.expert, launch.slots};
+    return cudaSuccess;
+  }
   constexpr int kThreads = 256;
   const auto blocks = static_cast<unsigned>((int64_t{launch.rows} * (launch.hidden / 8) + kThreads - 1) / kThreads);
-  AddHalfSlots<<<blocks, kThreads, 0, stream>>>(launch, slots);
-  return cudaGetLastError();
+  return LaunchEarly(AddHalfSlots, dim3(blocks), dim3(kThreads), 0, stream, launch, static_cast<const __half*>(slots));
 }
 
 }  // namespace thermoe::cuda

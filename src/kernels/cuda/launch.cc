@@ -7,7 +7,7 @@
 #include "kernels/cuda/attend_few.h"
 #include "kernels/cuda/node_patterns.h"
 #include "kernels/cuda/one_row.h"
-#include "kernels/cuda/prefill.h"
+#include "kernels/cuda/prefill_norm.h"
 #include "kernels/cuda/stream_rows.h"
 
 namespace thermoe::cuda {
@@ -43,26 +43,32 @@ class Halves {
   }
   const __half* Of(const float* rows) const { return rows == of_ ? room_.halves : nullptr; }
   void Forget() { of_ = nullptr; }
+  // A norm wrote the rows where this prefill launch looks for them.
+  void PrefilledFor(const void* reader) { prefilled_for_ = reader; }
+  bool Prefilled(const void* launch) const { return launch == prefilled_for_; }
 
  private:
   LaunchRoom room_;
   const float* of_ = nullptr;
+  const void* prefilled_for_ = nullptr;
 };
 
 void LaunchOne(NormLaunch n, Halves* halves, cudaStream_t stream) {
   n.halves = halves->Take(n.out, n.rows, n.n);
   RmsNorm(n, stream);
 }
-cudaError_t LaunchOne(LinearLaunch n, Halves* halves, cudaStream_t stream) {
-  n.halves = halves->Of(n.x);
+cudaError_t LaunchOne(const LinearLaunch& node, Halves* halves, cudaStream_t stream) {
+  LinearLaunch n = node;
+  n.halves = halves->Of(n.x), n.prefilled = halves->Prefilled(&node);
   return Linear(n, stream);
 }
 void LaunchOne(AttentionLaunch n, Halves* halves, cudaStream_t stream) {
   n.halves = halves->Take(n);
   Attention(n, stream);
 }
-cudaError_t LaunchOne(ExpertFfnLaunch n, Halves* halves, cudaStream_t stream) {
-  n.halves = halves->Of(n.x);
+cudaError_t LaunchOne(const ExpertFfnLaunch& node, Halves* halves, cudaStream_t stream) {
+  ExpertFfnLaunch n = node;
+  n.halves = halves->Of(n.x), n.prefilled = halves->Prefilled(&node);
   return ExpertFfn(n, stream);
 }
 // What else writes rows: none of them are halves afterwards.
@@ -86,16 +92,38 @@ size_t EmbedThenAngles(std::span<const Node> nodes, Halves* halves, cudaStream_t
 // q, k and v: neighbouring products of the same rows.
 size_t LinearsTogether(std::span<const Node> nodes, const Halves& halves, cudaStream_t stream, cudaError_t* error) {
   LinearLaunch together[kMostTogether];
-  size_t count = 0;
-  while (count < kMostTogether) {
-    const auto* linear = NodeAt<LinearLaunch>(nodes, count);
-    if (linear == nullptr || (count > 0 && (linear->x != together[0].x || linear->rows != together[0].rows))) break;
-    together[count] = *linear;
-    together[count++].halves = halves.Of(linear->x);
-  }
+  const size_t count = LinearsAt(nodes, together);
   if (count < 2) return 0;
+  for (LinearLaunch& l : together) l.halves = halves.Of(l.x), l.prefilled = halves.Prefilled(NodeAt<LinearLaunch>(nodes, 0));
   *error = LinearTogether(std::span(together).first(count), stream);
   return count;
+}
+
+// Of many rows: what experts or a product gave, added to the rows, their norm, and its halves for prefill's next products.
+size_t ToPrefill(std::span<const Node> nodes, Halves* halves, cudaStream_t stream, cudaError_t* error) {
+  const auto* experts = NodeAt<ExpertFfnLaunch>(nodes, 0);
+  const auto* add = NodeAt<AddNode>(nodes, 0);
+  const size_t at = experts != nullptr || add != nullptr ? 1 : 0;
+  const auto* norm = NodeAt<NormLaunch>(nodes, at);
+  if (norm == nullptr) return 0;
+  if (add != nullptr && (add->gate != nullptr || norm->x != add->out || norm->out == norm->x || norm->n != add->n)) return 0;
+  if (experts != nullptr && (!PrefillsExperts(*experts) || experts->slots > 32 || norm->x != experts->out || norm->out == norm->x || norm->n != experts->hidden)) return 0;
+  PrefillNormLaunch both;
+  both.norm = *norm;
+  if (add != nullptr) both.norm.add = add->x;
+  const PrefillReader reader = PrefillReaderOf(*norm, nodes.subspan(at + 1));
+  if (!NormsForPrefill(both.norm) || (experts == nullptr && reader.node == nullptr)) return 0;
+  if (experts != nullptr) {
+    ExpertFfnLaunch launch = *experts;
+    launch.prefilled = halves->Prefilled(experts);
+    *error = ExpertPrefill(launch, &both.slots, stream);
+  }
+  both.halves = reader.rows;
+  if (reader.node != nullptr && OnlyLinearsRead(both.norm, nodes.subspan(at + 1))) both.norm.out = nullptr;
+  halves->Forget();
+  halves->PrefilledFor(reader.node);
+  PrefillNorm(both, stream);
+  return at + 1;
 }
 
 // x += y, then out = norm(x): one pass over the rows.
@@ -210,6 +238,7 @@ cudaError_t Launch(std::span<const Node> nodes, const LaunchRoom& room, cudaStre
     size_t done = LinearsTogether(rest, halves, stream, &error);
     if (done == 0) done = EmbedThenAngles(rest, &halves, stream);
     if (done == 0) done = OutputToSelectionTogether(rest, &halves, &picks, stream, &error);
+    if (done == 0) done = ToPrefill(rest, &halves, stream, &error);
     if (done == 0) done = AddThenNorm(rest, &halves, stream);
     if (done == 0) done = ProjectionsTogether(rest, i == 0, room, &halves, stream);
     if (done == 0) done = GateThenSelect(rest, &picks, stream);

@@ -7,28 +7,13 @@
 namespace thermoe::cuda {
 namespace {
 
-int32_t Padded(int32_t cols) { return (cols + kTileCols - 1) / kTileCols * kTileCols; }
-size_t AlignUp(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 constexpr int kItemColumns = 128, kItemRows = 256;  // activations, and rows of weights, of a block's item
 constexpr int kMostPartItems = 160;                 // items of columns in parts
 
-// Scratch, one part after the other.
-struct Parts {
-  size_t unscale, taken, sums, all;
-};
-Parts PartsOf(int32_t rows, int32_t in) {
-  const auto t = static_cast<size_t>(rows);
-  Parts parts;
-  parts.unscale = AlignUp(t * static_cast<size_t>(Padded(in)) * sizeof(__half));
-  parts.taken = parts.unscale + AlignUp(t * sizeof(float));
-  parts.sums = AlignUp(parts.taken + kMostTogether * sizeof(int32_t));
-  parts.all = parts.sums + size_t{kMostPartItems} * kItemColumns * kItemRows * sizeof(float);
-  return parts;
-}
-
 // out = the parts' sums and the bias. grid: columns by fours, rows.
 __global__ void AddColumnPartsKernel(const float4* sums, int parts, int64_t part, const float* bias, float4* out, int quads) {
+  LetNextStart();
+  WaitForBefore();
   const int column = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (column >= quads) return;
   const int64_t at = int64_t{blockIdx.y} * quads + column;
@@ -43,9 +28,12 @@ __global__ void AddColumnPartsKernel(const float4* sums, int parts, int64_t part
 
 }  // namespace
 
+// The rows as halves, then the sums of column parts.
 size_t LinearPrefillScratch(int32_t rows, int32_t in) {
-  return PartsOf(rows, in).all;
+  return HalfRowsBytes(rows, in) + size_t{kMostPartItems} * kItemColumns * kItemRows * sizeof(float);
 }
+
+HalfRows HalfRowsOf(const LinearLaunch& launch) { return HalfRowsAt(launch.scratch, launch.rows, launch.weight.cols); }
 
 int PrefillColumnParts(std::span<const LinearLaunch> launches) {
   const LinearLaunch& one = launches.front();
@@ -61,26 +49,24 @@ int PrefillColumnParts(std::span<const LinearLaunch> launches) {
 
 cudaError_t LinearPrefill(std::span<const LinearLaunch> launches, cudaStream_t stream) {
   const LinearLaunch& first = launches.front();
-  const Parts parts = PartsOf(first.rows, first.weight.cols);
-  auto* x = static_cast<__half*>(first.scratch);
-  auto* unscale = reinterpret_cast<float*>(static_cast<std::byte*>(first.scratch) + parts.unscale);
-  auto* taken = reinterpret_cast<int32_t*>(static_cast<std::byte*>(first.scratch) + parts.taken);
-  const cudaError_t made =
-      RowsToHalves(first.x, first.rows, first.weight.cols, {x, Padded(first.weight.cols), unscale, taken}, stream);
+  const HalfRows halves = HalfRowsOf(first);
+  const auto* x = static_cast<const __half*>(halves.halves);
+  int32_t* taken = halves.taken;
+  const cudaError_t made = first.prefilled ? cudaSuccess : RowsToHalves(first.x, first.rows, first.weight.cols, halves, stream);
   if (made != cudaSuccess) return made;
   if (const int column_parts = PrefillColumnParts(launches); column_parts > 1) {
-    auto* sums = reinterpret_cast<float*>(static_cast<std::byte*>(first.scratch) + parts.sums);
+    auto* sums = reinterpret_cast<float*>(static_cast<std::byte*>(first.scratch) + HalfRowsBytes(first.rows, first.weight.cols));
     const int32_t out = first.weight.rows, each = first.weight.k_tiles / column_parts;
     const int64_t part = int64_t{first.rows} * out;
     PrefillArgs args;
     for (int i = 0; i < column_parts; ++i) args.part[args.parts++] = {first.weight, i * each, sums + i * part, nullptr};
-    args.rows = first.rows, args.x = x, args.unscale = unscale, args.k_tiles = each, args.row_tiles = first.weight.k_tiles, args.taken = taken;
+    args.rows = first.rows, args.x = x, args.unscale = halves.unscale, args.k_tiles = each, args.row_tiles = first.weight.k_tiles, args.taken = taken;
     const cudaError_t error = StartPrefill<Epilogue::kRows>(first.weight.packing, args, HopperMultiprocessors(), stream);
     if (error != cudaSuccess) return error;
     constexpr int kThreads = 128;
     const dim3 grid(static_cast<unsigned>((out / 4 + kThreads - 1) / kThreads), static_cast<unsigned>(first.rows));
-    AddColumnPartsKernel<<<grid, kThreads, 0, stream>>>(reinterpret_cast<const float4*>(sums), column_parts, part / 4, first.bias, reinterpret_cast<float4*>(first.out), out / 4);
-    return cudaGetLastError();
+    return LaunchEarly(AddColumnPartsKernel, grid, dim3(kThreads), 0, stream, reinterpret_cast<const float4*>(sums), column_parts, part / 4, first.bias,
+                       reinterpret_cast<float4*>(first.out), out / 4);
   }
   // Those of one packing together: one launch has more for all multiprocessors to do.
   for (size_t begin = 0, end = 0; begin < launches.size(); begin = end) {
@@ -91,7 +77,7 @@ cudaError_t LinearPrefill(std::span<const LinearLaunch> launches, cudaStream_t s
     }
     args.rows = first.rows;
     args.x = x;
-    args.unscale = unscale;
+    args.unscale = halves.unscale;
     args.k_tiles = args.row_tiles = first.weight.k_tiles;
     args.taken = taken++;
     const cudaError_t error = StartPrefill<Epilogue::kRows>(packing, args, HopperMultiprocessors(), stream);

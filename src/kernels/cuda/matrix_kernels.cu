@@ -46,6 +46,10 @@ bool LinearInChunks(std::span<const LinearLaunch> launches, cudaStream_t stream)
 
 size_t LinearScratch(int32_t rows, int32_t in) { return std::max(LinearPrefillScratch(rows, in), StreamedLinearScratch(rows, in)); }
 
+bool PrefillsTogether(std::span<const LinearLaunch> launches) {
+  return !InChunks(launches) && std::all_of(launches.begin(), launches.end(), PrefillsLinear);
+}
+
 cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream) { return LinearTogether({&launch, 1}, stream); }
 
 cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t stream) {
@@ -67,7 +71,7 @@ size_t ExpertFfnScratch(int32_t hidden, int32_t width, int32_t slots, int32_t ro
 
 cudaError_t ExpertFfn(const ExpertFfnLaunch& launch, cudaStream_t stream) {
   if (launch.rows == 0) return cudaSuccess;
-  if (PrefillsExperts(launch)) return ExpertPrefill(launch, stream);
+  if (PrefillsExperts(launch)) return ExpertPrefill(launch, nullptr, stream);
   if (ExpertsOfOneRow(launch, stream)) return cudaGetLastError();
   if (SlotSums sums; ExpertsOfRows(launch, &sums, stream)) {
     AddSlots(sums, launch.out, launch.rows, launch.hidden, stream);

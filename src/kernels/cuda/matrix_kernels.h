@@ -36,6 +36,7 @@ struct LinearLaunch {
   bool wgmma = true;        // may use Hopper's own tensor-core instructions
   void* scratch = nullptr;  // [LinearScratch], aligned to 256 bytes
   const __half* halves = nullptr;  // x once more as half_rows.cuh has it, or null
+  bool prefilled = false;   // prefill.h's HalfRowsOf has x already; only where PrefillsTogether
   bool adds = false;        // out += instead; only for LinearOfStreamedRows (stream_rows.h)
   bool spares = false;      // leaves multiprocessors to the launch that follows, where half of them do
   ExpertsAhead ahead{};     // only by LinearOfStreamedRows
@@ -45,6 +46,8 @@ cudaError_t Linear(const LinearLaunch& launch, cudaStream_t stream);
 // Several matrices with the same x, rows and scratch (q, k and v): one kernel where rows are few. At most 4.
 inline constexpr size_t kMostTogether = 4;
 cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t stream);
+// Whether that multiplies rows as prefill has them, all at once.
+bool PrefillsTogether(std::span<const LinearLaunch> launches);
 
 // The same words as kernels::Selection::Job.
 struct Job {
@@ -74,6 +77,7 @@ struct ExpertFfnLaunch {
   bool may_read_hi = false;              // some jobs may be of the hi plane alone
   const float* x = nullptr;  // [T, hidden]
   const __half* halves = nullptr;        // x once more as half_rows.cuh has it, or null
+  bool prefilled = false;                // prefill.h's HalfRowsOf has x already; only where PrefillsExperts
   // As kernels::Selection has them, in device memory.
   const Job* jobs = nullptr;           // [job_count], of capacity min(E, T * K) * 2
   const int32_t* job_count = nullptr;  // [1]

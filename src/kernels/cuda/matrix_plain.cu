@@ -10,7 +10,6 @@ namespace {
 constexpr int kWarps = 8;       // of a block
 constexpr int kRowsAtOnce = 4;  // activations that share a read of a weight
 constexpr int kFewRows = 32;    // up to here a warp takes a weight row; beyond, tiles
-constexpr unsigned kManyBlocks = 264;  // two for each multiprocessor of a large device
 
 __device__ float DotOfWarp(const float* a, const float* b, int32_t n, int lane) {
   float sum = 0;
@@ -81,99 +80,6 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// Few blocks of the above would be under way, each a long row of waits: here the warps of a block share the columns, sixteen at a time in turn, and
-// add up at the end. 16 activations by 64 weight rows, 4 by 8 a lane, or, where that leaves multiprocessors idle, by 16, 2 by 4 a lane; the sums are the same. A
-// turn's floats are on their way while the one before is multiplied.
-constexpr int kSplitWarps = 16, kSplitRows = 16, kSplitDepth = 16, kMostSplitWeights = 64, kLeastSplitWeights = 16;
-template <int kWeights>
-struct alignas(16) SplitTile {
-  float x[kSplitDepth][kSplitRows + 4], w[kSplitDepth][kWeights + 4];
-};
-template <int kWeights>
-constexpr int kSplitBytes = sizeof(SplitTile<kWeights>) * kSplitWarps;
-
-// A lane's float4s of kRows rows from `first` on, columns k0 to k0 + kSplitDepth; rows that there are not are zero.
-template <int kRows>
-struct SplitPiece {
-  static constexpr int kLoads = kRows * kSplitDepth / 4 / 32;
-  float4 v[kLoads];
-
-  __device__ static int Row(int i) { return (static_cast<int>(threadIdx.x % 32) + 32 * i) / (kSplitDepth / 4); }
-  __device__ static int Column() { return static_cast<int>(threadIdx.x % (kSplitDepth / 4)) * 4; }
-  __device__ void Load(const float* from, int32_t first, int32_t rows, int32_t n, int32_t k0) {
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int32_t row = first + Row(i);
-      v[i] = row < rows ? *reinterpret_cast<const float4*>(from + int64_t{row} * n + k0 + Column()) : float4{};
-    }
-  }
-  template <int kWidth>
-  __device__ void Store(float (*to)[kWidth]) const {
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int row = Row(i), k = Column();
-      to[k][row] = v[i].x, to[k + 1][row] = v[i].y, to[k + 2][row] = v[i].z, to[k + 3][row] = v[i].w;
-    }
-  }
-};
-
-template <int kWeights>
-__global__ void __launch_bounds__(32 * kSplitWarps) SplitColumns(DeviceMatrix weight, const float* x, const float* bias, float* out, int32_t rows) {
-  constexpr int kAcross = kWeights == kMostSplitWeights ? 8 : 4;  // lanes
-  constexpr int kOfLane = kWeights / kAcross, kRowsOfLane = kSplitRows / (32 / kAcross);
-  static_assert(kSplitRows * kWeights * sizeof(float) <= sizeof(SplitTile<kWeights>));
-  extern __shared__ __align__(16) std::byte split_shared[];
-  auto* tiles = reinterpret_cast<SplitTile<kWeights>*>(split_shared);
-  const int32_t t0 = static_cast<int32_t>(blockIdx.x) * kSplitRows, r0 = static_cast<int32_t>(blockIdx.y) * kWeights, n = weight.cols;
-  const auto* w = reinterpret_cast<const float*>(weight.hi);
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), tx = lane % kAcross, ty = lane / kAcross;
-  SplitTile<kWeights>& tile = tiles[warp];
-  float sums[kRowsOfLane][kOfLane] = {};
-  SplitPiece<kSplitRows> next_x;
-  SplitPiece<kWeights> next_w;
-  const auto load = [&](int32_t k0) {
-    if (k0 < n) next_x.Load(x, t0, rows, n, k0), next_w.Load(w, r0, weight.rows, n, k0);
-  };
-  load(warp * kSplitDepth);
-  for (int32_t k0 = warp * kSplitDepth; k0 < n; k0 += kSplitWarps * kSplitDepth) {
-    next_x.Store(tile.x), next_w.Store(tile.w);
-    __syncwarp();
-    load(k0 + kSplitWarps * kSplitDepth);
-#pragma unroll
-    for (int k = 0; k < kSplitDepth; ++k) {
-      float as[kRowsOfLane], bs[kOfLane];
-#pragma unroll
-      for (int i = 0; i < kRowsOfLane; ++i) as[i] = tile.x[k][ty * kRowsOfLane + i];
-#pragma unroll
-      for (int j = 0; j < kOfLane; j += 4) {
-        const float4 b = *reinterpret_cast<const float4*>(&tile.w[k][j * kAcross + tx * 4]);
-        bs[j] = b.x, bs[j + 1] = b.y, bs[j + 2] = b.z, bs[j + 3] = b.w;
-      }
-#pragma unroll
-      for (int i = 0; i < kRowsOfLane; ++i) {
-#pragma unroll
-        for (int j = 0; j < kOfLane; ++j) sums[i][j] += as[i] * bs[j];
-      }
-    }
-    __syncwarp();
-  }
-  // The warp's own tile holds its sums now: [row, weight].
-  auto* own = reinterpret_cast<float*>(&tile);
-#pragma unroll
-  for (int i = 0; i < kRowsOfLane; ++i) {
-#pragma unroll
-    for (int j = 0; j < kOfLane; ++j) own[(ty * kRowsOfLane + i) * kWeights + j / 4 * 4 * kAcross + tx * 4 + j % 4] = sums[i][j];
-  }
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kSplitRows * kWeights; i += 32 * kSplitWarps) {
-    const int32_t t = t0 + i / kWeights, r = r0 + i % kWeights;
-    if (t >= rows || r >= weight.rows) continue;
-    float sum = bias != nullptr ? bias[r] : 0.0f;
-    for (int part = 0; part < kSplitWarps; ++part) sum += reinterpret_cast<const float*>(&tiles[part])[i];
-    out[int64_t{t} * weight.rows + r] = sum;
-  }
-}
-
 // A warp: one inner activation of one slot. inner: [T * K, F].
 __global__ void ExpertInner(ExpertFfnLaunch args, float* inner) {
   const int32_t slot = static_cast<int32_t>(blockIdx.x), expert = args.expert[slot];
@@ -212,21 +118,9 @@ cudaError_t LinearPlain(const LinearLaunch& launch, cudaStream_t stream) {
     FewRows<<<grid, kWarps * 32, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
     return cudaGetLastError();
   }
+  if (LinearOfSplitColumns(launch, stream)) return cudaGetLastError();
   const dim3 tiles(Blocks(launch.rows, kTile), Blocks(weight.rows, kTile));
-  const bool quads = weight.cols % kSplitDepth == 0 && reinterpret_cast<uintptr_t>(launch.x) % sizeof(float4) == 0;
-  // False: the device has not the shared memory.
-  const auto split = [&]<int kWeights>() {
-    if (cudaFuncSetAttribute(SplitColumns<kWeights>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSplitBytes<kWeights>) != cudaSuccess) {
-      cudaGetLastError();
-      return false;
-    }
-    const dim3 grid(Blocks(launch.rows, kSplitRows), Blocks(weight.rows, kWeights));
-    SplitColumns<kWeights><<<grid, kSplitWarps * 32, kSplitBytes<kWeights>, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
-    return true;
-  };
-  const bool small = Blocks(launch.rows, kSplitRows) * Blocks(weight.rows, kLeastSplitWeights) <= kManyBlocks;
-  const bool done = quads && tiles.x * tiles.y < kManyBlocks && (small ? split.template operator()<kLeastSplitWeights>() : split.template operator()<kMostSplitWeights>());
-  if (!done) ManyRows<<<tiles, 256, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
+  ManyRows<<<tiles, 256, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
   return cudaGetLastError();
 }
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/node_patterns.h"
 
+#include <algorithm>
+#include <iterator>
+
 namespace thermoe::cuda {
 
 size_t ProjectionsAt(std::span<const Node> nodes, FinishLaunch* finish) {
@@ -34,6 +37,42 @@ size_t ProjectionsAt(std::span<const Node> nodes, FinishLaunch* finish) {
   if (!same) return 0;
   finish->q_rope = *q, finish->k_rope = *k, finish->store = *store;
   return at;
+}
+
+size_t LinearsAt(std::span<const Node> nodes, LinearLaunch (&together)[kMostTogether]) {
+  size_t count = 0;
+  for (; count < kMostTogether; ++count) {
+    const auto* linear = NodeAt<LinearLaunch>(nodes, count);
+    if (linear == nullptr || (count > 0 && (linear->x != together[0].x || linear->rows != together[0].rows))) break;
+    together[count] = *linear;
+  }
+  return count;
+}
+
+PrefillReader PrefillReaderOf(const NormLaunch& norm, std::span<const Node> following) {
+  LinearLaunch together[kMostTogether];
+  const size_t count = LinearsAt(following, together);
+  const auto reads = [&](const float* x, int64_t rows, int32_t cols) { return x == norm.out && rows == norm.rows && cols == norm.n; };
+  if (count == 0 || !reads(together[0].x, together[0].rows, together[0].weight.cols)) return {};
+  if (PrefillsTogether(std::span(together).first(count))) return {NodeAt<LinearLaunch>(following, 0), HalfRowsOf(together[0])};
+  const auto* select = NodeAt<SelectLaunch>(following, 1);
+  const auto* experts = NodeAt<ExpertFfnLaunch>(following, 2);
+  const bool floats = count == 1 && together[0].weight.packing == Packing::kF32;  // whose product uses no scratch
+  if (!floats || select == nullptr || experts == nullptr || select->rows != experts->rows || !reads(experts->x, experts->rows, experts->hidden)) return {};
+  return PrefillsExperts(*experts) ? PrefillReader{experts, HalfRowsOf(*experts)} : PrefillReader{};
+}
+
+bool OnlyLinearsRead(const NormLaunch& norm, std::span<const Node> following) {
+  LinearLaunch together[kMostTogether];
+  const size_t count = LinearsAt(following, together);
+  FinishLaunch finish;
+  const size_t finished = ProjectionsAt(following.subspan(count), &finish);
+  const auto* attention = NodeAt<AttentionLaunch>(following, count + finished);
+  const auto* output = NodeAt<LinearLaunch>(following, count + finished + 1);
+  if (count == 0 || finished == 0 || attention == nullptr || output == nullptr) return false;
+  const float* const others[] = {finish.q_rope.x, finish.k_rope.x, finish.store.v, attention->q, attention->out, output->x};
+  if (std::find(std::begin(others), std::end(others), norm.out) != std::end(others)) return false;
+  return together[0].x == norm.out && output->out == norm.out && output->rows == norm.rows && output->weight.rows == norm.n && !output->adds;
 }
 
 bool OutputToSelectionAt(std::span<const Node> nodes, OutputToSelection* found) {

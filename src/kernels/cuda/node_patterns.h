@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/prefill.h"
 #include "kernels/cuda/project.h"
 
 namespace thermoe::cuda {
@@ -27,5 +28,17 @@ struct OutputToSelection {
 };
 inline constexpr size_t kOutputToSelection = 5;  // nodes
 bool OutputToSelectionAt(std::span<const Node> nodes, OutputToSelection* found);
+
+// The neighbouring products of the same rows that nodes begin with (q, k and v): how many, at most kMostTogether.
+size_t LinearsAt(std::span<const Node> nodes, LinearLaunch (&together)[kMostTogether]);
+
+// The prefill product that reads what a norm gives next: the one that follows, or, behind the gate and the selection, the experts.
+struct PrefillReader {
+  const void* node = nullptr;  // the launch; null: there is none
+  HalfRows rows;               // where it looks for them
+};
+PrefillReader PrefillReaderOf(const NormLaunch& norm, std::span<const Node> following);
+// Whether nobody but the products that follow reads what a norm gives: the product after attention writes over it.
+bool OnlyLinearsRead(const NormLaunch& norm, std::span<const Node> following);
 
 }  // namespace thermoe::cuda

@@ -19,7 +19,14 @@ cudaError_t LinearPrefill(std::span<const LinearLaunch> launches, cudaStream_t s
 size_t LinearPrefillScratch(int32_t rows, int32_t in);
 // Parts of the columns that multiprocessors share where there would be too few items for all: 1, 2 or 4 of a matrix alone, whose sums are added afterwards.
 int PrefillColumnParts(std::span<const LinearLaunch> launches);
-cudaError_t ExpertPrefill(const ExpertFfnLaunch& launch, cudaStream_t stream);
+// What experts gave, not added yet.
+struct HalfSlots {
+  const __half* slots = nullptr;    // [T * K, hidden], by token * K + slot, times the slot's weight
+  const int32_t* expert = nullptr;  // [T, K], -1: empty; empty ones come last
+  int32_t count = 0;                // K
+};
+// left: where not null, nothing is added to launch.out, and this is what is to be.
+cudaError_t ExpertPrefill(const ExpertFfnLaunch& launch, HalfSlots* left, cudaStream_t stream);
 size_t ExpertPrefillScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);
 
 // Activations as prefill multiplies them.
@@ -30,6 +37,13 @@ struct HalfRows {
   int32_t* taken = nullptr;  // [kMostTogether] set to zero: what the products after it count
 };
 cudaError_t RowsToHalves(const float* x, int32_t rows, int32_t cols, HalfRows to, cudaStream_t stream);
+// In a part of scratch.
+size_t HalfRowsBytes(int32_t rows, int32_t cols);
+HalfRows HalfRowsAt(void* at, int32_t rows, int32_t cols);
+// Where a launch's products look for them in its scratch: whoever makes the rows may write them there (`prefilled`). Nothing between them and experts may use
+// scratch but a selection of these rows; what ExpertPrefill leaves lies beyond those of a linear of as many rows and columns.
+HalfRows HalfRowsOf(const LinearLaunch& launch);
+HalfRows HalfRowsOf(const ExpertFfnLaunch& launch);
 
 // Multiprocessors of the current device if it is a Hopper, else 0. Asked once a thread and device.
 int HopperMultiprocessors();

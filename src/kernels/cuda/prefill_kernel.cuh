@@ -9,6 +9,7 @@
 // cache of an item: 256 rows of weights and 128 of activations; FLOPs: 2 * 128 * 256 a column.
 #pragma once
 
+#include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/prefill_load.cuh"
 #include "kernels/cuda/prefill_multiply.cuh"
 
@@ -20,7 +21,9 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) PrefillKernel(const __grid
   extern __shared__ std::byte prefill_shared[];
   auto* aligned = prefill_shared + (1024 - SharedAddress(prefill_shared) % 1024) % 1024;
   auto* shared = Held(reinterpret_cast<PrefillShared<kPacking>*>(aligned));
+  LetNextStart();
   if (threadIdx.x == 0) InitBarriers(shared);
+  WaitForBefore();
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kLoadRegisters));
@@ -39,8 +42,7 @@ cudaError_t StartPrefill(const PrefillArgs& args, int multiprocessors, cudaStrea
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   if (error != cudaSuccess) return error;
-  kernel<<<static_cast<unsigned>(multiprocessors), kPrefillThreads, shared, stream>>>(args);
-  return cudaGetLastError();
+  return LaunchEarly(kernel, dim3(static_cast<unsigned>(multiprocessors)), dim3(kPrefillThreads), shared, stream, args);
 }
 
 template <Epilogue kEpilogue>

@@ -1,13 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which launches are prefill's, and rows of floats to the halves that it multiplies.
 #include "kernels/cuda/fragments.cuh"
+#include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/prefill.h"
+#include "kernels/cuda/warp.cuh"
 
 namespace thermoe::cuda {
 namespace {
 
 // Up to here the bytes of the weights take longer than the tensor cores: rows of a linear, rows of experts, and those that an expert has on average.
 constexpr int32_t kFewRows = 32, kFewRowsOfExperts = 64, kFewRowsOfExpert = 16;
+
+int32_t Padded(int32_t cols) { return (cols + kTileCols - 1) / kTileCols * kTileCols; }
+size_t AlignUp(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Rows as halves, one part after the other.
+struct Parts {
+  size_t unscale, taken, all;
+};
+Parts PartsOf(int32_t rows, int32_t cols) {
+  const auto t = static_cast<size_t>(rows);
+  Parts parts;
+  parts.unscale = AlignUp(t * static_cast<size_t>(Padded(cols)) * sizeof(__half));
+  parts.taken = parts.unscale + AlignUp(t * sizeof(float));
+  parts.all = parts.taken + AlignUp(kMostTogether * sizeof(int32_t));
+  return parts;
+}
 
 constexpr int kHalvesThreads = 128;
 constexpr int kHeldPairs = 16;  // of a thread, of a row of up to 4,096 columns: those beyond are read twice
@@ -21,6 +39,8 @@ __device__ inline float2 PairAt(const float* row, int32_t c, int32_t n) {
 // zero beyond n. unscale: [rows] what undoes it. taken: set to zero.
 __global__ void __launch_bounds__(kHalvesThreads) ToHalves(const float* x, int32_t n, int32_t stride, __half* out, float* unscale,
                                                             int32_t* taken) {
+  LetNextStart();
+  WaitForBefore();
   const auto row = static_cast<int64_t>(blockIdx.x);
   const float* from = x + row * n;
   const int32_t first = static_cast<int32_t>(threadIdx.x) * 2;
@@ -86,9 +106,16 @@ bool PrefillsExperts(const ExpertFfnLaunch& launch) {
 }
 
 cudaError_t RowsToHalves(const float* x, int32_t rows, int32_t cols, HalfRows to, cudaStream_t stream) {
-  ToHalves<<<static_cast<unsigned>(rows), kHalvesThreads, 0, stream>>>(x, cols, to.stride, static_cast<__half*>(to.halves), to.unscale,
-                                                                         to.taken);
-  return cudaGetLastError();
+  return LaunchEarly(ToHalves, dim3(static_cast<unsigned>(rows)), dim3(kHalvesThreads), 0, stream, x, cols, to.stride, static_cast<__half*>(to.halves), to.unscale,
+                     to.taken);
+}
+
+size_t HalfRowsBytes(int32_t rows, int32_t cols) { return PartsOf(rows, cols).all; }
+
+HalfRows HalfRowsAt(void* at, int32_t rows, int32_t cols) {
+  const Parts parts = PartsOf(rows, cols);
+  auto* bytes = static_cast<std::byte*>(at);
+  return {bytes, Padded(cols), reinterpret_cast<float*>(bytes + parts.unscale), reinterpret_cast<int32_t*>(bytes + parts.taken)};
 }
 
 }  // namespace thermoe::cuda
