@@ -52,13 +52,20 @@ class DivideBy {
   float sum_, inverse_;
 };
 
+// Integers that rise with a float that is a number, and back.
+__device__ inline int32_t ToSigned(float value) {
+  const int32_t bits = __float_as_int(value);
+  return bits ^ (bits >> 31 & 0x7fffffff);
+}
+__device__ inline float FromSigned(int32_t key) { return __int_as_float(key ^ (key >> 31 & 0x7fffffff)); }
+
 // Scores of logits, -inf where there is no expert. If one score is not a number none is.
 template <int kLane>
 __device__ Token<kLane> SoftmaxOf(const float (&logits)[kLane]) {
   float most = -INFINITY;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) most = fmaxf(most, logits[i]);
-  most = FromOrdered(__reduce_max_sync(kAllLanes, Ordered(most)));
+  most = FromSigned(__reduce_max_sync(kAllLanes, ToSigned(most)));  // it is a number
   Token<kLane> token;
   float sum = 0;
 #pragma unroll
@@ -192,30 +199,57 @@ struct OwnChoice {
 
 // The best by score, then by score and bias.
 template <int kLane>
-THERMOE_RARE Slots ChooseBiased(int slots, int experts, Token<kLane> scores, OfLane<float, kLane> bias, int plain_expert, WarpRoom* room) {
+THERMOE_RARE Slots ChooseBiased(int slots, int experts, Token<kLane> scores, OfLane<float, kLane> bias, int plain_expert, float plain_score, WarpRoom* room) {
   const int first = __shfl_sync(kAllLanes, plain_expert, 0);  // it stays
   const uint32_t others = Existing<kLane>(experts) & ~(first / kLane == Lane() ? 1u << (first % kLane) : 0);
   Choice choice;
   choice.count = 1;
   Extend<true>(slots, KeysOf<kLane>(others, [&](int i) { return scores.of[i] + bias.of[i]; }), room, &choice);
-  return ReadSlots(slots, *room);
+  Slots chosen = ReadSlots(slots, *room);
+  if (Lane() == 0) chosen.expert = plain_expert, chosen.score = plain_score;
+  return chosen;
+}
+
+// Ranks of scores. Of a row all are not numbers, or none, so they are as Ordered.
+template <int kLane>
+__device__ OfLane<uint32_t, kLane> ScoreKeys(const Token<kLane>& scores) {
+  OfLane<uint32_t, kLane> keys;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) keys.of[i] = __float_as_uint(scores.of[i]) | 0x80000000u;
+  return keys;
+}
+
+// The best by score, and the sum of their scores. Experts that there are not come last among equals, and there are as many as slots.
+template <int kUnroll = 1, int kLane>
+__device__ Slots ChooseBest(int slots, const Token<kLane>& scores, WarpRoom* room, float* mass) {
+  Choice choice;
+  if constexpr (Ranking<kLane>::kSorted) {
+    const int put = PutBest<kUnroll>(slots, scores, room, &choice.mass);
+    __syncwarp();
+    uint2 slot = room->slot[Lane()];
+    if (__reduce_add_sync(kAllLanes, put) != slots) [[unlikely]] {
+      choice = ExtendAsking<true>(slots, ScoreKeys(scores), room, {});
+      __syncwarp();
+      slot = room->slot[Lane()];
+    }
+    *mass = choice.mass;
+    __syncwarp();
+    if (Lane() >= slots) return {-1, 0, slots};
+    return {static_cast<int32_t>(slot.y & 0xffu), __uint_as_float(slot.x & 0x7fffffffu), slots};
+  } else {
+    Extend<true>(slots, ScoreKeys(scores), room, &choice);
+    *mass = choice.mass;
+    return ReadSlots(slots, *room);
+  }
 }
 
 template <int kLane>
 __device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowInput<kLane>& input, WarpRoom* room) {
   OwnChoice<kLane> own;
   own.scores = SoftmaxOf(input.logits);
-  const auto& score = own.scores.of;
-  Choice plain;
-  OfLane<uint32_t, kLane> keys;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) keys.of[i] = __float_as_uint(score[i]) | 0x80000000u;  // as Ordered: of a row all are not numbers, or none
-  // Experts that there are not come last among equals, and there are as many as slots.
-  Extend<true>(l.slots, keys, room, &plain);
-  own.plain = own.biased = ReadSlots(l.slots, *room);
-  own.plain_mass = plain.mass;
+  own.plain = own.biased = ChooseBest(l.slots, own.scores, room, &own.plain_mass);
   if (rules.has_bias == 0) [[likely]] return own;
-  own.biased = ChooseBiased<kLane>(l.slots, l.experts, own.scores, input.bias, own.plain.expert, room);
+  own.biased = ChooseBiased<kLane>(l.slots, l.experts, own.scores, input.bias, own.plain.expert, own.plain.score, room);
   return own;
 }
 
@@ -369,6 +403,28 @@ template <int kLane>
 __device__ RowResult ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const RowInput<kLane>& input, WarpRoom* room) {
   if (input.kind == kernels::RowKind::kPadding) [[unlikely]] return EmptyRow(l, t);
   return FinishRow(l, rules, RulesOf(l, rules, input.kind), t, input, ChooseAlone(l, rules, input, room), {}, room);
+}
+
+// Whether every row is the plain model's.
+__device__ inline bool IsPlain(const SelectLaunch& l, const SelectRules& rules) {
+  return rules.has_bias == 0 && rules.has_cap == 0 && !(rules.drop_below > 0) && rules.most >= l.slots && rules.full >= l.slots && !BatchAware(l, rules);
+}
+
+// ChooseRow by such rules, whose code is short. dry: writes nothing.
+template <int kLane>
+__device__ RowResult ChoosePlainRow(const SelectLaunch& l, int t, const RowInput<kLane>& input, bool dry, WarpRoom* room) {
+  if (input.kind == kernels::RowKind::kPadding) [[unlikely]] return EmptyRow(l, t);
+  const Token<kLane> scores = SoftmaxOf(input.logits);
+  float mass;
+  const Slots slots = ChooseBest<4>(l.slots, scores, room, &mass);
+  if (l.scores != nullptr && !dry) [[unlikely]] WriteScores<kLane>(l.scores, t, l.experts, scores);
+  const float weight = l.normalise ? DivideBy(mass)(slots.score) : slots.score;
+  if (const int at = t * l.slots + Lane(); Lane() < l.slots && !dry) {
+    l.expert[at] = slots.expert;
+    l.weight[at] = weight;
+    l.planes[at] = Planes::kBoth;
+  }
+  return {Lane() < l.slots ? 2 * slots.expert : -1, 0, mass - mass};  // nothing, but of a mass that is no number
 }
 
 }  // namespace thermoe::cuda
