@@ -219,27 +219,32 @@ __device__ OfLane<uint32_t, kLane> ScoreKeys(const Token<kLane>& scores) {
   return keys;
 }
 
-// The best by score, and the sum of their scores. Experts that there are not come last among equals, and there are as many as slots.
-template <int kUnroll = 1, int kLane>
-__device__ Slots ChooseBest(int slots, const Token<kLane>& scores, WarpRoom* room, float* mass) {
-  Choice choice;
-  if constexpr (Ranking<kLane>::kSorted) {
-    const int put = PutBest<kUnroll>(slots, scores, room, &choice.mass);
-    __syncwarp();
-    uint2 slot = room->slot[Lane()];
-    if (__reduce_add_sync(kAllLanes, put) != slots) [[unlikely]] {
-      choice = ExtendAsking<true>(slots, ScoreKeys(scores), room, {});
+// The best by score, and the sum of their scores, of rows side by side. asks: false of a row that nobody asks for. Experts that there are not come last among equals, and
+// there are as many as slots.
+template <int kUnroll, int kRows, int kLane>
+__device__ void ChooseBest(int count, const Token<kLane> (&scores)[kRows], WarpRoom* const (&rooms)[kRows], const bool (&asks)[kRows], Slots (&slots)[kRows],
+                           float (&mass)[kRows]) {
+  Put put[kRows];
+  PutBest<kUnroll>(count, scores, rooms, put);
+  __syncwarp();
+  uint2 slot[kRows];
+  int taken[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) slot[r] = rooms[r]->slot[Lane()], taken[r] = __reduce_add_sync(kAllLanes, put[r].taken);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    mass[r] = put[r].mass;
+    if (taken[r] != count && asks[r]) [[unlikely]] {
+      mass[r] = ExtendAsking<true>(count, ScoreKeys(scores[r]), rooms[r], {}).mass;
       __syncwarp();
-      slot = room->slot[Lane()];
+      slot[r] = rooms[r]->slot[Lane()];
     }
-    *mass = choice.mass;
-    __syncwarp();
-    if (Lane() >= slots) return {-1, 0, slots};
-    return {static_cast<int32_t>(slot.y & 0xffu), __uint_as_float(slot.x & 0x7fffffffu), slots};
-  } else {
-    Extend<true>(slots, ScoreKeys(scores), room, &choice);
-    *mass = choice.mass;
-    return ReadSlots(slots, *room);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    slots[r] = {-1, 0, count};
+    if (Lane() < count) slots[r] = {static_cast<int32_t>(slot[r].y & 0xffu), __uint_as_float(slot[r].x & 0x7fffffffu), count};
   }
 }
 
@@ -247,7 +252,17 @@ template <int kLane>
 __device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowInput<kLane>& input, WarpRoom* room) {
   OwnChoice<kLane> own;
   own.scores = SoftmaxOf(input.logits);
-  own.plain = own.biased = ChooseBest(l.slots, own.scores, room, &own.plain_mass);
+  if constexpr (Ranking<kLane>::kSorted) {
+    Slots plain[1];
+    float mass[1];
+    ChooseBest<1>(l.slots, {own.scores}, {room}, {true}, plain, mass);
+    own.plain = plain[0], own.plain_mass = mass[0];
+  } else {
+    Choice plain;
+    Extend<true>(l.slots, ScoreKeys(own.scores), room, &plain);
+    own.plain = ReadSlots(l.slots, *room), own.plain_mass = plain.mass;
+  }
+  own.biased = own.plain;
   if (rules.has_bias == 0) [[likely]] return own;
   own.biased = ChooseBiased<kLane>(l.slots, l.experts, own.scores, input.bias, own.plain.expert, own.plain.score, room);
   return own;
@@ -410,21 +425,36 @@ __device__ inline bool IsPlain(const SelectLaunch& l, const SelectRules& rules) 
   return rules.has_bias == 0 && rules.has_cap == 0 && !(rules.drop_below > 0) && rules.most >= l.slots && rules.full >= l.slots && !BatchAware(l, rules);
 }
 
-// ChooseRow by such rules, whose code is short. dry: writes nothing.
-template <int kLane>
-__device__ RowResult ChoosePlainRow(const SelectLaunch& l, int t, const RowInput<kLane>& input, bool dry, WarpRoom* room) {
-  if (input.kind == kernels::RowKind::kPadding) [[unlikely]] return EmptyRow(l, t);
-  const Token<kLane> scores = SoftmaxOf(input.logits);
-  float mass;
-  const Slots slots = ChooseBest<4>(l.slots, scores, room, &mass);
-  if (l.scores != nullptr && !dry) [[unlikely]] WriteScores<kLane>(l.scores, t, l.experts, scores);
-  const float weight = l.normalise ? DivideBy(mass)(slots.score) : slots.score;
-  if (const int at = t * l.slots + Lane(); Lane() < l.slots && !dry) {
-    l.expert[at] = slots.expert;
-    l.weight[at] = weight;
-    l.planes[at] = Planes::kBoth;
+// ChooseRow by such rules, of rows side by side: their groups, and how many have scores that are no numbers. Where `there` is false is no row. dry: writes nothing.
+template <int kRows, int kLane>
+__device__ int ChoosePlainRows(const SelectLaunch& l, const int (&rows)[kRows], const bool (&there)[kRows], const RowInput<kLane> (&input)[kRows], bool dry,
+                               WarpRoom* const (&rooms)[kRows], int (&group)[kRows]) {
+  Token<kLane> scores[kRows];
+  bool chooses[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) scores[r] = SoftmaxOf(input[r].logits), chooses[r] = there[r] && input[r].kind != kernels::RowKind::kPadding;
+  Slots slots[kRows];
+  float mass[kRows];
+  ChooseBest<4>(l.slots, scores, rooms, chooses, slots, mass);
+  int no_numbers = 0;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float weight = l.normalise ? DivideBy(mass[r])(slots[r].score) : slots[r].score;
+    const bool here = chooses[r] && Lane() < l.slots;
+    group[r] = here ? 2 * slots[r].expert : -1;
+    no_numbers += chooses[r] && mass[r] != mass[r];
+    if (const int at = rows[r] * l.slots + Lane(); here && !dry) {
+      l.expert[at] = slots[r].expert;
+      l.weight[at] = weight;
+      l.planes[at] = Planes::kBoth;
+    }
   }
-  return {Lane() < l.slots ? 2 * slots.expert : -1, 0, mass - mass};  // nothing, but of a mass that is no number
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (there[r] && !chooses[r]) [[unlikely]] WriteEmptyRow(rows[r], l.slots, l.expert, l.weight, l.planes);
+    if (l.scores != nullptr && chooses[r] && !dry) [[unlikely]] WriteScores<kLane>(l.scores, rows[r], l.experts, scores[r]);
+  }
+  return no_numbers;
 }
 
 }  // namespace thermoe::cuda

@@ -181,29 +181,39 @@ __device__ ScoreRanking<kLane> RankScores(const OfLane<float, kLane>& scores) {
   return ranking;
 }
 
-// Fills slots [0, count) with the best by score: its bits, and the expert in the lowest byte. mass: their sum, in order. There are as many experts. Returns how many this
-// lane has put: where that is more than `count` in all, lanes whose best are equal have put them into one place, and what it did is worth nothing.
-template <int kUnroll, int kLane>
-__device__ int PutBest(int count, const OfLane<float, kLane>& scores, WarpRoom* room, float* mass) {
-  ScoreRanking<kLane> ranking = RankScores(scores);
-  auto& [key, experts] = ranking;
+// What PutBest did for a row: the scores' sum, in order; and how many this lane has put. Where that is more than `count` in all, lanes whose best are equal have put them into
+// one place, and it is worth nothing.
+struct Put {
+  float mass = 0;
   int taken = 0;
-  uint2* slot = room->slot;
+};
+
+// Fills slots [0, count) of each row's room with the best by score: its bits, and the expert in the lowest byte. There are as many experts. Rows wait for reductions
+// side by side.
+template <int kUnroll, int kRows, int kLane>
+__device__ void PutBest(int count, const OfLane<float, kLane> (&scores)[kRows], WarpRoom* const (&rooms)[kRows], Put (&put)[kRows]) {
+  ScoreRanking<kLane> ranking[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) ranking[r] = RankScores(scores[r]);
 #pragma unroll kUnroll
-  for (int i = 0; i < count; ++i, ++slot) {
-    const int32_t top = __reduce_max_sync(kAllLanes, key[0]);
-    if (key[0] == top) {
-      *slot = {static_cast<uint32_t>(key[0]), experts[0]};
+  for (int i = 0; i < count; ++i) {
+    int32_t top[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) top[r] = __reduce_max_sync(kAllLanes, ranking[r].key[0]);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      auto& [key, experts] = ranking[r];
+      put[r].mass += __int_as_float(top[r]);
+      if (key[0] != top[r]) continue;
+      rooms[r]->slot[i] = {static_cast<uint32_t>(key[0]), experts[0]};
 #pragma unroll
       for (int j = 0; j + 1 < kLane; ++j) key[j] = key[j + 1];
       key[kLane - 1] = -1;
       if constexpr (kLane > 4) experts[0] = __funnelshift_r(experts[0], experts[1], 8), experts[1] >>= 8;
       else experts[0] >>= 8;
-      ++taken;
+      ++put[r].taken;
     }
-    *mass += __int_as_float(top);
   }
-  return taken;
 }
 
 template <int kLane, typename Rank>

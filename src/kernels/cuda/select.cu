@@ -133,6 +133,27 @@ __device__ void ClearMany(const BlockTeam& team, int experts, ManyRoom<kLane>* m
   if (team.thread() == 0) many->no_numbers = 0;
 }
 
+// A turn of rows that choose plainly, kRows of a warp. group: -1 where there is none.
+template <int kRows, int kLane>
+__device__ void ChooseTurn(const SelectLaunch& l, const BlockTeam& team, int turn, int end, bool dry, const RowInput<kLane> (&input)[2], ManyRoom<kLane>* many, int (&group)[2]) {
+  int rows[kRows], groups[kRows];
+  bool there[kRows];
+  RowInput<kLane> of[kRows];
+  WarpRoom* rooms[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int row = r * team.warps() + team.warp();
+    rows[r] = turn + row, there[r] = rows[r] < end, of[r] = input[r], rooms[r] = &many->room.warps[row];
+  }
+  const int no_numbers = ChoosePlainRows(l, rows, there, of, dry, rooms, groups);
+  if (no_numbers > 0 && Lane() == 0) [[unlikely]] atomicAdd(&many->no_numbers, static_cast<uint32_t>(no_numbers));
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    group[r] = groups[r];
+    if (group[r] >= 0) atomicOr(&many->room.rows_of[group[r]], 1u << (r * team.warps() + team.warp()));
+  }
+}
+
 // The rows of a block by rules that are plain, two of a warp in a turn, into their groups. Counts those of turns before the last. input: of the first turn. group: as
 // PutInOrder has it. dry: one warp goes through the code.
 template <bool kVectors, int kLane>
@@ -140,19 +161,13 @@ __device__ void GroupPlainRows(const SelectLaunch& l, const BlockTeam& team, int
                                int (&group)[2]) {
   TeamRoom<kLane>& room = many->room;
   const int rows_of_turn = 2 * team.warps();
+  const bool two = end - first > team.warps();
 #pragma unroll 1
   for (int turn = first;;) {
-    group[1] = -1;
-#pragma unroll 1
-    for (int row = team.warp(); row < rows_of_turn; row += team.warps()) {
-      group[0] = group[1], group[1] = -1;
-      if (turn + row < end && (!dry || row == 0)) {
-        const RowResult result = ChoosePlainRow(l, turn + row, input[0], dry, &room.warps[team.warp()]);
-        if (result.lost != 0 && Lane() == 0) [[unlikely]] atomicAdd(&many->no_numbers, 1);
-        group[1] = result.group;
-        if (group[1] >= 0) atomicOr(&room.rows_of[group[1]], 1u << row);
-      }
-      input[0] = input[1];
+    group[0] = group[1] = -1;
+    if (!dry || team.warp() == 0) {
+      if (two) ChooseTurn<2>(l, team, turn, end, dry, input, many, group);
+      else ChooseTurn<1>(l, team, turn, end, dry, input, many, group);
     }
     team.Meet();
     turn += rows_of_turn;
@@ -205,6 +220,7 @@ __device__ void ListMany(const SelectLaunch& l, const BlockTeam& team, const Pas
   passed.Tell(team, counts, dry, count_at);
   passed.AddUp(team, counts, dry, many->sums);
   team.Meet();
+  ListTotals totals;
   if (team.warp() == 0) {
     SlotCounts<kLane> all, before;
 #pragma unroll
@@ -213,15 +229,15 @@ __device__ void ListMany(const SelectLaunch& l, const BlockTeam& team, const Pas
       const CountSums both = e < l.experts ? many->sums[e] : CountSums{}, hi = some_hi && e < l.experts ? many->sums[l.experts + e] : CountSums{};
       all.both_hi[i] = both.all | hi.all << 16, before.both_hi[i] = both.before | hi.before << 16;
     }
-    const ListTotals totals = FindStarts(all, before, &many->room);
-    if (blockIdx.x == 0) {
-      if (Lane() == 0 && !dry) passed.Leave(counts);
-      WriteCounts(l, totals, dry);
-      write_totals(many->sums[of_experts].all);
-    }
+    totals = FindStarts(all, before, &many->room);
   }
   team.Meet();
   if (blockIdx.x == 0) WriteJobs(l, team, many->room, dry);
+  if (blockIdx.x == 0 && team.warp() == 0) {
+    if (Lane() == 0 && !dry) passed.Leave(counts);
+    WriteCounts(l, totals, dry);
+    write_totals(many->sums[of_experts].all);
+  }
   PutInOrder(l, team, first, end, group, &many->room, dry);
 }
 
@@ -251,8 +267,11 @@ __global__ void __launch_bounds__(32 * kManyWarps<kLane>, kLane <= 4 ? 2 : 1) Se
   if constexpr (kLane <= 8) {
     RowInput<kLane> input[2];
 #pragma unroll
-    for (int i = 0; i < kLane; ++i) input[0].logits[i] = 0.01f * static_cast<float>(Lane() * kLane + i);
-    input[0].kind = kernels::RowKind::kDecode;
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int i = 0; i < kLane; ++i) input[j].logits[i] = 0.01f * static_cast<float>(Lane() * kLane + i);
+      input[j].kind = kernels::RowKind::kDecode;
+    }
 #pragma unroll 1
     for (bool dry = true;; dry = false) {
       ClearMany(team, l.experts, &many);
