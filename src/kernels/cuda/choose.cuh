@@ -449,10 +449,14 @@ __device__ int ChoosePlainRows(const SelectLaunch& l, const int (&rows)[kRows], 
       l.planes[at] = Planes::kBoth;
     }
   }
+  bool rest = l.scores != nullptr;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) rest = rest || there[r] != chooses[r];
+  if (!rest || dry) [[likely]] return no_numbers;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    if (there[r] && !chooses[r]) [[unlikely]] WriteEmptyRow(rows[r], l.slots, l.expert, l.weight, l.planes);
-    if (l.scores != nullptr && chooses[r] && !dry) [[unlikely]] WriteScores<kLane>(l.scores, rows[r], l.experts, scores[r]);
+    if (there[r] && !chooses[r]) WriteEmptyRow(rows[r], l.slots, l.expert, l.weight, l.planes);
+    if (l.scores != nullptr && chooses[r]) WriteScores<kLane>(l.scores, rows[r], l.experts, scores[r]);
   }
   return no_numbers;
 }

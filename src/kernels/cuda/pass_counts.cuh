@@ -14,11 +14,9 @@ inline constexpr int kCountsOfWord = 3;  // of 16 bits; the upper ones are the n
 inline constexpr int kBlocksShift = 16 * kCountsOfWord;
 inline constexpr int kMostCounts = 2 * kernels::kMaxExperts + 1;
 inline constexpr int kMostColumns = (kMostCounts + kCountsOfWord - 1) / kCountsOfWord;
-// Words of a column: of the sections, then of the blocks.
-__host__ __device__ inline int ColumnWords(int blocks) { return kSection + (blocks + kSection - 1) / kSection * kSection; }
-// In memory: the state, then two halves of columns.
-inline constexpr int kCountsAt = 16, kHalfWords = kMostColumns * (kSection + kMostBlocks);
-static_assert(kSelectCounted == kCountsAt + 2 * kHalfWords);
+// In memory: the state, then two halves: a word that counts blocks, then words of sections [columns, sections, even], then of blocks [sections, columns, kSection].
+inline constexpr int kHeadWords = 16, kHalfWords = kHeadWords + kMostColumns * (kSection + kMostBlocks);
+static_assert(kSelectCounted == kHeadWords + 2 * kHalfWords);
 
 // Counts of all blocks, and of those before this one.
 struct CountSums {
@@ -32,44 +30,52 @@ class PassedCounts {
   static __device__ uint64_t ReadState(const uint64_t* counted) { return __ldcg(counted); }
   __device__ PassedCounts(uint64_t* counted, uint64_t state) : counted_(counted) {
     half_ = static_cast<int>(state & 1);
-    words_ = counted + kCountsAt + half_ * kHalfWords;
+    words_ = counted + kHeadWords + half_ * kHalfWords;
     const int used = static_cast<int>(state >> 1);
-    uint64_t* others = counted + kCountsAt + (1 - half_) * kHalfWords;
+    uint64_t* others = counted + kHeadWords + (1 - half_) * kHalfWords;
 #pragma unroll 1
     for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); i < used; i += static_cast<int>(gridDim.x * blockDim.x)) others[i] = 0;
   }
 
-  // Tells this block's counts [0, counts), by all of its threads. dry: none, but for going through the code.
+  // Tells this block's counts [0, counts), by all of its threads. count_at: of what there is not it may say anything. dry: none, but for going through the code.
   template <typename CountAt>
   __device__ void Tell(const BlockTeam& team, int counts, bool dry, CountAt&& count_at) const {
-    const int section = Block() / kSection, stride = ColumnWords(Blocks());
+    uint64_t* const of_section = OfSections() + Block() / kSection;
+    uint64_t* const of_block = OfBlocks(counts) + Block() % kSection;
 #pragma unroll 1
     for (int column = team.thread(); column < Columns(counts); column += team.threads()) {
       uint64_t word = uint64_t{1} << kBlocksShift;
 #pragma unroll
       for (int k = 0; k < kCountsOfWord; ++k) {
         const int i = column * kCountsOfWord + k;
-        if (i < counts) word += static_cast<uint64_t>(count_at(i)) << (16 * k);
+        const uint32_t count = count_at(i);
+        word += static_cast<uint64_t>(i < counts ? count : 0) << (16 * k);
       }
-      uint64_t* to = words_ + column * stride;
       if (dry) continue;
-      asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to + section), "l"(word) : "memory");
-      PutWord(to + kSection + Block(), word);
+      Add(of_section + column * Sections(), word);
+      PutWord(of_block + column * kSection, word);
     }
+    if (team.thread() == 0 && !dry) Add(words_, 1);
   }
 
-  // Adds up what all tell, into sums [counts, rounded up to whole words]. dry: waits for none.
+  // Adds up what all tell, into sums [counts, rounded up to whole words]. dry: waits for none. Nobody looks for words before most are there: all would look at the same
+  // ones, over and over, and stand in the way of those that come.
   __device__ void AddUp(const BlockTeam& team, int counts, bool dry, CountSums* sums) const {
     constexpr int kReaders = kSection / 2;  // lanes of a column, of two sections and two blocks each
-    const int reader = Lane() % kReaders, section = Block() / kSection, place = Block() % kSection, stride = ColumnWords(Blocks());
+    if (team.warp() == team.warps() - 1 && !dry) {
+      while (TakeWord(words_) < static_cast<uint64_t>(Blocks())) {
+      }
+    }
+    team.Meet();
+    const int reader = Lane() % kReaders, section = Block() / kSection, place = Block() % kSection;
     uint32_t here[2];  // blocks
 #pragma unroll
     for (int j = 0; j < 2; ++j) here[j] = static_cast<uint32_t>(min(max(Blocks() - (2 * reader + j) * kSection, 0), kSection));
 #pragma unroll 1
     for (int first = team.warp() * (32 / kReaders); first < Columns(counts); first += team.threads() / kReaders) {
-      const int column = first + Lane() / kReaders;
-      const uint64_t* of_sections = words_ + min(column, Columns(counts) - 1) * stride + 2 * reader;
-      const uint64_t* of_blocks = of_sections + kSection + section * kSection;
+      const int column = first + Lane() / kReaders, from = min(column, Columns(counts) - 1);
+      const uint64_t* of_sections = OfSections() + from * Sections() + 2 * reader;
+      const uint64_t* of_blocks = OfBlocks(counts) + from * kSection + 2 * reader;
       uint64_t sums_of[2] = {}, of[2] = {};
       bool there;
       do {
@@ -101,13 +107,19 @@ class PassedCounts {
 
   // What the next launch has to know, by one thread of all, whose block has added up.
   __device__ void Leave(int counts) const {
-    *counted_ = static_cast<uint64_t>(Columns(counts) * ColumnWords(Blocks())) << 1 | static_cast<uint64_t>(1 - half_);
+    const int used = kHeadWords + Columns(counts) * Sections() + (Blocks() + kSection - 1) / kSection * Columns(counts) * kSection;
+    *counted_ = static_cast<uint64_t>(used) << 1 | static_cast<uint64_t>(1 - half_);
   }
 
  private:
   static __device__ int Block() { return static_cast<int>(blockIdx.x); }
   static __device__ int Blocks() { return static_cast<int>(gridDim.x); }
   static __device__ int Columns(int counts) { return (counts + kCountsOfWord - 1) / kCountsOfWord; }
+  static __device__ int Sections() { return (Blocks() + 2 * kSection - 1) / (2 * kSection) * 2; }  // even
+  __device__ uint64_t* OfSections() const { return words_ + kHeadWords; }
+  // Of this block's section.
+  __device__ uint64_t* OfBlocks(int counts) const { return OfSections() + Columns(counts) * (Sections() + Block() / kSection * kSection); }
+  static __device__ void Add(uint64_t* to, uint64_t word) { asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory"); }
   static __device__ void TakeTwo(const uint64_t* from, uint64_t (&to)[2]) {
     asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(to[0]), "=l"(to[1]) : "l"(from) : "memory");
   }

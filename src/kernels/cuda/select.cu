@@ -211,7 +211,7 @@ __device__ inline void WriteSteeredTotals(const SelectLaunch& l, const BlockRoom
   }), l.counts);
 }
 
-// Lists of all rows, each block its part, once its rows are in their groups. count_at: as of Tell; the count that comes last goes to write_totals, by warp 0 of the first
+// Lists of all rows, each block its part, once its rows are in their groups. count_at: as Tell has it; the count that comes last goes to write_totals, by warp 0 of the first
 // block. some_hi: counts of hi planes come after those of both.
 template <int kEach, int kLane, typename CountAt, typename WriteTotals>
 __device__ void ListMany(const SelectLaunch& l, const BlockTeam& team, const PassedCounts& passed, bool some_hi, int first, int end, const int (&group)[kEach], bool dry,
@@ -252,7 +252,7 @@ THERMOE_RARE void SelectSteeredRows(const SelectLaunch& l, BlockRoom* rooms, int
   const bool some_hi = rules.full < l.slots || rules.has_cap;
   ListMany(l, team, passed, some_hi, first, end, group, false, many, [&](int i) {
     if (i < l.experts) return many->room.both_hi[i] & 0xffffu;
-    return i < 2 * l.experts && some_hi ? many->room.both_hi[i - l.experts] >> 16 : 0;
+    return some_hi && i < 2 * l.experts ? many->room.both_hi[i - l.experts] >> 16 : 0;
   }, [&](uint32_t) { WriteSteeredTotals(l, rooms, &meeting); });
 }
 
@@ -272,8 +272,13 @@ __global__ void __launch_bounds__(32 * kManyWarps<kLane>, kLane <= 4 ? 2 : 1) Se
       for (int i = 0; i < kLane; ++i) input[j].logits[i] = 0.01f * static_cast<float>(Lane() * kLane + i);
       input[j].kind = kernels::RowKind::kDecode;
     }
+#if __CUDA_ARCH__ >= 900
+    constexpr bool kEarly = true;
+#else
+    constexpr bool kEarly = false;  // there is nothing to wait for
+#endif
 #pragma unroll 1
-    for (bool dry = true;; dry = false) {
+    for (bool dry = kEarly;; dry = false) {
       ClearMany(team, l.experts, &many);
       team.Meet();
       SelectRules rules;
@@ -292,7 +297,9 @@ __global__ void __launch_bounds__(32 * kManyWarps<kLane>, kLane <= 4 ? 2 : 1) Se
       int group[2];
       GroupPlainRows<kVectors>(l, team, first, end, dry, input, &many, group);
       ListMany(l, team, passed, false, first, end, group, dry, &many, [&](int i) {
-        return i == l.experts ? many.no_numbers : many.room.both_hi[i] + static_cast<uint32_t>(__popc(many.room.rows_of[2 * i]));
+        const int e = min(i, l.experts - 1);
+        const uint32_t slots = many.room.both_hi[e] + static_cast<uint32_t>(__popc(many.room.rows_of[2 * e])), no_numbers = many.no_numbers;
+        return i < l.experts ? slots : no_numbers;
       }, [&](uint32_t no_numbers) { WriteTotals({no_numbers > 0 ? NAN : 0.0, 0, 0}, l.counts, dry); });
       if (!dry) return;
       team.Meet();

@@ -56,7 +56,7 @@ struct SelectLaunch {
   uint64_t* picks = nullptr;  // or ExpertFfnLaunch.passed of the experts that come next: the gate's launch also passes them what it picks for its one row
 };
 inline constexpr int64_t kGatePassed = 16 * 256;
-inline constexpr int64_t kSelectCounted = 16 + 2 * 683 * (16 + 256);
+inline constexpr int64_t kSelectCounted = 16 + 2 * (16 + 683 * (16 + 256));
 inline constexpr int kGatePartRows = 32;
 inline constexpr int64_t kGatePartOfRow = 4 * (256 + 4) * sizeof(float);  // of up to so many rows, what blocks of a gate give one that selects (gate_parts.cu)
 int64_t SelectScratch(int64_t rows);
