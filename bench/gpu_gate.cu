@@ -54,6 +54,7 @@ Times TimeGate(const Case& c) {
   const DeviceArray<cuda::SelectCounts> counts(1);
   const DeviceArray<std::byte> scratch(static_cast<size_t>(cuda::SelectScratch(c.rows)));
   const DeviceArray<uint32_t> done(std::vector<uint32_t>(1)), passed(std::vector<uint32_t>(cuda::kGatePassed));
+  const DeviceArray<uint64_t> counted(std::vector<uint64_t>(cuda::kSelectCounted));
   cuda::SelectLaunch launch;
   launch.logits = logits.data(), launch.kinds = kinds.data(), launch.rules = on_device.data();
   launch.bias = bias.data(), launch.plane_cap = caps.data();
@@ -61,7 +62,7 @@ Times TimeGate(const Case& c) {
   launch.expert = expert.data(), launch.weight = weight.data(), launch.planes = planes.data();
   launch.jobs = jobs.data(), launch.job_count = job_count.data(), launch.order = order.data();
   launch.counts = counts.data(), launch.expert_slots = expert_slots.data();
-  launch.scratch = scratch.data(), launch.done = done.data(), launch.passed = passed.data();
+  launch.scratch = scratch.data(), launch.done = done.data(), launch.passed = passed.data(), launch.counted = counted.data();
   Times times{c.name, 0, 0, c.aim_us};
   times.select_us = TimeGraph(kGateLaunches, [&](int, cudaStream_t stream) { cuda::Select(launch, stream); });
   if (c.rows > cuda::kFusedGateRows) return times;

@@ -300,11 +300,32 @@ TEST_P(Cuda, SelectionIsTheHosts) {
   std::printf("[          ] %d steps\n", steps);
 }
 
+// So many that blocks have several rows of a warp, several turns, and as many blocks as there can be; launches of other sizes and steering in between.
+TEST_P(Cuda, SelectionOfManyRowsIsTheHosts) {
+  Random random(11);
+  for (const int64_t tokens : {2200, 700, 4096, 4300, 1300, 9000}) {
+    for (const int64_t experts : {31, 64, 128, 200}) {
+      for (int round = 0; round < 3; ++round) {
+        SelectStep s;
+        s.tokens = tokens, s.experts = experts, s.slots = 1 + static_cast<int32_t>(random.Below(8));
+        s.logits = RandomFloats(random, tokens * experts, 1.5);
+        s.normalise = random.Below(2) == 0, s.nested = true;
+        for (int64_t t = 0; t < tokens; ++t) s.kinds.push_back(t % 11 == 10 ? RowKind::kPadding : t < 40 ? RowKind::kDecode : RowKind::kPrefill);
+        if (round == 1) s.steering.full_slots = s.slots / 2, s.steering.selection_bias = RandomFloats(random, experts, 0.01);
+        if (round == 2) s.steering.guaranteed_slots = (s.slots + 1) / 2, s.steering.drop_below_frac = 0.3f, s.steering.soft_batch = 0.2f;
+        ExpectSame(SelectBy(nullptr, s), SelectBy(ops_.get(), s),
+                   std::to_string(experts) + " experts, " + std::to_string(tokens) + " tokens, round " + std::to_string(round));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 // Of a row with a score that is not a number all are none: it gets the first experts, as on the host, and others what they would.
 TEST_P(Cuda, SelectionOfWhatIsNoNumberIsTheHosts) {
   Random random(9);
   for (const int64_t experts : {8, 64, 70, 128, 200}) {
-    for (const int64_t tokens : {1, 16, 300}) {
+    for (const int64_t tokens : {1, 16, 300, 3000}) {
       SelectStep s;
       s.tokens = tokens, s.experts = experts, s.slots = 4;
       s.logits = RandomFloats(random, tokens * experts, 1.5);

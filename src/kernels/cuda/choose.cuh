@@ -52,13 +52,20 @@ class DivideBy {
   float sum_, inverse_;
 };
 
+// Integers that rise with a float that is a number, and back.
+__device__ inline int32_t ToSigned(float value) {
+  const int32_t bits = __float_as_int(value);
+  return bits ^ (bits >> 31 & 0x7fffffff);
+}
+__device__ inline float FromSigned(int32_t key) { return __int_as_float(key ^ (key >> 31 & 0x7fffffff)); }
+
 // Scores of logits, -inf where there is no expert. If one score is not a number none is.
 template <int kLane>
 __device__ Token<kLane> SoftmaxOf(const float (&logits)[kLane]) {
   float most = -INFINITY;
 #pragma unroll
   for (int i = 0; i < kLane; ++i) most = fmaxf(most, logits[i]);
-  most = FromOrdered(__reduce_max_sync(kAllLanes, Ordered(most)));
+  most = FromSigned(__reduce_max_sync(kAllLanes, ToSigned(most)));  // it is a number
   Token<kLane> token;
   float sum = 0;
 #pragma unroll
@@ -192,30 +199,72 @@ struct OwnChoice {
 
 // The best by score, then by score and bias.
 template <int kLane>
-THERMOE_RARE Slots ChooseBiased(int slots, int experts, Token<kLane> scores, OfLane<float, kLane> bias, int plain_expert, WarpRoom* room) {
+THERMOE_RARE Slots ChooseBiased(int slots, int experts, Token<kLane> scores, OfLane<float, kLane> bias, int plain_expert, float plain_score, WarpRoom* room) {
   const int first = __shfl_sync(kAllLanes, plain_expert, 0);  // it stays
   const uint32_t others = Existing<kLane>(experts) & ~(first / kLane == Lane() ? 1u << (first % kLane) : 0);
   Choice choice;
   choice.count = 1;
   Extend<true>(slots, KeysOf<kLane>(others, [&](int i) { return scores.of[i] + bias.of[i]; }), room, &choice);
-  return ReadSlots(slots, *room);
+  Slots chosen = ReadSlots(slots, *room);
+  if (Lane() == 0) chosen.expert = plain_expert, chosen.score = plain_score;
+  return chosen;
+}
+
+// Ranks of scores. Of a row all are not numbers, or none, so they are as Ordered.
+template <int kLane>
+__device__ OfLane<uint32_t, kLane> ScoreKeys(const Token<kLane>& scores) {
+  OfLane<uint32_t, kLane> keys;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) keys.of[i] = __float_as_uint(scores.of[i]) | 0x80000000u;
+  return keys;
+}
+
+// The best by score, and the sum of their scores, of rows side by side. asks: false of a row that nobody asks for. Experts that there are not come last among equals, and
+// there are as many as slots.
+template <int kUnroll, int kRows, int kLane>
+__device__ void ChooseBest(int count, const Token<kLane> (&scores)[kRows], WarpRoom* const (&rooms)[kRows], const bool (&asks)[kRows], Slots (&slots)[kRows],
+                           float (&mass)[kRows]) {
+  Put put[kRows];
+  PutBest<kUnroll>(count, scores, rooms, put);
+  __syncwarp();
+  uint2 slot[kRows];
+  int taken[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) slot[r] = rooms[r]->slot[Lane()], taken[r] = __reduce_add_sync(kAllLanes, put[r].taken);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    mass[r] = put[r].mass;
+    if (taken[r] != count && asks[r]) [[unlikely]] {
+      mass[r] = ExtendAsking<true>(count, ScoreKeys(scores[r]), rooms[r], {}).mass;
+      __syncwarp();
+      slot[r] = rooms[r]->slot[Lane()];
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    slots[r] = {-1, 0, count};
+    if (Lane() < count) slots[r] = {static_cast<int32_t>(slot[r].y & 0xffu), __uint_as_float(slot[r].x & 0x7fffffffu), count};
+  }
 }
 
 template <int kLane>
 __device__ OwnChoice<kLane> ChooseAlone(const SelectLaunch& l, const SelectRules& rules, const RowInput<kLane>& input, WarpRoom* room) {
   OwnChoice<kLane> own;
   own.scores = SoftmaxOf(input.logits);
-  const auto& score = own.scores.of;
-  Choice plain;
-  OfLane<uint32_t, kLane> keys;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) keys.of[i] = __float_as_uint(score[i]) | 0x80000000u;  // as Ordered: of a row all are not numbers, or none
-  // Experts that there are not come last among equals, and there are as many as slots.
-  Extend<true>(l.slots, keys, room, &plain);
-  own.plain = own.biased = ReadSlots(l.slots, *room);
-  own.plain_mass = plain.mass;
+  if constexpr (Ranking<kLane>::kSorted) {
+    Slots plain[1];
+    float mass[1];
+    ChooseBest<1>(l.slots, {own.scores}, {room}, {true}, plain, mass);
+    own.plain = plain[0], own.plain_mass = mass[0];
+  } else {
+    Choice plain;
+    Extend<true>(l.slots, ScoreKeys(own.scores), room, &plain);
+    own.plain = ReadSlots(l.slots, *room), own.plain_mass = plain.mass;
+  }
+  own.biased = own.plain;
   if (rules.has_bias == 0) [[likely]] return own;
-  own.biased = ChooseBiased<kLane>(l.slots, l.experts, own.scores, input.bias, own.plain.expert, room);
+  own.biased = ChooseBiased<kLane>(l.slots, l.experts, own.scores, input.bias, own.plain.expert, own.plain.score, room);
   return own;
 }
 
@@ -369,6 +418,47 @@ template <int kLane>
 __device__ RowResult ChooseRow(const SelectLaunch& l, const SelectRules& rules, int64_t t, const RowInput<kLane>& input, WarpRoom* room) {
   if (input.kind == kernels::RowKind::kPadding) [[unlikely]] return EmptyRow(l, t);
   return FinishRow(l, rules, RulesOf(l, rules, input.kind), t, input, ChooseAlone(l, rules, input, room), {}, room);
+}
+
+// Whether every row is the plain model's.
+__device__ inline bool IsPlain(const SelectLaunch& l, const SelectRules& rules) {
+  return rules.has_bias == 0 && rules.has_cap == 0 && !(rules.drop_below > 0) && rules.most >= l.slots && rules.full >= l.slots && !BatchAware(l, rules);
+}
+
+// ChooseRow by such rules, of rows side by side: their groups, and how many have scores that are no numbers. Where `there` is false is no row. dry: writes nothing.
+template <int kRows, int kLane>
+__device__ int ChoosePlainRows(const SelectLaunch& l, const int (&rows)[kRows], const bool (&there)[kRows], const RowInput<kLane> (&input)[kRows], bool dry,
+                               WarpRoom* const (&rooms)[kRows], int (&group)[kRows]) {
+  Token<kLane> scores[kRows];
+  bool chooses[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) scores[r] = SoftmaxOf(input[r].logits), chooses[r] = there[r] && input[r].kind != kernels::RowKind::kPadding;
+  Slots slots[kRows];
+  float mass[kRows];
+  ChooseBest<4>(l.slots, scores, rooms, chooses, slots, mass);
+  int no_numbers = 0;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float weight = l.normalise ? DivideBy(mass[r])(slots[r].score) : slots[r].score;
+    const bool here = chooses[r] && Lane() < l.slots;
+    group[r] = here ? 2 * slots[r].expert : -1;
+    no_numbers += chooses[r] && mass[r] != mass[r];
+    if (const int at = rows[r] * l.slots + Lane(); here && !dry) {
+      l.expert[at] = slots[r].expert;
+      l.weight[at] = weight;
+      l.planes[at] = Planes::kBoth;
+    }
+  }
+  bool rest = l.scores != nullptr;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) rest = rest || there[r] != chooses[r];
+  if (!rest || dry) [[likely]] return no_numbers;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (there[r] && !chooses[r]) WriteEmptyRow(rows[r], l.slots, l.expert, l.weight, l.planes);
+    if (l.scores != nullptr && chooses[r]) WriteScores<kLane>(l.scores, rows[r], l.experts, scores[r]);
+  }
+  return no_numbers;
 }
 
 }  // namespace thermoe::cuda

@@ -132,10 +132,10 @@ __device__ ListTotals FindStarts(const SlotCounts<kLane>& counts, const SlotCoun
 }
 
 // By the same warp.
-__device__ inline void WriteCounts(const SelectLaunch& l, const ListTotals& totals) {
+__device__ inline void WriteCounts(const SelectLaunch& l, const ListTotals& totals, bool dry = false) {
   const auto hi_slots = static_cast<int32_t>(__reduce_add_sync(kAllLanes, totals.hi_slots));
   const auto distinct = static_cast<int32_t>(__reduce_add_sync(kAllLanes, totals.distinct));
-  if (Lane() < 31) return;
+  if (Lane() < 31 || dry) return;
   const auto both_jobs = static_cast<int32_t>(totals.jobs_upto & 0xffffu), hi_jobs = static_cast<int32_t>(totals.jobs_upto >> 16);
   *l.job_count = both_jobs + hi_jobs;
   l.counts->slots_full = static_cast<int32_t>(totals.slots_upto) - hi_slots, l.counts->slots_hi = hi_slots;
@@ -144,10 +144,11 @@ __device__ inline void WriteCounts(const SelectLaunch& l, const ListTotals& tota
 
 // Jobs and slots of experts, by the team of the launch's first rows, whose groups begin where the jobs do. Warp 0 has other work.
 template <int kLane>
-__device__ void WriteJobs(const SelectLaunch& l, const BlockTeam& team, const TeamRoom<kLane>& room) {
+__device__ void WriteJobs(const SelectLaunch& l, const BlockTeam& team, const TeamRoom<kLane>& room, bool dry = false) {
 #pragma unroll 1
   for (int expert = team.thread() - 32 + (team.warp() == 0 ? team.threads() : 0); expert < l.experts; expert += team.threads()) {
     const auto both = static_cast<int32_t>(room.both_hi[expert] & 0xffffu), hi = static_cast<int32_t>(room.both_hi[expert] >> 16);
+    if (dry) continue;
     Job* job = l.jobs + room.job[expert];
     if (both > 0) *job++ = {expert, Planes::kBoth, static_cast<int32_t>(room.start[2 * expert]), both};
     if (hi > 0) *job = {expert, Planes::kHi, static_cast<int32_t>(room.start[2 * expert + 1]), hi};
@@ -181,25 +182,36 @@ __device__ inline int GroupOf(const SelectLaunch& l, int64_t t) {
   return 2 * expert + (static_cast<Planes>(__ldcg(reinterpret_cast<const uint8_t*>(l.planes) + at)) == Planes::kHi ? 1 : 0);
 }
 
-// Slots to their places. group: what GroupSlots returned. room->start is where the rows of `first` begin.
-template <int kLane>
-__device__ void PutInOrder(const SelectLaunch& l, const BlockTeam& team, int first, int end, int group, TeamRoom<kLane>* room) {
-  const auto put = [&](int t) {
-    if (group < 0) return;
-    const auto before = static_cast<uint32_t>(__popc(room->rows_of[group] & ((1u << team.warp()) - 1)));
-    l.order[room->start[group] + before] = t * l.slots + Lane();
+// Slots to their places. A warp has kEach rows of a turn, one after team.warps() others. last: the groups of the lane's slots in the last turn, which is left in
+// room->rows_of. room->start is where the rows of `first` begin.
+template <int kEach, int kLane>
+__device__ void PutInOrder(const SelectLaunch& l, const BlockTeam& team, int first, int end, const int (&last)[kEach], TeamRoom<kLane>* room,
+                           bool dry = false) {
+  const int rows_of_turn = kEach * team.warps();
+  const auto put = [&](int turn, const int(&group)[kEach]) {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      if (group[j] < 0) continue;
+      const int row = j * team.warps() + team.warp();
+      const auto before = static_cast<uint32_t>(__popc(room->rows_of[group[j]] & ((1u << row) - 1)));
+      if (const uint32_t at = room->start[group[j]] + before; !dry) l.order[at] = (turn + row) * l.slots + Lane();
+    }
   };
-  if (first + team.warps() >= end) return put(first + team.warp());
+  if (dry || first + rows_of_turn >= end) return put(first, last);
 #pragma unroll 1
   for (int i = team.thread(); i < 64 * kLane; i += team.threads()) room->rows_of[i] = 0;
   team.Meet();
 #pragma unroll 1
-  for (int turn = first; turn < end; turn += team.warps()) {
-    const int t = turn + team.warp();
-    group = t < end ? GroupOf(l, t) : -1;
-    if (group >= 0) atomicOr(&room->rows_of[group], 1u << team.warp());
+  for (int turn = first; turn < end; turn += rows_of_turn) {
+    int group[kEach];
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int row = j * team.warps() + team.warp(), t = turn + row;
+      group[j] = t < end ? GroupOf(l, t) : -1;
+      if (group[j] >= 0) atomicOr(&room->rows_of[group[j]], 1u << row);
+    }
     team.Meet();
-    put(t);
+    put(turn, group);
     team.Meet();
 #pragma unroll 1
     for (int i = team.thread(); i < 64 * kLane; i += team.threads()) {
@@ -276,7 +288,7 @@ __device__ void FinishLists(const SelectLaunch& l, const BlockTeam& team, int gr
   WriteJobs(l, team, *room);
   if (team.warp() == 0) WriteCounts(l, totals);
   if (team.warp() == team.warps() - 1) WriteTotals(AddTotals(team.warps(), [&](int i) { return room->totals[i]; }), l.counts);
-  PutInOrder(l, team, 0, l.rows, group, room);
+  PutInOrder(l, team, 0, l.rows, {group}, room);
 }
 
 // The selection of all rows (two or more) by one team, whose room is clear. rules: a copy, which stores do not make the team read again.

@@ -15,10 +15,11 @@ namespace {
 
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
-// Of blocks: the gate's one, the experts', attention's; then what experts pass and what the gate does, aligned to 16 bytes; launches of summaries; draws.
+// Of blocks: the gate's one, the experts', attention's; then what experts pass and what the gate does, aligned to 16 bytes; launches of summaries; draws; what the gate's
+// selections of many rows count, on lines of 128 bytes.
 constexpr int64_t kExpertsAt = 1, kAttendAt = kExpertsAt + kExpertCounters;
 constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kGateAt = kPassedAt + 2 * kPassedWords, kLaunchesAt = kGateAt + kGatePassed;
-constexpr int64_t kDrawsAt = kLaunchesAt + 1, kCounters = kDrawsAt + 1;
+constexpr int64_t kDrawsAt = kLaunchesAt + 1, kCountedAt = (kDrawsAt + 1 + 31) / 32 * 32, kCounters = kCountedAt + 2 * kSelectCounted;
 
 }  // namespace
 
@@ -375,6 +376,7 @@ void CudaOps::Select(const kernels::SelectArgs& args) const {
     EnsureScratch(SelectScratch(launch.rows));
     launch.scratch = scratch_.data(), launch.done = counters_.as<uint32_t>();
     launch.passed = counters_.as<uint32_t>() + kGateAt;
+    launch.counted = reinterpret_cast<uint64_t*>(counters_.as<uint32_t>() + kCountedAt);
     pending_.push_back(launch);
   }
   selected_ = index;

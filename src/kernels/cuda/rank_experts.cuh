@@ -143,6 +143,79 @@ __device__ void Extend(int target, const OfLane<uint32_t, kLane>& keys, WarpRoom
   *choice = ExtendAsking<kEndless>(target, keys, room, before);
 }
 
+// The lane's experts by falling score, the lower first among equals: bits of scores, which are not negative; and a byte each, the best expert's lowest.
+template <int kLane>
+struct ScoreRanking {
+  static_assert(Ranking<kLane>::kSorted);  // of 256 experts at most
+  int32_t key[kLane];                      // -1: none left
+  uint32_t experts[(kLane + 3) / 4];
+};
+
+// Swaps places a and a + 1 if the second comes before the first.
+template <int kLane>
+__device__ void SortNeighbours(ScoreRanking<kLane>* ranking, int a) {
+  const int32_t key = ranking->key[a], next = ranking->key[a + 1];
+  uint32_t &low = ranking->experts[a / 4], &high = ranking->experts[(a + 1) / 4];
+  const bool swap = next > key;
+  ranking->key[a] = max(key, next), ranking->key[a + 1] = min(key, next);
+  if (a % 4 < 3) {
+    low = swap ? __byte_perm(low, 0, a % 4 == 0 ? 0x3201 : a % 4 == 1 ? 0x3120 : 0x2310) : low;
+  } else {
+    const uint32_t before = low;
+    low = swap ? __byte_perm(low, high, 0x4210) : low, high = swap ? __byte_perm(high, before, 0x3217) : high;
+  }
+}
+
+template <int kLane>
+__device__ ScoreRanking<kLane> RankScores(const OfLane<float, kLane>& scores) {
+  ScoreRanking<kLane> ranking;
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) ranking.key[i] = __float_as_int(scores.of[i]);
+#pragma unroll
+  for (int i = 0; i < (kLane + 3) / 4; ++i) ranking.experts[i] = 0x03020100u + static_cast<uint32_t>(Lane() * kLane + 4 * i) * 0x01010101u;
+#pragma unroll
+  for (int pass = 0; pass < kLane; ++pass) {
+#pragma unroll
+    for (int i = pass % 2; i + 1 < kLane; i += 2) SortNeighbours(&ranking, i);
+  }
+  return ranking;
+}
+
+// What PutBest did for a row: the scores' sum, in order; and how many this lane has put. Where that is more than `count` in all, lanes whose best are equal have put them into
+// one place, and it is worth nothing.
+struct Put {
+  float mass = 0;
+  int taken = 0;
+};
+
+// Fills slots [0, count) of each row's room with the best by score: its bits, and the expert in the lowest byte. There are as many experts. Rows wait for reductions
+// side by side.
+template <int kUnroll, int kRows, int kLane>
+__device__ void PutBest(int count, const OfLane<float, kLane> (&scores)[kRows], WarpRoom* const (&rooms)[kRows], Put (&put)[kRows]) {
+  ScoreRanking<kLane> ranking[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) ranking[r] = RankScores(scores[r]);
+#pragma unroll kUnroll
+  for (int i = 0; i < count; ++i) {
+    int32_t top[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) top[r] = __reduce_max_sync(kAllLanes, ranking[r].key[0]);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      auto& [key, experts] = ranking[r];
+      put[r].mass += __int_as_float(top[r]);
+      if (key[0] != top[r]) continue;
+      rooms[r]->slot[i] = {static_cast<uint32_t>(key[0]), experts[0]};
+#pragma unroll
+      for (int j = 0; j + 1 < kLane; ++j) key[j] = key[j + 1];
+      key[kLane - 1] = -1;
+      if constexpr (kLane > 4) experts[0] = __funnelshift_r(experts[0], experts[1], 8), experts[1] >>= 8;
+      else experts[0] >>= 8;
+      ++put[r].taken;
+    }
+  }
+}
+
 template <int kLane, typename Rank>
 __device__ OfLane<uint32_t, kLane> KeysOf(uint32_t allowed, const Rank& rank) {
   OfLane<uint32_t, kLane> keys;
