@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(kManyThreads, 1) AttendManyKernel(const __grid
   auto* shared = Held(reinterpret_cast<ManyShared<kDim>*>(aligned));
   if (threadIdx.x == 0) InitManyBarriers(shared);
   __syncthreads();
-  WaitForBefore();
+  WaitForBefore();  // what follows finds no room beside this one, so it is not let begin early
   if (threadIdx.x < kManyGroupThreads) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kManyBringRegisters));
     if (WarpNumber() == 0) ManyBring<kDim>(args, shared).Run();
@@ -319,7 +319,12 @@ bool MakeMap(const __half* from, int32_t dim, CUtensorMap* map) {
   static const auto encode = [] {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult result{};
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result) != cudaSuccess) found = nullptr;
+#if CUDART_VERSION >= 12050
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+#else
+    const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &result);
+#endif
+    if (!Succeeded(error)) found = nullptr;
     return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
   }();
   if (encode == nullptr) return false;
@@ -338,9 +343,9 @@ bool Start(const AttentionLaunch& l, int multiprocessors, cudaStream_t stream) {
   args.l = l;
   args.windows = static_cast<int32_t>((l.count - l.single + kManyRows - 1) / kManyRows);
   const auto kernel = AttendManyKernel<kDim>;
-  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kManySharedBytes<kDim>)) != cudaSuccess) return false;
   const int64_t blocks = std::min<int64_t>(int64_t{args.windows} * l.heads, multiprocessors);
-  return LaunchEarly(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kManyThreads), kManySharedBytes<kDim>, stream, args) == cudaSuccess;
+  return Succeeded(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kManySharedBytes<kDim>))) &&
+         Succeeded(LaunchEarly(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kManyThreads), kManySharedBytes<kDim>, stream, args));
 }
 
 }  // namespace

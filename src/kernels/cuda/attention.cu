@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tensor-core tiles: 16 rows of queries against 16 positions at a time. In decode the 16 rows are the query heads of one kv head, in
-// prefill 16 neighbouring tokens of one head. A block of keys in the cache is 16 positions: one tile.
+// prefill 16 neighbouring tokens of one head (on Hopper heads of 64 and 128 have attend_many.cu). A block of keys in the cache is 16 positions: one tile.
 #include <algorithm>
 #include <cfloat>
 

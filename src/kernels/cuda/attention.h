@@ -47,7 +47,7 @@ struct AttentionLaunch {
   int32_t longest = 0;  // positions of the longest of them, at least: what launches are planned for
   void* scratch = nullptr;  // AttentionScratch bytes
   bool wgmma = true;         // may use Hopper's own tensor-core instructions
-  uint32_t* taken = nullptr;  // [2] what blocks of those count, zero between launches; null: they are not used
+  uint32_t* taken = nullptr;  // [2] what blocks of attend_many.cu count, zero between launches; null: attention.cu does it
   __half* halves = nullptr;  // out once more as half_rows.cuh has it, or null; only where all rows are single and WritesHalves
 };
 bool WritesHalves(const AttentionLaunch& launch);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The experts of many rows: bound by the tensor cores. Four kernels: activations to halves; gate, up and SwiGLU; down
-// with the slots' weights; the sums of each token's slots.
+// The experts of many rows: bound by the tensor cores. Activations to halves, where the norm before has not left them; gate, up and
+// SwiGLU; down with the slots' weights; the sums of each token's slots, where the norm that follows does not add them.
 #include "kernels/cuda/prefill_kernel.cuh"
 #include "kernels/cuda/select.h"
 
@@ -25,8 +25,8 @@ Parts PartsOf(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
 
 // out += the halves of each token's slots, in slot order. A thread: eight columns.
 __global__ void AddHalfSlots(ExpertFfnLaunch args, const __half* slots) {
-  LetNextStart();
   WaitForBefore();
+  LetNextStart();
   const int32_t pieces = args.hidden / 8;
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= int64_t{args.rows} * pieces) return;

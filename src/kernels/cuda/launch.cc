@@ -106,8 +106,11 @@ size_t ToPrefill(std::span<const Node> nodes, Halves* halves, cudaStream_t strea
   const size_t at = experts != nullptr || add != nullptr ? 1 : 0;
   const auto* norm = NodeAt<NormLaunch>(nodes, at);
   if (norm == nullptr) return 0;
-  if (add != nullptr && (add->gate != nullptr || norm->x != add->out || norm->out == norm->x || norm->n != add->n)) return 0;
-  if (experts != nullptr && (!PrefillsExperts(*experts) || experts->slots > 32 || norm->x != experts->out || norm->out == norm->x || norm->n != experts->hidden)) return 0;
+  if (add != nullptr && (add->gate != nullptr || norm->x != add->out || norm->out == norm->x || norm->n != add->n || norm->rows != add->rows)) return 0;
+  if (experts != nullptr) {
+    const bool follows = norm->x == experts->out && norm->out != norm->x && norm->n == experts->hidden && norm->rows == experts->rows;
+    if (!follows || !PrefillsExperts(*experts) || experts->slots > 32) return 0;
+  }
   PrefillNormLaunch both;
   both.norm = *norm;
   if (add != nullptr) both.norm.add = add->x;

@@ -13,6 +13,12 @@
 
 namespace thermoe::cuda {
 
+// For where another kernel serves if this cannot: its error is not the step's.
+inline bool Succeeded(cudaError_t error) {
+  if (error != cudaSuccess) (void)cudaGetLastError();
+  return error == cudaSuccess;
+}
+
 // Of the current device; at least 1.
 inline int Multiprocessors() {
   int device = 0, count = 0;

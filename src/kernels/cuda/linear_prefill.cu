@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A matrix of packed weights times many rows: activations to halves, then one product.
+// A matrix of packed weights times many rows: activations to halves, where the norm before has not left them, then one product.
 #include <algorithm>
 
 #include "kernels/cuda/prefill_kernel.cuh"
@@ -12,8 +12,8 @@ constexpr int kMostPartItems = 160;                 // items of columns in parts
 
 // out = the parts' sums and the bias. grid: columns by fours, rows.
 __global__ void AddColumnPartsKernel(const float4* sums, int parts, int64_t part, const float* bias, float4* out, int quads) {
-  LetNextStart();
   WaitForBefore();
+  LetNextStart();
   const int column = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (column >= quads) return;
   const int64_t at = int64_t{blockIdx.y} * quads + column;

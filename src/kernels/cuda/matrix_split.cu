@@ -83,11 +83,11 @@ __device__ void MultiplyTurn(const float* rows, const float* weights, float (&su
 template <typename Shape>
 __global__ void __launch_bounds__(kThreads) SplitColumns(SplitArgs a) {
   extern __shared__ __align__(16) std::byte split_shared[];
-  LetNextStart();
   auto* stages = Held(reinterpret_cast<typename Shape::Stage*>(split_shared));
   const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), across = Shape::Across(lane), down = Shape::Down(lane);
   const int32_t t0 = static_cast<int32_t>(blockIdx.x) * Shape::kRowsOfTile, r0 = static_cast<int32_t>(blockIdx.y) * Shape::kWeightsOfTile;
   WaitForBefore();
+  LetNextStart();
 #pragma unroll
   for (int s = 0; s < kStages; ++s) FetchTurn<Shape>(a, t0, r0, s * kTurn, stages[s]);
   float sums[Shape::kOfRows][Shape::kOfWeights] = {};
@@ -127,12 +127,10 @@ unsigned Blocks(int32_t count, int32_t each) { return static_cast<unsigned>((cou
 // False: the device has not the shared memory.
 template <typename Shape>
 bool Start(const SplitArgs& args, cudaStream_t stream) {
-  if (cudaFuncSetAttribute(SplitColumns<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(Shape::kBytes)) != cudaSuccess) {
-    cudaGetLastError();
-    return false;
-  }
+  const auto kernel = SplitColumns<Shape>;
   const dim3 grid(Blocks(args.rows, Shape::kRowsOfTile), Blocks(args.weights, Shape::kWeightsOfTile));
-  return LaunchEarly(SplitColumns<Shape>, grid, dim3(kThreads), Shape::kBytes, stream, args) == cudaSuccess;
+  return Succeeded(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(Shape::kBytes))) &&
+         Succeeded(LaunchEarly(kernel, grid, dim3(kThreads), Shape::kBytes, stream, args));
 }
 
 }  // namespace

@@ -21,9 +21,9 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) PrefillKernel(const __grid
   extern __shared__ std::byte prefill_shared[];
   auto* aligned = prefill_shared + (1024 - SharedAddress(prefill_shared) % 1024) % 1024;
   auto* shared = Held(reinterpret_cast<PrefillShared<kPacking>*>(aligned));
-  LetNextStart();
   if (threadIdx.x == 0) InitBarriers(shared);
   WaitForBefore();
+  LetNextStart();
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kLoadRegisters));

@@ -88,7 +88,6 @@ __device__ uint32_t RowMost(const Quads& v) {
 // A block: one row, a thread's quads as many apart as there are threads. kSlots: adds slots.
 template <bool kSlots>
 __global__ void __launch_bounds__(kMostThreads) PrefillNormKernel(const __grid_constant__ PrefillNormLaunch l) {
-  LetNextStart();
   const int count = l.norm.n / 4, thread = static_cast<int>(threadIdx.x);
   const auto row = static_cast<int64_t>(blockIdx.x);
   int at[kHeld];
@@ -99,6 +98,7 @@ __global__ void __launch_bounds__(kMostThreads) PrefillNormKernel(const __grid_c
     gain[i] = at[i] < count ? reinterpret_cast<const float4*>(l.norm.gain)[at[i]] : float4{};
   }
   WaitForBefore();
+  LetNextStart();
   auto* x = const_cast<float4*>(reinterpret_cast<const float4*>(l.norm.x)) + row * count;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) v[i] = at[i] < count ? __ldcg(x + at[i]) : float4{};

@@ -39,8 +39,8 @@ __device__ inline float2 PairAt(const float* row, int32_t c, int32_t n) {
 // zero beyond n. unscale: [rows] what undoes it. taken: set to zero.
 __global__ void __launch_bounds__(kHalvesThreads) ToHalves(const float* x, int32_t n, int32_t stride, __half* out, float* unscale,
                                                             int32_t* taken) {
-  LetNextStart();
   WaitForBefore();
+  LetNextStart();
   const auto row = static_cast<int64_t>(blockIdx.x);
   const float* from = x + row * n;
   const int32_t first = static_cast<int32_t>(threadIdx.x) * 2;

@@ -108,7 +108,6 @@ __device__ void Turn(const FinishArgs& args, int64_t t, StripValues& v) {
 // grid: strips of q, k and v, rows.
 template <int kDim>
 __global__ void __launch_bounds__(32 * kStripWarps) FinishStripsKernel(const __grid_constant__ FinishArgs args) {
-  LetNextStart();
   int which = 0, strip = static_cast<int>(blockIdx.x);
   for (; strip >= StripsOf(args.parts[which].width); ++which) strip -= StripsOf(args.parts[which].width);
   const Part& part = args.parts[which];
@@ -116,6 +115,7 @@ __global__ void __launch_bounds__(32 * kStripWarps) FinishStripsKernel(const __g
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32), begin = strip * kStrip + warp * kUnit;
   float* x = part.x + t * part.width + begin + lane;
   WaitForBefore();
+  LetNextStart();
   StripValues v;
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {

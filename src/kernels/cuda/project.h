@@ -16,6 +16,6 @@ struct FinishLaunch {
   StoreLaunch store;                         // k_rope.x and v
 };
 // Afterwards q is in place and the cache has k and v; the buffers of k and v may not.
-bool FinishProjections(const FinishLaunch& launch, cudaStream_t stream);  // false: too wide for one block
+bool FinishProjections(const FinishLaunch& launch, cudaStream_t stream);  // false: nothing was launched, other kernels must
 
 }  // namespace thermoe::cuda

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "kernels/cuda/copy_piece.cuh"
-#include "kernels/cuda/half_rows.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/norm_row.cuh"
 #include "kernels/cuda/rows.h"

@@ -105,7 +105,7 @@ struct SummariseLaunch {
   kernels::LogitSummary* out = nullptr;  // [rows] in pinned host memory
   void* scratch = nullptr;               // SummaryScratch(rows) bytes, aligned to 16; of no other launch under way
   uint32_t* done = nullptr;              // [rows + 1] parts that are done, and rows; zero between launches
-  uint32_t* launches = nullptr;          // so many have come to their end; read early, so none may be what is launched right before this one
+  uint32_t* launches = nullptr;          // so many have come to their end
   uint32_t* told = nullptr;              // the same in pinned host memory: once it is there, so is what this one gives
   ScatterLaunch::Piece also{};           // goes to pinned host memory by the same launch; bytes 0: nothing does
 };

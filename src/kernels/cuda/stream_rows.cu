@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One block a multiprocessor works through units of up to 128 rows of weights. A few of its warps bring tiles by bulk copies into a ring
 // that runs ahead across the ends of units and kernels, so memory is never idle; the others multiply their tiles of every stage of the
-// ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all, of experts the rows that a unit meets. An
+// ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all (of more than 16
+// rows as stream_wide.cuh has them), of experts the rows that a unit meets. An
 // expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
 #include <array>
 #include <initializer_list>
@@ -279,8 +280,8 @@ int BlocksFor(int tiles, bool spares) {
 template <typename Arguments>
 bool LaunchBlocks(void (*kernel)(Arguments), int blocks, int bytes, const Arguments& args, cudaStream_t stream) {
   const auto grid = static_cast<unsigned>(blocks);
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess &&
-         LaunchEarly(kernel, dim3(grid), dim3(kThreads), static_cast<size_t>(bytes), stream, args) == cudaSuccess;
+  return Succeeded(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) &&
+         Succeeded(LaunchEarly(kernel, dim3(grid), dim3(kThreads), static_cast<size_t>(bytes), stream, args));
 }
 
 constexpr int LinearRowBytes(int cols) { return cols * static_cast<int>(sizeof(__half)) + kRowPad; }

@@ -115,11 +115,11 @@ __device__ void Finish(const SummariseLaunch& l, const kernels::LogitSummary* su
 // grid: of what also goes, so many blocks; then parts of the rows. The last part of a row to be done makes the whole.
 __global__ void __launch_bounds__(kThreads, 6) SummaryKernel(SummariseLaunch l, int parts) {
   __shared__ bool last;
-  const uint32_t before = __ldcg(l.launches);  // none of them is under way
   auto* summaries = reinterpret_cast<kernels::LogitSummary*>(static_cast<Part*>(l.scratch) + l.rows * parts);
   const int copying = l.also.bytes > 0 ? kCopyingBlocks : 0, block = static_cast<int>(blockIdx.x) - copying;
   WaitForBefore();
   LetNextStart();
+  const uint32_t before = __ldcg(l.launches);
   if (block < 0) {
     CopyPiece(l.also, int64_t{blockIdx.x} * kThreads + threadIdx.x, int64_t{copying} * kThreads);
     __threadfence_system();
