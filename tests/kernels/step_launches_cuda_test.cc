@@ -2,6 +2,8 @@
 // What a step begins and ends with, and what passes from the gate to the experts word by word.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 
@@ -102,6 +104,57 @@ TEST_F(CudaStepLaunches, SummariesTellTheHost) {
     const std::vector<int32_t> went(copied.as<int32_t>(), copied.as<int32_t>() + kAlso);
     ASSERT_EQ(went, std::vector<int32_t>(kAlso, rows != 3 ? 5 : 0));
     ASSERT_EQ(done.Read(), std::vector<uint32_t>(kMost + 1, 0));
+  }
+}
+
+// One row of which no block's part comes at once: parts of 2,344 logits, of which 2,048 and then the others.
+TEST_F(CudaStepLaunches, SummariesOfAVeryWideRow) {
+  Random random(4);
+  constexpr int64_t kVocab = 600000, kPart = (kVocab + 255) / 256, kAtOnce = 2048;
+  static_assert(kPart > kAtOnce);
+  constexpr int32_t kAsked = 3 * kPart + kAtOnce + 1;
+  const std::vector<float> plain = RandomFloats(random, kVocab, 4);
+  const OnDevice<int32_t> asked(std::vector<int32_t>(1, kAsked));
+  const OnDevice<std::byte> scratch(SummaryScratch(1));
+  const OnDevice<uint32_t> done(std::vector<uint32_t>(2, 0)), launches(std::vector<uint32_t>(1, 0));
+  const PinnedMemory told = Pinned(4), out = Pinned(static_cast<int64_t>(sizeof(kernels::LogitSummary)));
+  uint32_t number = 0;
+  const auto summary_of = [&](const std::vector<float>& row) {
+    const OnDevice<float> logits(row);
+    Summarise({logits.data(), asked.data(), 1, kVocab, out.as<kernels::LogitSummary>(), scratch.data(), done.data(), launches.data(), told.as<uint32_t>()}, stream_);
+    EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    EXPECT_EQ(*told.as<uint32_t>(), ++number);
+    EXPECT_EQ(done.Read(), std::vector<uint32_t>(2, 0));
+    return *out.as<kernels::LogitSummary>();
+  };
+  // Where the largest are: in what comes first and what comes later of a part, at their borders, in two of them, in two parts, asked for.
+  const std::vector<std::vector<int64_t>> places = {{}, {0}, {kAtOnce - 1}, {kAtOnce}, {kPart - 1}, {kPart}, {5 * kPart + kAtOnce + 100}, {kVocab - 1}, {kAsked},
+                                                    {100, kAtOnce + 52}, {kAtOnce + 52, kAtOnce + 200}, {kAtOnce + 52, 128 * kPart}, {7, 8, kVocab - 1}};
+  for (const float most : {21.0f, 30.0f}) {
+    for (const std::vector<int64_t>& at : places) {
+      SCOPED_TRACE(std::to_string(most) + " at " + std::to_string(at.empty() ? -1 : at[0]) + ", of " + std::to_string(at.size()));
+      std::vector<float> row = plain;
+      for (float& logit : row) logit = std::min(logit, 20.0f);
+      for (const int64_t i : at) row[static_cast<size_t>(i)] = most;
+      double sum = 0;
+      for (const float logit : row) sum += std::exp(static_cast<double>(logit));
+      const int64_t best = std::max_element(row.begin(), row.end()) - row.begin();  // the first of equals
+      const kernels::LogitSummary got = summary_of(row);
+      EXPECT_EQ(got.best, best);
+      EXPECT_EQ(got.best_logit, row[static_cast<size_t>(best)]);
+      EXPECT_EQ(got.asked_logit, row[kAsked]);
+      EXPECT_NEAR(got.log_sum_exp, std::log(sum), 1e-5);
+      EXPECT_TRUE(got.finite);
+    }
+  }
+  for (const int64_t bad : {int64_t{0}, kAtOnce, 9 * kPart + kAtOnce + 3, kVocab - 1}) {
+    SCOPED_TRACE("no number at " + std::to_string(bad));
+    std::vector<float> row = plain;
+    row[static_cast<size_t>(bad)] = NAN, row[kAtOnce + 9] = 30;
+    const kernels::LogitSummary got = summary_of(row);
+    EXPECT_FALSE(got.finite);
+    EXPECT_EQ(got.best, kAtOnce + 9);  // the largest that is a number
+    EXPECT_EQ(got.best_logit, 30);
   }
 }
 
