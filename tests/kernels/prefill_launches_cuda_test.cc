@@ -292,7 +292,7 @@ struct LayerRun {
     select.logits = logits.data(), select.kinds = kinds.data(), select.rules = rules.data(), select.rows = rows, select.experts = kExperts, select.slots = kSlots;
     select.expert = expert.data(), select.weight = weight.data(), select.planes = planes.data(), select.jobs = jobs.data(), select.job_count = job_count.data();
     select.order = order.data(), select.counts = counts.data(), select.expert_slots = expert_slots.data(), select.scratch = scratch.data(), select.done = done.data();
-    select.passed = gate_passed.data();
+    select.passed = gate_passed.data(), select.counted = counted.data();
     ExpertFfnLaunch l;
     l.gate = gates.data(), l.up = ups.data(), l.down = downs.data();
     l.gate_packing = l.up_packing = l.down_packing = PackingOf(w.type), l.may_read_hi = w.type == DType::kNested8;
@@ -324,7 +324,7 @@ struct LayerRun {
   OnDevice<std::byte> scratch{static_cast<int64_t>(
       std::max({ExpertFfnScratch(w.hidden, LayerWeights::kWidth, kSlots, rows), LinearScratch(rows, w.hidden), static_cast<size_t>(SelectScratch(rows))}))};
   OnDevice<uint32_t> done{std::vector<uint32_t>(1, 0)}, gate_passed{std::vector<uint32_t>(kGatePassed, 0)}, met{std::vector<uint32_t>(kExpertCounters, 0)};
-  OnDevice<uint64_t> passed{std::vector<uint64_t>(kPassedWords, 0)};
+  OnDevice<uint64_t> passed{std::vector<uint64_t>(kPassedWords, 0)}, counted{std::vector<uint64_t>(kSelectCounted, 0)};
 };
 
 // To the bit what each launch gives alone; among others of slots that are empty, of half planes, of rows that are padding, of widths that leave tails.
