@@ -304,7 +304,7 @@ TEST_P(Cuda, SelectionIsTheHosts) {
 TEST_P(Cuda, SelectionOfManyRowsIsTheHosts) {
   Random random(11);
   for (const int64_t tokens : {2200, 700, 4096, 4300, 1300, 9000}) {
-    for (const int64_t experts : {31, 64, 128, 200}) {
+    for (const int64_t experts : {31, 64, 128, 200, 300}) {
       for (int round = 0; round < 3; ++round) {
         SelectStep s;
         s.tokens = tokens, s.experts = experts, s.slots = 1 + static_cast<int32_t>(random.Below(8));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection by a team of warps, a row a warp at a time, and the lists of the dispatch: kept slots grouped by (expert, planes), tokens rising
-// inside a group. A row has an expert once, so the rows of a turn (a warp each) that are in a group are the bits of a word.
+// Selection by a team of warps, a row or two a warp at a time, and the lists of the dispatch: kept slots grouped by (expert, planes), tokens rising
+// inside a group. A row has an expert once, so the rows of a turn that are in a group are the bits of a word.
 #pragma once
 
 #include "kernels/cuda/choose.cuh"
@@ -38,14 +38,14 @@ inline constexpr int kTeamWarps = kLane <= 8 ? 32 : 8;
 // What a team shares. E is padded to 32 kLane.
 template <int kLane>
 struct TeamRoom {
-  alignas(16) uint32_t rows_of[64 * kLane];  // [2 E] group: bit w: the row of warp w is in it
+  alignas(16) uint32_t rows_of[64 * kLane];  // [2 E] group: bit j * warps + w: row j of warp w is in it
   union {
     alignas(16) uint32_t start[64 * kLane];  // [2 E] where the rows of this turn begin in `order`
     float2 gain[32 * kLane];                 // [E] before that, as Together has it
   };
   uint32_t both_hi[32 * kLane];              // [E] SlotCounts of all rows
   uint32_t job[32 * kLane];                  // [E] its first job
-  WarpRoom warps[kTeamWarps<kLane>];
+  WarpRoom warps[kTeamWarps<kLane>];         // a row each
   RowTotals totals[32];  // [warps]
   Batch batch;
 };
@@ -72,7 +72,7 @@ struct SlotCounts {
   }
 };
 
-// Puts the rows of every turn into their groups. group_of(t): of the lane's slot of row t. count(turn, counts): warp 0 is told of each turn.
+// Puts the rows of every turn into their groups. group_of(t): of the lane's slot of row t. count(counts): warp 0 is told of each turn.
 // Returns the group of the last turn, whose rows are left in room->rows_of. rows_of is clear.
 template <int kLane, typename GroupAt, typename Count>
 __device__ int GroupSlots(const BlockTeam& team, int first, int end, TeamRoom<kLane>* room, GroupAt&& group_of, Count&& count) {
@@ -88,7 +88,7 @@ __device__ int GroupSlots(const BlockTeam& team, int first, int end, TeamRoom<kL
       uint32_t* rows = &room->rows_of[2 * Lane() * kLane];
 #pragma unroll
       for (int i = 0; i < kLane; ++i) counts.both_hi[i] = static_cast<uint32_t>(__popc(rows[2 * i])) | static_cast<uint32_t>(__popc(rows[2 * i + 1])) << 16;
-      count(turn, counts);
+      count(counts);
       if (more) {
 #pragma unroll
         for (int i = 0; i < 2 * kLane; ++i) rows[i] = 0;
@@ -297,7 +297,7 @@ __device__ void SelectByTeam(const SelectLaunch& l, const SelectRules rules, con
   RowInput<kLane> input;
   ReadRow(l, team.warp(), &input);
   SlotCounts<kLane> counts;
-  const int group = ChooseRows(l, rules, team, 0, l.rows, &input, room, [](Batch*) {}, [&](int, const SlotCounts<kLane>& turn) { counts.Add(turn); });
+  const int group = ChooseRows(l, rules, team, 0, l.rows, &input, room, [](Batch*) {}, [&](const SlotCounts<kLane>& turn) { counts.Add(turn); });
   FinishLists(l, team, group, counts, room);
 }
 

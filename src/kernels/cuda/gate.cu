@@ -195,7 +195,7 @@ __device__ void FinishChoice(const SelectLaunch& l, const BlockTeam& team, const
     sum.lost += __ldcg(&totals[t].lost), sum.dropped += __ldcg(&totals[t].dropped);
     if (Lane() == 0) room->totals[team.warp()] = sum;
     return GroupOf(l, t);
-  }, [&](int, const SlotCounts<kLane>& turn) { counts.Add(turn); });
+  }, [&](const SlotCounts<kLane>& turn) { counts.Add(turn); });
   FinishLists(l, team, group, counts, room);
 }
 

@@ -95,7 +95,7 @@ __device__ void RemoveFirst(bool taken, Ranking<kLane>* ranking) {
 
 // Where a warp's lanes put what they choose. In shared memory.
 struct WarpRoom {
-  uint2 slot[32];  // rank as Ordered, expert
+  uint2 slot[32];  // rank, as Ordered or as its bits are; expert, in the lowest byte or the whole word (PutBest, others)
 };
 
 // What a warp has chosen so far.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selection from logits that are there: one launch, by one block for few rows, by blocks that meet for more.
+// Selection from logits that are there: one launch, by one block for few rows, by blocks that pass counts for more.
 #include "base/check.h"
 #include "kernels/cuda/choose_few.cuh"
 #include "kernels/cuda/launch_early.cuh"
@@ -190,7 +190,7 @@ __device__ int GroupSteeredRows(const SelectLaunch& l, const SelectRules& rules,
   SlotCounts<kLane> counts;
   const int group = ChooseRows(
       l, rules, team, first, end, input, room, [&](Batch* batch) { ShareBatch<kLane>(l, rules, team, rooms, meeting, batch); },
-      [&](int, const SlotCounts<kLane>& turn) { counts.Add(turn); });
+      [&](const SlotCounts<kLane>& turn) { counts.Add(turn); });
   if (team.warp() == 0) {
 #pragma unroll
     for (int i = 0; i < kLane; ++i) room->both_hi[Lane() * kLane + i] = counts.both_hi[i];
@@ -265,6 +265,7 @@ __global__ void __launch_bounds__(32 * kManyWarps<kLane>, kLane <= 4 ? 2 : 1) Se
   const BlockTeam team;
   const int first = static_cast<int>(blockIdx.x) * rows_of_block, end = min(l.rows, first + rows_of_block);
   if constexpr (kLane <= 8) {
+    static_assert(2 * kManyWarps<kLane> <= kTeamWarps<kLane>);  // two rows a warp: bits of a word, and a WarpRoom each
     RowInput<kLane> input[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {

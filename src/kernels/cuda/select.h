@@ -52,7 +52,7 @@ struct SelectLaunch {
   void* scratch = nullptr;            // SelectScratch bytes
   uint32_t* done = nullptr;           // zeroed once by the caller, then of selections alone; of no other launch under way
   uint32_t* passed = nullptr;         // [kGatePassed], the same, aligned to 16 bytes: logits of few rows on their way to the block that selects
-  uint64_t* counted = nullptr;        // [kSelectCounted], the same: what blocks tell each other of many rows; null only of up to 32 (pass_counts.cuh)
+  uint64_t* counted = nullptr;        // [kSelectCounted], the same: what blocks tell each other of many rows; null only of up to 32, of more than 256 experts of up to 8 (pass_counts.cuh)
   uint64_t* picks = nullptr;  // or ExpertFfnLaunch.passed of the experts that come next: the gate's launch also passes them what it picks for its one row
 };
 inline constexpr int64_t kGatePassed = 16 * 256;

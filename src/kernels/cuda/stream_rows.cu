@@ -297,7 +297,7 @@ constexpr int LinearRowsAtOnce(int cols) {
 }
 
 // Whether warpgroups are quicker: of more than 16 rows, where their units, of 64 rows of weights at least, are more than half as many as blocks (H100, 32 rows, Q4_0 and 2,048
-// columns: 6,144 rows of weights 7.8 us instead of 9.3, 50,304 32 instead of 41, 2,048 9.5 instead of 7.4).
+// columns: 6,144 rows of weights 7.8 us instead of 9.4, 50,304 32 instead of 41, but 2,048 9.7 instead of 8.4).
 bool IsWide(const StreamArgs& args, int blocks) {
   int units = 0;
   for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, kMostTiles - (kWideWays - 1));
