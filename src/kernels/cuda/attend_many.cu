@@ -299,8 +299,7 @@ template <int kDim>
 __global__ void __launch_bounds__(kManyThreads, 1) AttendManyKernel(const __grid_constant__ ManyArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ std::byte many_shared[];
-  auto* aligned = many_shared + (1024 - SharedAddress(many_shared) % 1024) % 1024;
-  auto* shared = Held(reinterpret_cast<ManyShared<kDim>*>(aligned));
+  auto* shared = Held(reinterpret_cast<ManyShared<kDim>*>(SwizzleAligned(many_shared)));
   if (threadIdx.x == 0) InitManyBarriers(shared);
   __syncthreads();
   WaitForBefore();  // what follows finds no room beside this one, so it is not let begin early

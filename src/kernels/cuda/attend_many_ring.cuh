@@ -35,7 +35,7 @@ struct ManyShared {
   uint64_t item_full[2], item_empty[2];
 };
 template <int kDim>
-constexpr size_t kManySharedBytes = sizeof(ManyShared<kDim>) + 1024;  // to align
+constexpr size_t kManySharedBytes = sizeof(ManyShared<kDim>) + kSwizzleAlign;
 static_assert(kManySharedBytes<128> <= 227 * 1024 && kManySharedBytes<64> <= 227 * 1024);
 
 #if __CUDA_ARCH_FEAT_SM90_ALL

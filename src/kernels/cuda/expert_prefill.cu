@@ -7,9 +7,6 @@
 namespace thermoe::cuda {
 namespace {
 
-size_t AlignUp(size_t bytes) { return (bytes + 255) / 256 * 256; }
-int32_t Padded(int32_t cols) { return (cols + kTileCols - 1) / kTileCols * kTileCols; }
-
 // Scratch: inner values, what slots gave, the rows as halves; these are there before the selection, which has what it leaves alone behind it.
 struct Parts {
   size_t slots, rows, all;
@@ -17,8 +14,8 @@ struct Parts {
 Parts PartsOf(int32_t hidden, int32_t width, int32_t slots, int32_t rows) {
   const auto k = static_cast<size_t>(rows) * static_cast<size_t>(slots);
   Parts parts;
-  parts.slots = std::max(AlignUp(k * static_cast<size_t>(Padded(width)) * sizeof(__half)), HalfRowsBytes(rows, hidden));
-  parts.rows = AlignUp(std::max(parts.slots + k * static_cast<size_t>(hidden) * sizeof(__half), static_cast<size_t>(SelectScratch(rows))));
+  parts.slots = std::max(AlignedScratch(k * static_cast<size_t>(Padded(width)) * sizeof(__half)), HalfRowsBytes(rows, hidden));
+  parts.rows = AlignedScratch(std::max(parts.slots + k * static_cast<size_t>(hidden) * sizeof(__half), static_cast<size_t>(SelectScratch(rows))));
   parts.all = parts.rows + HalfRowsBytes(rows, hidden);
   return parts;
 }

@@ -106,11 +106,8 @@ size_t ToPrefill(std::span<const Node> nodes, Halves* halves, cudaStream_t strea
   const size_t at = experts != nullptr || add != nullptr ? 1 : 0;
   const auto* norm = NodeAt<NormLaunch>(nodes, at);
   if (norm == nullptr) return 0;
-  if (add != nullptr && (add->gate != nullptr || norm->x != add->out || norm->out == norm->x || norm->n != add->n || norm->rows != add->rows)) return 0;
-  if (experts != nullptr) {
-    const bool follows = norm->x == experts->out && norm->out != norm->x && norm->n == experts->hidden && norm->rows == experts->rows;
-    if (!follows || !PrefillsExperts(*experts) || experts->slots > 32) return 0;
-  }
+  if (add != nullptr && !Norms(*norm, *add)) return 0;
+  if (experts != nullptr && (!Norms(*norm, *experts) || !PrefillsExperts(*experts) || experts->slots > 32)) return 0;
   PrefillNormLaunch both;
   both.norm = *norm;
   if (add != nullptr) both.norm.add = add->x;
@@ -133,7 +130,7 @@ size_t ToPrefill(std::span<const Node> nodes, Halves* halves, cudaStream_t strea
 size_t AddThenNorm(std::span<const Node> nodes, Halves* halves, cudaStream_t stream) {
   const auto* add = NodeAt<AddNode>(nodes, 0);
   const auto* norm = NodeAt<NormLaunch>(nodes, 1);
-  if (add == nullptr || norm == nullptr || add->gate != nullptr || norm->x != add->out || norm->out == norm->x || norm->n != add->n) return 0;
+  if (add == nullptr || norm == nullptr || !Norms(*norm, *add)) return 0;
   NormLaunch both = *norm;
   both.add = add->x;
   LaunchOne(both, halves, stream);
@@ -165,7 +162,7 @@ size_t ExpertsThenNorm(std::span<const Node> nodes, bool picked, Halves* halves,
   SlotSums sums;
   if (!ExpertsOfRows(launch, &sums, stream)) return 0;
   const auto* norm = NodeAt<NormLaunch>(nodes, 1);
-  if (norm == nullptr || norm->x != experts->out || norm->out == norm->x || norm->n != experts->hidden || norm->n <= 256) {
+  if (norm == nullptr || !Norms(*norm, *experts) || norm->n <= 256) {
     AddSlots(sums, experts->out, experts->rows, experts->hidden, stream);
     return 1;
   }

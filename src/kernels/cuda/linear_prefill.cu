@@ -37,8 +37,7 @@ HalfRows HalfRowsOf(const LinearLaunch& launch) { return HalfRowsAt(launch.scrat
 
 int PrefillColumnParts(std::span<const LinearLaunch> launches) {
   const LinearLaunch& one = launches.front();
-  const auto aligned = [](const float* at) { return reinterpret_cast<uintptr_t>(at) % sizeof(float4) == 0; };
-  if (launches.size() > 1 || one.weight.rows % 4 != 0 || !aligned(one.out) || !aligned(one.bias)) return 1;
+  if (launches.size() > 1 || one.weight.rows % 4 != 0 || !OfQuads(one.out) || !OfQuads(one.bias)) return 1;
   constexpr int kLeastTiles = 4;  // of an item
   const int64_t items = int64_t{(one.rows + kItemColumns - 1) / kItemColumns} * ((one.weight.rows + kItemRows - 1) / kItemRows);
   for (const int parts : {4, 2}) {

@@ -17,6 +17,9 @@
 
 namespace thermoe::cuda {
 
+// Whether 16 bytes can be read there at once; null: nothing is.
+inline bool OfQuads(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
 // Gates and ups of some of the experts that come next, brought to the L2 cache meanwhile by a launch that leaves memory idle, because nearly all experts will be read.
 struct ExpertsAhead {
   const std::byte* first[2] = {};           // expert 0's gate and up, others at `stride`

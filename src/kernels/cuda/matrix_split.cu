@@ -136,8 +136,7 @@ bool Start(const SplitArgs& args, cudaStream_t stream) {
 }  // namespace
 
 bool LinearOfSplitColumns(const LinearLaunch& l, cudaStream_t stream) {
-  const auto aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % sizeof(float4) == 0; };
-  if (l.weight.cols % kDepth != 0 || !aligned(l.x) || !aligned(l.weight.hi)) return false;
+  if (l.weight.cols % kDepth != 0 || !OfQuads(l.x) || !OfQuads(l.weight.hi)) return false;
   if (int64_t{std::max(l.rows, l.weight.rows)} * l.weight.cols > INT32_MAX) return false;
   const SplitArgs args{l.x, reinterpret_cast<const float*>(l.weight.hi), l.bias, l.out, l.rows, l.weight.rows, l.weight.cols};
   const auto blocks = [&]<typename Shape>(Shape) { return Blocks(l.rows, Shape::kRowsOfTile) * Blocks(l.weight.rows, Shape::kWeightsOfTile); };

@@ -6,6 +6,14 @@
 
 namespace thermoe::cuda {
 
+bool Norms(const NormLaunch& norm, const AddNode& add) {
+  return add.gate == nullptr && norm.x == add.out && norm.out != norm.x && norm.n == add.n && norm.rows == add.rows;
+}
+
+bool Norms(const NormLaunch& norm, const ExpertFfnLaunch& experts) {
+  return norm.x == experts.out && norm.out != norm.x && norm.n == experts.hidden && norm.rows == experts.rows;
+}
+
 size_t ProjectionsAt(std::span<const Node> nodes, FinishLaunch* finish) {
   size_t at = 0;
   *finish = {};

@@ -14,6 +14,10 @@ const T* NodeAt(std::span<const Node> nodes, size_t at) {
   return at < nodes.size() ? std::get_if<T>(&nodes[at]) : nullptr;
 }
 
+// Whether a norm is of what an addition (without a gate), or experts, gave, and leaves that as it is.
+bool Norms(const NormLaunch& norm, const AddNode& add);
+bool Norms(const NormLaunch& norm, const ExpertFfnLaunch& experts);
+
 // Norms, clamps and rope of q and k, then the cache: how many nodes they are; 0: not these.
 size_t ProjectionsAt(std::span<const Node> nodes, FinishLaunch* finish);
 

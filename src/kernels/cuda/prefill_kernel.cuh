@@ -19,8 +19,7 @@ template <Packing kPacking, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kPrefillThreads, 1) PrefillKernel(const __grid_constant__ PrefillArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ std::byte prefill_shared[];
-  auto* aligned = prefill_shared + (1024 - SharedAddress(prefill_shared) % 1024) % 1024;
-  auto* shared = Held(reinterpret_cast<PrefillShared<kPacking>*>(aligned));
+  auto* shared = Held(reinterpret_cast<PrefillShared<kPacking>*>(SwizzleAligned(prefill_shared)));
   if (threadIdx.x == 0) InitBarriers(shared);
   WaitForBefore();
   LetNextStart();

@@ -133,8 +133,6 @@ __global__ void __launch_bounds__(kMostThreads) PrefillNormKernel(const __grid_c
   if (row == 0 && thread < static_cast<int>(kMostTogether)) l.halves.taken[thread] = 0;
 }
 
-bool OfQuads(const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(float4) == 0; }
-
 }  // namespace
 
 bool NormsForPrefill(const NormLaunch& l) {

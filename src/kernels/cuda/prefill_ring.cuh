@@ -84,7 +84,7 @@ struct PrefillShared {
 };
 template <Packing kPacking>
 constexpr size_t PrefillSharedBytes(int32_t job_capacity) {
-  return sizeof(PrefillShared<kPacking>) + 4 * static_cast<size_t>(job_capacity) + 1024;  // to align
+  return sizeof(PrefillShared<kPacking>) + 4 * static_cast<size_t>(job_capacity) + kSwizzleAlign;
 }
 static_assert(PrefillSharedBytes<Packing::kPlanes8>(2048) <= 227 * 1024 &&
               PrefillSharedBytes<Packing::kNibble>(2048) <= 227 * 1024);

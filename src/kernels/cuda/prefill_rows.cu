@@ -11,9 +11,6 @@ namespace {
 // Up to here the bytes of the weights take longer than the tensor cores: rows of a linear, rows of experts, and those that an expert has on average.
 constexpr int32_t kFewRows = 32, kFewRowsOfExperts = 64, kFewRowsOfExpert = 16;
 
-int32_t Padded(int32_t cols) { return (cols + kTileCols - 1) / kTileCols * kTileCols; }
-size_t AlignUp(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 // Rows as halves, one part after the other.
 struct Parts {
   size_t unscale, taken, all;
@@ -21,9 +18,9 @@ struct Parts {
 Parts PartsOf(int32_t rows, int32_t cols) {
   const auto t = static_cast<size_t>(rows);
   Parts parts;
-  parts.unscale = AlignUp(t * static_cast<size_t>(Padded(cols)) * sizeof(__half));
-  parts.taken = parts.unscale + AlignUp(t * sizeof(float));
-  parts.all = parts.taken + AlignUp(kMostTogether * sizeof(int32_t));
+  parts.unscale = AlignedScratch(t * static_cast<size_t>(Padded(cols)) * sizeof(__half));
+  parts.taken = parts.unscale + AlignedScratch(t * sizeof(float));
+  parts.all = parts.taken + AlignedScratch(kMostTogether * sizeof(int32_t));
   return parts;
 }
 

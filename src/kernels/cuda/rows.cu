@@ -17,7 +17,6 @@ constexpr int kThreads = 256, kMostNormThreads = 1024, kSumThreads = 128;
 constexpr unsigned kDryRows = 32;  // of decoding, where a block has time to go through its code before there is anything to norm
 
 unsigned BlocksFor(int64_t size) { return static_cast<unsigned>((size + kThreads - 1) / kThreads); }
-bool OfQuads(const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(float4) == 0; }
 
 // One block a row.
 template <typename V>

@@ -56,8 +56,7 @@ __global__ void __launch_bounds__(kThreads, 1) WideLinearKernel(const __grid_con
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ BlockBarriers barriers;
   Item* items;
-  std::byte* aligned = shared + (kWideAlign - SharedAddress(shared) % kWideAlign) % kWideAlign;
-  const Places places = MakePlaces(args, aligned, args.k_tiles * WideTileBytes(args.rows), &barriers, &items);
+  const Places places = MakePlaces(args, SwizzleAligned(shared), args.k_tiles * WideTileBytes(args.rows), &barriers, &items);
   __syncthreads();
   const Work<kPacking, 4, Stage::kLinear> work{args, RingShape(args.ring_bytes, kStageBytes<kPacking, false>), items, 0, args.cut};
   if (WarpNumber() >= kWarps) return CopyLinear(work, places);
@@ -288,7 +287,7 @@ constexpr int LinearRowBytes(int cols) { return cols * static_cast<int>(sizeof(_
 
 // Of shared memory, beside the ring.
 constexpr int LinearPlaceBytes(int rows, int cols) { return rows * LinearRowBytes(cols) + kPartialBytes; }
-constexpr int WidePlaceBytes(int rows, int cols) { return cols / kTileCols * WideTileBytes(rows) + kWideSumBytes + kWideAlign; }
+constexpr int WidePlaceBytes(int rows, int cols) { return cols / kTileCols * WideTileBytes(rows) + kWideSumBytes + kSwizzleAlign; }
 
 // Rows of a linear that shared memory has room for beside two stages of the ring.
 template <Packing kPacking>
@@ -307,7 +306,7 @@ bool IsWide(const StreamArgs& args, int blocks) {
 template <Packing kPacking>
 bool LaunchPart(int blocks, StreamArgs args, cudaStream_t stream) {
   constexpr int kStage = kStageBytes<kPacking, false>, kDeep = kDepth<kPacking, false>;
-  static_assert(kStage % kWideAlign == 0);  // where rows begin behind the ring
+  static_assert(kStage % kSwizzleAlign == 0);  // where rows begin behind the ring
   static_assert(kDeep << (FirstShare(1) + kMostTiles) <= 32);  // a lane has at most one piece of a stage to copy
   const auto launch = [&](auto* kernel, int others, int ways) {
     args.ring_bytes = RingBytesBeside(others, {kStage});

@@ -9,10 +9,9 @@
 
 namespace thermoe::cuda {
 
-inline constexpr int kGroupWarps = 4;   // of a warpgroup, a row tile each
-inline constexpr int kWideWays = 2;     // units are of whole warpgroups' tiles
-inline constexpr int kWideAlign = 1024; // of rows in shared memory
-inline constexpr int kWideEights = 4;   // rows of activations, by eights
+inline constexpr int kGroupWarps = 4;  // of a warpgroup, a row tile each
+inline constexpr int kWideWays = 2;    // units are of whole warpgroups' tiles
+inline constexpr int kWideEights = 4;  // rows of activations, by eights
 // Sums of all warps but the eights that a warp adds up itself.
 inline constexpr int kWideSumBytes = kWarps * (kWideEights - 1) * 32 * static_cast<int>(sizeof(float4));
 
