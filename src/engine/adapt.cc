@@ -334,7 +334,7 @@ void EngineImpl::CountTtt(double seconds) {
   const double row_frac = 1.0 / static_cast<double>(row_owner_.size());
   for (size_t row = 0; row < row_owner_.size(); ++row) {
     ActiveRequest* active = row_owner_[row];
-    if (active->session->ttt == nullptr) continue;
+    if (active == nullptr || active->session->ttt == nullptr) continue;
     active->session->ttt->stats.flops += shared.flops * row_frac;
     active->work_j += joules(shared) * row_frac;
   }

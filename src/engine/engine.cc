@@ -91,6 +91,7 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& 
       sampler_(config_.vocab),
       supervisor_(std::move(supervisor)) {
   record_.layers.resize(static_cast<size_t>(config_.layers));
+  ahead_.record.layers.resize(record_.layers.size());
   batch_.rows.reserve(static_cast<size_t>(MaxRows(options)));
   row_owner_.reserve(batch_.rows.capacity());
   parts_.reserve(static_cast<size_t>(options.max_sequences));
@@ -105,6 +106,7 @@ Status EngineImpl::SetSteering(std::shared_ptr<const Steering> steering) {
     const bool nested = model_->impl().experts().storage() == ExpertStorage::kNested;
     THERMOE_RETURN_IF_ERROR(CheckSteering(*steering, {config_.layers, config_.experts, config_.slots, nested}));
   }
+  DropAhead();
   steering_ = std::move(steering);
   return Status::Ok();
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine: sessions, the queue, and the step that joins them. engine.cc: making, submitting, results;
-// sessions.cc: contexts; step.cc: one step; control.cc: the control loop.
+// sessions.cc: contexts; step.cc: one step; step_ahead.cc: the next one begun; control.cc: the control loop.
 #pragma once
 
 #include <memory>
@@ -151,6 +151,15 @@ class EngineImpl final : public Engine, private LogitSink {
   void Finish(ActiveRequest* active, FinishReason reason);
   void StampTimes();
   void RetireFinished();
+  StepContext ContextOf(const Batch& batch, StepRecord& record);
+  void StartRecord(uint64_t step, StepRecord* record) const;
+
+  // step_ahead.cc: decode steps that are begun before the results of the one before have come.
+  bool MayBeginAhead(const StepContext& step) const;
+  void BeginAhead();
+  void TakeAhead();  // the step begun ahead is this one
+  void DropAhead() { ahead_.begun = false; }
+  void LeaveAhead(const ActiveRequest* active);  // a request has ended: nobody reads its row of the step begun ahead
 
   std::shared_ptr<const Model> model_;
   const ModelConfig& config_;
@@ -178,7 +187,7 @@ class EngineImpl final : public Engine, private LogitSink {
   uint64_t next_id_ = 1;  // requests and sessions share the count
 
   Batch batch_;
-  std::vector<ActiveRequest*> row_owner_;  // [T] whose row each is
+  std::vector<ActiveRequest*> row_owner_;  // [T] whose row each is; null: a request's that has ended since the step was begun
   std::vector<StepPart> parts_;            // whose rows, together; set by Schedule
   // Test-time training: of the segment that this step learns from.
   std::unique_ptr<Tape> tape_;
@@ -203,6 +212,15 @@ class EngineImpl final : public Engine, private LogitSink {
   BenefitState benefit_ = MeasuredBenefit();  // what sessions start from
   AdaptView adapt_view_;
   StepRecord record_;
+  struct Ahead {
+    bool begun = false;
+    Batch batch;
+    std::vector<ActiveRequest*> row_owner;
+    std::vector<StepPart> parts;  // [T]
+    StepRecord record;
+    LogitTile inside;
+  };
+  Ahead ahead_;  // of the step after batch_'s
   std::vector<Event>* events_ = nullptr;  // of the running step
   bool finite_ = true;                    // every logit so far was a finite number
   bool diverged_ = false;                 // those that were not are of a session that has learnt

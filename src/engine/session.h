@@ -40,6 +40,8 @@ struct ActiveRequest {
   // Tokens to generate, unless something ends it before.
   size_t target() const { return request.forced.empty() ? static_cast<size_t>(request.max_new_tokens) : request.forced.size(); }
   bool generates() const { return target() > 0; }
+  // Of its tokens that are sampled: the largest logit as it is.
+  bool takes_largest() const { return request.sampling.temperature == 0 && request.sampling.repetition_penalty == 1; }
   double submitted_s = 0, scheduled_s = 0, first_token_s = 0;  // of the engine's clock
   bool timed_first_token = false;
   EnergyAccountant::Account account = -1;  // -1: nothing is accounted

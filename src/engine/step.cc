@@ -10,15 +10,6 @@
 namespace thermoe {
 namespace {
 
-// Keeps the per-layer records' memory.
-void ResetRecord(StepRecord* record) {
-  std::vector<LayerRecord> layers = std::move(record->layers);
-  const uint64_t step = record->step;
-  *record = StepRecord{};
-  record->layers = std::move(layers);
-  record->step = step + 1;
-}
-
 // Whether the logits after the session's token number `index` are of use.
 bool WantsLogits(const ActiveRequest& active, size_t index) {
   const bool last = index + 1 == active.prompt_end;
@@ -27,9 +18,6 @@ bool WantsLogits(const ActiveRequest& active, size_t index) {
   if (index >= active.prompt_begin && active.request.keep_logits == KeepLogits::kAll) return true;
   return active.request.score_prompt && !last && index + 1 >= active.prompt_begin;
 }
-
-// The largest logit as it is.
-bool TakesLargest(const SamplingOptions& sampling) { return sampling.temperature == 0 && sampling.repetition_penalty == 1; }
 
 // What the penalty looks at.
 std::span<const TokenId> RecentOf(const ActiveRequest& active) {
@@ -47,21 +35,27 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   if (running_.empty()) return false;
   events_ = events;
   const double start_s = supervisor_->now_s();
-  ResetRecord(&record_);
-  record_.steering_version = steering_ == nullptr ? 0 : steering_->version;
-  if (Status status = Schedule(); !status.ok()) return status;
-  StepContext step{config_,         model_->impl().loaded().weights, model_->impl().experts(), *ops_,   *cache_,
-                   steering_.get(), batch_,                          workspace_,               record_, *this};
+  const bool begun = ahead_.begun, late = begun && ops_->SummariesAreThere();  // how long a step took that is there already is not known
+  if (begun) {
+    TakeAhead();
+  } else {
+    StartRecord(record_.step + 1, &record_);
+    if (Status status = Schedule(); !status.ok()) return status;
+  }
+  StepContext step = ContextOf(batch_, record_);
+  if (begun) step.inside = ahead_.inside;
   if (plan_.guards) GuardPass();
   if (learning_) step.learning = &*learning_;
   step.recalls = std::any_of(batch_.rows.begin(), batch_.rows.end(), [](const BatchRow& row) { return row.recall != nullptr; });
-  Forward(step);
+  if (!begun) BeginForward(step);
+  if (MayBeginAhead(step)) BeginAhead();
+  FinishForward(step);
   THERMOE_RETURN_IF_ERROR(ops_->Health());
-  if (ops_->on_device()) record_.times = {.total_us = record_.times.total_us};  // the host's own in its stages say nothing
+  if (ops_->on_device()) record_.times = {.total_us = 1e6 * (supervisor_->now_s() - start_s)};  // the host's own in its stages say nothing
   if (learning_) Learn(step);
   FinishPlan();
   if (Status status = supervisor_->AfterStep(start_s, &record_, parts_, static_cast<int32_t>(queue_.size())); !status.ok()) return status;
-  if (!supervisor_->info().simulated) pricer_->Observe(supervisor_->now_s(), record_);
+  if (!supervisor_->info().simulated && !late) pricer_->Observe(supervisor_->now_s(), record_);
   CommitRows();
   CountTtt(record_.times.total_us * 1e-6);
   StampTimes();
@@ -78,6 +72,19 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
 } catch (const std::bad_alloc&) {
   events_ = nullptr;
   return ResourceExhausted("memory ran out in a step; make the engine again with fewer sequences or a smaller context");
+}
+
+// Keeps the per-layer records' memory.
+void EngineImpl::StartRecord(uint64_t step, StepRecord* record) const {
+  std::vector<LayerRecord> layers = std::move(record->layers);
+  *record = StepRecord{};
+  record->layers = std::move(layers);
+  record->step = step;
+  record->steering_version = steering_ == nullptr ? 0 : steering_->version;
+}
+
+StepContext EngineImpl::ContextOf(const Batch& batch, StepRecord& record) {
+  return {config_, model_->impl().loaded().weights, model_->impl().experts(), *ops_, *cache_, steering_.get(), batch, workspace_, record, *this};
 }
 
 // Queued requests start while there is room, in order; one that waits for room holds up those behind it, so none starves.
@@ -179,10 +186,11 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, int32_t seen) {
 // The random number of a draw is taken once it is known to have been used: as the host would.
 void EngineImpl::WantDraws(std::span<const size_t> rows, std::vector<kernels::TokenDraw>* draws) {
   for (size_t i = 0; i < rows.size(); ++i) {
+    if (row_owner_[rows[i]] == nullptr) continue;
     const ActiveRequest& active = *row_owner_[rows[i]];
     const SamplingOptions& sampling = active.request.sampling;
     const size_t index = active.session->first() + static_cast<size_t>(batch_.rows[rows[i]].position);
-    if (index + 1 < active.prompt_end || !active.generates() || !active.request.forced.empty() || TakesLargest(sampling)) continue;
+    if (index + 1 < active.prompt_end || !active.generates() || !active.request.forced.empty() || active.takes_largest()) continue;
     kernels::TokenDraw draw{static_cast<int64_t>(i), sampling.temperature,        sampling.top_k, sampling.top_p,
                             sampling.min_p,          sampling.repetition_penalty, RecentOf(active), 0};
     if (sampling.temperature > 0) draw.uniform = Random(active.random).Uniform();
@@ -192,6 +200,7 @@ void EngineImpl::WantDraws(std::span<const size_t> rows, std::vector<kernels::To
 
 void EngineImpl::OnLogits(size_t row, LogitRow* logits) {
   ActiveRequest* active = row_owner_[row];
+  if (active == nullptr) return;
   if (!logits->finite()) {
     finite_ = false;
     diverged_ = active->session->ttt != nullptr && active->session->ttt->stats.updates > 0;
@@ -227,7 +236,7 @@ void EngineImpl::Generate(ActiveRequest* active, LogitRow* logits) {
   if (!request.forced.empty()) {
     event.token = request.forced[result.generated.size()];
     event.logprob = logits->asked_logprob();
-  } else if (const kernels::LogitSummary* summary = logits->summary(); summary != nullptr && TakesLargest(request.sampling)) {
+  } else if (const kernels::LogitSummary* summary = logits->summary(); summary != nullptr && active->takes_largest()) {
     event.token = summary->best;
     event.logprob = summary->best_logit - summary->log_sum_exp;
   } else if (const kernels::DrawnToken* drawn = logits->drawn(); drawn != nullptr) {
@@ -259,7 +268,7 @@ void EngineImpl::Generate(ActiveRequest* active, LogitRow* logits) {
 
 void EngineImpl::CommitRows() {
   for (size_t row = 0; row < batch_.rows.size(); ++row) {
-    cache_->Commit(&row_owner_[row]->session->kv, batch_.rows[row].position + 1);
+    if (row_owner_[row] != nullptr) cache_->Commit(&row_owner_[row]->session->kv, batch_.rows[row].position + 1);
   }
   for (const auto& active : running_) {
     if (active->generates() || !active->prefilled()) continue;
@@ -293,6 +302,7 @@ void EngineImpl::RetireFinished() {
   for (RequestList* list : {&queue_, &running_}) {
     for (auto& active : *list) {
       if (active->result.finish == FinishReason::kNone) continue;
+      LeaveAhead(active.get());
       SettleTtt(active.get());
       if (active->account >= 0) supervisor_->accountant()->Finish(active->account);
       results_[active->id] = {std::move(active->result), active->account};

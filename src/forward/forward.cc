@@ -38,19 +38,28 @@ void CountExperts(StepContext& step) {
 
 }  // namespace
 
-void Forward(StepContext& step) {
+void BeginForward(StepContext& step, bool ahead) {
   StageTimer timer(&step.record.times.total_us);
   SetRows(step);
   const uint64_t key = GraphKey(step);
   if (key != 0) step.inside = WholeStep(step);
-  step.ops.BeginStep(key);
+  step.ops.BeginStep(key, ahead);
   Embed(step);
   if (step.first_layer > 0) ResumeFromTape(step);
   for (int32_t layer = step.first_layer; layer < step.config.layers; ++layer) Layer(step, layer);
   if (step.inside.count > 0) LogitsInside(step);
   step.ops.EndStep();
+}
+
+void FinishForward(StepContext& step) {
+  StageTimer timer(&step.record.times.total_us);
   Logits(step);
   CountExperts(step);
+}
+
+void Forward(StepContext& step) {
+  BeginForward(step);
+  FinishForward(step);
 }
 
 void StepContext::Count(const kernels::OpCost& cost) {

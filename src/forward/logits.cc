@@ -89,7 +89,7 @@ void TellSink(StepContext& step, const LogitTile& tile) {
   for (size_t i = 0; i < tile.count; ++i) {
     const auto vocab = static_cast<size_t>(step.config.vocab);
     LogitRow row(step.ops, std::span(ws.logits).subspan(i * vocab, vocab), tile.summarised ? &ws.summaries[i] : nullptr,
-                 ws.drawn[i].token >= 0 ? &ws.drawn[i] : nullptr, ws.asked[i]);
+                 ws.drawn[i].token >= 0 ? &ws.drawn[i] : nullptr, step.batch.rows[tile.rows[i]].asked);
     step.sink.OnLogits(tile.rows[i], &row);
   }
 }

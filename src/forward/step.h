@@ -180,5 +180,8 @@ void ApplyToOutput(StepContext& step, std::span<const size_t> batch_rows, MutRow
 
 // One pass over the batch. The caller has reserved KV positions and commits them afterwards.
 void Forward(StepContext& step);
+// The same in two parts: what is computed, and what comes of it to the sink and the record. ahead: Residency::BeginStep.
+void BeginForward(StepContext& step, bool ahead = false);
+void FinishForward(StepContext& step);
 
 }  // namespace thermoe

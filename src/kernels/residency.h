@@ -37,6 +37,10 @@ struct AnglesArgs {
   MutRows cosines, sines;                    // [T, rope_dim / 2]
 };
 
+// As a token of Embed, in a step begun ahead (BeginStep): the largest logit of the same row of the newest Summarise, which the host does not know yet.
+inline constexpr int32_t kLargestBefore = -1;
+inline constexpr int32_t kMostAhead = 32;  // rows of a step begun ahead
+
 // What a row of logits comes to, where nobody needs all of it.
 struct LogitSummary {
   float log_sum_exp = 0;
@@ -142,8 +146,12 @@ class Residency {
   virtual void SetRows(std::span<const KvRow> /*rows*/) const {}
   virtual void SetSteering(const Steering* /*steering*/, std::span<LayerRecord> /*records*/) const {}
   // Operations between the two are the same as last time with this key (0: never): a backend may have them as a graph.
-  virtual void BeginStep(uint64_t /*key*/) const {}
+  // ahead: the step before has ended but is not finished. FinishSummaries and then FinishRecords are of that one the first time, of this one
+  // the second; BeginStep without `ahead` before that leaves this one to nobody. Of steps of up to kMostAhead rows that both end with Summarise, where overlaps_steps().
+  virtual void BeginStep(uint64_t /*key*/, bool /*ahead*/ = false) const {}
   virtual void EndStep() const {}
+  // Whether a step may be begun ahead.
+  virtual bool overlaps_steps() const { return false; }
   // Waits until `records` of SetSteering are filled.
   virtual void FinishRecords() const {}
   // kInternal once the device has failed: nothing computed since is of use.
@@ -169,8 +177,10 @@ class Residency {
   // After Summarise, before FinishSummaries. False: not done here, the caller draws itself. A token differs from the specification's where sums of
   // probabilities lie within 1e-6 of what they are compared with; it depends on the row and its draw alone.
   virtual bool DrawTokens(const DrawArgs& /*args*/) const { return false; }
-  // Waits until `out` of the newest Summarise, and of a DrawTokens after it, is filled.
+  // Waits until `out` of the newest Summarise (BeginStep: or of the one before), and of a DrawTokens after it, is filled.
   virtual void FinishSummaries() const {}
+  // Whether FinishSummaries would not wait.
+  virtual bool SummariesAreThere() const { return true; }
 };
 
 }  // namespace thermoe::kernels

@@ -43,6 +43,7 @@ TEST_F(CudaStepLaunches, InputsComeToTheirPlaces) {
   }
 }
 
+// With the embedding, of which a row takes a token that only the device knows.
 TEST_F(CudaStepLaunches, AnglesAreTheHosts) {
   constexpr int32_t kHalf = 48, kRows = 5;
   const int32_t positions[kRows] = {0, 1, 4095, 131071, 77};
@@ -51,11 +52,11 @@ TEST_F(CudaStepLaunches, AnglesAreTheHosts) {
   std::vector<float> frequency, cosines(kRows * kHalf), sines(kRows * kHalf);
   for (int i = 0; i < kHalf; ++i) frequency.push_back(static_cast<float>(std::pow(1e4, -i / static_cast<double>(kHalf))));
   kernels::Residency().Angles({rows, frequency, {cosines.data(), kRows, kHalf}, {sines.data(), kRows, kHalf}});
-  const OnDevice<int32_t> at(std::vector<int32_t>(positions, positions + kRows)), ids(std::vector<int32_t>(kRows, 1));
+  const OnDevice<int32_t> at(std::vector<int32_t>(positions, positions + kRows)), ids({1, kernels::kLargestBefore, 1, 1, 1}), largest({0, 1, 0, 0, 0});
   const OnDevice<float> inverse(frequency), table(RandomFloats(*std::make_unique<Random>(3), 2 * 300)), out(kRows * 300), alone(kRows * kHalf);
   const OnDevice<float> c(kRows * kHalf), s(kRows * kHalf), alone_s(kRows * kHalf);
   AnglesLaunch angles{at.data(), inverse.data(), c.data(), s.data(), kRows, kHalf};
-  Embed({DType::kF32, reinterpret_cast<const std::byte*>(table.data()), 300, 1200, ids.data(), out.data(), kRows, angles}, stream_);
+  Embed({DType::kF32, reinterpret_cast<const std::byte*>(table.data()), 300, 1200, ids.data(), out.data(), kRows, largest.data(), angles}, stream_);
   angles.cosines = alone.data(), angles.sines = alone_s.data();
   Angles(angles, stream_);
   const std::vector<float> got_c = c.Read(), got_s = s.Read(), rows_out = out.Read(), all = table.Read();
@@ -77,12 +78,13 @@ TEST_F(CudaStepLaunches, SummariesTellTheHost) {
   const OnDevice<int32_t> asked(std::vector<int32_t>(kMost, 7)), also(std::vector<int32_t>(kAlso, 5));
   const OnDevice<std::byte> scratch(SummaryScratch(kMost));
   const OnDevice<uint32_t> done(std::vector<uint32_t>(kMost + 1, 0)), launches(std::vector<uint32_t>(1, 0));
+  const OnDevice<int32_t> largest(std::vector<int32_t>(kMost, -1));
   const PinnedMemory told = Pinned(4), out = Pinned(kMost * static_cast<int64_t>(sizeof(kernels::LogitSummary))), copied = Pinned(kAlso * 4);
   uint32_t number = 0;
   for (const int64_t rows : {1, 8, 32, 3, 1, 31}) {
     SCOPED_TRACE(rows);
     SummariseLaunch l{logits.data(), asked.data(), rows, kVocab, out.as<kernels::LogitSummary>(), scratch.data(), done.data(), launches.data(),
-                      told.as<uint32_t>()};
+                      told.as<uint32_t>(), largest.data()};
     std::memset(out.data(), 0, kMost * sizeof(kernels::LogitSummary));
     std::memset(copied.data(), 0, kAlso * 4);
     if (rows != 3) l.also = {copied.data(), reinterpret_cast<const std::byte*>(also.data()), kAlso * 4};
@@ -97,6 +99,7 @@ TEST_F(CudaStepLaunches, SummariesTellTheHost) {
       const kernels::LogitSummary& summary = out.as<kernels::LogitSummary>()[r];
       ASSERT_EQ(summary.best, std::max_element(row, row + kVocab) - row);
       ASSERT_EQ(summary.asked_logit, row[7]);
+      ASSERT_EQ(largest.Read()[static_cast<size_t>(r)], summary.best);
       double sum = 0;
       for (int64_t i = 0; i < kVocab; ++i) sum += std::exp(static_cast<double>(row[i]));
       ASSERT_NEAR(summary.log_sum_exp, std::log(sum), 1e-5);
@@ -117,11 +120,12 @@ TEST_F(CudaStepLaunches, SummariesOfAVeryWideRow) {
   const OnDevice<int32_t> asked(std::vector<int32_t>(1, kAsked));
   const OnDevice<std::byte> scratch(SummaryScratch(1));
   const OnDevice<uint32_t> done(std::vector<uint32_t>(2, 0)), launches(std::vector<uint32_t>(1, 0));
+  const OnDevice<int32_t> largest(std::vector<int32_t>(1, 0));
   const PinnedMemory told = Pinned(4), out = Pinned(static_cast<int64_t>(sizeof(kernels::LogitSummary)));
   uint32_t number = 0;
   const auto summary_of = [&](const std::vector<float>& row) {
     const OnDevice<float> logits(row);
-    Summarise({logits.data(), asked.data(), 1, kVocab, out.as<kernels::LogitSummary>(), scratch.data(), done.data(), launches.data(), told.as<uint32_t>()}, stream_);
+    Summarise({logits.data(), asked.data(), 1, kVocab, out.as<kernels::LogitSummary>(), scratch.data(), done.data(), launches.data(), told.as<uint32_t>(), largest.data()}, stream_);
     EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
     EXPECT_EQ(*told.as<uint32_t>(), ++number);
     EXPECT_EQ(done.Read(), std::vector<uint32_t>(2, 0));

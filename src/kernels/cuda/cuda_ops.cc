@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/cuda_ops.h"
 
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -15,11 +14,12 @@ namespace {
 
 constexpr int64_t kStagingBytes = int64_t{4} << 20;
 constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
-// Of blocks: the gate's one, the experts', attention's; then what experts pass and what the gate does, aligned to 16 bytes; launches of summaries; draws; what the gate's
+// Of blocks: the gate's one, the experts', attention's; then what experts pass and what the gate does, aligned to 16 bytes; launches of summaries; draws; the largest logits; what the gate's
 // selections of many rows count, on lines of 128 bytes.
 constexpr int64_t kExpertsAt = 1, kAttendAt = kExpertsAt + kExpertCounters;
 constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kGateAt = kPassedAt + 2 * kPassedWords, kLaunchesAt = kGateAt + kGatePassed;
-constexpr int64_t kDrawsAt = kLaunchesAt + 1, kCountedAt = (kDrawsAt + 1 + 31) / 32 * 32, kCounters = kCountedAt + 2 * kSelectCounted;
+constexpr int64_t kDrawsAt = kLaunchesAt + 1, kLargestAt = kDrawsAt + 1, kCountedAt = (kLargestAt + kernels::kMostAhead + 31) / 32 * 32;
+constexpr int64_t kCounters = kCountedAt + 2 * kSelectCounted;
 
 }  // namespace
 
@@ -113,9 +113,11 @@ Status CudaOps::Start() {
   if (!told.ok()) return told.status();
   told_ = std::move(told).value();
   *told_.as<uint32_t>() = *draws_told() = 0;
-  Result<PinnedMemory> inputs = PinnedMemory::Allocate(static_cast<int64_t>(sizeof(StepInputs)) + kStepInputBytes);
-  if (!inputs.ok()) return inputs.status();
-  inputs_ = std::move(inputs).value();
+  for (Side& side : sides_) {
+    Result<PinnedMemory> inputs = PinnedMemory::Allocate(static_cast<int64_t>(sizeof(StepInputs)) + kStepInputBytes);
+    if (!inputs.ok()) return inputs.status();
+    side.inputs = std::move(inputs).value();
+  }
   Result<DeviceMemory> done = DeviceMemory::Allocate(Bytes<uint32_t>(kCounters), "synchronisation");
   if (!done.ok()) return done.status();
   counters_ = std::move(done).value();
@@ -123,12 +125,17 @@ Status CudaOps::Start() {
 }
 
 CudaOps::~CudaOps() {
+  if (stream_ != nullptr) cudaStreamSynchronize(stream_);  // a step may be under way that nobody waits for
   DropGraphs();
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
 void CudaOps::Check(cudaError_t error, const char* what) const {
   if (error != cudaSuccess && health_.ok()) health_ = CudaStatus(error, what);
+}
+
+void CudaOps::Check(const Status& status) const {
+  if (!status.ok() && health_.ok()) health_ = status;
 }
 
 void CudaOps::LaunchPending() const {
@@ -145,8 +152,13 @@ void CudaOps::Synchronise() const {
 }
 
 uint32_t* CudaOps::draws_done() const { return counters_.as<uint32_t>() + kDrawsAt; }
+uint32_t* CudaOps::summaries_launched() const { return counters_.as<uint32_t>() + kLaunchesAt; }
+int32_t* CudaOps::largest_logits() const { return counters_.as<int32_t>() + kLargestAt; }
 
-void CudaOps::Reuse() const { staging_used_ = 0, inputs_under_way_ = false; }
+void CudaOps::Reuse() const {
+  staging_used_ = 0, staging_read_ = false;
+  for (Side& side : sides_) side.inputs_under_way = false;
+}
 
 void CudaOps::Stage(void* to, const void* from, int64_t bytes) const {
   if (bytes == 0 || to == nullptr) return;
@@ -162,7 +174,7 @@ void CudaOps::Stage(void* to, const void* from, int64_t bytes) const {
   staging_used_ += (bytes + 63) / 64 * 64;
   if (bytes > kScatterBytes) {
     FlushStaged();
-    staged_since_ = true;
+    staged_since_ = staging_read_ = true;
     Check(cudaMemcpyAsync(to, at, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "writing a step's inputs");
     return;
   }
@@ -172,7 +184,7 @@ void CudaOps::Stage(void* to, const void* from, int64_t bytes) const {
 
 void CudaOps::FlushStaged() const {
   if (staged_.count == 0) return;
-  staged_since_ = true;
+  staged_since_ = staging_read_ = true;
   Scatter(staged_, stream_);
   staged_.count = 0;
   Check(cudaGetLastError(), "writing a step's inputs");
@@ -228,7 +240,7 @@ void CudaOps::Embed(const WeightMatrix& table, std::span<const int32_t> ids, Mut
   const auto resident = tables_of_rows_.find(table.data);
   const std::byte* data = resident != tables_of_rows_.end() ? resident->second : call.In(table.data, table.rows * table.row_bytes());
   pending_.push_back(EmbedLaunch{table.type, data, table.cols, table.row_bytes(), call.In(ids.data(), static_cast<int64_t>(ids.size())),
-                               call.Out(out.data, out.size()), out.rows});
+                               call.Out(out.data, out.size()), out.rows, largest_logits()});
 }
 
 void CudaOps::Angles(const kernels::AnglesArgs& args) const {
@@ -388,7 +400,7 @@ void CudaOps::Select(const kernels::SelectArgs& args) const {
   Check(cudaMemcpyAsync(slots.data(), expert_slots_, slots.size() * sizeof(int32_t), cudaMemcpyDefault, stream_), "reading what the gate chose");
   Check(cudaMemcpyAsync(&args.out->job_count, job_counts_, sizeof(int32_t), cudaMemcpyDefault, stream_), "reading what the gate chose");
   Synchronise();
-  ReadRecord(0, counts, slots.data());
+  ReadRecord(counts, slots.data(), out.record);
   select_slots_.clear();
 }
 
@@ -477,57 +489,18 @@ bool CudaOps::Summarise(const kernels::SummariseArgs& args) const {
   const auto rows = args.logits.rows;
   if (!replaying_) EnsureSummaries(rows);
   if (!health_.ok()) return false;
-  summarised_ = args.out, ++summaries_asked_, staged_since_ = false;
-  records_under_way_ = in_step_ && recorded_ > 0;
+  Side& side = newest();
+  side.summarised = args.out, side.summaries_asked = ++summaries_asked_, staged_since_ = false;
+  side.records_under_way = in_step_ && !side.record.empty();
   if (replaying_) return true;
   Call call(*this);
   SummariseLaunch launch{call.In(args.logits.data, args.logits.size()), call.In(args.asked.data(), rows), rows, args.logits.cols,
-                         summaries_.as<kernels::LogitSummary>(), summary_memory_.data(),
-                         reinterpret_cast<uint32_t*>(summary_memory_.data() + SummaryScratch(summary_rows_)),
-                         counters_.as<uint32_t>() + kLaunchesAt, told_.as<uint32_t>()};
-  if (records_under_way_) launch.also = Records();
+                         side.summaries.as<kernels::LogitSummary>(), summary_memory_.data(),
+                         reinterpret_cast<uint32_t*>(summary_memory_.data() + SummaryScratch(summary_rows_)), summaries_launched(),
+                         told_.as<uint32_t>(), largest_logits()};
+  if (side.records_under_way) launch.also = Records();
   pending_.push_back(launch);
   return true;
-}
-
-// The kernel's last word is there some microseconds before its end is seen.
-void CudaOps::FinishSummaries() const {
-  constexpr int kLooks = 4096;  // between questions whether it came to an end without that
-  LaunchPending();
-  const volatile uint32_t *told = told_.as<uint32_t>(), *draws = draws_told();
-  const auto missing = [](uint32_t asked, uint32_t come) { return static_cast<int32_t>(asked - come) > 0; };
-  for (int look = 1; missing(summaries_asked_, *told) || missing(draws_asked_, *draws); ++look) {
-    if (look % kLooks != 0) continue;
-    if (cudaStreamQuery(stream_) != cudaErrorNotReady) break;
-    (void)cudaGetLastError();  // that is no error
-  }
-  if (*told == summaries_asked_ && *draws == draws_asked_ && !staged_since_) {
-    Reuse();
-  } else {
-    Synchronise();
-    summaries_asked_ = *told, draws_asked_ = *draws;
-  }
-  std::atomic_thread_fence(std::memory_order_acquire);
-  records_here_ = records_under_way_;
-  std::copy_n(summaries_.as<kernels::LogitSummary>(), summarised_.size(), summarised_.data());
-  ReadDraws();
-}
-
-void CudaOps::EnsureSummaries(int64_t rows) const {
-  if (rows <= summary_rows_) return;
-  LaunchPending();
-  Synchronise();
-  const int64_t bytes = SummaryScratch(rows) + Bytes<uint32_t>(rows + 1);
-  Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "summaries of logits");
-  Result<PinnedMemory> pinned = PinnedMemory::Allocate(Bytes<kernels::LogitSummary>(rows));
-  if (!memory.ok() || !pinned.ok()) {
-    if (health_.ok()) health_ = memory.ok() ? pinned.status() : memory.status();
-    return;
-  }
-  summary_memory_ = std::move(memory).value(), summaries_ = std::move(pinned).value();
-  summary_rows_ = rows;
-  Check(cudaMemsetAsync(summary_memory_.data(), 0, static_cast<size_t>(bytes), stream_), "clearing memory");
-  DropGraphs();  // they have the old addresses
 }
 
 }  // namespace thermoe::cuda

@@ -43,7 +43,8 @@ class CudaOps final : public kernels::Ops {
   void CopyKv(float* to, const float* from, int64_t floats) const override;
   void SetRows(std::span<const KvRow> rows) const override;
   void SetSteering(const Steering* steering, std::span<LayerRecord> records) const override;
-  void BeginStep(uint64_t key) const override;
+  void BeginStep(uint64_t key, bool ahead) const override;
+  bool overlaps_steps() const override { return true; }
   void EndStep() const override;
   void FinishRecords() const override;
   Status Health() const override { return health_; }
@@ -63,8 +64,9 @@ class CudaOps final : public kernels::Ops {
   void Gather(const kernels::GatherArgs& args) const override;
   void Angles(const kernels::AnglesArgs& args) const override;
   bool Summarise(const kernels::SummariseArgs& args) const override;
+  void FinishSummaries() const override;  // summaries.cc
+  bool SummariesAreThere() const override;
   bool DrawTokens(const kernels::DrawArgs& args) const override;  // draws.cc
-  void FinishSummaries() const override;
 
   // Test-time training runs on the cpu backend: the engine refuses it here, and these abort.
   void AddRow(const kernels::AddRowArgs& args) const override;
@@ -99,6 +101,7 @@ class CudaOps final : public kernels::Ops {
   bool Holds(const KvLayer& cache) const;
 
   void Check(cudaError_t error, const char* what) const;
+  void Check(const Status& status) const;
   void LaunchPending() const;
   cudaGraphExec_t CapturePending(const char* what) const;  // instead of launching it; null on an error
   void DropGraphs() const;
@@ -129,12 +132,15 @@ class CudaOps final : public kernels::Ops {
   };
   void WriteRules(size_t index, const LayerSteering* steering, int32_t experts, int32_t slots, bool nested) const;
   void EnsureSelectSlots(size_t layers, int32_t experts) const;
-  void ReadRecord(size_t index, const SelectCounts& counts, const int32_t* expert_slots) const;
+  void ReadRecord(const SelectCounts& counts, const int32_t* expert_slots, LayerRecord* record) const;
   ScatterLaunch::Piece Records() const;  // from where gates leave them to the host
   void EnsureSummaries(int64_t rows) const;
   bool EnsureDraws(int64_t draws, int64_t recent) const;
   void ReadDraws() const;
-  uint32_t* draws_done() const;  // in counters_
+  // In counters_.
+  uint32_t* draws_done() const;
+  uint32_t* summaries_launched() const;
+  int32_t* largest_logits() const;  // [kMostAhead]
   uint32_t* draws_told() const { return told_.as<uint32_t>() + 1; }
 
   DeviceFacts device_;
@@ -166,9 +172,23 @@ class CudaOps final : public kernels::Ops {
   void Stage(void* to, const void* from, int64_t bytes) const;
   void FlushStaged() const;
   void Reuse() const;  // what inputs lie in: nothing that is under way reads it any more
-  // The inputs of a graph, which are there when it is launched: what is staged, as far as it can be.
-  PinnedMemory inputs_;
-  mutable bool inputs_under_way_ = false;
+  mutable bool staging_read_ = false;     // something under way reads what was staged
+  // What a step has of pinned memory, and what its results are to the host: two, as a step may begin while the one before it is under way.
+  struct Side {
+    PinnedMemory inputs;     // of a graph, there when it is launched: what is staged, as far as it can be
+    PinnedMemory records;    // counts and expert slots
+    PinnedMemory summaries;  // [summary_rows_]
+    bool inputs_under_way = false;
+    bool records_under_way = false, records_here = false;  // with the summaries
+    std::span<LayerRecord> record;                 // where records go
+    std::span<kernels::LogitSummary> summarised;   // where summaries go
+    uint32_t summaries_asked = 0;                  // what told_ says when they have come
+  };
+  mutable Side sides_[2];
+  mutable size_t side_ = 0;        // of the newest step
+  mutable bool overlapped_ = false;  // the step before it is not finished, and is on the other
+  Side& newest() const { return sides_[side_]; }
+  Side& oldest() const { return sides_[overlapped_ ? 1 - side_ : side_]; }
   void PackInputs() const;
   void LaunchGraph(cudaGraphExec_t graph) const;
 
@@ -191,16 +211,12 @@ class CudaOps final : public kernels::Ops {
   mutable int32_t* expert_slots_ = nullptr;     // [layers, E]
   mutable int32_t* job_counts_ = nullptr;       // [layers]
   mutable int32_t select_experts_ = 0;
-  mutable PinnedMemory records_;                // counts and expert slots of a step
-  mutable size_t recorded_ = 0;                 // layers of the step under way
+  mutable std::span<LayerRecord> records_of_step_;  // of the newest SetSteering
   mutable size_t selected_ = 0;                 // the slot of the newest Select
 
-  mutable PinnedMemory summaries_;
   mutable DeviceMemory summary_memory_;
   mutable int64_t summary_rows_ = 0;
-  mutable std::span<kernels::LogitSummary> summarised_;  // where the newest go
-  mutable bool records_under_way_ = false, records_here_ = false;  // with the summaries of this step
-  PinnedMemory told_;                                              // how many summaries have come, and how many draws
+  PinnedMemory told_;  // how many summaries have come, and how many draws
   mutable uint32_t summaries_asked_ = 0;
   mutable PinnedMemory draws_, recent_;  // [draw_room_] DrawRow, then DrawnToken; [recent_room_]
   mutable DeviceMemory seen_;            // [recent_room_] SeenLogit

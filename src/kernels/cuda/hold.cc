@@ -176,12 +176,13 @@ void CudaOps::EnsureSelectSlots(size_t layers, int32_t experts) const {
   const int64_t counted = Bytes<SelectCounts>(n) + Bytes<int32_t>(n * experts);
   const int64_t rules_at = AlignedBytes(counted), bytes = rules_at + Bytes<SelectRules>(n) + Bytes<float>(n * experts) + Bytes<int32_t>(n) + n * experts;
   Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "steering");
-  Result<PinnedMemory> pinned = PinnedMemory::Allocate(counted);
-  if (!memory.ok() || !pinned.ok()) {
-    if (health_.ok()) health_ = memory.ok() ? pinned.status() : memory.status();
-    return;
+  if (!memory.ok()) return Check(memory.status());
+  for (Side& side : sides_) {
+    Result<PinnedMemory> pinned = PinnedMemory::Allocate(counted);
+    if (!pinned.ok()) return Check(pinned.status());
+    side.records = std::move(pinned).value();
   }
-  select_memory_ = std::move(memory).value(), records_ = std::move(pinned).value();
+  select_memory_ = std::move(memory).value();
   counts_ = select_memory_.as<SelectCounts>();
   Check(cudaMemsetAsync(counts_, 0, static_cast<size_t>(counted), stream_), "clearing memory");  // ExpertsAhead asks what the step before chose
   expert_slots_ = reinterpret_cast<int32_t*>(counts_ + layers);
@@ -216,7 +217,7 @@ void CudaOps::WriteRules(size_t index, const LayerSteering* steering, int32_t ex
 }
 
 void CudaOps::SetSteering(const Steering* steering, std::span<LayerRecord> records) const {
-  recorded_ = records.size();
+  records_of_step_ = records;
   EnsureSelectSlots(records.size(), select_experts_);
   for (size_t i = 0; i < records.size(); ++i) {
     select_slots_[i].record = &records[i];

@@ -175,7 +175,8 @@ __global__ void EmbedKernel(EmbedLaunch l) {
     if (l.angles.rows > 0 && blockIdx.x + 1 == gridDim.x) TurnRow(l.angles, blockIdx.y);
     return;
   }
-  l.out[blockIdx.y * l.cols + i] = Element(l.type, l.table + l.ids[blockIdx.y] * l.row_bytes, i);
+  const int32_t told = l.ids[blockIdx.y], id = told >= 0 ? told : __ldcg(l.largest + blockIdx.y);
+  l.out[blockIdx.y * l.cols + i] = Element(l.type, l.table + id * l.row_bytes, i);
 }
 
 // One block. What comes from the host comes at once.

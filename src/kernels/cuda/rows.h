@@ -61,9 +61,10 @@ struct EmbedLaunch {
   DType type = DType::kF32;
   const std::byte* table = nullptr;
   int64_t cols = 0, row_bytes = 0;
-  const int32_t* ids = nullptr;
+  const int32_t* ids = nullptr;  // negative: what `largest` has of the row
   float* out = nullptr;
   int64_t rows = 0;
+  const int32_t* largest = nullptr;  // [kMostAhead] as SummariseLaunch left them
   AnglesLaunch angles{};  // of the same rows, or of none
 };
 void Embed(const EmbedLaunch& launch, cudaStream_t stream);
@@ -107,6 +108,7 @@ struct SummariseLaunch {
   uint32_t* done = nullptr;              // [rows + 1] parts that are done, and rows; zero between launches
   uint32_t* launches = nullptr;          // so many have come to their end
   uint32_t* told = nullptr;              // the same in pinned host memory: once it is there, so is what this one gives
+  int32_t* largest = nullptr;            // [kMostAhead] which logit is, of the first rows
   ScatterLaunch::Piece also{};           // goes to pinned host memory by the same launch; bytes 0: nothing does
 };
 void Summarise(const SummariseLaunch& launch, cudaStream_t stream);

@@ -57,8 +57,8 @@ void CudaOps::SetRows(std::span<const KvRow> rows) const {
 }
 
 void CudaOps::PackInputs() const {
-  auto* inputs = inputs_.as<StepInputs>();
-  if (inputs_under_way_) Synchronise();
+  auto* inputs = newest().inputs.as<StepInputs>();
+  if (newest().inputs_under_way) Synchronise();
   inputs->count = inputs->bytes = 0;
   int64_t bytes = 0;
   bool fits = true;
@@ -75,23 +75,29 @@ void CudaOps::PackInputs() const {
     inputs->bytes += (size + 15) / 16 * 16;
   }
   staged_.count = 0;
+  if (!staging_read_) staging_used_ = 0;
 }
 
 void CudaOps::LaunchGraph(cudaGraphExec_t graph) const {
   Check(cudaGraphLaunch(graph, stream_), "launching a step");
-  inputs_under_way_ = true;
+  newest().inputs_under_way = true;
 }
 
-void CudaOps::BeginStep(uint64_t key) const {
+void CudaOps::BeginStep(uint64_t key, bool ahead) const {
   if (in_step_) {  // the step before was left halfway
-    pending_.clear(), replaying_ = false;
+    pending_.clear(), replaying_ = ahead = false;
     Synchronise();
     summaries_asked_ = *told_.as<uint32_t>(), draws_asked_ = *draws_told(), drawing_ = 0;
   }
   if (!pending_.empty()) LaunchPending();
-  key_ = key == 0 ? 0 : key << 32 | static_cast<uint64_t>(planned_length_);
+  overlapped_ = ahead;
+  if (ahead) side_ = 1 - side_;
+  // A graph has the addresses of its side.
+  key_ = key == 0 ? 0 : key << 32 | static_cast<uint64_t>(side_) << 31 | static_cast<uint64_t>(planned_length_);
   key = key_;
-  in_step_ = true, records_under_way_ = records_here_ = false;
+  in_step_ = true;
+  Side& side = newest();
+  side.record = records_of_step_, side.records_under_way = side.records_here = false;
   const auto graph = graphs_.find(key);
   if (key == 0 || graph == graphs_.end() || graph->second == nullptr) return FlushStaged();
   replaying_ = true;
@@ -105,7 +111,7 @@ void CudaOps::EndStep() const {
   if (replaying_) {
     replaying_ = false;
   } else if (key_ != 0 && graphs_.contains(key_)) {
-    pending_.insert(pending_.begin(), InputsLaunch{inputs_.as<StepInputs>()});
+    pending_.insert(pending_.begin(), InputsLaunch{newest().inputs.as<StepInputs>()});
     const cudaGraphExec_t instance = CapturePending("making a graph of a step");
     graphs_[key_] = instance;
     PackInputs();  // none: this once they went before
@@ -114,34 +120,35 @@ void CudaOps::EndStep() const {
     LaunchPending();
     if (key_ != 0) graphs_[key_] = nullptr;
   }
-  if (recorded_ > 0 && !records_under_way_) {
+  if (!newest().record.empty() && !newest().records_under_way) {
     Scatter({{Records()}, 1}, stream_);  // by a kernel: a copy would make the stream change engines twice
     Check(cudaGetLastError(), "reading what the gates chose");
   }
 }
 
 ScatterLaunch::Piece CudaOps::Records() const {
-  const auto layers = static_cast<int64_t>(recorded_);
-  return {records_.data(), reinterpret_cast<const std::byte*>(counts_), Bytes<SelectCounts>(layers) + Bytes<int32_t>(layers * select_experts_)};
+  const auto layers = static_cast<int64_t>(newest().record.size());
+  return {newest().records.data(), reinterpret_cast<const std::byte*>(counts_), Bytes<SelectCounts>(layers) + Bytes<int32_t>(layers * select_experts_)};
 }
 
-void CudaOps::ReadRecord(size_t index, const SelectCounts& counts, const int32_t* expert_slots) const {
-  LayerRecord& record = *select_slots_[index].record;
-  record.expert_slots.assign(expert_slots, expert_slots + select_experts_);
-  record.distinct_experts = counts.distinct;
-  record.distinct_full_experts = counts.distinct_full;
-  record.distinct_hi_experts = counts.distinct_hi;
-  record.slots_full = counts.slots_full;
-  record.slots_hi = counts.slots_hi;
-  record.slots_dropped = counts.slots_dropped;
-  record.gate_mass_lost = counts.mass_lost;
+void CudaOps::ReadRecord(const SelectCounts& counts, const int32_t* expert_slots, LayerRecord* record) const {
+  record->expert_slots.assign(expert_slots, expert_slots + select_experts_);
+  record->distinct_experts = counts.distinct;
+  record->distinct_full_experts = counts.distinct_full;
+  record->distinct_hi_experts = counts.distinct_hi;
+  record->slots_full = counts.slots_full;
+  record->slots_hi = counts.slots_hi;
+  record->slots_dropped = counts.slots_dropped;
+  record->gate_mass_lost = counts.mass_lost;
 }
 
 void CudaOps::FinishRecords() const {
-  if (!records_here_) Synchronise();
-  const auto* counts = records_.as<SelectCounts>();
-  const auto* slots = reinterpret_cast<const int32_t*>(counts + recorded_);
-  for (size_t i = 0; i < recorded_; ++i) ReadRecord(i, counts[i], slots + i * static_cast<size_t>(select_experts_));
+  const Side& side = oldest();
+  if (!side.records_here) Synchronise();
+  const auto* counts = side.records.as<SelectCounts>();
+  const auto* slots = reinterpret_cast<const int32_t*>(counts + side.record.size());
+  for (size_t i = 0; i < side.record.size(); ++i) ReadRecord(counts[i], slots + i * static_cast<size_t>(select_experts_), &side.record[i]);
+  overlapped_ = false;
 }
 
 void CudaOps::DropGraphs() const {

@@ -156,6 +156,7 @@ __global__ void __launch_bounds__(kThreads, 6) SummaryKernel(SummariseLaunch l, 
     summary.asked_logit = asked_logit;
     summary.finite = whole.bad == 0;
     summaries[row] = summary;
+    if (row < kernels::kMostAhead) l.largest[row] = summary.best;
   }
   Finish(l, summaries, before);
 }
