@@ -24,22 +24,32 @@ TEST_F(CudaStepLaunches, InputsComeToTheirPlaces) {
   const PinnedMemory memory = Pinned(static_cast<int64_t>(sizeof(StepInputs)) + kStepInputBytes);
   auto* inputs = memory.as<StepInputs>();
   auto* data = reinterpret_cast<uint8_t*>(inputs + 1);
+  const OnDevice<std::byte> copied(static_cast<int64_t>(sizeof(StepInputs)) + kStepInputBytes);
+  const OnDevice<uint32_t> launches(std::vector<uint32_t>(1, 0));
+  uint32_t number = 0;
   // Sizes within a quad, of it, beyond it; together less, and more, than the threads load at once; none at all.
   for (const std::vector<int32_t>& sizes :
        {std::vector<int32_t>{4}, {1, 16, 17, 4, 260}, {4, 8, 4096, 3000, 1}, {8192, 16, 5000}, std::vector<int32_t>(kMostPieces, 36), {}}) {
-    constexpr int32_t kRoom = 9000;
-    OnDevice<uint8_t> places(int64_t{kRoom / 16 * 16} * kMostPieces);
-    *inputs = {};
-    std::vector<uint8_t> want(static_cast<size_t>(kRoom / 16 * 16) * kMostPieces, 0xff);
-    for (const int32_t size : sizes) {
-      const auto at = static_cast<size_t>(inputs->count) * static_cast<size_t>(kRoom / 16 * 16);
-      inputs->pieces[inputs->count++] = {reinterpret_cast<std::byte*>(places.data() + at), inputs->bytes, size};
-      for (int32_t i = 0; i < size; ++i) want[at + static_cast<size_t>(i)] = data[inputs->bytes + i] = static_cast<uint8_t>(random.Below(255));
-      inputs->bytes += (size + 15) / 16 * 16;
+    for (const bool ahead : {false, true}) {  // there is a copy on the device, of this launch or of another
+      constexpr int32_t kRoom = 9000;
+      OnDevice<uint8_t> places(int64_t{kRoom / 16 * 16} * kMostPieces);
+      *inputs = {};
+      std::vector<uint8_t> want(static_cast<size_t>(kRoom / 16 * 16) * kMostPieces, 0xff);
+      for (const int32_t size : sizes) {
+        const auto at = static_cast<size_t>(inputs->count) * static_cast<size_t>(kRoom / 16 * 16);
+        inputs->pieces[inputs->count++] = {reinterpret_cast<std::byte*>(places.data() + at), inputs->bytes, size};
+        for (int32_t i = 0; i < size; ++i) want[at + static_cast<size_t>(i)] = data[inputs->bytes + i] = static_cast<uint8_t>(random.Below(255));
+        inputs->bytes += (size + 15) / 16 * 16;
+      }
+      ASSERT_LE(inputs->bytes, kStepInputBytes);
+      inputs->number = ++number;
+      if (ahead) {
+        ASSERT_EQ(cudaMemcpy(copied.data(), inputs, sizeof(StepInputs) + static_cast<size_t>(inputs->bytes), cudaMemcpyDefault), cudaSuccess);
+        std::memset(data, 0x55, static_cast<size_t>(inputs->bytes));  // nobody looks there
+      }
+      TakeInputs({inputs, reinterpret_cast<const StepInputs*>(copied.data()), launches.data()}, stream_);
+      ASSERT_EQ(places.Read(), want) << sizes.size() << " pieces";
     }
-    ASSERT_LE(inputs->bytes, kStepInputBytes);
-    TakeInputs({inputs}, stream_);
-    ASSERT_EQ(places.Read(), want) << sizes.size() << " pieces";
   }
 }
 

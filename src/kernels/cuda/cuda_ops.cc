@@ -18,7 +18,7 @@ constexpr int64_t kScatterBytes = 32 << 10;  // more goes by a copy of its own
 // selections of many rows count, on lines of 128 bytes.
 constexpr int64_t kExpertsAt = 1, kAttendAt = kExpertsAt + kExpertCounters;
 constexpr int64_t kPassedAt = (kAttendAt + kAttendCounters + 3) / 4 * 4, kGateAt = kPassedAt + 2 * kPassedWords, kLaunchesAt = kGateAt + kGatePassed;
-constexpr int64_t kDrawsAt = kLaunchesAt + 1, kLargestAt = kDrawsAt + 1, kCountedAt = (kLargestAt + kernels::kMostAhead + 31) / 32 * 32;
+constexpr int64_t kDrawsAt = kLaunchesAt + 1, kLargestAt = kDrawsAt + 1, kInputsAt = kLargestAt + kernels::kMostAhead, kCountedAt = (kInputsAt + 1 + 31) / 32 * 32;
 constexpr int64_t kCounters = kCountedAt + 2 * kSelectCounted;
 
 }  // namespace
@@ -106,6 +106,7 @@ CudaOps::CudaOps(const DeviceFacts& device, ThreadPool* threads)
 Status CudaOps::Start() {
   THERMOE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device_.index), "choosing the device"));
   THERMOE_RETURN_IF_ERROR(CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"));
+  THERMOE_RETURN_IF_ERROR(CudaStatus(cudaStreamCreateWithFlags(&copies_, cudaStreamNonBlocking), "making a stream"));
   Result<PinnedMemory> staging = PinnedMemory::Allocate(kStagingBytes);
   if (!staging.ok()) return staging.status();
   staging_ = std::move(staging).value();
@@ -116,7 +117,10 @@ Status CudaOps::Start() {
   for (Side& side : sides_) {
     Result<PinnedMemory> inputs = PinnedMemory::Allocate(static_cast<int64_t>(sizeof(StepInputs)) + kStepInputBytes);
     if (!inputs.ok()) return inputs.status();
-    side.inputs = std::move(inputs).value();
+    Result<DeviceMemory> copied = DeviceMemory::Allocate(static_cast<int64_t>(sizeof(StepInputs)) + kStepInputBytes, "a step's inputs");
+    if (!copied.ok()) return copied.status();
+    side.inputs = std::move(inputs).value(), side.copied = std::move(copied).value();
+    THERMOE_RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(side.copied.data(), 0, sizeof(StepInputs), stream_), "clearing memory"));
   }
   Result<DeviceMemory> done = DeviceMemory::Allocate(Bytes<uint32_t>(kCounters), "synchronisation");
   if (!done.ok()) return done.status();
@@ -127,7 +131,9 @@ Status CudaOps::Start() {
 CudaOps::~CudaOps() {
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);  // a step may be under way that nobody waits for
   DropGraphs();
-  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  for (cudaStream_t stream : {stream_, copies_}) {
+    if (stream != nullptr) cudaStreamDestroy(stream);
+  }
 }
 
 void CudaOps::Check(cudaError_t error, const char* what) const {
@@ -153,6 +159,7 @@ void CudaOps::Synchronise() const {
 
 uint32_t* CudaOps::draws_done() const { return counters_.as<uint32_t>() + kDrawsAt; }
 uint32_t* CudaOps::summaries_launched() const { return counters_.as<uint32_t>() + kLaunchesAt; }
+uint32_t* CudaOps::inputs_taken() const { return counters_.as<uint32_t>() + kInputsAt; }
 int32_t* CudaOps::largest_logits() const { return counters_.as<int32_t>() + kLargestAt; }
 
 void CudaOps::Reuse() const {

@@ -141,13 +141,14 @@ class CudaOps final : public kernels::Ops {
   uint32_t* draws_done() const;
   uint32_t* summaries_launched() const;
   int32_t* largest_logits() const;  // [kMostAhead]
+  uint32_t* inputs_taken() const;
   uint32_t* draws_told() const { return told_.as<uint32_t>() + 1; }
 
   DeviceFacts device_;
   ThreadPool* threads_;
   std::string name_;
   bool wgmma_ = false;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_ = nullptr, copies_ = nullptr;
   mutable Status health_ = Status::Ok();
 
   mutable AddressMap addresses_;               // adopted buffers and vectors of weights
@@ -175,6 +176,7 @@ class CudaOps final : public kernels::Ops {
   mutable bool staging_read_ = false;     // something under way reads what was staged
   // What a step has of pinned memory, and what its results are to the host: two, as a step may begin while the one before it is under way.
   struct Side {
+    DeviceMemory copied;     // its inputs, where there was time to copy them
     PinnedMemory inputs;     // of a graph, there when it is launched: what is staged, as far as it can be
     PinnedMemory records;    // counts and expert slots
     PinnedMemory summaries;  // [summary_rows_]
@@ -189,6 +191,7 @@ class CudaOps final : public kernels::Ops {
   mutable bool overlapped_ = false;  // the step before it is not finished, and is on the other
   Side& newest() const { return sides_[side_]; }
   Side& oldest() const { return sides_[overlapped_ ? 1 - side_ : side_]; }
+  mutable uint32_t inputs_launched_ = 0;  // graphs
   void PackInputs() const;
   void LaunchGraph(cudaGraphExec_t graph) const;
 

@@ -91,10 +91,13 @@ struct alignas(16) StepInputs {
   };
   Piece pieces[kMostPieces];
   int32_t count, bytes;  // bytes: up to the last piece's end
+  uint32_t number, unused;  // of the launch that takes it, from 1 on
 };
 inline constexpr int32_t kStepInputBytes = 64 << 10;  // there is room for, behind it; all of it may be read
 struct InputsLaunch {
   const StepInputs* inputs = nullptr;
+  const StepInputs* copied = nullptr;  // in device memory; counts where it has the launch's number
+  uint32_t* launches = nullptr;        // so many were before
 };
 void TakeInputs(const InputsLaunch& launch, cudaStream_t stream);
 

@@ -60,6 +60,7 @@ void CudaOps::PackInputs() const {
   auto* inputs = newest().inputs.as<StepInputs>();
   if (newest().inputs_under_way) Synchronise();
   inputs->count = inputs->bytes = 0;
+  inputs->number = ++inputs_launched_;
   int64_t bytes = 0;
   bool fits = true;
   for (int32_t i = 0; i < staged_.count; ++i) {
@@ -79,6 +80,12 @@ void CudaOps::PackInputs() const {
 }
 
 void CudaOps::LaunchGraph(cudaGraphExec_t graph) const {
+  // While the step before runs its inputs can cross the link.
+  if (overlapped_) {
+    const auto* inputs = newest().inputs.as<StepInputs>();
+    Check(cudaMemcpyAsync(newest().copied.data(), inputs, sizeof(StepInputs) + static_cast<size_t>(inputs->bytes), cudaMemcpyDefault, copies_), "writing a step's inputs");
+    Check(cudaStreamSynchronize(copies_), "writing a step's inputs");
+  }
   Check(cudaGraphLaunch(graph, stream_), "launching a step");
   newest().inputs_under_way = true;
 }
@@ -111,7 +118,7 @@ void CudaOps::EndStep() const {
   if (replaying_) {
     replaying_ = false;
   } else if (key_ != 0 && graphs_.contains(key_)) {
-    pending_.insert(pending_.begin(), InputsLaunch{newest().inputs.as<StepInputs>()});
+    pending_.insert(pending_.begin(), InputsLaunch{newest().inputs.as<StepInputs>(), newest().copied.as<StepInputs>(), inputs_taken()});
     const cudaGraphExec_t instance = CapturePending("making a graph of a step");
     graphs_[key_] = instance;
     PackInputs();  // none: this once they went before
