@@ -64,6 +64,7 @@ void TimeDraws(int64_t vocab, bool sure) {
   for (int32_t i = 0; i < kRecent; ++i) recent.push_back(static_cast<int32_t>(i * 131 % vocab));
   const DeviceArray<cuda::SeenLogit> seen(kMostRows * kRecent);
   const DeviceArray<uint32_t> done(std::vector<uint32_t>(1));
+  const DeviceArray<int32_t> largest(kernels::kMostAhead);
   struct Pinned {  // of the host, as the backend has them
     cuda::DrawRow draws[kMostRows];
     kernels::DrawnToken out[kMostRows];
@@ -81,7 +82,7 @@ void TimeDraws(int64_t vocab, bool sure) {
     }
     for (int i = 0; i < 2; ++i) {
       const cuda::DrawLaunch launch{logits.data(), vocab,       pinned->draws, pinned->recent, seen.data(), static_cast<int32_t>(rows[i]),
-                                    pinned->out,   done.data(), &pinned->told, 1};
+                                    pinned->out,   done.data(), &pinned->told, 1, largest.data()};
       us[i] = TimeGraph(kDrawLaunches, [&](int, cudaStream_t stream) { cuda::Draw(launch, stream); });
     }
     std::printf("V %6lld, %s, %-12s 1 row %6.1f us, 32 rows %6.1f us; the host, 1 row %8.1f us\n", static_cast<long long>(vocab), sure ? "sure  " : "unsure",

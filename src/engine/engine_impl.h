@@ -221,6 +221,7 @@ class EngineImpl final : public Engine, private LogitSink {
     LogitTile inside;
   };
   Ahead ahead_;  // of the step after batch_'s
+  bool beginning_ahead_ = false;
   std::vector<Event>* events_ = nullptr;  // of the running step
   bool finite_ = true;                    // every logit so far was a finite number
   bool diverged_ = false;                 // those that were not are of a session that has learnt

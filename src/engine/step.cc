@@ -185,15 +185,20 @@ Status EngineImpl::AddRows(ActiveRequest* active, int32_t count, int32_t seen) {
 
 // The random number of a draw is taken once it is known to have been used: as the host would.
 void EngineImpl::WantDraws(std::span<const size_t> rows, std::vector<kernels::TokenDraw>* draws) {
+  const Batch& batch = beginning_ahead_ ? ahead_.batch : batch_;
   for (size_t i = 0; i < rows.size(); ++i) {
-    if (row_owner_[rows[i]] == nullptr) continue;
-    const ActiveRequest& active = *row_owner_[rows[i]];
-    const SamplingOptions& sampling = active.request.sampling;
-    const size_t index = active.session->first() + static_cast<size_t>(batch_.rows[rows[i]].position);
-    if (index + 1 < active.prompt_end || !active.generates() || !active.request.forced.empty() || active.takes_largest()) continue;
+    const ActiveRequest* active = (beginning_ahead_ ? ahead_.row_owner : row_owner_)[rows[i]];
+    if (active == nullptr) continue;
+    const SamplingOptions& sampling = active->request.sampling;
+    const size_t index = active->session->first() + static_cast<size_t>(batch.rows[rows[i]].position);
+    if (index + 1 < active->prompt_end || !active->generates() || !active->request.forced.empty() || active->takes_largest()) continue;
     kernels::TokenDraw draw{static_cast<int64_t>(i), sampling.temperature,        sampling.top_k, sampling.top_p,
-                            sampling.min_p,          sampling.repetition_penalty, RecentOf(active), 0};
-    if (sampling.temperature > 0) draw.uniform = Random(active.random).Uniform();
+                            sampling.min_p,          sampling.repetition_penalty, RecentOf(*active), 0};
+    if (sampling.temperature > 0) {
+      Random random = active->random;
+      if (beginning_ahead_) random.Uniform();  // of the step before
+      draw.uniform = random.Uniform();
+    }
     draws->push_back(draw);
   }
 }
@@ -241,6 +246,7 @@ void EngineImpl::Generate(ActiveRequest* active, LogitRow* logits) {
     event.logprob = summary->best_logit - summary->log_sum_exp;
   } else if (const kernels::DrawnToken* drawn = logits->drawn(); drawn != nullptr) {
     if (drawn->used_uniform) active->random.Uniform();
+    else if (request.sampling.temperature > 0) DropAhead();  // which took another random number than is its turn
     event.token = drawn->token;
     event.logprob = drawn->logit - logits->log_sum_exp();
   } else {

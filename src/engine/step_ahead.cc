@@ -12,12 +12,13 @@ namespace thermoe {
 bool EngineImpl::MayBeginAhead(const StepContext& step) const {
   if (!options_.overlap_steps || !ops_->overlaps_steps() || supervisor_->controller() != nullptr || supervisor_->info().simulated) return false;
   const size_t rows = batch_.rows.size();
-  if (rows == 0 || rows > kernels::kMostAhead || step.inside.count != rows || running_.size() != rows) return false;
+  if (rows == 0 || rows > kernels::kMostAhead || step.inside.count != rows || !step.inside.draws || running_.size() != rows) return false;
   if (steering_ != nullptr && steering_->sample_gate_rows > 0) return false;
   for (size_t row = 0; row < rows; ++row) {
     const ActiveRequest* active = running_[row].get();
     if (active != row_owner_[row] || batch_.rows[row].kind != kernels::RowKind::kDecode || active->session->ttt != nullptr) return false;
-    if (active->request.keep_logits == KeepLogits::kAll || (active->request.forced.empty() && !active->takes_largest())) return false;
+    // A penalty would look at the token that is not known.
+    if (active->request.keep_logits == KeepLogits::kAll || (active->request.forced.empty() && active->request.sampling.repetition_penalty != 1)) return false;
     const bool ends = active->result.generated.size() + 1 >= active->target() || active->session->tokens.size() + 1 > static_cast<size_t>(context_);
     if (ends) return false;
   }
@@ -43,7 +44,9 @@ void EngineImpl::BeginAhead() {
   }
   StartRecord(record_.step + 1, &ahead_.record);
   StepContext step = ContextOf(ahead_.batch, ahead_.record);
+  beginning_ahead_ = true;
   BeginForward(step, true);
+  beginning_ahead_ = false;
   ahead_.inside = step.inside;
   ahead_.begun = true;
 }

@@ -49,6 +49,7 @@ void BeginForward(StepContext& step, bool ahead) {
   for (int32_t layer = step.first_layer; layer < step.config.layers; ++layer) Layer(step, layer);
   if (step.inside.count > 0) LogitsInside(step);
   step.ops.EndStep();
+  DrawInside(step);
 }
 
 void FinishForward(StepContext& step) {

@@ -70,20 +70,21 @@ void MakeLogits(StepContext& step, MutRows normed, LogitTile* tile) {
 }
 
 // Has the backend draw what the sink wants, where it can, behind the summaries: both are waited for together.
-void DrawTokens(StepContext& step, const LogitTile& tile) {
+void DrawTokens(StepContext& step, LogitTile* tile) {
   Workspace& ws = step.ws;
   ws.draws.clear();
-  step.sink.WantDraws(tile.all(), &ws.draws);
+  tile->draws_asked = true;
+  step.sink.WantDraws(tile->all(), &ws.draws);
   if (ws.draws.empty()) return;
-  step.ops.DrawTokens({Workspace::View(ws.logits, static_cast<int64_t>(tile.count), step.config.vocab), ws.draws, std::span(ws.drawn).first(tile.count)});
+  tile->draws = step.ops.DrawTokens({Workspace::View(ws.logits, static_cast<int64_t>(tile->count), step.config.vocab), ws.draws, std::span(ws.drawn).first(tile->count)});
 }
 
-void TellSink(StepContext& step, const LogitTile& tile) {
+void TellSink(StepContext& step, LogitTile& tile) {
   StageTimer timer(&step.record.times.sample_us);
   Workspace& ws = step.ws;
   std::fill_n(ws.drawn.begin(), tile.count, kernels::DrawnToken{});
   if (tile.summarised) {
-    DrawTokens(step, tile);
+    if (!tile.draws_asked) DrawTokens(step, &tile);
     step.ops.FinishSummaries();
   }
   for (size_t i = 0; i < tile.count; ++i) {
@@ -108,6 +109,10 @@ void LogitsInside(StepContext& step) {
   const MutRows normed = Workspace::View(step.ws.logit_rows, step.tokens(), step.config.hidden);
   step.ops.RmsNorm({step.x(), step.weights.output_norm, step.config.norm_epsilon, normed});
   MakeLogits(step, normed, &step.inside);
+}
+
+void DrawInside(StepContext& step) {
+  if (step.inside.summarised) DrawTokens(step, &step.inside);
 }
 
 void Logits(StepContext& step) {

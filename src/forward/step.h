@@ -102,6 +102,8 @@ struct LogitTile {
   size_t rows[kLogitTile] = {};  // of the batch
   size_t count = 0;
   bool summarised = false;  // by the backend, in Workspace::summaries
+  bool draws_asked = false;  // the sink has been asked for draws, and the backend for what it wanted
+  bool draws = true;         // and it does them
 
   std::span<const size_t> all() const { return std::span(rows).first(count); }
 };
@@ -112,6 +114,7 @@ class LogitSink {
   virtual ~LogitSink() = default;
   // Before the logits of a tile come, on a backend that may draw: adds those of its rows that a token is to be drawn of, `row` an index into `rows`, which
   // are the batch's. Nothing may change by this: the backend may draw none of them.
+  // May be called when the step has been begun, before those that came earlier are finished.
   virtual void WantDraws(std::span<const size_t> /*rows*/, std::vector<kernels::TokenDraw>* /*draws*/) {}
   // `row` is an index into the batch; `logits` lives only during the call.
   virtual void OnLogits(size_t row, LogitRow* logits) = 0;
@@ -165,6 +168,7 @@ void Attention(StepContext& step, int32_t layer);  // x += attention(norm(x))
 void Gate(StepContext& step, int32_t layer);       // h = norm(x); selection = choice of experts for h
 void Experts(StepContext& step, int32_t layer);    // x += experts(h)
 void LogitsInside(StepContext& step);              // of step.inside, as a part of the step
+void DrawInside(StepContext& step);                // behind it: tokens of step.inside that are drawn
 void Logits(StepContext& step);                    // to the sink, for the rows that want them
 // Of the step's rows, if all of them want logits and fit a tile: logits may be a part of such a step. The device is told of them. Empty: they do not.
 LogitTile WholeStep(StepContext& step);

@@ -5,6 +5,7 @@
 #include "engine/engine_impl.h"
 #include "kernels/dispatch.h"
 #include "support/fixtures.h"
+#include "support/host_draw.h"
 #include "support/mixed_ops.h"
 
 namespace thermoe::testing {
@@ -43,18 +44,38 @@ class OverlappingOps final : public MixedOps {
     }
     return true;
   }
-  void FinishSummaries() const override { std::copy(steps_[0].summaries.begin(), steps_[0].summaries.end(), steps_[0].out.begin()); }
+  bool DrawTokens(const kernels::DrawArgs& args) const override {
+    Step& step = steps_.back();
+    step.drawn_out = args.out;
+    for (const kernels::TokenDraw& draw : args.draws) {
+      if (!draws) return false;
+      const std::vector<float> row(args.logits.row(draw.row), args.logits.row(draw.row) + args.logits.cols);
+      const HostDraw host(row, draw);
+      const bool uses = host.uses_uniform() && host.Token() % 5 != 0;  // some draws say that they needed no random number
+      ++drawn;
+      step.drawn.push_back({draw.row, {uses ? host.Token() : largest_.at(static_cast<size_t>(draw.row)), 0, uses}});
+      step.drawn.back().second.logit = row[static_cast<size_t>(step.drawn.back().second.token)];
+      largest_[static_cast<size_t>(draw.row)] = step.drawn.back().second.token;
+    }
+    return true;
+  }
+  void FinishSummaries() const override {
+    std::copy(steps_[0].summaries.begin(), steps_[0].summaries.end(), steps_[0].out.begin());
+    for (const auto& [row, token] : steps_[0].drawn) steps_[0].drawn_out[static_cast<size_t>(row)] = token;
+  }
   void FinishRecords() const override {
     if (steps_.size() == 2) steps_.erase(steps_.begin());
   }
 
-  mutable int begun_ahead = 0;
-  bool there = false;
+  mutable int begun_ahead = 0, drawn = 0;
+  bool there = false, draws = true;
 
  private:
   struct Step {
     std::span<kernels::LogitSummary> out;
     std::vector<kernels::LogitSummary> summaries;
+    std::span<kernels::DrawnToken> drawn_out;
+    std::vector<std::pair<int64_t, kernels::DrawnToken>> drawn;
   };
   mutable std::vector<Step> steps_;
   mutable std::vector<int32_t> largest_;
@@ -88,7 +109,7 @@ class StepAhead : public ::testing::Test {
   }();
   std::shared_ptr<const Model> model_ = OpenModel(FixturePath("olmoe"));
   std::unique_ptr<kernels::Ops> inner_ = kernels::MakeReferenceOps();
-  const OverlappingOps* ops_ = nullptr;
+  OverlappingOps* ops_ = nullptr;
 };
 
 // What requests get, in order of submission, and the records of all steps; `between` is called before each step.
@@ -139,14 +160,31 @@ TEST_F(StepAhead, OnlyWhereTheDeviceKnowsTheNextToken) {
   for (int which = 0; which < 4; ++which) {
     SCOPED_TRACE(which);
     std::vector<Request> requests = {Greedy(5, 8), Greedy(6, 8)};
-    if (which == 0) requests[1].sampling.temperature = 0.7f;
+    if (which == 0) requests[1].sampling.temperature = 0.7f;  // and the host draws
     if (which == 1) requests[1].sampling.repetition_penalty = 1.3f;
     if (which == 2) requests[1].keep_logits = KeepLogits::kAll;
     if (which == 3) options_.overlap_steps = false;
     const auto plain = Plain(), overlapping = Overlapping();
+    ops_->draws = false;
     ExpectTheSame(RunAll(overlapping.get(), requests, Nothing), RunAll(plain.get(), requests, Nothing));
     EXPECT_EQ(ops_->begun_ahead, 0);
   }
+}
+
+// Random numbers are taken in turn, also where a draw turns out to have needed none after the next one was begun.
+TEST_F(StepAhead, DrawsTheSameTokens) {
+  std::vector<Request> requests = {Greedy(5, 30), Greedy(4, 30), Greedy(3, 30), Greedy(2, 30)};
+  for (size_t i = 1; i < 4; ++i) requests[i].sampling.temperature = 0.6f * static_cast<float>(i), requests[i].sampling.seed = i;
+  requests[2].sampling.top_k = 20;
+  const auto overlapping = Overlapping();
+  const OverlappingOps* ahead = ops_;
+  options_.overlap_steps = false;
+  const auto plain = Overlapping();
+  const Outcome want = RunAll(plain.get(), requests, Nothing), got = RunAll(overlapping.get(), requests, Nothing);
+  ExpectTheSame(got, want);
+  EXPECT_EQ(ops_->begun_ahead, 0);
+  EXPECT_GT(ahead->begun_ahead, 20);
+  EXPECT_GT(ahead->drawn, ops_->drawn);  // some were dropped
 }
 
 // A request that ends by a token leaves a row behind in the step that was begun; others go on, and those that wait are admitted.

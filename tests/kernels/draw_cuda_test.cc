@@ -82,19 +82,30 @@ class CudaDraws : public DeviceTest {
       recent += static_cast<int64_t>(draws[i].recent.size());
     }
     Draw({logits.data(), vocab, rows.as<DrawRow>(), ids.as<int32_t>(), seen.data(), static_cast<int32_t>(count), out.as<DrawnToken>(), done_->data(),
-          told.as<uint32_t>(), ++number_},
+          told.as<uint32_t>(), ++number_, largest_->data()},
          stream_);
     EXPECT_EQ(cudaGetLastError(), cudaSuccess);
     EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
     EXPECT_EQ(*told.as<uint32_t>(), number_);
+    // The row's newest token is one that was drawn of it (where several were, any).
+    const std::vector<int32_t> largest = largest_->Read();
+    for (const TokenDraw& draw : draws) {
+      if (draw.row >= kernels::kMostAhead) continue;
+      bool drawn = false;
+      for (size_t i = 0; i < draws.size(); ++i) drawn = drawn || (draws[i].row == draw.row && out.as<DrawnToken>()[i].token == largest[static_cast<size_t>(draw.row)]);
+      EXPECT_TRUE(drawn) << "row " << draw.row;
+    }
     return {out.as<DrawnToken>(), out.as<DrawnToken>() + count};
   }
   void SetUp() override {
     DeviceTest::SetUp();
-    if (!IsSkipped()) done_ = std::make_unique<OnDevice<uint32_t>>(std::vector<uint32_t>(1, 0));
+    if (IsSkipped()) return;
+    done_ = std::make_unique<OnDevice<uint32_t>>(std::vector<uint32_t>(1, 0));
+    largest_ = std::make_unique<OnDevice<int32_t>>(kernels::kMostAhead);
   }
 
   std::unique_ptr<OnDevice<uint32_t>> done_;
+  std::unique_ptr<OnDevice<int32_t>> largest_;
   uint32_t number_ = 0;
 };
 

@@ -134,9 +134,24 @@ class CudaOps final : public kernels::Ops {
   void EnsureSelectSlots(size_t layers, int32_t experts) const;
   void ReadRecord(const SelectCounts& counts, const int32_t* expert_slots, LayerRecord* record) const;
   ScatterLaunch::Piece Records() const;  // from where gates leave them to the host
+  // What a step has of pinned memory, and what its results are to the host: two, as a step may begin while the one before it is under way.
+  struct Side {
+    DeviceMemory copied;     // its inputs, where there was time to copy them
+    PinnedMemory inputs;     // of a graph, there when it is launched: what is staged, as far as it can be
+    PinnedMemory records;    // counts and expert slots
+    PinnedMemory summaries;  // [summary_rows_]
+    bool inputs_under_way = false;
+    bool records_under_way = false, records_here = false;  // with the summaries
+    std::span<LayerRecord> record;                 // where records go
+    std::span<kernels::LogitSummary> summarised;   // where summaries go
+    PinnedMemory draws, recent;                    // [draw_room_] DrawRow, then DrawnToken; [recent_room_]
+    size_t drawing = 0;                            // draws under way
+    std::span<kernels::DrawnToken> drawn;          // where they go, by rows
+    uint32_t summaries_asked = 0, draws_asked = 0;  // what told_ says when they have come
+  };
   void EnsureSummaries(int64_t rows) const;
   bool EnsureDraws(int64_t draws, int64_t recent) const;
-  void ReadDraws() const;
+  void ReadDraws(Side* side) const;
   // In counters_.
   uint32_t* draws_done() const;
   uint32_t* summaries_launched() const;
@@ -174,18 +189,6 @@ class CudaOps final : public kernels::Ops {
   void FlushStaged() const;
   void Reuse() const;  // what inputs lie in: nothing that is under way reads it any more
   mutable bool staging_read_ = false;     // something under way reads what was staged
-  // What a step has of pinned memory, and what its results are to the host: two, as a step may begin while the one before it is under way.
-  struct Side {
-    DeviceMemory copied;     // its inputs, where there was time to copy them
-    PinnedMemory inputs;     // of a graph, there when it is launched: what is staged, as far as it can be
-    PinnedMemory records;    // counts and expert slots
-    PinnedMemory summaries;  // [summary_rows_]
-    bool inputs_under_way = false;
-    bool records_under_way = false, records_here = false;  // with the summaries
-    std::span<LayerRecord> record;                 // where records go
-    std::span<kernels::LogitSummary> summarised;   // where summaries go
-    uint32_t summaries_asked = 0;                  // what told_ says when they have come
-  };
   mutable Side sides_[2];
   mutable size_t side_ = 0;        // of the newest step
   mutable bool overlapped_ = false;  // the step before it is not finished, and is on the other
@@ -221,11 +224,8 @@ class CudaOps final : public kernels::Ops {
   mutable int64_t summary_rows_ = 0;
   PinnedMemory told_;  // how many summaries have come, and how many draws
   mutable uint32_t summaries_asked_ = 0;
-  mutable PinnedMemory draws_, recent_;  // [draw_room_] DrawRow, then DrawnToken; [recent_room_]
   mutable DeviceMemory seen_;            // [recent_room_] SeenLogit
   mutable int64_t draw_room_ = 0, recent_room_ = 0;
-  mutable size_t drawing_ = 0;  // draws under way
-  mutable std::span<kernels::DrawnToken> drawn_;  // where they go, by rows
   mutable uint32_t draws_asked_ = 0;
   mutable bool staged_since_ = false;  // inputs are on their way that were launched after the newest summaries were asked for
 

@@ -405,6 +405,7 @@ __global__ void __launch_bounds__(kDrawThreads, 1) DrawKernel(DrawLaunch l) {
   if (threadIdx.x != 0) return;
   drawn.logit = row.Read(drawn.token);
   l.out[blockIdx.x] = drawn;
+  if (s.draw.row < kernels::kMostAhead) l.largest[s.draw.row] = drawn.token;
   __threadfence_system();
   if (CountBlock(l.done) + 1 != gridDim.x) return;
   *l.done = 0;

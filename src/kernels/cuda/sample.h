@@ -51,6 +51,7 @@ struct DrawLaunch {
   uint32_t* done = nullptr;           // blocks that are done; zero between launches
   uint32_t* told = nullptr;           // in pinned host memory: `number`, once `out` is there
   uint32_t number = 0;
+  int32_t* largest = nullptr;         // [kMostAhead] of the first rows, as SummariseLaunch left them: the token takes its place
 };
 void Draw(const DrawLaunch& launch, cudaStream_t stream);
 

@@ -94,7 +94,7 @@ void CudaOps::BeginStep(uint64_t key, bool ahead) const {
   if (in_step_) {  // the step before was left halfway
     pending_.clear(), replaying_ = ahead = false;
     Synchronise();
-    summaries_asked_ = *told_.as<uint32_t>(), draws_asked_ = *draws_told(), drawing_ = 0;
+    summaries_asked_ = *told_.as<uint32_t>(), draws_asked_ = *draws_told();
   }
   if (!pending_.empty()) LaunchPending();
   overlapped_ = ahead;
@@ -104,7 +104,7 @@ void CudaOps::BeginStep(uint64_t key, bool ahead) const {
   key = key_;
   in_step_ = true;
   Side& side = newest();
-  side.record = records_of_step_, side.records_under_way = side.records_here = false;
+  side.record = records_of_step_, side.records_under_way = side.records_here = false, side.drawing = 0;
   const auto graph = graphs_.find(key);
   if (key == 0 || graph == graphs_.end() || graph->second == nullptr) return FlushStaged();
   replaying_ = true;

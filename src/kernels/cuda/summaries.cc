@@ -14,8 +14,8 @@ bool Missing(uint32_t asked, uint32_t come) { return static_cast<int32_t>(asked 
 }  // namespace
 
 bool CudaOps::SummariesAreThere() const {
-  const volatile uint32_t* told = told_.as<uint32_t>();
-  return !Missing(oldest().summaries_asked, *told);
+  const volatile uint32_t *told = told_.as<uint32_t>(), *draws = draws_told();
+  return !Missing(oldest().summaries_asked, *told) && !Missing(oldest().draws_asked, *draws);
 }
 
 // The kernel's last word is there some microseconds before its end is seen.
@@ -24,23 +24,23 @@ void CudaOps::FinishSummaries() const {
   LaunchPending();
   Side& side = oldest();
   const volatile uint32_t *told = told_.as<uint32_t>(), *draws = draws_told();
-  for (int look = 1; Missing(side.summaries_asked, *told) || Missing(draws_asked_, *draws); ++look) {
+  for (int look = 1; Missing(side.summaries_asked, *told) || Missing(side.draws_asked, *draws); ++look) {
     if (look % kLooks != 0) continue;
     if (cudaStreamQuery(stream_) != cudaErrorNotReady) break;
     (void)cudaGetLastError();  // that is no error
   }
-  if (overlapped_ && !Missing(side.summaries_asked, *told)) {
+  if (overlapped_ && !Missing(side.summaries_asked, *told) && !Missing(side.draws_asked, *draws)) {
     side.inputs_under_way = false;
   } else if (*told == summaries_asked_ && *draws == draws_asked_ && !staged_since_) {
     Reuse();
   } else {
     Synchronise();
-    summaries_asked_ = side.summaries_asked = *told, draws_asked_ = *draws;
+    summaries_asked_ = side.summaries_asked = *told, draws_asked_ = side.draws_asked = *draws;
   }
   std::atomic_thread_fence(std::memory_order_acquire);
   side.records_here = side.records_under_way;
   std::copy_n(side.summaries.as<kernels::LogitSummary>(), side.summarised.size(), side.summarised.data());
-  ReadDraws();
+  ReadDraws(&side);
 }
 
 void CudaOps::EnsureSummaries(int64_t rows) const {
