@@ -11,13 +11,12 @@
 // (2 %). Passing the turn before the values' products changes nothing.
 #include "kernels/cuda/attend_many.h"
 
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 
 #include "kernels/cuda/attend_many_ring.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/prefill.h"
+#include "kernels/cuda/tensor_map.h"
 
 namespace thermoe::cuda {
 namespace {
@@ -315,24 +314,11 @@ __global__ void __launch_bounds__(kManyThreads, 1) AttendManyKernel(const __grid
 
 // False: the driver cannot make one.
 bool MakeMap(const __half* from, int32_t dim, CUtensorMap* map) {
-  static const auto encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-#if CUDART_VERSION >= 12050
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-#else
-    const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &result);
-#endif
-    if (!Succeeded(error)) found = nullptr;
-    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
-  }();
-  if (encode == nullptr) return false;
   // How many blocks there are is nowhere said; the numbers in the tables are within them.
   const cuuint64_t columns = static_cast<cuuint64_t>(dim / kManyColumns), row_bytes = static_cast<cuuint64_t>(dim) * sizeof(__half);
   const cuuint64_t sizes[] = {kManyColumns, 8, columns, cuuint64_t{1} << 31}, strides[] = {row_bytes, kManyColumns * sizeof(__half), 8 * row_bytes};
-  const cuuint32_t box[] = {kManyColumns, 8, static_cast<cuuint32_t>(columns), kKvBlock / 8}, steps[] = {1, 1, 1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, const_cast<__half*>(from), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const cuuint32_t box[] = {kManyColumns, 8, static_cast<cuuint32_t>(columns), kKvBlock / 8};
+  return MakeTensorMap<4>(CU_TENSOR_MAP_DATA_TYPE_FLOAT16, from, sizes, strides, box, map);
 }
 
 template <int kDim>
