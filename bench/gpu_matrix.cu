@@ -11,6 +11,7 @@
 #include "gpu_matrix.h"
 #include "kernels/cuda/read_speed.h"
 #include "kernels/cuda/stream_rows.h"
+#include "kernels/cuda/unpacked.h"
 #include "power_watch.h"
 
 namespace thermoe::bench {
@@ -179,14 +180,42 @@ class Bench {
     for (const int32_t rows : rows_list) {
       const DeviceArray<float> x = RandomActivations(int64_t{rows} * in, 7);
       const DeviceArray<float> y(static_cast<size_t>(rows) * static_cast<size_t>(out));
-      const DeviceArray<std::byte> scratch(cuda::LinearScratch(rows, in));
+      const DeviceArray<std::byte> scratch(cuda::LinearScratch(rows, in)), unpacked(cuda::UnpackedRoom(rows));
       ReplayedGraph graph(copies, [&](int i, cudaStream_t s) {
-        BENCH_CUDA(cuda::Linear({weights.views[static_cast<size_t>(i)], x.data(), nullptr, y.data(), rows, true,
-                                 scratch.data()},
-                                s));
+        cuda::LinearLaunch launch{weights.views[static_cast<size_t>(i)], x.data(), nullptr, y.data(), rows, true, scratch.data()};
+        launch.unpacked = unpacked.data();
+        BENCH_CUDA(cuda::Linear(launch, s));
       });
       Add(prefix + " T=" + std::to_string(rows), &graph, copies, static_cast<double>(cuda::ReadBytes(type, out, in, Planes::kBoth)),
           2.0 * rows * out * in);
+    }
+  }
+
+  // Matrices of the same rows of activations: q, k and v.
+  void Together(DType type, const std::vector<int32_t>& outs, int32_t in, const std::vector<int32_t>& rows_list) {
+    std::string prefix = "together " + std::string(TraitsOf(type).name);
+    int32_t all = 0;
+    int64_t bytes = 0;
+    for (const int32_t out : outs) prefix += (all > 0 ? "+" : " ") + std::to_string(out), all += out, bytes += cuda::PackedBytes(type, out, in);
+    prefix += "x" + std::to_string(in);
+    if (prefix.find(only_) == std::string::npos) return;
+    const int copies = static_cast<int>(std::clamp<int64_t>((int64_t{200} << 20) / bytes, 2, 16));
+    std::vector<Weights> weights;
+    for (const int32_t out : outs) weights.push_back(RandomWeights(type, out, in, copies, static_cast<uint32_t>(weights.size()) + 1));
+    for (const int32_t rows : rows_list) {
+      const DeviceArray<float> x = RandomActivations(int64_t{rows} * in, 7);
+      const DeviceArray<float> y(static_cast<size_t>(rows) * static_cast<size_t>(all));
+      const DeviceArray<std::byte> scratch(cuda::LinearScratch(rows, in)), unpacked(cuda::UnpackedRoom(rows));
+      ReplayedGraph graph(copies, [&](int i, cudaStream_t s) {
+        std::vector<cuda::LinearLaunch> launches;
+        float* to = y.data();
+        for (size_t m = 0; m < outs.size(); to += int64_t{rows} * outs[m++]) {
+          launches.push_back({weights[m].views[static_cast<size_t>(i)], x.data(), nullptr, to, rows, true, scratch.data()});
+          launches.back().unpacked = unpacked.data();
+        }
+        BENCH_CUDA(cuda::LinearTogether(launches, s));
+      });
+      Add(prefix + " T=" + std::to_string(rows), &graph, copies, static_cast<double>(bytes), 2.0 * rows * all * in);
     }
   }
 
@@ -294,8 +323,10 @@ void TimeAll(Bench* bench) {
     }
   }
   for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kBF16}) {
-    bench->Linear(type, 2048, 2048, {1, 8, 32, 96, 160, 512, 1024, 4096});
-    bench->Linear(type, 2048, 4096, {1, 8, 32, 512});
+    bench->Linear(type, 2048, 2048, {1, 8, 32, 96, 160, 256, 512, 1024, 4096});
+    bench->Linear(type, 2048, 4096, {1, 8, 32, 512, 4096});
+    bench->Together(type, {2048, 2048, 2048}, 2048, {256, 512, 1024, 4096});
+    bench->Together(type, {4096, 512, 512}, 2048, {256, 512, 1024, 4096});
     bench->Linear(type, 512, 2048, {1, 8});
     bench->Linear(type, 50304, 2048, {1, 8, 32});
   }

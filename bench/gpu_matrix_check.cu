@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "gpu_matrix.h"
+#include "kernels/cuda/unpacked.h"
 
 namespace thermoe::bench {
 namespace {
@@ -136,12 +137,13 @@ bool CheckLinear(std::mt19937* random, DType type, int32_t rows, int32_t in, std
     results.emplace_back(static_cast<size_t>(rows * outs[m]));
     results.back().Fill(0x7f);
   }
-  DeviceArray<std::byte> scratch(cuda::LinearScratch(rows, in));
-  scratch.Fill(0x7f);
+  DeviceArray<std::byte> scratch(cuda::LinearScratch(rows, in)), unpacked(cuda::UnpackedRoom(rows));
+  scratch.Fill(0x7f), unpacked.Fill(0x7f);
   std::vector<cuda::LinearLaunch> launches;
   for (size_t m = 0; m < outs.size(); ++m) {
     launches.push_back({weights[m].views[0], device_x.data(), m % 2 == 0 ? biases[m].data() : nullptr,
                         results[m].data(), rows, true, scratch.data()});
+    launches.back().unpacked = unpacked.data();
   }
   double worst = 0;
   for (int repeat = 0; repeat < 2; ++repeat) {  // twice: nothing is left behind

@@ -12,6 +12,7 @@
 #include "kernels/cuda/node_patterns.h"
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/stream_rows.h"
+#include "kernels/cuda/unpacked.h"
 #include "kernels/on_device.h"
 #include "kernels/op_cases.h"
 
@@ -360,7 +361,7 @@ struct BlockRun {
     const HalfKv cache{keys.halves(), values.halves(), W::kKvHeads, W::kDim};
     const auto linear = [&](const OnDevice<std::byte>& weight, const float* from, int32_t in, float* to, int32_t width) {
       LinearLaunch l;
-      l.weight = View(w.type, width, in, weight.data()), l.x = from, l.out = to, l.rows = rows, l.scratch = scratch.data();
+      l.weight = View(w.type, width, in, weight.data()), l.x = from, l.out = to, l.rows = rows, l.scratch = scratch.data(), l.unpacked = unpacked.data();
       return l;
     };
     const auto rope = [&](float* of, int32_t heads) { return RopeLaunch{of, cosines.data(), sines.data(), rows, heads, W::kDim, W::kDim, true}; };
@@ -388,6 +389,7 @@ struct BlockRun {
   OnDevice<float> attended{int64_t{rows} * W::kWidth};
   OnDevice<uint16_t> keys{std::vector<uint16_t>(static_cast<size_t>(2 * Blocks() * kKvBlock * W::kKvWidth), 0)}, values{keys.Read()};
   OnDevice<std::byte> scratch{static_cast<int64_t>(LinearScratch(rows, std::max(w.hidden, int32_t{W::kWidth})))};
+  OnDevice<std::byte> unpacked{static_cast<int64_t>(UnpackedRoom(rows))};
   OnDevice<uint32_t> taken{std::vector<uint32_t>(2, 0)};
 };
 

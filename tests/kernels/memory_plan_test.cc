@@ -59,6 +59,7 @@ const OperationRoom kRoom = {
     [](int64_t singles, int32_t heads, int32_t head_dim) { return singles * heads * head_dim * 4; },
     [](int64_t rows) { return rows * 64; },
     256,
+    [](int32_t rows) { return static_cast<size_t>(rows >= 250 ? 24 << 20 : 0); },
 };
 
 int64_t Needed(const Shapes& shapes, const EngineSize& size, const ModelChange& change = {}) {
@@ -88,8 +89,10 @@ TEST(MemoryPlan, IsTheSumOfWhatIsAllocated) {
   EXPECT_EQ(plan.step, 259 * 200'000);
   EXPECT_EQ(plan.scratch, int64_t{259} * 8 * 2048 * 4);
   EXPECT_EQ(plan.halves, 256 * 2048 * 2);
+  EXPECT_EQ(plan.unpacked, 24 << 20);
+  EXPECT_EQ(PlanMemory(shapes.model(), SizesOf({3, 100, 128}), kRoom).unpacked, 0);
   EXPECT_EQ(plan.rows, (2 * 259 + 3 * (100 / 16 + 2)) * 4);
-  EXPECT_EQ(plan.total(), plan.weights + plan.vectors + plan.embedding + plan.tables + plan.kv + plan.step + plan.scratch + plan.halves + plan.rows +
+  EXPECT_EQ(plan.total(), plan.weights + plan.vectors + plan.embedding + plan.tables + plan.kv + plan.step + plan.scratch + plan.halves + plan.unpacked + plan.rows +
                               kReserveBytes);
 }
 

@@ -10,6 +10,7 @@
 #include "kernels/cuda/node_patterns.h"
 #include "kernels/cuda/prefill_norm.h"
 #include "kernels/cuda/project.h"
+#include "kernels/cuda/unpacked.h"
 #include "kernels/on_device.h"
 #include "kernels/op_cases.h"
 
@@ -304,7 +305,7 @@ struct LayerRun {
     int64_t at = 0;
     for (const DeviceMatrix& matrix : w.projections) {
       LinearLaunch linear;
-      linear.weight = matrix, linear.x = normed.data(), linear.out = out.data() + at, linear.rows = rows, linear.scratch = scratch.data();
+      linear.weight = matrix, linear.x = normed.data(), linear.out = out.data() + at, linear.rows = rows, linear.scratch = scratch.data(), linear.unpacked = unpacked.data();
       nodes.push_back(linear), at += int64_t{rows} * matrix.rows;
     }
     return nodes;
@@ -323,6 +324,7 @@ struct LayerRun {
   OnDevice<SelectCounts> counts{1};
   OnDevice<std::byte> scratch{static_cast<int64_t>(
       std::max({ExpertFfnScratch(w.hidden, LayerWeights::kWidth, kSlots, rows), LinearScratch(rows, w.hidden), static_cast<size_t>(SelectScratch(rows))}))};
+  OnDevice<std::byte> unpacked{static_cast<int64_t>(UnpackedRoom(rows))};
   OnDevice<uint32_t> done{std::vector<uint32_t>(1, 0)}, gate_passed{std::vector<uint32_t>(kGatePassed, 0)}, met{std::vector<uint32_t>(kExpertCounters, 0)};
   OnDevice<uint64_t> passed{std::vector<uint64_t>(kPassedWords, 0)}, counted{std::vector<uint64_t>(kSelectCounted, 0)};
 };

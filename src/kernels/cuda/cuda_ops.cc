@@ -275,8 +275,9 @@ void CudaOps::Linear(const kernels::LinearArgs& args) const {
   const auto rows = static_cast<int32_t>(args.x.rows);
   EnsureScratch(static_cast<int64_t>(LinearScratch(rows, static_cast<int32_t>(args.weight.cols))));
   const float* bias = args.bias.empty() ? nullptr : call.In(args.bias.data(), static_cast<int64_t>(args.bias.size()));
-  pending_.push_back(LinearLaunch{weight, call.In(args.x.data, args.x.size()), bias, call.Out(args.out.data, args.out.size()), rows, wgmma_,
-                                  scratch_.data()});
+  LinearLaunch launch{weight, call.In(args.x.data, args.x.size()), bias, call.Out(args.out.data, args.out.size()), rows, wgmma_, scratch_.data()};
+  launch.unpacked = unpacked_.data();
+  pending_.push_back(launch);
 }
 
 void CudaOps::Rope(const kernels::RopeArgs& args) const {

@@ -180,6 +180,7 @@ class CudaOps final : public kernels::Ops {
   DeviceMemory counters_;  // of blocks (kCounters)
   DeviceMemory halves_;  // LaunchRoom
   int64_t half_count_ = 0;
+  DeviceMemory unpacked_;  // LinearLaunch.unpacked, if steps have rows enough
 
   // Inputs of a step, through pinned memory that a copy reads while the host goes on.
   PinnedMemory staging_;

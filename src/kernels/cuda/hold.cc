@@ -7,6 +7,7 @@
 #include "base/errors.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/stream_rows.h"
+#include "kernels/cuda/unpacked.h"
 #include "kernels/cuda/upload.h"
 
 namespace thermoe::cuda {
@@ -15,7 +16,7 @@ namespace {
 constexpr int64_t kSummaryRows = 32;  // of logits at once; more make room when they come
 
 constexpr WeightMatrix FfnWeights::* kRoles[] = {&FfnWeights::gate, &FfnWeights::up, &FfnWeights::down};
-constexpr OperationRoom kRoom = {LinearScratch, ExpertFfnScratch, AttentionScratch, SelectScratch, kHalfRows};
+constexpr OperationRoom kRoom = {LinearScratch, ExpertFfnScratch, AttentionScratch, SelectScratch, kHalfRows, UnpackedRoom};
 
 }  // namespace
 
@@ -65,6 +66,12 @@ Status CudaOps::Hold(const kernels::ResidentModel& model) {
   if (!halves.ok()) return halves.status();
   halves_ = std::move(halves).value();
   half_count_ = plan.halves / static_cast<int64_t>(sizeof(__half));
+  unpacked_ = {};
+  if (plan.unpacked > 0) {
+    Result<DeviceMemory> unpacked = DeviceMemory::Allocate(plan.unpacked, "weights as halves");
+    if (!unpacked.ok()) return unpacked.status();
+    unpacked_ = std::move(unpacked).value();
+  }
   for (const std::span<const FfnWeights> layer : model.experts) {
     Result<ExpertTables> tables = MakeTables(layer, nullptr);
     if (!tables.ok()) return tables.status();

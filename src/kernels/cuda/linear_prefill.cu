@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/prefill_kernel.cuh"
+#include "kernels/cuda/unpacked.h"
 
 namespace thermoe::cuda {
 namespace {
@@ -53,6 +54,7 @@ cudaError_t LinearPrefill(std::span<const LinearLaunch> launches, cudaStream_t s
   int32_t* taken = halves.taken;
   const cudaError_t made = first.prefilled ? cudaSuccess : RowsToHalves(first.x, first.rows, first.weight.cols, halves, stream);
   if (made != cudaSuccess) return made;
+  if (PrefillsUnpacked(launches)) return LinearUnpacked(launches, halves, stream);
   if (const int column_parts = PrefillColumnParts(launches); column_parts > 1) {
     auto* sums = reinterpret_cast<float*>(static_cast<std::byte*>(first.scratch) + HalfRowsBytes(first.rows, first.weight.cols));
     const int32_t out = first.weight.rows, each = first.weight.k_tiles / column_parts;

@@ -41,6 +41,7 @@ struct LinearLaunch {
   const __half* halves = nullptr;  // x once more as half_rows.cuh has it, or null
   bool prefilled = false;   // prefill.h's HalfRowsOf has x already; only where PrefillsTogether
   bool adds = false;        // out += instead; only for LinearOfStreamedRows (stream_rows.h)
+  std::byte* unpacked = nullptr;  // [kUnpackedBytes] where weights of many rows may be unpacked first (unpacked.h), of linears alone; or null
   bool spares = false;      // leaves multiprocessors to the launch that follows, where half of them do
   ExpertsAhead ahead{};     // only by LinearOfStreamedRows
 };

@@ -41,7 +41,7 @@ int64_t MiB(int64_t bytes) { return bytes >> 20; }
 
 }  // namespace
 
-int64_t MemoryPlan::total() const { return SaturatingSum(weights, vectors, embedding, tables, kv, step, scratch, halves, rows, kReserveBytes); }
+int64_t MemoryPlan::total() const { return SaturatingSum(weights, vectors, embedding, tables, kv, step, scratch, halves, unpacked, rows, kReserveBytes); }
 
 MemoryPlan PlanMemory(const kernels::PlannedModel& model, const kernels::StepSizes& sizes, const OperationRoom& room, const ModelChange& change) {
   const ModelConfig& config = model.config;
@@ -63,6 +63,7 @@ MemoryPlan PlanMemory(const kernels::PlannedModel& model, const kernels::StepSiz
     plan.scratch = std::max(plan.scratch, bytes);
   }
   plan.halves = kHalfBytes * std::min(sizes.max_rows, room.half_rows) * std::max(config.hidden, config.heads * config.head_dim);
+  plan.unpacked = static_cast<int64_t>(room.unpacked(sizes.max_rows));
   plan.rows = static_cast<int64_t>(sizeof(int32_t)) * (2 * int64_t{sizes.max_rows} + int64_t{std::max(1, sizes.max_sequences)} * TableStride(sizes.context));
   return plan;
 }
@@ -71,7 +72,7 @@ std::string NeededText(const DeviceRoom& device, const MemoryPlan& plan, int32_t
   return fmt::format("{} has {} of {} MiB free but {} are needed (weights {}, keys and values of {} {} of {} tokens {}, steps {}, in reserve {})",
                      device.name, MiB(device.free_bytes), MiB(device.total_bytes), MiB(plan.total()),
                      MiB(plan.weights + plan.vectors + plan.embedding + plan.tables), sequences, sequences == 1 ? "sequence" : "sequences", context,
-                     MiB(plan.kv), MiB(plan.step + plan.scratch + plan.halves + plan.rows), MiB(kReserveBytes));
+                     MiB(plan.kv), MiB(plan.step + plan.scratch + plan.halves + plan.unpacked + plan.rows), MiB(kReserveBytes));
 }
 
 Status CheckFits(const DeviceRoom& device, const kernels::PlannedModel& model, const EngineSize& asked,

@@ -25,13 +25,14 @@ constexpr int64_t AlignedBytes(int64_t bytes) { return (bytes + kPlanAlign - 1) 
 // Words of a sequence's block table on the device.
 constexpr int32_t TableStride(int32_t context) { return context / kKvBlock + 2; }
 
-// What operations want beside their operands, as matrix_kernels.h, attention.h, select.h and stream_rows.h have it.
+// What operations want beside their operands, as matrix_kernels.h, attention.h, select.h, stream_rows.h and unpacked.h have it.
 struct OperationRoom {
   size_t (*linear)(int32_t rows, int32_t in) = nullptr;
   size_t (*experts)(int32_t hidden, int32_t width, int32_t slots, int32_t rows) = nullptr;
   int64_t (*attention)(int64_t singles, int32_t heads, int32_t head_dim) = nullptr;
   int64_t (*select)(int64_t rows) = nullptr;
   int32_t half_rows = 0;  // rows that norms and attention leave as halves, too
+  size_t (*unpacked)(int32_t rows) = nullptr;
 };
 
 // A model other than it is.
@@ -51,6 +52,7 @@ struct MemoryPlan {
   int64_t step = 0;     // buffers that are adopted
   int64_t scratch = 0;  // of operations
   int64_t halves = 0;   // rows as halves
+  int64_t unpacked = 0;  // weights as halves
   int64_t rows = 0;     // places of a step's rows
   int64_t total() const;  // and the reserve; the largest int64_t where it is more
 };

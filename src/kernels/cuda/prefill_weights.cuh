@@ -28,6 +28,18 @@ struct TileWords {
     }
   }
 
+  // From the matrix in memory, once.
+  __device__ void LoadTile(const DeviceMatrix& m, int64_t tile, int lane) {
+    hi = __ldcs(reinterpret_cast<const uint4*>(m.hi) + tile * 32 + lane);
+    if constexpr (HasLoPlane(kPacking)) lo = __ldcs(reinterpret_cast<const uint4*>(m.lo) + tile * 32 + lane);
+    const auto* records = reinterpret_cast<const uint32_t*>(m.scales + tile * ScaleTileBytes(kPacking));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kRecordWords; ++i) record[half][i] = records[(lane / 4 + half * 8) * kRecordWords + i];
+    }
+  }
+
   // Step kStep of 16 columns, times its scales. kHi: the hi plane alone.
   template <int kStep, bool kHi>
   __device__ Fragment Step() const {
@@ -93,6 +105,7 @@ struct TileWords<Packing::kHalf> {
   __device__ void Load(const std::byte* column, int, int tile, int lane) {
     at = reinterpret_cast<const uint4*>(column + tile * kHalfTileBytes) + lane;
   }
+  __device__ void LoadTile(const DeviceMatrix& m, int64_t tile, int lane) { at = reinterpret_cast<const uint4*>(m.hi + tile * kHalfTileBytes) + lane; }
   template <int kStep, bool kHi>
   __device__ Fragment Step() const {
     const uint4 words = at[kStep * 32];
