@@ -31,20 +31,22 @@ __device__ void CopyLinear(const Work<kPacking, NT, Stage::kLinear>& work, const
 }
 #endif
 
-template <Packing kPacking, int NT>
+// grid: blocks; then, where rows are shared, parts of 8 NT rows.
+template <Packing kPacking, int NT, bool kShared>
 __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constant__ StreamArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ BlockBarriers barriers;
   Item* items;
-  const Places places = MakePlaces(args, shared, args.rows * args.row_bytes, &barriers, &items);
+  const int first_row = kShared ? static_cast<int>(blockIdx.y) * 8 * NT : 0, rows_there = kShared ? min(args.rows - first_row, 8 * NT) : args.rows;
+  const Places places = MakePlaces(args, shared, rows_there * args.row_bytes, &barriers, &items);
   __syncthreads();
-  const Work<kPacking, NT, Stage::kLinear> work{args, RingShape(args.ring_bytes, kStageBytes<kPacking, false>), items, 0, args.cut};
+  const Work<kPacking, NT, Stage::kLinear> work{args, RingShape(args.ring_bytes, kStageBytes<kPacking, false>), items, 0, args.cut, 0, first_row, rows_there};
   if (WarpNumber() >= kWarps) return CopyLinear(work, places);
   Turn stage, rows;
   Consume(work, places, Rehearsal::kFirst, &stage, &rows, nullptr, [&] {
     WaitForBefore();
-    LoadRows(args, places.rows);
+    LoadRows(args, first_row, rows_there, places.rows);
   });
 #endif
 }
@@ -58,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, 1) WideLinearKernel(const __grid_con
   Item* items;
   const Places places = MakePlaces(args, SwizzleAligned(shared), args.k_tiles * WideTileBytes(args.rows), &barriers, &items);
   __syncthreads();
-  const Work<kPacking, 4, Stage::kLinear> work{args, RingShape(args.ring_bytes, kStageBytes<kPacking, false>), items, 0, args.cut};
+  const Work<kPacking, 4, Stage::kLinear> work{args, RingShape(args.ring_bytes, kStageBytes<kPacking, false>), items, 0, args.cut, 0, 0, args.rows};
   if (WarpNumber() >= kWarps) return CopyLinear(work, places);
   ConsumeWide(work, places);
 #endif
@@ -277,10 +279,9 @@ int BlocksFor(int tiles, bool spares) {
 }
 
 template <typename Arguments>
-bool LaunchBlocks(void (*kernel)(Arguments), int blocks, int bytes, const Arguments& args, cudaStream_t stream) {
-  const auto grid = static_cast<unsigned>(blocks);
+bool LaunchBlocks(void (*kernel)(Arguments), dim3 grid, int bytes, const Arguments& args, cudaStream_t stream) {
   return Succeeded(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) &&
-         Succeeded(LaunchEarly(kernel, dim3(grid), dim3(kThreads), static_cast<size_t>(bytes), stream, args));
+         Succeeded(LaunchEarly(kernel, grid, dim3(kThreads), static_cast<size_t>(bytes), stream, args));
 }
 
 constexpr int LinearRowBytes(int cols) { return cols * static_cast<int>(sizeof(__half)) + kRowPad; }
@@ -303,32 +304,40 @@ bool IsWide(const StreamArgs& args, int blocks) {
   return args.rows > 16 && 2 * units > blocks;
 }
 
+// Of more rows than these (and at most twice as many), if not by warpgroups, each half of the blocks takes a half: weights come a second time, from the L2 cache, but
+// bringing all rows into a block's shared memory and adding up the parts of their sums takes longer than multiplying (H100, product after attention of 2,048 rows of
+// weights, OLMoE: 8.3 us to 7.4).
+constexpr int kSharedRows = 16;
+
 template <Packing kPacking>
 bool LaunchPart(int blocks, StreamArgs args, cudaStream_t stream) {
   constexpr int kStage = kStageBytes<kPacking, false>, kDeep = kDepth<kPacking, false>;
   static_assert(kStage % kSwizzleAlign == 0);  // where rows begin behind the ring
   static_assert(kDeep << (FirstShare(1) + kMostTiles) <= 32);  // a lane has at most one piece of a stage to copy
-  const auto launch = [&](auto* kernel, int others, int ways) {
+  const auto launch = [&](auto* kernel, int others, int ways, int parts = 1) {
+    const int of_part = std::max(blocks / parts, 1);
     args.ring_bytes = RingBytesBeside(others, {kStage});
-    args.cut = CutOfLinears(args, blocks, kDeep, ways);
-    return args.ring_bytes > 0 && LaunchBlocks(kernel, blocks, others + args.ring_bytes, args, stream);
+    args.cut = CutOfLinears(args, of_part, kDeep, ways);
+    return args.ring_bytes > 0 && LaunchBlocks(kernel, dim3(static_cast<unsigned>(of_part), static_cast<unsigned>(parts)), others + args.ring_bytes, args, stream);
   };
   if (IsWide(args, blocks) && launch(WideLinearKernel<kPacking>, WidePlaceBytes(args.rows, args.cols), kWideWays)) return true;
+  if (args.rows > kSharedRows) return launch(LinearKernel<kPacking, 2, true>, LinearPlaceBytes(kSharedRows, args.cols), kWays, 2);
   const int others = LinearPlaceBytes(args.rows, args.cols);
-  return args.rows > 16 ? launch(LinearKernel<kPacking, 4>, others, kWays) : args.rows > 8 ? launch(LinearKernel<kPacking, 2>, others, kWays) : launch(LinearKernel<kPacking, 1>, others, kWays);
+  return args.rows > 8 ? launch(LinearKernel<kPacking, 2, false>, others, kWays) : launch(LinearKernel<kPacking, 1, false>, others, kWays);
 }
 
-// All rows of a linear lie in shared memory; where they do not fit, of many columns, they go in parts, of which all but the first take the weights from the L2 cache
-// if these are few enough to stay there.
+// Rows of a linear lie in shared memory; where they do not fit, of many columns, they go in parts, of which all but the first take the weights from the L2 cache
+// if these are few enough to stay there. The parts of more than kSharedRows go at once.
 template <Packing kPacking>
 bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   args.row_bytes = LinearRowBytes(args.cols);
-  const int rows = args.rows, room = LinearRowsAtOnce<kPacking>(args.cols), fit = rows <= room ? rows : room < 8 ? room : room / 8 * 8;  // products take 8 rows
+  const int rows = args.rows, room = LinearRowsAtOnce<kPacking>(args.cols);
+  const int fit = rows <= room || (rows > kSharedRows && kSharedRows <= room) ? rows : room < 8 ? room : room / 8 * 8;  // products take 8 rows
   if (fit < 1) return false;
   constexpr int64_t kMostRead = int64_t{24} << 20;  // bytes in parts
   int64_t bytes = 0;
   for (int i = 0; i < args.linears; ++i) bytes += int64_t{TilesOf(args.linear[i].rows)} * args.k_tiles * Ring<kPacking, false>::kTile;
-  if (fit < rows && bytes > kMostRead) return false;
+  if (room < rows && bytes > kMostRead) return false;
   for (int begin = 0; begin < rows; begin += fit) {
     StreamArgs part = args;
     part.rows = std::min(fit, rows - begin);
@@ -384,7 +393,7 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   if (ring_bytes == 0 || args.up.most_items + 1 >= kExpertCounters) return false;
   args.up.rows_place = args.down.rows_place = place;
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
-  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, kPasses>, blocks, others + ring_bytes, args, stream);
+  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, kPasses>, dim3(static_cast<unsigned>(blocks)), others + ring_bytes, args, stream);
 }
 
 bool Streams(const ExpertFfnLaunch& l) {

@@ -191,7 +191,8 @@ __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& 
 // the step before had left out more than a quarter of the experts.
 __device__ inline void AskAhead(const ExpertsAhead& ahead) {
   if (ahead.count == 0 || 4 * __ldcg(ahead.distinct_before) < 3 * ahead.experts) return;
-  const int each = (static_cast<int>((ahead.bytes + gridDim.x - 1) / gridDim.x) + 127) / 128 * 128, begin = static_cast<int>(blockIdx.x) * each;
+  const auto blocks = static_cast<int>(gridDim.x * gridDim.y), block = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x);
+  const int each = ((ahead.bytes + blocks - 1) / blocks + 127) / 128 * 128, begin = block * each;
   const int bytes = min(each, ahead.bytes - begin);
   if (bytes <= 0) return;
 #pragma unroll 1
@@ -432,7 +433,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
         }
         if constexpr (kStage == Stage::kLinear) {
           const float* bias = args.bias[u.which];
-          float* to = args.out[u.which] + int64_t{column} * u.m[0].rows + row;
+          float* to = args.out[u.which] + int64_t{u.item.first + column} * u.m[0].rows + row;
           const float whole = total[0] + (bias != nullptr ? bias[row] : 0.0f);
           if (args.adds) atomicAdd(to, whole);  // nobody else adds there: the same sum, but nothing waits for what was there
           else *to = whole;
@@ -460,25 +461,25 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   *stages = stage, *row_places = rows;
 }
 
-// All rows of a linear, by the warps that multiply.
-__device__ inline void LoadRows(const StreamArgs& args, std::byte* to) {
+// Rows of a linear, by the warps that multiply.
+__device__ inline void LoadRows(const StreamArgs& args, int first_row, int rows, std::byte* to) {
   constexpr int kThreadsOfRows = 32 * kWarps, kTogether = 8;  // loads that do not wait for each other
   const int each = args.cols / 8, at_once = max(kThreadsOfRows / each, 1), thread = static_cast<int>(threadIdx.x);
   const int first = each < kThreadsOfRows ? thread / each : 0;  // row, of so many at once
 #pragma unroll 1
   for (int at = first < at_once ? thread - first * each : each; at < each; at += kThreadsOfRows) {
-    const uint4* from = reinterpret_cast<const uint4*>(args.x) + at;
+    const uint4* from = reinterpret_cast<const uint4*>(args.x + int64_t{first_row} * args.cols) + at;
     std::byte* place = to + at * 16;
 #pragma unroll 1
-    for (int row = first; row < args.rows; row += kTogether * at_once) {
+    for (int row = first; row < rows; row += kTogether * at_once) {
       uint4 v[kTogether];
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
-        if (row + j * at_once < args.rows) v[j] = __ldcg(from + (row + j * at_once) * each);
+        if (row + j * at_once < rows) v[j] = __ldcg(from + (row + j * at_once) * each);
       }
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
-        if (row + j * at_once < args.rows) *reinterpret_cast<uint4*>(place + (row + j * at_once) * args.row_bytes) = v[j];
+        if (row + j * at_once < rows) *reinterpret_cast<uint4*>(place + (row + j * at_once) * args.row_bytes) = v[j];
       }
     }
   }

@@ -175,6 +175,7 @@ struct Work {
   int item_count;
   Cut cut;
   int before = 0;  // units of the product before this one: what is claimed counts both's
+  int first_row = 0, rows = 0;  // of a linear, that this block multiplies
 
   // way: of ExpertCuts. alone, light: of a second product whose units are taken in turn.
   __device__ void SetCut(int items_there, int way, int alone, int light) {
@@ -199,7 +200,7 @@ struct Work {
       for (int here = UnitsOf(args.linear[0].rows, cut.tiles_log); unit >= here; here = UnitsOf(args.linear[u.which].rows, cut.tiles_log)) unit -= here, ++u.which;
       u.tile = unit * cut.tiles;
       u.m[0] = args.linear[u.which];
-      u.item = {0, 0, args.rows, args.rows};
+      u.item = {0, first_row, rows, rows};
     } else {
       u.which = ItemOf(unit);
       u.tile = (unit - u.which * static_cast<int>(cut.of_item.by)) * cut.tiles;
