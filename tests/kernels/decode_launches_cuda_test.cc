@@ -229,6 +229,77 @@ TEST_F(CudaDecodeLaunches, StreamedRowsAddToWhatIsThere) {
   }
 }
 
+// Rows' experts, drawn of those that there are, each row's distinct: what selection leaves of them.
+struct Drawn {
+  Drawn(Random& random, const std::vector<int32_t>& there, int32_t rows, int32_t slots) {
+    std::vector<std::vector<int32_t>> of(static_cast<size_t>(*std::max_element(there.begin(), there.end())) + 1);
+    for (int32_t t = 0; t < rows; ++t) {
+      std::vector<int32_t> left = there;
+      for (int32_t s = 0; s < slots; ++s) {
+        const auto at = left.begin() + static_cast<int64_t>(random.Below(left.size()));
+        of[static_cast<size_t>(*at)].push_back(t * slots + s), expert.push_back(*at), left.erase(at);
+      }
+    }
+    for (size_t e = 0; e < of.size(); ++e) {
+      if (!of[e].empty()) jobs.push_back({static_cast<int32_t>(e), Planes::kBoth, static_cast<int32_t>(order.size()), static_cast<int32_t>(of[e].size())});
+      order.insert(order.end(), of[e].begin(), of[e].end());
+    }
+  }
+  std::vector<int32_t> expert, order;
+  std::vector<Job> jobs;
+};
+
+// Weights that blocks copy before it is known which experts there are: those of the first experts, which may not be there or have more rows than meet at once.
+TEST_F(CudaDecodeLaunches, ExpertsThatAreGuessedGiveTheSame) {
+  if (devices_.front().capability != 90) GTEST_SKIP() << "experts of streamed rows are Hopper's alone";
+  constexpr int32_t kExperts = 36, kHidden = 1024, kWidth = 768, kSlots = 4, kRows = 30;
+  Random random(8);
+  std::vector<int32_t> all(kExperts);
+  for (int32_t e = 0; e < kExperts; ++e) all[static_cast<size_t>(e)] = e;
+  const std::vector<std::vector<int32_t>> there = {all, {0, 1, 2, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 33, 34, 35},
+                                                   std::vector<int32_t>(all.begin() + 3, all.end()), std::vector<int32_t>(all.begin() + 16, all.end()), {0, 1, 2, 3, 20}};
+  for (const DType type : {DType::kQ4_0, DType::kQ8_0}) {
+    std::vector<std::unique_ptr<OnDevice<std::byte>>> weights;
+    std::vector<DeviceMatrix> views[3];
+    for (int32_t i = 0; i < 3 * kExperts; ++i) {
+      const int32_t rows = i % 3 < 2 ? kWidth : kHidden, cols = i % 3 < 2 ? kHidden : kWidth;
+      std::vector<std::byte> packed(static_cast<size_t>(PackedBytes(type, rows, cols)));
+      Pack(kernels::RandomMatrix(random, type, rows, cols)->view, packed.data());
+      weights.push_back(std::make_unique<OnDevice<std::byte>>(packed));
+      views[i % 3].push_back(View(type, rows, cols, weights.back()->data()));
+    }
+    const OnDevice<DeviceMatrix> gates(views[0]), ups(views[1]), downs(views[2]);
+    const OnDevice<float> x(RandomFloats(random, kRows * kHidden)), weight(RandomFloats(random, kRows * kSlots));
+    const OnDevice<std::byte> scratch(static_cast<int64_t>(ExpertFfnScratch(kHidden, kWidth, kSlots, kRows)));
+    const OnDevice<uint32_t> met(std::vector<uint32_t>(kExpertCounters, 0));
+    for (size_t i = 0; i < there.size(); ++i) {
+      const Drawn drawn(random, there[i], kRows, kSlots);
+      const OnDevice<int32_t> expert(drawn.expert), order(drawn.order), job_count(std::vector<int32_t>{static_cast<int32_t>(drawn.jobs.size())});
+      const OnDevice<Job> jobs(drawn.jobs);
+      const auto run = [&](const int32_t* distinct_before) {
+        const OnDevice<float> out(std::vector<float>(kRows * kHidden, 0.5f));
+        ExpertFfnLaunch l;
+        l.gate = gates.data(), l.up = ups.data(), l.down = downs.data(), l.gate_packing = l.up_packing = l.down_packing = PackingOf(type);
+        l.experts = kExperts, l.hidden = kHidden, l.width = kWidth, l.slots = kSlots, l.rows = kRows, l.x = x.data(), l.jobs = jobs.data(), l.job_count = job_count.data();
+        l.order = order.data(), l.jobs_room = static_cast<int32_t>(drawn.jobs.size()), l.order_room = kRows * kSlots, l.weight = weight.data(), l.expert = expert.data();
+        l.out = out.data(), l.scratch = scratch.data(), l.met = met.data(), l.distinct_before = distinct_before;
+        SlotSums sums;
+        for (int again = 0; again < 3; ++again) {
+          EXPECT_TRUE(ExpertsOfStreamedRows(l, &sums, stream_));
+          AddSlots(sums, out.data(), kRows, kHidden, stream_);
+        }
+        return out.Read();
+      };
+      const std::vector<float> want = run(nullptr);
+      EXPECT_NE(want, std::vector<float>(want.size(), 0.5f));
+      for (const int32_t before : {kExperts, kExperts / 2}) {  // there is reason to guess, or not
+        const OnDevice<int32_t> distinct(std::vector<int32_t>{before});
+        ASSERT_EQ(run(distinct.data()), want) << TraitsOf(type).name << ", case " << i << ", before " << before;
+      }
+    }
+  }
+}
+
 // With half as many blocks: another cut, and so another order of sums.
 TEST_F(CudaDecodeLaunches, StreamedRowsSpareMultiprocessors) {
   if (devices_.front().capability != 90) GTEST_SKIP() << "products of streamed rows are Hopper's alone";

@@ -152,12 +152,12 @@ size_t ProjectionsTogether(std::span<const Node> nodes, bool first, const Launch
 }
 
 // The experts of few rows, whose slots a norm that follows adds up. picked: the launch before passes them what it picked.
-size_t ExpertsThenNorm(std::span<const Node> nodes, bool picked, Halves* halves, cudaStream_t stream) {
+size_t ExpertsThenNorm(std::span<const Node> nodes, bool picked, const int32_t* distinct_before, Halves* halves, cudaStream_t stream) {
   const auto* experts = NodeAt<ExpertFfnLaunch>(nodes, 0);
   if (experts == nullptr || PrefillsExperts(*experts)) return 0;
   ExpertFfnLaunch launch = *experts;
   launch.halves = halves->Of(launch.x);
-  launch.picked = picked;
+  launch.picked = picked, launch.distinct_before = distinct_before;
   if (ExpertsOfOneRow(launch, stream)) return 1;
   SlotSums sums;
   if (!ExpertsOfRows(launch, &sums, stream)) return 0;
@@ -200,14 +200,15 @@ ExpertsAhead ExpertsAheadOf(const SelectLaunch& select, std::span<const Node> fo
   return ahead;
 }
 
-// The product adds to the rows, and the gate's blocks norm them for themselves.
-size_t OutputToSelectionTogether(std::span<const Node> nodes, Halves* halves, bool* picks, cudaStream_t stream, cudaError_t* error) {
+// The product adds to the rows, and the gate's blocks norm them for themselves. distinct_before: of the experts that follow.
+size_t OutputToSelectionTogether(std::span<const Node> nodes, Halves* halves, bool* picks, const int32_t** distinct_before, cudaStream_t stream, cudaError_t* error) {
   OutputToSelection f;
   if (!OutputToSelectionAt(nodes, &f) || !NormsBeforeGate(*f.norm, *f.gate, *f.select)) return 0;
   LinearLaunch adds = *f.output;
   adds.out = f.add->out, adds.adds = adds.spares = true, adds.halves = halves->Of(f.output->x);
   adds.ahead = ExpertsAheadOf(*f.select, nodes.subspan(kOutputToSelection));
   if (!LinearOfStreamedRows(std::span(&adds, 1), stream)) return 0;
+  *distinct_before = adds.ahead.distinct_before;
   NormLaunch normed = *f.norm;
   normed.halves = halves->Take(normed.out, normed.rows, normed.n);
   const SelectLaunch select = PassingPicks(*f.select, nodes.subspan(kOutputToSelection));
@@ -231,18 +232,20 @@ size_t GateThenSelect(std::span<const Node> nodes, bool* picks, cudaStream_t str
 cudaError_t Launch(std::span<const Node> nodes, const LaunchRoom& room, cudaStream_t stream) {
   Halves halves(room);
   bool picks = false;  // the newest launch does
+  const int32_t* distinct_before = nullptr;  // that it leaves for the experts that follow
   for (size_t i = 0; i < nodes.size();) {
     const bool picked = std::exchange(picks, false);
+    const int32_t* const before = std::exchange(distinct_before, nullptr);
     const std::span<const Node> rest = nodes.subspan(i);
     cudaError_t error = cudaSuccess;
     size_t done = LinearsTogether(rest, halves, stream, &error);
     if (done == 0) done = EmbedThenAngles(rest, &halves, stream);
-    if (done == 0) done = OutputToSelectionTogether(rest, &halves, &picks, stream, &error);
+    if (done == 0) done = OutputToSelectionTogether(rest, &halves, &picks, &distinct_before, stream, &error);
     if (done == 0) done = ToPrefill(rest, &halves, stream, &error);
     if (done == 0) done = AddThenNorm(rest, &halves, stream);
     if (done == 0) done = ProjectionsTogether(rest, i == 0, room, &halves, stream);
     if (done == 0) done = GateThenSelect(rest, &picks, stream);
-    if (done == 0) done = ExpertsThenNorm(rest, picked, &halves, stream);
+    if (done == 0) done = ExpertsThenNorm(rest, picked, before, &halves, stream);
     if (done == 0) {
       error = std::visit(
           [&](const auto& node) {

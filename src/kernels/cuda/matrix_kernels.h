@@ -95,6 +95,8 @@ struct ExpertFfnLaunch {
   // [kPassedWords] aligned to 16 bytes, zeroed once by the caller; of no other launch under way: by way of it, inner values of few slots come to the blocks
   // that multiply them sooner. Null: they do not.
   uint64_t* passed = nullptr;
+  // The step before read how many experts; where nearly all, weights are copied before it is known which: the first experts' (stream_rows.cu). Null: not.
+  const int32_t* distinct_before = nullptr;
   bool picked = false;  // the launch before this one, of the same `passed`, passes what it picks for the one row (SelectLaunch.picks)
 };
 size_t ExpertFfnScratch(int32_t hidden, int32_t width, int32_t slots, int32_t rows);

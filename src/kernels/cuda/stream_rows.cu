@@ -9,14 +9,29 @@
 
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/one_row.h"
+#include "kernels/cuda/stream_experts.cuh"
 #include "kernels/cuda/stream_rows.h"
-#include "kernels/cuda/stream_warps.cuh"
 #include "kernels/cuda/stream_wide.cuh"
 
 namespace thermoe::cuda {
 namespace {
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
+// This block's share of what will most likely be read soon, by a warp: between one launch of experts and the next memory is idle most of the time. Nothing where
+// the step before had left out more than a quarter of the experts.
+__device__ inline void AskAhead(const ExpertsAhead& ahead) {
+  if (ahead.count == 0 || 4 * __ldcg(ahead.distinct_before) < 3 * ahead.experts) return;
+  const auto blocks = static_cast<int>(gridDim.x * gridDim.y), block = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x);
+  const int each = ((ahead.bytes + blocks - 1) / blocks + 127) / 128 * 128, begin = block * each;
+  const int bytes = min(each, ahead.bytes - begin);
+  if (bytes <= 0) return;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x % 32); i < 2 * ahead.count; i += 32) {
+    const int expert = i / 2 * ahead.every;
+    if (__ldcg(ahead.slots_before + expert) > 0) BulkPrefetch(ahead.first[i % 2] + expert * ahead.stride + begin, static_cast<uint32_t>(bytes));
+  }
+}
+
 // By the warps that copy tiles of a linear, and the one that copies nothing here.
 template <Packing kPacking, int NT>
 __device__ void CopyLinear(const Work<kPacking, NT, Stage::kLinear>& work, const Places& places) {
@@ -26,7 +41,7 @@ __device__ void CopyLinear(const Work<kPacking, NT, Stage::kLinear>& work, const
     WaitForBefore(), LetNextStart();
   };
   Turn stage;
-  if (which < kTileWarps) CopyTiles(work, places, which, Pace::kSteady, false, &stage, nullptr, ahead);
+  if (which < kTileWarps) CopyTiles(work, places, which, Pace::kSteady, {}, 0, &stage, nullptr, ahead);
   else ahead();
 }
 #endif
@@ -63,190 +78,6 @@ __global__ void __launch_bounds__(kThreads, 1) WideLinearKernel(const __grid_con
   const Work<kPacking, 4, Stage::kLinear> work{args, RingShape(args.ring_bytes, kStageBytes<kPacking, false>), items, 0, args.cut, 0, 0, args.rows};
   if (WarpNumber() >= kWarps) return CopyLinear(work, places);
   ConsumeWide(work, places);
-#endif
-}
-
-constexpr int kCutItems = 256;
-
-struct ExpertsArgs {
-  StreamArgs up, down;
-  uint8_t cuts[2][kCutItems];  // ExpertCuts by the number of items, the last of all more; [1]: where nobody reads lo planes
-  bool may_read_hi;
-  // [2 + items] blocks that wait no more; units claimed; units of each item's first product that are done. Zero between launches.
-  uint32_t* met;
-};
-
-template <Packing kUp, Packing kDown>
-inline constexpr int kPlaceBytes = std::max(kStageBytes<kUp, true>, kStageBytes<kDown, true>);
-
-// Whether a launch may turn out to read hi planes alone.
-template <Packing kUp, Packing kDown>
-inline constexpr bool kOnlyHi = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8;
-
-// What a block has to do of both products.
-template <Packing kUp, Packing kDown, int NT>
-struct ExpertsWork {
-  Work<kUp, NT, Stage::kGateUp> up;
-  Work<kDown, NT, Stage::kDown> down;
-
-  __device__ ExpertsWork(const ExpertsArgs& args, const Item* items)
-      : up{args.up, RingShape(args.up.ring_bytes, kPlaceBytes<kUp, kDown>), items, 0, {}}, down{args.down, RingShape(args.up.ring_bytes, kPlaceBytes<kUp, kDown>), items, 0, {}} {}
-  __device__ void CutUp(const ExpertsArgs& args, int item_count) { up.SetCut(item_count, CutsFor(args, item_count).up_way(), 0, 0); }
-  template <bool kInTurn>
-  __device__ void CutDown(const ExpertsArgs& args) {
-    const ExpertCuts cuts = CutsFor(args, up.item_count);
-    int light = 0;
-    if constexpr (kInTurn) {
-      const int blocks = static_cast<int>(gridDim.x), turns = static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(up.cut.units + blocks - 1)));
-      light = turns * blocks - up.cut.units;
-    }
-    down.SetCut(up.item_count, cuts.down_way(), cuts.alone(), light);
-    down.before = up.cut.units;
-  }
-  static __device__ ExpertCuts CutsFor(const ExpertsArgs& args, int item_count) {
-    return {args.cuts[kUp == Packing::kHiPlane ? 1 : 0][min(item_count, kCutItems - 1)]};
-  }
-};
-
-#if __CUDA_ARCH_FEAT_SM90_ALL
-// By one of the warps that copy tiles. dry: as CopyTiles has it, of the first item.
-template <bool kPasses, Packing kUp, Packing kDown, int NT>
-__device__ void CopyExperts(const ExpertsArgs& args, const Item* items, int item_count, const Places& places, int which, bool dry) {
-  ExpertsWork<kUp, kDown, NT> work(args, items);
-  const auto& [up, down] = work;
-  Turn stage;
-  work.CutUp(args, item_count);
-  work.template CutDown<kPasses>(args);
-  Claims claims(args.met + 1, up.cut.units + down.cut.units);
-  Claims* const of = kPasses ? nullptr : &claims;
-  if (!kPasses && !dry) claims.Begin(which);
-  const Pace plain = args.up.kept <= kPassedSlots ? Pace::kHurried : Pace::kSteady;
-  constexpr bool kOfBytes = HasLoPlane(kUp) || kUp == Packing::kHiPlane;
-  CopyTiles(up, places, which, kPasses && !kOfBytes ? Pace::kSteady : plain, dry, &stage, of, [] {});
-  if (dry) return;
-  // A warp that had no piece of any stage (none of a full one, then) has waited for none: it must not be ahead by more than a parity tells. (Claims keep warps
-  // together.)
-  if (kPasses && 2 * min(up.cut.share * up.kTiles, args.up.k_tiles) < kTileWarps) MeetCopying();
-  // Of so few experts the first products' bytes come first, so that no block is late with what all wait for; unless the second's do not fit the ring.
-  const Cut& cut = down.cut;
-  const int blocks = static_cast<int>(gridDim.x), most = cut.alone + static_cast<int>(args.up.blocks.Quotient(static_cast<uint32_t>(max(cut.units - cut.alone * cut.light, 0) + blocks - 1)));
-  const Pace second = kPasses && most * cut.steps <= down.ring.stages ? Pace::kYielding : plain;
-  CopyTiles(down, places, which, second, false, &stage, of, [] {});
-}
-
-// By the others.
-template <bool kPasses, Packing kUp, Packing kDown, int NT>
-__device__ void DoExperts(const ExpertsArgs& args, const ExpertsWork<kUp, kDown, NT>& work, const Places& places) {
-  const auto& [up, down] = work;
-  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), item_count = up.item_count;
-  if (warp == kWarps + kTileWarps) {
-    WaitForBefore();  // for the rows, and so that the block does not end before
-    CopyRows<kPasses>(up, down, places, args.met + 2);
-    // The last block to have come here clears what was counted: nobody waits for it any more, and all know the launch's number.
-    const bool last = __any_sync(kAllLanes, lane == 0 && CountBlock(args.met) + 1 == gridDim.x);
-    if (!last) return;
-#pragma unroll 1
-    for (int i = lane; i <= item_count + 1; i += 32) args.met[i] = 0;
-    if (kPasses && lane == 0) *args.up.passed = places.number;
-    return;
-  }
-  Turn stage, rows;
-  int claim = 0;
-  if constexpr (kPasses || NT > 1) {
-    Consume<kPasses>(up, places, Rehearsal::kFirst, &stage, &rows, &claim, [] {});
-    MeetMultiplying();  // warps share tiles, and barriers, otherwise from here on
-    Consume<kPasses>(down, places, Rehearsal::kFirst, &stage, &rows, &claim, [] {});
-  } else {
-    // The end of a unit of the second product, too, is gone through before the first tiles come. A loop, so that its code is there once.
-#pragma unroll 1
-    for (int phase = 0; phase < 3; ++phase) {
-      if (phase == 1) Consume<kPasses>(up, places, Rehearsal::kFirst, &stage, &rows, &claim, [] {});
-      else Consume<kPasses>(down, places, phase == 0 ? Rehearsal::kOnly : Rehearsal::kNone, &stage, &rows, &claim, [] {});
-      MeetMultiplying();
-    }
-  }
-}
-#endif
-
-// Both products of experts. All blocks must run at once: the second of an item begins where its first has ended in all blocks, though tiles come before.
-// kPasses: inner values go word by word, each with the launch's number (StreamArgs.passed).
-template <Packing kUp, Packing kDown, int NT, bool kPasses>
-__global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_constant__ ExpertsArgs args) {
-#if __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ __align__(128) std::byte shared[];
-  __shared__ BlockBarriers barriers;
-  __shared__ int32_t item_count;
-  __shared__ uint64_t launch_number;
-  __shared__ bool all_hi;
-  __shared__ Item nothing[kTileWarps];
-  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), kept = args.up.kept;
-  const bool picked = kPasses && args.up.picked;
-  Item* items;
-  Places places = MakePlaces(args.up, shared, 2 * args.up.rows_place, &barriers, &items);
-  // Until the kernel before has ended or picks come, warps go once through what they do first afterwards, for nothing but its code and constants, which then come
-  // meanwhile.
-  if (const int which = warp - kWarps; which >= 0 && which < kTileWarps) {
-    if (lane == 0) nothing[which] = {0, 0, 1, 1};
-    __syncwarp();
-    bool dry = true, of_hi = args.may_read_hi;
-    int count = kept;
-    const auto copy = [&]<Packing kFirst, Packing kSecond>() {
-      CopyExperts<kPasses, kFirst, kSecond, NT>(args, dry ? &nothing[which] : items, count, places, which, dry);
-    };
-    const auto meet = [&] {
-      __syncthreads();
-      dry = false, of_hi = all_hi, count = item_count;
-    };
-    if constexpr (kOnlyHi<kUp, kDown>) {
-#pragma unroll 1
-      while (of_hi) {
-        copy.template operator()<Packing::kHiPlane, Packing::kHiPlane>();
-        if (!dry) return;
-        meet();
-      }
-    }
-#pragma unroll 1
-    for (;;) {
-      copy.template operator()<kUp, kDown>();
-      if (!dry) return;
-      meet();
-    }
-  }
-  // Of picks the launch before passes, the one before that has long come to its end.
-  const uint64_t number = picked && threadIdx.x < 64 ? __ldcg(args.up.passed) + 1 : 0;
-  ExpertsWork<kUp, kDown, NT> work(args, items);
-  const auto make_cuts = [&](auto* of, int items_there) { of->CutUp(args, items_there), of->template CutDown<kPasses>(args); };
-  if (kPasses) make_cuts(&work, kept);  // few slots are mostly an item each: cut for that while there is time
-  if (warp == 0) {
-    constexpr bool kPlanes = kUp == Packing::kPlanes8;
-    bool some_lo = false;
-    int made = 0;
-#pragma unroll 1
-    for (int pass = 0; pass < 2; ++pass) {
-      if (pass > 0 && !picked) WaitForBefore(), LetNextStart();
-      made = picked ? TakePicks<kPlanes>(args.up, number, pass == 0, items, &some_lo) : MakeItems<8 * NT, kPlanes>(args.up, pass == 0, items, &some_lo);
-    }
-    if (lane == 0) item_count = made, all_hi = args.may_read_hi && !some_lo;
-  } else {
-    if (!picked) WaitForBefore(), LetNextStart();
-    if (kPasses && warp == 1 && lane == 0) launch_number = picked ? number : __ldcg(args.up.passed) + 1;
-#pragma unroll 1
-    for (int i = warp < kWarps ? static_cast<int>(threadIdx.x) - 32 : kept; i < kept; i += 32 * (kWarps - 1)) {
-      places.order[i] = picked ? i : __ldcg(args.up.order + i);
-    }
-  }
-  __syncthreads();
-  if (picked) LetNextStart();
-  if (kPasses) places.number = launch_number;
-  if constexpr (kOnlyHi<kUp, kDown>) {
-    if (all_hi) {
-      ExpertsWork<Packing::kHiPlane, Packing::kHiPlane, NT> of_hi(args, items);
-      make_cuts(&of_hi, item_count);
-      return DoExperts<kPasses>(args, of_hi, places);
-    }
-  }
-  if (!kPasses || item_count != kept) make_cuts(&work, item_count);
-  DoExperts<kPasses>(args, work, places);
 #endif
 }
 
@@ -393,7 +224,16 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   if (ring_bytes == 0 || args.up.most_items + 1 >= kExpertCounters) return false;
   args.up.rows_place = args.down.rows_place = place;
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
-  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, kPasses>, dim3(static_cast<unsigned>(blocks)), others + ring_bytes, args, stream);
+  const dim3 grid(static_cast<unsigned>(blocks));
+  if constexpr (NT == 1 && !kPasses) {
+    if (args.distinct_before != nullptr && !args.may_read_hi) {
+      const int way = ExpertCuts{args.cuts[0][std::min(args.experts, kCutItems - 1)]}.up_way(), of_item = UnitsOf(args.up.matrix_rows, kMostTiles - way);
+      args.guessed = static_cast<int16_t>(std::min({(blocks + of_item - 1) / of_item, args.experts, kMostFixed}));
+      args.guessed_stages = static_cast<int16_t>(std::min(kGuessedStages, StepsOf(args.up.k_tiles, FirstShare(2) + way, kDepth<kUp, true>)));
+      return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, false, true>, grid, others + ring_bytes, args, stream);
+    }
+  }
+  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, kPasses, false>, grid, others + ring_bytes, args, stream);
 }
 
 bool Streams(const ExpertFfnLaunch& l) {
@@ -473,6 +313,7 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   down.cols = l.width, down.k_tiles = l.width / kTileCols, down.matrix_rows = l.hidden;
   down.first = l.down, down.base[0] = l.down_base, down.stride = l.stride;
   both.met = l.met, both.may_read_hi = l.may_read_hi;
+  both.experts = l.experts, both.distinct_before = l.distinct_before;
   up.passed = down.passed = l.passed, up.picked = l.picked;
   const bool passes = Passes(l);
   const bool many = kept > 5 * l.experts;  // many of an expert's rows would come in two items of 8

@@ -162,44 +162,41 @@ __device__ inline void WaitUnderWay(const RingShape& ring, uint64_t* full, const
   for (int i = 0; i < kTries && !BarrierDone(barrier, stage.phase ^ (round ? 1 : 0)); ++i) {}
 }
 
-// By one of the warps that copy tiles. `ahead` is called once, when as many stages as there are places have been asked for, or all of them. dry: once through
-// for nothing but the code.
-template <Packing kPacking, int NT, Stage kStage, typename Ahead>
-__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, Pace pace, bool dry, Turn* stage, Claims* claims, const Ahead& ahead) {
+// Before it is known what there is to do: once through for nothing but the code, or `stages` of the block's first unit, of an expert that will most likely be there.
+struct Trial {
+  const Item* item = nullptr;  // null: it is known
+  int stages = 0;              // 0: nothing
+};
+
+// By one of the warps that copy tiles. `ahead` is called once, when as many stages as there are places have been asked for, or all of them. trial: that alone. copied: stages
+// of the first unit that have been.
+template <bool kGuesses = false, Packing kPacking, int NT, Stage kStage, typename Ahead>
+__device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& places, int which, Pace pace, const Trial& trial, int copied, Turn* stage, Claims* claims,
+                          const Ahead& ahead) {
   BlockBarriers& b = *places.barriers;
   bool called = false;
   int k = 0;
   const auto unit_now = [&] { return claims != nullptr ? claims->unit - work.before : work.UnitAt(k); };
 #pragma unroll 1
-  for (; dry || unit_now() < work.cut.units; claims != nullptr ? claims->Claim(which, &b) : static_cast<void>(++k)) {
-    const Copier<kPacking, NT, kStage> copier(work, work.Open(dry ? 0 : unit_now()), which, dry);
+  for (; trial.item != nullptr || unit_now() < work.cut.units; claims != nullptr ? claims->Claim(which, &b) : static_cast<void>(++k)) {
+    const int unit = trial.item == nullptr ? unit_now() : kGuesses ? static_cast<int>(blockIdx.x) : 0;
+    const Item item = trial.item == nullptr ? work.ItemAt(unit) : *trial.item;
+    const Copier<kPacking, NT, kStage> copier(work, work.Open(unit, item), which, trial.item != nullptr && trial.stages == 0);
 #pragma unroll 1
-    for (int step = 0; step < work.cut.steps; ++step, stage->Next(work.ring.stages)) {
+    for (int step = copied; step < work.cut.steps; ++step, stage->Next(work.ring.stages)) {
+      if (kGuesses && trial.item != nullptr && step > 0 && step >= trial.stages) return;
       if (stage->again && !called) ahead(), called = true;
       if (copier.Takes(step)) {
         WaitUnderWay(work.ring, b.full, *stage, pace);
         if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
         copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
       }
-      if (dry) return;
+      if (!kGuesses && trial.item != nullptr) return;
     }
+    if (kGuesses && trial.item != nullptr) return;
+    copied = 0;
   }
   if (!called) ahead();
-}
-
-// This block's share of what will most likely be read soon, by a warp: between one launch of experts and the next memory is idle most of the time. Nothing where
-// the step before had left out more than a quarter of the experts.
-__device__ inline void AskAhead(const ExpertsAhead& ahead) {
-  if (ahead.count == 0 || 4 * __ldcg(ahead.distinct_before) < 3 * ahead.experts) return;
-  const auto blocks = static_cast<int>(gridDim.x * gridDim.y), block = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x);
-  const int each = ((ahead.bytes + blocks - 1) / blocks + 127) / 128 * 128, begin = block * each;
-  const int bytes = min(each, ahead.bytes - begin);
-  if (bytes <= 0) return;
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x % 32); i < 2 * ahead.count; i += 32) {
-    const int expert = i / 2 * ahead.every;
-    if (__ldcg(ahead.slots_before + expert) > 0) BulkPrefetch(ahead.first[i % 2] + expert * ahead.stride + begin, static_cast<uint32_t>(bytes));
-  }
 }
 
 // Whether as many units of an item are done as there are, asked by a warp. What they wrote may then be copied.

@@ -73,12 +73,36 @@ struct StreamArgs {
   int32_t ring_bytes;
 };
 
+// Where items go: the first of expert e < `fixed` to place e, the others to those left, in order.
+inline constexpr int kMostFixed = 31;
+struct ItemPlaces {
+  int fixed = 0, fixed_before = 0;  // fixed_before: such items made so far
+  int holes = 0;                    // places below `fixed` whose expert has none
+  uint32_t hole_at = 0;             // which
+
+  // By a warp, once, when it has the jobs of all those experts. holds: the lane's is one of them.
+  __device__ void SetFixed(bool holds, int expert) {
+    hole_at = ((1u << fixed) - 1) & ~__reduce_or_sync(kAllLanes, holds ? 1u << expert : 0u);
+    holes = __popc(hole_at);
+  }
+  // Of item `rank` of those that are not fixed.
+  __device__ int Of(int rank) const {
+    if (rank >= holes) return fixed + rank - holes;
+    uint32_t left = hole_at;
+#pragma unroll 1
+    for (int i = 0; i < rank; ++i) left &= left - 1;
+    return __ffs(static_cast<int>(left)) - 1;
+  }
+};
+
 // Jobs as items of at most kMost rows each, by one warp. An expert's job for the hi plane follows that for both. dry: there are none; for nothing but the code.
-template <int kMost, bool kPlanes>
-__device__ int MakeItems(const StreamArgs& args, bool dry, Item* items, bool* some_lo) {
+// fixed: experts whose first items go where their numbers say, at most kMostFixed; only where each has one job, by rising numbers. Too few jobs: none.
+template <int kMost, bool kPlanes, bool kFixes>
+__device__ int MakeItems(const StreamArgs& args, bool dry, int fixed, Item* items, bool* some_lo) {
   const int lane = static_cast<int>(threadIdx.x % 32), room = dry ? 0 : args.most_jobs, jobs = dry ? 0 : min(__ldcg(args.job_count), room);
   const auto of_hi = [](const int4& job) { return kPlanes && static_cast<Planes>(job.y & 255) == Planes::kHi; };
   int made = 0, begin = 0, last = -1;  // last: the expert of the job before the round's first
+  ItemPlaces places{kFixes && jobs >= fixed ? fixed : 0};
   // What may be jobs: nothing waits for their number before it asks, nor for those that turn out not to be there. All blocks ask for the same few lines, so each does
   // it once; beyond: of the last lane.
   int4 ahead{}, beyond{};
@@ -102,11 +126,16 @@ __device__ int MakeItems(const StreamArgs& args, bool dry, Item* items, bool* so
     const int both = of_hi(job) ? 0 : job.w, total = job.w + (joins ? after.w : 0);
     const int mine = joined ? 0 : (total + kMost - 1) / kMost;
     const int upto = SumUpTo(lane, mine);
+    const bool holds = kFixes && mine > 0 && job.x < places.fixed;
+    const uint32_t fixed_lanes = kFixes ? __ballot_sync(kAllLanes, holds) : 0;
+    if (kFixes && begin == 32) places.SetFixed(holds, job.x);  // the first 32 jobs have all of them
+    const int rank = made + upto - mine - places.fixed_before - __popc(fixed_lanes & ((1u << lane) - 1)) - (holds ? 1 : 0);
 #pragma unroll 1
     for (int i = 0; i < mine; ++i) {
       const int count = min(kMost, total - i * kMost);
-      items[made + upto - mine + i] = {job.x, job.z + i * kMost, min(max(both - i * kMost, 0), count), count};
+      items[!kFixes ? rank + i : holds && i == 0 ? job.x : places.Of(rank + i)] = {job.x, job.z + i * kMost, min(max(both - i * kMost, 0), count), count};
     }
+    places.fixed_before += __popc(fixed_lanes);
     made += __shfl_sync(kAllLanes, upto, 31);
     *some_lo = *some_lo || __any_sync(kAllLanes, both > 0);
   } while (begin < jobs);
@@ -192,19 +221,23 @@ struct Work {
     return k < alone ? k * cut.light + place : cut.alone * cut.light + (k - alone) * blocks + place;
   }
   __device__ int ItemOf(int unit) const { return static_cast<int>(cut.of_item.Quotient(static_cast<uint32_t>(unit))); }
-  __device__ Unit<kMats> Open(int unit) const {
+  __device__ Item ItemAt(int unit) const {
+    if constexpr (kStage == Stage::kLinear) return {0, first_row, rows, rows};
+    else return items[ItemOf(unit)];
+  }
+  __device__ Unit<kMats> Open(int unit) const { return Open(unit, ItemAt(unit)); }
+  __device__ Unit<kMats> Open(int unit, const Item& item) const {
     Unit<kMats> u;
+    u.item = item;
     if constexpr (kStage == Stage::kLinear) {
       u.which = 0;
 #pragma unroll 1
       for (int here = UnitsOf(args.linear[0].rows, cut.tiles_log); unit >= here; here = UnitsOf(args.linear[u.which].rows, cut.tiles_log)) unit -= here, ++u.which;
       u.tile = unit * cut.tiles;
       u.m[0] = args.linear[u.which];
-      u.item = {0, first_row, rows, rows};
     } else {
       u.which = ItemOf(unit);
       u.tile = (unit - u.which * static_cast<int>(cut.of_item.by)) * cut.tiles;
-      u.item = items[u.which];
       u.m[0] = ExpertMatrix(args.first, args.base[0], args.stride, u.item.expert);
       if constexpr (kMats == 2) u.m[1] = ExpertMatrix(args.second, args.base[1], args.stride, u.item.expert);
     }
