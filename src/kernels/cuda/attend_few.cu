@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A block has a part of the context of one row and kv head. It norms and turns its heads for itself; the one that has the newest position
-// stores its key and value. Positions are the rows of the tensor cores' products and the (at most 8) query heads of a kv head their columns;
+// A block has a part of the context of one row and kv head, or of half of that one's heads. It norms and turns its heads for itself; the one (of either half) that
+// has the newest position stores its key and value. Positions are the rows of the tensor cores' products and the (at most 8) query heads of a kv head their columns;
 // keys and values come from memory as fragments, a warp a tile of 16 positions at a time.
 #include <algorithm>
 
@@ -32,22 +32,31 @@ struct AttendArgs {
   const float *cosines, *sines;
   float* out;                        // [rows, heads * kDim]
   __half* halves;                    // out once more as half_rows.cuh has it, or null
-  float* partials;                   // [rows, kv heads, splits, heads of one, kDim + 2]
-  uint32_t* done;                    // [rows, kv heads] parts that are done
+  float* partials;                   // [rows, blocks of its heads, splits, per_kv, kDim + 2]
+  uint32_t* done;                    // [rows, blocks of its heads] parts that are done
   RowTable rows;
   HalfKv cache;
-  int32_t heads, per_kv, rope_dim;
+  int32_t heads, per_kv, rope_dim;   // per_kv: heads of a block
+  int32_t shares_log;                // blocks that share a kv head's heads
   int32_t norm;                      // elements of q and k normalised together; 0: they are not
   float epsilon, limit, scale;
   bool halves_turn;                  // rope
   bool early;                        // tables and angles may be read before the launch before has ended
 };
 
+// A head's part: sums, then the largest score and its weight. Where a block has few warps, the parts of four lanes fall into other banks.
+template <int kDim>
+constexpr int kTwoParts = 2 * kDim + 10;
+template <int kDim, int kWarps>
+__device__ int PartAt(int head) {
+  return kWarps < kMany ? head / 2 * kTwoParts<kDim> + head % 2 * (kDim + 4) : head * (kDim + 4);
+}
+
 template <int kDim, int kWarps>
 struct alignas(16) Room {
   float qk[kMostHeads + 1][kDim];    // heads of q, then k
   __half q[kMostHeads][kDim];
-  float parts[kWarps * kJoined][kDim + 4];  // of some heads at a time: sums, then the largest score and its weight
+  float parts[kWarps * kJoined / 2 * kTwoParts<kDim>];  // of some heads at a time: PartAt
   float sums[kWarps];
   bool last;
 };
@@ -111,7 +120,15 @@ struct Head {
   }
 };
 
-// Sums over positions of a warp's tiles. A lane has of heads 2 t and 2 t + 1 (t: lane % 4) the dimensions of lane / 4.
+// The first of eight dimensions that a lane has of values, and of what they come to: group lane / 4's of a sixteen, or, where many blocks keep memory busy, of two
+// halves of 64, so that a load of a warp takes whole sectors. (One row takes 0.5 % longer with that.)
+template <int kDim, int kWarps>
+__device__ int DimensionOf(int eight) {
+  const int group = static_cast<int>(threadIdx.x % 32) / 4;
+  return kWarps < kMany ? eight * 64 + group * 8 : group * (kDim / 8) + eight * 8;
+}
+
+// Sums over positions of a warp's tiles. A lane has of heads 2 t and 2 t + 1 (t: lane % 4) the dimensions of DimensionOf.
 template <int kDim>
 struct Attended {
   float out[kDim / 16][4];
@@ -145,16 +162,16 @@ __device__ uint32_t Word(const uint4 (&v)[2], int i) { return thermoe::cuda::Wor
 __device__ uint32_t Word(const uint4 (&v)[1], int i) { return thermoe::cuda::Word(v[0], i); }
 
 // One tile more. tile_at: its first position.
-template <int kDim>
+template <int kDim, int kWarps>
 __device__ void AttendTile(const TileKeys<kDim>& k, const __half* tile_values, const uint4 (&q)[kDim / 32], int tile_at, int length, Attended<kDim>* seen) {
   constexpr int kEach = kDim / 8;  // dimensions of values, a lane
   const int lane = static_cast<int>(threadIdx.x % 32), group = lane / 4, pair = lane % 4;
   uint4 v[4][kEach / 8];  // positions 2 pair, + 1, + 8, + 9
 #pragma unroll
   for (int p = 0; p < 4; ++p) {
-    const __half* values = tile_values + (2 * pair + p % 2 + p / 2 * 8) * kDim + group * kEach;
+    const __half* values = tile_values + (2 * pair + p % 2 + p / 2 * 8) * kDim;
 #pragma unroll
-    for (int i = 0; i < kEach / 8; ++i) v[p][i] = __ldcg(reinterpret_cast<const uint4*>(values + i * 8));
+    for (int i = 0; i < kEach / 8; ++i) v[p][i] = __ldcg(reinterpret_cast<const uint4*>(values + DimensionOf<kDim, kWarps>(i)));
   }
   float scores[4] = {};
 #pragma unroll
@@ -213,7 +230,7 @@ __device__ float3 JoinParts(int count, Part&& part) {
   return all;
 }
 
-// grid: splits, kv heads, rows.
+// grid: splits, kv heads times the blocks that share one, rows.
 template <int kDim, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(AttendArgs a) {
   constexpr int kThreads = 32 * kWarps, kJoinedWarps = 8;
@@ -221,8 +238,9 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
   __shared__ Room<kDim, kWarps> room_place;
   Room<kDim, kWarps>& room = *Held(&room_place);
   const int thread = static_cast<int>(threadIdx.x), warp = WarpNumber(), lane = thread % 32;
-  const int split = static_cast<int>(blockIdx.x), splits = static_cast<int>(gridDim.x), kv_head = static_cast<int>(blockIdx.y);
-  const int64_t row = blockIdx.z, which = row * a.cache.kv_heads + kv_head;
+  const int split = static_cast<int>(blockIdx.x), splits = static_cast<int>(gridDim.x), kv_head = static_cast<int>(blockIdx.y) >> a.shares_log;
+  const int first_head = static_cast<int>(blockIdx.y) * a.per_kv;
+  const int64_t row = blockIdx.z, which = row * gridDim.y + blockIdx.y;
   const int q_width = a.heads * kDim, kv_width = a.cache.kv_heads * kDim;
 
   // What the launch before has not written may be read before that has ended: keys of earlier positions, gains and, mostly, tables and angles.
@@ -244,11 +262,11 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
   const auto load_constants = [&](int h, Head<kDim>* head) {
     const float* gains = h == a.per_kv ? a.k_norm : a.q_norm;
     if (h > a.per_kv || a.norm == 0) gains = nullptr;
-    else if (all_heads) gains += (h == a.per_kv ? kv_head : kv_head * a.per_kv + h) * kDim;
+    else if (all_heads) gains += (h == a.per_kv ? kv_head : first_head + h) * kDim;
     head->LoadConstants(a, row, gains);
   };
   const auto load_values = [&](int h, Head<kDim>* head) {
-    head->LoadValues(h < a.per_kv ? a.q + row * q_width + (kv_head * a.per_kv + h) * kDim : (h == a.per_kv ? a.k : a.v) + row * kv_width + kv_head * kDim);
+    head->LoadValues(h < a.per_kv ? a.q + row * q_width + (first_head + h) * kDim : (h == a.per_kv ? a.k : a.v) + row * kv_width + kv_head * kDim);
   };
 #pragma unroll
   for (int t = 0; t < kTurns; ++t) {
@@ -312,7 +330,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
 #pragma unroll 1
   for (int tile = first_tile; tile < end; tile += kWarps) {
     if (tile != first_tile || tile == newest) keys.Load(tile_at(a.cache.keys, tile));  // the newest position has come since
-    AttendTile<kDim>(keys, tile_at(a.cache.values, tile), q, tile * kKvBlock, length, &seen);
+    AttendTile<kDim, kWarps>(keys, tile_at(a.cache.values, tile), q, tile * kKvBlock, length, &seen);
   }
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -322,7 +340,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
   // The warps' parts into one.
   const int busy = min(kWarps, end - begin), group = lane / 4, pair = lane % 4;
   const auto put = [&](int of_kv, int d, float value) {
-    const int column = (kv_head * a.per_kv + of_kv) * kDim + d;
+    const int column = (first_head + of_kv) * kDim + d;
     a.out[row * q_width + column] = value;
     if (a.halves != nullptr) StoreHalf(a.halves + row * q_width, column, value);
   };
@@ -333,9 +351,10 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
     if (const int mine = 2 * pair - first; warp < busy && mine >= 0 && mine < joined) {  // this lane's two heads are among them
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        float* to = room.parts[warp * joined + mine + h];
+        if (kWarps < kMany && 2 * pair + h >= a.per_kv) continue;
+        float* to = room.parts + PartAt<kDim, kWarps>(warp * joined + mine + h);
 #pragma unroll
-        for (int i = 0; i < kDim / 16; ++i) *reinterpret_cast<float2*>(to + group * (kDim / 8) + 2 * i) = {seen.out[i][h], seen.out[i][2 + h]};
+        for (int i = 0; i < kDim / 16; ++i) *reinterpret_cast<float2*>(to + DimensionOf<kDim, kWarps>(i / 4) + i % 4 * 2) = {seen.out[i][h], seen.out[i][2 + h]};
         if (group == 0) to[kDim] = seen.most[h], to[kDim + 1] = seen.sum[h];
       }
     }
@@ -344,7 +363,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
     for (int i = thread; i < min(joined, a.per_kv - first) * kDim; i += kThreads) {
       const int h = i / kDim, d = i % kDim, of_kv = first + h;
       const float3 all = JoinParts<kJoinedWarps>(busy, [&](int w) {
-        const float* part = room.parts[w * joined + h];
+        const float* part = room.parts + PartAt<kDim, kWarps>(w * joined + h);
         return float3{part[d], part[kDim], part[kDim + 1]};
       });
       if (splits == 1) {
@@ -402,13 +421,16 @@ bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early
   a.q_norm = f.q_norm ? f.q_norm->gain : nullptr, a.k_norm = f.k_norm ? f.k_norm->gain : nullptr;
   a.cosines = f.q_rope.cosines, a.sines = f.q_rope.sines;
   a.out = l.out, a.halves = l.halves, a.partials = static_cast<float*>(l.scratch), a.done = counters;
-  a.rows = l.rows, a.cache = l.cache, a.heads = l.heads, a.per_kv = per_kv, a.rope_dim = f.q_rope.rope_dim;
+  a.rows = l.rows, a.cache = l.cache, a.heads = l.heads, a.rope_dim = f.q_rope.rope_dim;
   a.norm = norm, a.early = early;
   a.epsilon = f.q_norm ? f.q_norm->epsilon : 0.0f, a.limit = f.limit, a.scale = l.scale, a.halves_turn = f.q_rope.halves;
-  const int64_t blocks = l.count * kv_heads;
   const int64_t at_once = Multiprocessors();
+  // Of few rows two blocks share a kv head's heads: each has half of the parts to join, and the product that follows still finds multiprocessors free.
+  const int shares_log = per_kv % 2 == 0 && per_kv > kJoined && 4 * l.count * kv_heads <= at_once ? 1 : 0;
+  const int64_t blocks = l.count * kv_heads << shares_log;
+  a.per_kv = per_kv >> shares_log, a.shares_log = shares_log;
   const auto launch = [&]<int kWarps>() {
-    const dim3 grid(static_cast<unsigned>(SplitsFor(blocks, kWarps, l.longest)), static_cast<unsigned>(kv_heads), static_cast<unsigned>(l.count));
+    const dim3 grid(static_cast<unsigned>(SplitsFor(blocks, kWarps, l.longest)), static_cast<unsigned>(kv_heads << shares_log), static_cast<unsigned>(l.count));
     return LaunchAttend<kWarps>(grid, dim, a, stream) == cudaSuccess;
   };
   if (blocks <= at_once) return launch.template operator()<kMany>();
