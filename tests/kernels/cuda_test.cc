@@ -367,6 +367,21 @@ TEST_P(Cuda, SelectionAmongEqualScoresIsTheHosts) {
   }
 }
 
+// Scores that differ, by so little that many rows are chosen for by keys that do not tell them apart.
+TEST_P(Cuda, SelectionAmongNearlyEqualScoresIsTheHosts) {
+  Random random(10);
+  for (const int64_t experts : {30, 64, 128, 200}) {
+    for (const int64_t tokens : {16, 40, 700}) {
+      SelectStep s;
+      s.tokens = tokens, s.experts = experts, s.slots = 1 + static_cast<int32_t>(random.Below(8));
+      for (int64_t i = 0; i < tokens * experts; ++i) s.logits.push_back(static_cast<float>(random.Below(16)) * 0x1p-20f + static_cast<float>(i / experts % 2));
+      s.kinds.assign(static_cast<size_t>(tokens), RowKind::kPrefill);
+      ExpectSame(SelectBy(nullptr, s), SelectBy(ops_.get(), s), std::to_string(experts) + " experts, " + std::to_string(tokens) + " tokens");
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_P(Cuda, SummariesOfLogits) {
   Random random(7);
   const int64_t rows = 5, vocab = 50001;

@@ -425,9 +425,9 @@ __device__ inline bool IsPlain(const SelectLaunch& l, const SelectRules& rules) 
   return rules.has_bias == 0 && rules.has_cap == 0 && !(rules.drop_below > 0) && rules.most >= l.slots && rules.full >= l.slots && !BatchAware(l, rules);
 }
 
-// ChooseRow by such rules, of rows side by side: their groups, and how many have scores that are no numbers. Where `there` is false is no row. dry: writes nothing.
+// ChooseRow by such rules, of rows side by side: their groups, and how many have scores that are no numbers. Where `there` is false is no row.
 template <int kRows, int kLane>
-__device__ int ChoosePlainRows(const SelectLaunch& l, const int (&rows)[kRows], const bool (&there)[kRows], const RowInput<kLane> (&input)[kRows], bool dry,
+__device__ int ChoosePlainRows(const SelectLaunch& l, const int (&rows)[kRows], const bool (&there)[kRows], const RowInput<kLane> (&input)[kRows],
                                WarpRoom* const (&rooms)[kRows], int (&group)[kRows]) {
   Token<kLane> scores[kRows];
   bool chooses[kRows];
@@ -443,7 +443,7 @@ __device__ int ChoosePlainRows(const SelectLaunch& l, const int (&rows)[kRows], 
     const bool here = chooses[r] && Lane() < l.slots;
     group[r] = here ? 2 * slots[r].expert : -1;
     no_numbers += chooses[r] && mass[r] != mass[r];
-    if (const int at = rows[r] * l.slots + Lane(); here && !dry) {
+    if (const int at = rows[r] * l.slots + Lane(); here) {
       l.expert[at] = slots[r].expert;
       l.weight[at] = weight;
       l.planes[at] = Planes::kBoth;
@@ -452,7 +452,7 @@ __device__ int ChoosePlainRows(const SelectLaunch& l, const int (&rows)[kRows], 
   bool rest = l.scores != nullptr;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) rest = rest || there[r] != chooses[r];
-  if (!rest || dry) [[likely]] return no_numbers;
+  if (!rest) [[likely]] return no_numbers;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     if (there[r] && !chooses[r]) WriteEmptyRow(rows[r], l.slots, l.expert, l.weight, l.planes);

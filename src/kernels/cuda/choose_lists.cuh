@@ -132,23 +132,22 @@ __device__ ListTotals FindStarts(const SlotCounts<kLane>& counts, const SlotCoun
 }
 
 // By the same warp.
-__device__ inline void WriteCounts(const SelectLaunch& l, const ListTotals& totals, bool dry = false) {
+__device__ inline void WriteCounts(const SelectLaunch& l, const ListTotals& totals) {
   const auto hi_slots = static_cast<int32_t>(__reduce_add_sync(kAllLanes, totals.hi_slots));
   const auto distinct = static_cast<int32_t>(__reduce_add_sync(kAllLanes, totals.distinct));
-  if (Lane() < 31 || dry) return;
+  if (Lane() < 31) return;
   const auto both_jobs = static_cast<int32_t>(totals.jobs_upto & 0xffffu), hi_jobs = static_cast<int32_t>(totals.jobs_upto >> 16);
   *l.job_count = both_jobs + hi_jobs;
   l.counts->slots_full = static_cast<int32_t>(totals.slots_upto) - hi_slots, l.counts->slots_hi = hi_slots;
   l.counts->distinct = distinct, l.counts->distinct_full = both_jobs, l.counts->distinct_hi = hi_jobs;
 }
 
-// Jobs and slots of experts, by the team of the launch's first rows, whose groups begin where the jobs do. Warp 0 has other work.
+// Jobs and slots of experts, by a team for which groups begin where the jobs do. Warp 0 has other work.
 template <int kLane>
-__device__ void WriteJobs(const SelectLaunch& l, const BlockTeam& team, const TeamRoom<kLane>& room, bool dry = false) {
+__device__ void WriteJobs(const SelectLaunch& l, const BlockTeam& team, const TeamRoom<kLane>& room) {
 #pragma unroll 1
   for (int expert = team.thread() - 32 + (team.warp() == 0 ? team.threads() : 0); expert < l.experts; expert += team.threads()) {
     const auto both = static_cast<int32_t>(room.both_hi[expert] & 0xffffu), hi = static_cast<int32_t>(room.both_hi[expert] >> 16);
-    if (dry) continue;
     Job* job = l.jobs + room.job[expert];
     if (both > 0) *job++ = {expert, Planes::kBoth, static_cast<int32_t>(room.start[2 * expert]), both};
     if (hi > 0) *job = {expert, Planes::kHi, static_cast<int32_t>(room.start[2 * expert + 1]), hi};
@@ -174,40 +173,45 @@ __device__ inline void WriteTotals(const SumOfTotals& sum, SelectCounts* counts,
   if (Lane() == 0 && !dry) counts->mass_lost = sum.lost, counts->slots_dropped = sum.dropped;
 }
 
+// Which slots a lane has of a turn: slot `slot` of rows `row`, `row` + stride and so on, of so many rows of a turn.
+struct Seat {
+  int row, stride, slot, rows_of_turn;
+};
+// A warp has kEach rows, one after team.warps() others.
+template <int kEach>
+__device__ Seat SeatOf(const BlockTeam& team) { return {team.warp(), team.warps(), Lane(), kEach * team.warps()}; }
+
 // The group of the lane's slot of a row that was written, maybe by another block.
-__device__ inline int GroupOf(const SelectLaunch& l, int64_t t) {
-  const int64_t at = t * l.slots + Lane();
-  const int expert = Lane() < l.slots ? __ldcg(l.expert + at) : -1;
+__device__ inline int GroupOf(const SelectLaunch& l, int64_t t, int slot) {
+  const int64_t at = t * l.slots + slot;
+  const int expert = slot < l.slots ? __ldcg(l.expert + at) : -1;
   if (expert < 0) return -1;
   return 2 * expert + (static_cast<Planes>(__ldcg(reinterpret_cast<const uint8_t*>(l.planes) + at)) == Planes::kHi ? 1 : 0);
 }
 
-// Slots to their places. A warp has kEach rows of a turn, one after team.warps() others. last: the groups of the lane's slots in the last turn, which is left in
-// room->rows_of. room->start is where the rows of `first` begin.
+// Slots to their places. last: the groups of the lane's slots in the last turn, which is left in room->rows_of. room->start is where the rows of `first` begin.
 template <int kEach, int kLane>
-__device__ void PutInOrder(const SelectLaunch& l, const BlockTeam& team, int first, int end, const int (&last)[kEach], TeamRoom<kLane>* room,
-                           bool dry = false) {
-  const int rows_of_turn = kEach * team.warps();
+__device__ void PutInOrder(const SelectLaunch& l, const BlockTeam& team, const Seat& seat, int first, int end, const int (&last)[kEach], TeamRoom<kLane>* room) {
   const auto put = [&](int turn, const int(&group)[kEach]) {
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
       if (group[j] < 0) continue;
-      const int row = j * team.warps() + team.warp();
+      const int row = seat.row + j * seat.stride;
       const auto before = static_cast<uint32_t>(__popc(room->rows_of[group[j]] & ((1u << row) - 1)));
-      if (const uint32_t at = room->start[group[j]] + before; !dry) l.order[at] = (turn + row) * l.slots + Lane();
+      l.order[room->start[group[j]] + before] = (turn + row) * l.slots + seat.slot;
     }
   };
-  if (dry || first + rows_of_turn >= end) return put(first, last);
+  if (first + seat.rows_of_turn >= end) return put(first, last);
 #pragma unroll 1
   for (int i = team.thread(); i < 64 * kLane; i += team.threads()) room->rows_of[i] = 0;
   team.Meet();
 #pragma unroll 1
-  for (int turn = first; turn < end; turn += rows_of_turn) {
+  for (int turn = first; turn < end; turn += seat.rows_of_turn) {
     int group[kEach];
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
-      const int row = j * team.warps() + team.warp(), t = turn + row;
-      group[j] = t < end ? GroupOf(l, t) : -1;
+      const int row = seat.row + j * seat.stride, t = turn + row;
+      group[j] = row < seat.rows_of_turn && t < end ? GroupOf(l, t, seat.slot) : -1;
       if (group[j] >= 0) atomicOr(&room->rows_of[group[j]], 1u << row);
     }
     team.Meet();
@@ -288,7 +292,7 @@ __device__ void FinishLists(const SelectLaunch& l, const BlockTeam& team, int gr
   WriteJobs(l, team, *room);
   if (team.warp() == 0) WriteCounts(l, totals);
   if (team.warp() == team.warps() - 1) WriteTotals(AddTotals(team.warps(), [&](int i) { return room->totals[i]; }), l.counts);
-  PutInOrder(l, team, 0, l.rows, {group}, room);
+  PutInOrder(l, team, SeatOf<1>(team), 0, l.rows, {group}, room);
 }
 
 // The selection of all rows (two or more) by one team, whose room is clear. rules: a copy, which stores do not make the team read again.

@@ -194,7 +194,7 @@ __device__ void FinishChoice(const SelectLaunch& l, const BlockTeam& team, const
   const int group = GroupSlots(team, 0, l.rows, room, [&](int t) {
     sum.lost += __ldcg(&totals[t].lost), sum.dropped += __ldcg(&totals[t].dropped);
     if (Lane() == 0) room->totals[team.warp()] = sum;
-    return GroupOf(l, t);
+    return GroupOf(l, t, Lane());
   }, [&](const SlotCounts<kLane>& turn) { counts.Add(turn); });
   FinishLists(l, team, group, counts, room);
 }

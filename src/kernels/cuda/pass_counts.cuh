@@ -12,7 +12,7 @@ inline constexpr int kSection = 16;
 inline constexpr int kMostBlocks = kSection * kSection;
 inline constexpr int kCountsOfWord = 3;  // of 16 bits; the upper ones are the number of blocks
 inline constexpr int kBlocksShift = 16 * kCountsOfWord;
-inline constexpr int kMostCounts = 2 * kernels::kMaxExperts + 1;
+inline constexpr int kMostCounts = 2 * kernels::kMaxExperts;
 inline constexpr int kMostColumns = (kMostCounts + kCountsOfWord - 1) / kCountsOfWord;
 // In memory: the state, then two halves: a word that counts blocks, then words of sections [columns, sections, even], then of blocks [sections, columns, kSection].
 inline constexpr int kHeadWords = 16, kHalfWords = kHeadWords + kMostColumns * (kSection + kMostBlocks);
@@ -24,22 +24,35 @@ struct CountSums {
 };
 
 // A launch has one half, whose words are 0 when it begins, and clears what the launch before used of the other.
-class PassedCounts {
+class CountRoom {
  public:
   // After the launch before has ended. state: what ReadState gave.
   static __device__ uint64_t ReadState(const uint64_t* counted) { return __ldcg(counted); }
-  __device__ PassedCounts(uint64_t* counted, uint64_t state) : counted_(counted) {
-    half_ = static_cast<int>(state & 1);
-    words_ = counted + kHeadWords + half_ * kHalfWords;
+  __device__ CountRoom(uint64_t* counted, uint64_t state) : counted_(counted), half_(static_cast<int>(state & 1)) {
     const int used = static_cast<int>(state >> 1);
-    uint64_t* others = counted + kHeadWords + (1 - half_) * kHalfWords;
+    uint64_t* others = Half(1 - half_);
 #pragma unroll 1
     for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); i < used; i += static_cast<int>(gridDim.x * blockDim.x)) others[i] = 0;
   }
+  __device__ uint64_t* words() const { return Half(half_); }
 
-  // Tells this block's counts [0, counts), by all of its threads. count_at: of what there is not it may say anything. dry: none, but for going through the code.
+  // What the next launch has to know, by one thread of all, whose block has added up. used: words of the half, from its first one.
+  __device__ void Leave(int used) const { *counted_ = static_cast<uint64_t>(used) << 1 | static_cast<uint64_t>(1 - half_); }
+
+ private:
+  __device__ uint64_t* Half(int half) const { return counted_ + kHeadWords + half * kHalfWords; }
+
+  uint64_t* counted_;
+  int half_;
+};
+
+class PassedCounts {
+ public:
+  __device__ explicit PassedCounts(const CountRoom& room) : room_(room), words_(room.words()) {}
+
+  // Tells this block's counts [0, counts), by all of its threads. count_at: of what there is not it may say anything.
   template <typename CountAt>
-  __device__ void Tell(const BlockTeam& team, int counts, bool dry, CountAt&& count_at) const {
+  __device__ void Tell(const BlockTeam& team, int counts, CountAt&& count_at) const {
     uint64_t* const of_section = OfSections() + Block() / kSection;
     uint64_t* const of_block = OfBlocks(counts) + Block() % kSection;
 #pragma unroll 1
@@ -51,18 +64,17 @@ class PassedCounts {
         const uint32_t count = count_at(i);
         word += static_cast<uint64_t>(i < counts ? count : 0) << (16 * k);
       }
-      if (dry) continue;
       Add(of_section + column * Sections(), word);
       PutWord(of_block + column * kSection, word);
     }
-    if (team.thread() == 0 && !dry) Add(words_, 1);
+    if (team.thread() == 0) Add(words_, 1);
   }
 
-  // Adds up what all tell, into sums [counts, rounded up to whole words]. dry: waits for none. Nobody looks for words before most are there: all would look at the same
+  // Adds up what all tell, into sums [counts, rounded up to whole words]. Nobody looks for words before most are there: all would look at the same
   // ones, over and over, and stand in the way of those that come.
-  __device__ void AddUp(const BlockTeam& team, int counts, bool dry, CountSums* sums) const {
+  __device__ void AddUp(const BlockTeam& team, int counts, CountSums* sums) const {
     constexpr int kReaders = kSection / 2;  // lanes of a column, of two sections and two blocks each
-    if (team.warp() == team.warps() - 1 && !dry) {
+    if (team.warp() == team.warps() - 1) {
       while (TakeWord(words_) < static_cast<uint64_t>(Blocks())) {
       }
     }
@@ -83,7 +95,7 @@ class PassedCounts {
         if (2 * reader < place) TakeTwo(of_blocks, of);
         there = sums_of[0] >> kBlocksShift == here[0] && sums_of[1] >> kBlocksShift == here[1] && (2 * reader >= place || of[0] != 0) &&
                 (2 * reader + 1 >= place || of[1] != 0);
-      } while (!__all_sync(kAllLanes, there || dry));
+      } while (!__all_sync(kAllLanes, there));
       uint64_t all = sums_of[0] + sums_of[1], before = 0;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
@@ -105,10 +117,9 @@ class PassedCounts {
     }
   }
 
-  // What the next launch has to know, by one thread of all, whose block has added up.
+  // By one thread of all, whose block has added up.
   __device__ void Leave(int counts) const {
-    const int used = kHeadWords + Columns(counts) * Sections() + (Blocks() + kSection - 1) / kSection * Columns(counts) * kSection;
-    *counted_ = static_cast<uint64_t>(used) << 1 | static_cast<uint64_t>(1 - half_);
+    room_.Leave(kHeadWords + Columns(counts) * Sections() + (Blocks() + kSection - 1) / kSection * Columns(counts) * kSection);
   }
 
  private:
@@ -124,8 +135,8 @@ class PassedCounts {
     asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(to[0]), "=l"(to[1]) : "l"(from) : "memory");
   }
 
-  uint64_t *counted_, *words_;
-  int half_;
+  CountRoom room_;
+  uint64_t* words_;
 };
 
 }  // namespace thermoe::cuda
