@@ -65,7 +65,7 @@ struct LayerRecord {
 struct StageTimes {
   double embed_us = 0, attention_us = 0, gate_us = 0, experts_us = 0, logits_us = 0, sample_us = 0;
   double learn_us = 0;  // backward passes and updates of test-time training
-  double total_us = 0;
+  double total_us = 0;  // of a step that was begun ahead (EngineOptions::overlap_steps) since the end of the one before
 };
 
 // What one engine step did. Reused from step to step: copy what you keep.

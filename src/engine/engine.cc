@@ -95,6 +95,8 @@ EngineImpl::EngineImpl(std::shared_ptr<const Model> model, const EngineOptions& 
   batch_.rows.reserve(static_cast<size_t>(MaxRows(options)));
   row_owner_.reserve(batch_.rows.capacity());
   parts_.reserve(static_cast<size_t>(options.max_sequences));
+  const size_t most_ahead = ops_->overlaps_steps() ? static_cast<size_t>(kernels::kMostAhead) : 0;
+  ahead_.batch.rows.reserve(batch_.rows.capacity()), ahead_.row_owner.reserve(row_owner_.capacity()), ahead_.parts.reserve(most_ahead);
 }
 
 std::string EngineImpl::Describe() const {
@@ -108,6 +110,9 @@ Status EngineImpl::SetSteering(std::shared_ptr<const Steering> steering) {
   }
   DropAhead();
   steering_ = std::move(steering);
+  batch_aware_ = steering_ != nullptr && std::any_of(steering_->layers.begin(), steering_->layers.end(), [this](const LayerSteering& layer) {
+    return layer.soft_batch > 0 || (layer.guaranteed_slots != kAllSlots && layer.guaranteed_slots < config_.slots);
+  });
   return Status::Ok();
 }
 
@@ -209,7 +214,7 @@ Status EngineImpl::SetTelemetry(const std::string& telemetry) {
   Result<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create(telemetry, ShapeOf(ProfileTargetOf(*model_)), ops_->sensors());
   if (!supervisor.ok()) return supervisor.status();
   THERMOE_RETURN_IF_ERROR(SaveControl());
-  if (loop_ != nullptr) steering_ = nullptr;  // a new loop starts plain
+  if (loop_ != nullptr) THERMOE_RETURN_IF_ERROR(SetSteering(nullptr));  // a new loop starts plain
   THERMOE_RETURN_IF_ERROR(StartControl(supervisor->get()));
   SetSupervisor(std::move(supervisor).value());
   return Status::Ok();

@@ -140,6 +140,7 @@ class EngineImpl final : public Engine, private LogitSink {
   Status StartControl(Supervisor* supervisor);
 
   // step.cc
+  Result<bool> TakeStep(std::vector<Event>* events);
   void Admit();
   Status Schedule();
   Status AddRows(ActiveRequest* active, int32_t count, int32_t seen = 0);
@@ -158,7 +159,7 @@ class EngineImpl final : public Engine, private LogitSink {
   bool MayBeginAhead(const StepContext& step) const;
   void BeginAhead();
   void TakeAhead();  // the step begun ahead is this one
-  void DropAhead() { ahead_.begun = false; }
+  void DropAhead() { ahead_.begun = beginning_ahead_ = false; }
   void LeaveAhead(const ActiveRequest* active);  // a request has ended: nobody reads its row of the step begun ahead
 
   std::shared_ptr<const Model> model_;
@@ -171,6 +172,7 @@ class EngineImpl final : public Engine, private LogitSink {
   Workspace workspace_;
   Sampler sampler_;
   std::shared_ptr<const Steering> steering_;
+  bool batch_aware_ = false;  // what a row gets depends on the decode rows beside it
   std::unique_ptr<Supervisor> supervisor_;
   ControlLoop* loop_ = nullptr;  // the supervisor's; null: none
   Supervisor::DeviceFacts facts_;  // when the loop was made
@@ -222,6 +224,7 @@ class EngineImpl final : public Engine, private LogitSink {
   };
   Ahead ahead_;  // of the step after batch_'s
   bool beginning_ahead_ = false;
+  double ended_s_ = 0;  // the newest step
   std::vector<Event>* events_ = nullptr;  // of the running step
   bool finite_ = true;                    // every logit so far was a finite number
   bool diverged_ = false;                 // those that were not are of a session that has learnt

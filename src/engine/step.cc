@@ -27,15 +27,28 @@ std::span<const TokenId> RecentOf(const ActiveRequest& active) {
 
 }  // namespace
 
-Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
+Result<bool> EngineImpl::Step(std::vector<Event>* events) {
+  Result<bool> more = false;
+  try {
+    more = TakeStep(events);
+  } catch (const std::bad_alloc&) {
+    more = ResourceExhausted("memory ran out in a step; make the engine again with fewer sequences or a smaller context");
+  }
+  events_ = nullptr;
+  if (!more.ok()) DropAhead();
+  return more;
+}
+
+Result<bool> EngineImpl::TakeStep(std::vector<Event>* events) {
   if (queue_.empty() && running_.empty()) return false;
   supervisor_->BeforeStep();
   if (auto steering = supervisor_->TakeSteering(); steering != nullptr) THERMOE_RETURN_IF_ERROR(SetSteering(std::move(steering)));
   Admit();
   if (running_.empty()) return false;
   events_ = events;
-  const double start_s = supervisor_->now_s();
+  const double called_s = supervisor_->now_s();
   const bool begun = ahead_.begun, late = begun && ops_->SummariesAreThere();  // how long a step took that is there already is not known
+  const double start_s = begun && !late ? ended_s_ : called_s;
   if (begun) {
     TakeAhead();
   } else {
@@ -51,7 +64,9 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   if (MayBeginAhead(step)) BeginAhead();
   FinishForward(step);
   THERMOE_RETURN_IF_ERROR(ops_->Health());
-  if (ops_->on_device()) record_.times = {.total_us = 1e6 * (supervisor_->now_s() - start_s)};  // the host's own in its stages say nothing
+  const double asked_s = begun ? ended_s_ : called_s;
+  ended_s_ = supervisor_->now_s();
+  if (ops_->on_device()) record_.times = {.total_us = 1e6 * (ended_s_ - asked_s)};  // the host's own in its stages say nothing
   if (learning_) Learn(step);
   FinishPlan();
   if (Status status = supervisor_->AfterStep(start_s, &record_, parts_, static_cast<int32_t>(queue_.size())); !status.ok()) return status;
@@ -60,7 +75,6 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
   CountTtt(record_.times.total_us * 1e-6);
   StampTimes();
   RetireFinished();
-  events_ = nullptr;
   if (diverged_) {
     return InvalidArgument("a session's deltas have grown until its logits are no finite numbers; lower the learning rates of its tier");
   }
@@ -69,9 +83,6 @@ Result<bool> EngineImpl::Step(std::vector<Event>* events) try {
                    model_->info().path);
   }
   return true;
-} catch (const std::bad_alloc&) {
-  events_ = nullptr;
-  return ResourceExhausted("memory ran out in a step; make the engine again with fewer sequences or a smaller context");
 }
 
 // Keeps the per-layer records' memory.

@@ -13,7 +13,7 @@ bool EngineImpl::MayBeginAhead(const StepContext& step) const {
   if (!options_.overlap_steps || !ops_->overlaps_steps() || supervisor_->controller() != nullptr || supervisor_->info().simulated) return false;
   const size_t rows = batch_.rows.size();
   if (rows == 0 || rows > kernels::kMostAhead || step.inside.count != rows || !step.inside.draws || running_.size() != rows) return false;
-  if (steering_ != nullptr && steering_->sample_gate_rows > 0) return false;
+  if (batch_aware_ || (steering_ != nullptr && steering_->sample_gate_rows > 0)) return false;
   for (size_t row = 0; row < rows; ++row) {
     const ActiveRequest* active = running_[row].get();
     if (active != row_owner_[row] || batch_.rows[row].kind != kernels::RowKind::kDecode || active->session->ttt != nullptr) return false;

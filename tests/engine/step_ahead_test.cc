@@ -2,6 +2,9 @@
 // Where a backend lets a step begin before the one before it is finished, requests get what they get where none does.
 #include <gtest/gtest.h>
 
+#include <new>
+#include <numeric>
+
 #include "engine/engine_impl.h"
 #include "kernels/dispatch.h"
 #include "support/fixtures.h"
@@ -19,6 +22,7 @@ class OverlappingOps final : public MixedOps {
   bool overlaps_steps() const override { return true; }
   bool SummariesAreThere() const override { return there; }
   void BeginStep(uint64_t, bool ahead) const override {
+    if (ahead && throws_at == begun_ahead + 1 && !std::exchange(threw, true)) throw std::bad_alloc();
     EXPECT_TRUE(!ahead || steps_.size() == 1);
     if (!ahead) steps_.clear();
     steps_.emplace_back();
@@ -60,6 +64,7 @@ class OverlappingOps final : public MixedOps {
     return true;
   }
   void FinishSummaries() const override {
+    if (throws_at < 0 && begun_ahead == -throws_at && !std::exchange(threw, true)) throw std::bad_alloc();
     std::copy(steps_[0].summaries.begin(), steps_[0].summaries.end(), steps_[0].out.begin());
     for (const auto& [row, token] : steps_[0].drawn) steps_[0].drawn_out[static_cast<size_t>(row)] = token;
   }
@@ -69,6 +74,8 @@ class OverlappingOps final : public MixedOps {
 
   mutable int begun_ahead = 0, drawn = 0;
   bool there = false, draws = true;
+  int throws_at = 0;  // where the step with this number is begun ahead, or, below 0, where the one before it is waited for
+  mutable bool threw = false;
 
  private:
   struct Step {
@@ -154,6 +161,30 @@ TEST_F(StepAhead, GivesTheSameTokens) {
   EXPECT_EQ(got.decode_tokens, want.decode_tokens);
   // 19 decode steps, but those that lose a row by length are begun as they come: the first, and those after 11 and 15 tokens.
   EXPECT_EQ(ops_->begun_ahead, 16);
+  // Callers that come late for it get the same.
+  const auto late = Overlapping();
+  ops_->there = true;
+  ExpectTheSame(RunAll(late.get(), requests, Nothing), want);
+}
+
+// What was begun is nobody's after an error; the step that failed is done again.
+TEST_F(StepAhead, ErrorsHalfWay) {
+  std::vector<Request> requests = {Greedy(5, 20), Greedy(4, 20)};
+  requests[1].sampling.temperature = 0.9f;
+  const auto never = Overlapping();
+  const Outcome want = RunAll(never.get(), requests, Nothing);
+  for (const int at : {3, -3}) {
+    SCOPED_TRACE(at);
+    const auto engine = Overlapping();
+    ops_->throws_at = at;
+    std::vector<RequestId> ids;
+    for (const Request& request : requests) ids.push_back(engine->Submit(request).value());
+    std::vector<Event> events;
+    int errors = 0;
+    for (Result<bool> more = engine->Step(&events); !more.ok() || *more; more = engine->Step(&events)) errors += more.ok() ? 0 : 1;
+    EXPECT_EQ(errors, 1);
+    for (size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(engine->TakeResult(ids[i]).value().generated, want.results[i].generated) << i;
+  }
 }
 
 TEST_F(StepAhead, OnlyWhereTheDeviceKnowsTheNextToken) {
@@ -201,6 +232,10 @@ TEST_F(StepAhead, RequestsEndUnforeseen) {
   ExpectTheSame(got, want);
   EXPECT_EQ(want.results[0].finish, FinishReason::kEnd);
   EXPECT_GT(ops_->begun_ahead, 5);
+  // Rows of some that ended were computed for nobody.
+  const auto sum = [](const std::vector<int32_t>& of) { return std::accumulate(of.begin(), of.end(), 0); };
+  EXPECT_GE(sum(got.decode_tokens) - sum(want.decode_tokens), 1);
+  EXPECT_LE(sum(got.decode_tokens) - sum(want.decode_tokens), 3);
   // The only one ends: nobody waits for what was begun, and the next request begins anew.
   for (int again = 0; again < 2; ++again) {
     EXPECT_EQ(RunAll(overlapping.get(), {requests[0]}, Nothing).results[0].generated, want.results[0].generated);
@@ -229,6 +264,24 @@ TEST_F(StepAhead, CancelAndSteeringTakeEffectAtOnce) {
   ExpectTheSame(got, want);
   EXPECT_EQ(versions, want_versions);
   EXPECT_GT(ops_->begun_ahead, 10);
+}
+
+// A row that nobody reads would guarantee experts to others.
+TEST_F(StepAhead, NotWhereRowsDependOnEachOther) {
+  auto steering = std::make_shared<Steering>();
+  steering->version = 3;
+  steering->layers.resize(static_cast<size_t>(model_->info().layers));
+  for (const bool soft : {false, true}) {
+    for (LayerSteering& layer : steering->layers) layer.guaranteed_slots = soft ? kAllSlots : 1, layer.soft_batch = soft ? 0.3f : 0.0f;
+    const auto between = [&](Engine* engine, const std::vector<RequestId>& ids, uint64_t steps) {
+      const Status status = steps == 0 ? engine->SetSteering(steering) : steps == 7 ? engine->Cancel(ids[1]) : Status::Ok();
+      EXPECT_TRUE(status.ok()) << status.message();
+    };
+    const auto plain = Plain(), overlapping = Overlapping();
+    const std::vector<Request> requests = {Greedy(5, 20), Greedy(9, 20), Greedy(3, 20)};
+    ExpectTheSame(RunAll(overlapping.get(), requests, between), RunAll(plain.get(), requests, between));
+    EXPECT_EQ(ops_->begun_ahead, 0);
+  }
 }
 
 // A session's keys and values are those of its tokens, whatever was begun beyond them; the context's end is known ahead.

@@ -314,6 +314,50 @@ TEST_P(Cuda, DrawsAreTheReferences) {
   }
 }
 
+// Steps that begin before the ones before them are finished, by operations and by graphs, through a longer context, a cancelled request, steering and a pause without any.
+TEST_P(Cuda, StepsBegunAheadGiveTheSame) {
+  const auto model = Load(FixturePath(GetParam()), ExpertStorage::kNative);
+  ASSERT_NE(model, nullptr);
+  auto steering = std::make_shared<Steering>();
+  steering->version = 5;
+  steering->layers.resize(static_cast<size_t>(model->info().layers));
+  for (LayerSteering& layer : steering->layers) layer.max_slots = 1;
+  std::vector<RequestResult> results[2];
+  for (const bool overlap : {false, true}) {
+    EngineOptions options;
+    options.backend = "cuda";
+    options.max_sequences = 4;
+    options.overlap_steps = overlap;
+    const auto engine = MakeEngine(model, options);
+    for (int round = 0; round < 2; ++round) {
+      std::vector<RequestId> ids;
+      for (int i = 0; i < 4; ++i) {
+        Request request;
+        for (int t = 0; t < 9 + i; ++t) request.prompt.push_back(static_cast<TokenId>((7 + 31 * t + i) % model->info().vocab));
+        request.max_new_tokens = std::min(160, engine->context() - 16);
+        request.ignore_end = true;
+        if (i == 1) request.sampling.temperature = 0.8f, request.sampling.top_k = 20, request.sampling.seed = 4;
+        if (i == 2) request.forced.assign(static_cast<size_t>(request.max_new_tokens), 5);
+        ids.push_back(engine->Submit(request).value());
+      }
+      std::vector<Event> events;
+      for (int step = 1; engine->Step(&events).value(); ++step) {
+        Status status = Status::Ok();
+        if (step == 20) status = engine->Cancel(ids[3]);
+        if (step == 30) status = engine->SetSteering(steering);
+        if (step == 45) status = engine->SetSteering(nullptr);
+        ASSERT_TRUE(status.ok()) << status.message();
+      }
+      for (const RequestId id : ids) results[overlap].push_back(engine->TakeResult(id).value());
+    }
+  }
+  for (size_t i = 0; i < results[0].size(); ++i) {
+    EXPECT_EQ(results[1][i].generated, results[0][i].generated) << i;
+    ASSERT_EQ(results[1][i].logprobs.size(), results[0][i].logprobs.size());
+    for (size_t t = 0; t < results[0][i].logprobs.size(); ++t) ASSERT_NEAR(results[1][i].logprobs[t], results[0][i].logprobs[t], 3e-3) << i << ", token " << t;
+  }
+}
+
 TEST_P(Cuda, DrawsAreTheSameWhereLogitsAreKept) {
   const auto model = Load(FixturePath(GetParam()), ExpertStorage::kNative);
   ASSERT_NE(model, nullptr);

@@ -220,7 +220,7 @@ TEST_F(CudaDecodeAttention, OneLaunchIsWhatItsPartsAre) {
   const std::vector<int32_t> sets[] = {{1}, {700}, {15, 16, 17}, {1, 15, 16, 17, 130, 700, 256, 257}, many, most};
   int number = 0;
   for (const int32_t dim : {64, 128}) {
-    for (const int32_t per_kv : {1, 2, 7, 8}) {
+    for (const int32_t per_kv : {1, 2, 6, 7, 8}) {
       for (const Norms norms : {Norms::kNone, Norms::kHead, Norms::kAll}) {
         for (const std::vector<int32_t>& lengths : sets) {
           // Limits, parts that turn and how they do: all eight of them at each dim, with other heads, norms and lengths each.

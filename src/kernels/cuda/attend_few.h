@@ -7,7 +7,7 @@
 
 namespace thermoe::cuda {
 
-inline constexpr int64_t kAttendCounters = 4096;  // rows times kv heads
+inline constexpr int64_t kAttendCounters = 4096;  // rows times kv heads, or twice as many of few rows
 
 // False, and nothing was launched: not these shapes. q, k and v keep what they had. early: the launch before wrote neither the rows' places
 // nor the angles, and waited for what did. counters: [kAttendCounters], zero between launches, of no other launch under way; null: none.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Counts of experts that the blocks of a launch tell each other while it runs, several in a word with a bit that says that they are there: every block reads
-// what all tell, which takes one way to the L2 cache and back. Of blocks that have few rows; what is told in more bits goes by pass_counts.cuh.
+// what all tell, which takes one way to the L2 cache and back. Of rows by plain rules; others go by pass_counts.cuh.
 #pragma once
 
 #include "kernels/cuda/pass_counts.cuh"

@@ -164,7 +164,7 @@ int32_t* CudaOps::largest_logits() const { return counters_.as<int32_t>() + kLar
 
 void CudaOps::Reuse() const {
   staging_used_ = 0, staging_read_ = false;
-  for (Side& side : sides_) side.inputs_under_way = false;
+  for (Side& side : sides_) side.under_way = false;
 }
 
 void CudaOps::Stage(void* to, const void* from, int64_t bytes) const {

@@ -140,7 +140,7 @@ class CudaOps final : public kernels::Ops {
     PinnedMemory inputs;     // of a graph, there when it is launched: what is staged, as far as it can be
     PinnedMemory records;    // counts and expert slots
     PinnedMemory summaries;  // [summary_rows_]
-    bool inputs_under_way = false;
+    bool under_way = false;  // what lies here may still be read or written
     bool records_under_way = false, records_here = false;  // with the summaries
     std::span<LayerRecord> record;                 // where records go
     std::span<kernels::LogitSummary> summarised;   // where summaries go

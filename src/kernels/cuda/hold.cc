@@ -16,7 +16,9 @@ namespace {
 constexpr int64_t kSummaryRows = 32;  // of logits at once; more make room when they come
 
 constexpr WeightMatrix FfnWeights::* kRoles[] = {&FfnWeights::gate, &FfnWeights::up, &FfnWeights::down};
-constexpr OperationRoom kRoom = {LinearScratch, ExpertFfnScratch, AttentionScratch, SelectScratch, kHalfRows, UnpackedRoom};
+OperationRoom RoomOf(bool wgmma) {
+  return {LinearScratch, ExpertFfnScratch, AttentionScratch, SelectScratch, kHalfRows, wgmma ? UnpackedRoom : [](int32_t) -> size_t { return 0; }};
+}
 
 }  // namespace
 
@@ -29,7 +31,7 @@ Result<DeviceRoom> CudaOps::Room() const {
 Status CudaOps::CheckFits(const kernels::PlannedModel& model, const kernels::EngineSize& asked,
                           const std::function<kernels::StepSizes(const kernels::EngineSize&)>& sizes) const {
   const Result<DeviceRoom> device = Room();
-  return device.ok() ? cuda::CheckFits(*device, model, asked, sizes, kRoom) : device.status();
+  return device.ok() ? cuda::CheckFits(*device, model, asked, sizes, RoomOf(wgmma_)) : device.status();
 }
 
 Status CudaOps::Hold(const kernels::ResidentModel& model) {
@@ -44,7 +46,7 @@ Status CudaOps::Hold(const kernels::ResidentModel& model) {
     return Unsupported("{} slots a token; the cuda backend runs up to {}: use the cpu backend", config.slots, kMaxDeviceSlots);
   }
   const MemoryPlan plan = PlanMemory({config, model.weights, model.experts},
-                                     {model.kv.blocks * kKvBlock, model.step_bytes, model.max_rows, model.max_sequences, model.context}, kRoom);
+                                     {model.kv.blocks * kKvBlock, model.step_bytes, model.max_rows, model.max_sequences, model.context}, RoomOf(wgmma_));
   const Result<DeviceRoom> device = Room();
   if (!device.ok()) return device.status();
   if (plan.total() > device->free_bytes) {  // CheckFits has more to say

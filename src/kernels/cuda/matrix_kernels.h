@@ -95,7 +95,8 @@ struct ExpertFfnLaunch {
   // [kPassedWords] aligned to 16 bytes, zeroed once by the caller; of no other launch under way: by way of it, inner values of few slots come to the blocks
   // that multiply them sooner. Null: they do not.
   uint64_t* passed = nullptr;
-  // The step before read how many experts; where nearly all, weights are copied before it is known which: the first experts' (stream_rows.cu). Null: not.
+  // How many experts the step before read, or this one, if the launch before has told by now: where nearly all, weights are copied before it is known which
+  // (stream_experts.cuh). Null: not.
   const int32_t* distinct_before = nullptr;
   bool picked = false;  // the launch before this one, of the same `passed`, passes what it picks for the one row (SelectLaunch.picks)
 };

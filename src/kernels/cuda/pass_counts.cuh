@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counts that the blocks of a launch tell each other while it runs, in words that say how many blocks are in them: whoever reads one sees whether all is there, which
+// Counts of steered rows (block_counts.cuh has plain ones') that the blocks of a launch tell each other while it runs, in words that say how many blocks are in them: whoever reads one sees whether all is there, which
 // takes one way to the L2 cache and back; counts behind a barrier take three.
 #pragma once
 
@@ -14,7 +14,7 @@ inline constexpr int kCountsOfWord = 3;  // of 16 bits; the upper ones are the n
 inline constexpr int kBlocksShift = 16 * kCountsOfWord;
 inline constexpr int kMostCounts = 2 * kernels::kMaxExperts;
 inline constexpr int kMostColumns = (kMostCounts + kCountsOfWord - 1) / kCountsOfWord;
-// In memory: the state, then two halves: a word that counts blocks, then words of sections [columns, sections, even], then of blocks [sections, columns, kSection].
+// In memory: the state, then two halves: a word that counts blocks, then, of PassedCounts, words of sections [columns, sections, even], then of blocks [sections, columns, kSection].
 inline constexpr int kHeadWords = 16, kHalfWords = kHeadWords + kMostColumns * (kSection + kMostBlocks);
 static_assert(kSelectCounted == kHeadWords + 2 * kHalfWords);
 

@@ -58,7 +58,6 @@ void CudaOps::SetRows(std::span<const KvRow> rows) const {
 
 void CudaOps::PackInputs() const {
   auto* inputs = newest().inputs.as<StepInputs>();
-  if (newest().inputs_under_way) Synchronise();
   inputs->count = inputs->bytes = 0;
   inputs->number = ++inputs_launched_;
   int64_t bytes = 0;
@@ -87,7 +86,6 @@ void CudaOps::LaunchGraph(cudaGraphExec_t graph) const {
     Check(cudaStreamSynchronize(copies_), "writing a step's inputs");
   }
   Check(cudaGraphLaunch(graph, stream_), "launching a step");
-  newest().inputs_under_way = true;
 }
 
 void CudaOps::BeginStep(uint64_t key, bool ahead) const {
@@ -99,6 +97,8 @@ void CudaOps::BeginStep(uint64_t key, bool ahead) const {
   if (!pending_.empty()) LaunchPending();
   overlapped_ = ahead;
   if (ahead) side_ = 1 - side_;
+  if (newest().under_way) Synchronise();  // of a step that nobody waited for
+  newest().under_way = true;
   // A graph has the addresses of its side.
   key_ = key == 0 ? 0 : key << 32 | static_cast<uint64_t>(side_) << 31 | static_cast<uint64_t>(planned_length_);
   key = key_;

@@ -58,10 +58,10 @@ struct ExpertsWork {
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
-// The expert of this block's first unit, if each has one item.
+// The expert of this block's first unit, if each has one item; at most the last.
 template <Packing kUp, Packing kDown, int NT>
 __device__ int GuessedExpert(const ExpertsArgs& args) {
-  return static_cast<int>(args.up.units_of_item[ExpertsWork<kUp, kDown, NT>::CutsFor(args, args.experts).up_way()].Quotient(blockIdx.x));
+  return min(static_cast<int>(args.up.units_of_item[ExpertsWork<kUp, kDown, NT>::CutsFor(args, args.experts).up_way()].Quotient(blockIdx.x)), args.experts - 1);
 }
 // Whether what has been copied of it is what the first unit wants.
 template <Packing kUp, Packing kDown, int NT>

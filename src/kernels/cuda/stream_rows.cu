@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One block a multiprocessor works through units of up to 128 rows of weights. A few of its warps bring tiles by bulk copies into a ring
 // that runs ahead across the ends of units and kernels, so memory is never idle; the others multiply their tiles of every stage of the
-// ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all (of more than 16
-// rows as stream_wide.cuh has them), of experts the rows that a unit meets. An
+// ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all, of more than 16
+// half of them, or all as stream_wide.cuh has them, of experts the rows that a unit meets. An
 // expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
 #include <array>
 #include <initializer_list>
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearKernel(const __grid_constan
 #endif
 }
 
-// More than 16 rows.
+// More than 16 rows, of large matrices (IsWide).
 template <Packing kPacking>
 __global__ void __launch_bounds__(kThreads, 1) WideLinearKernel(const __grid_constant__ StreamArgs args) {
 #if __CUDA_ARCH_FEAT_SM90_ALL

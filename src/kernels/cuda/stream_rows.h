@@ -14,7 +14,7 @@ inline constexpr int32_t kPassedSlots = 16;  // up to so many slots of experts, 
 inline constexpr int32_t kHalfRows = 256;                       // rows that norms and attention leave as halves, too
 
 bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t stream);
-// Rows that it takes in one launch; 0: none of this packing or so many columns.
+// Rows that it takes in one launch, whole in every block; 0: none of this packing or so many columns.
 int StreamedRowsAtOnce(const DeviceMatrix& weight);
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& launch, SlotSums* sums, cudaStream_t stream);
 // Whether that takes what a gate picks (SelectLaunch.picks).

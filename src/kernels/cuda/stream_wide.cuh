@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the warps of a block of stream_rows.cu that multiply do of linears of more than 16 rows. By mma a warp would load every fragment of the rows from shared memory
+// What the warps of a block of stream_rows.cu that multiply do of large linears of more than 16 rows. By mma a warp would load every fragment of the rows from shared memory
 // for each 16 rows of weights; here four warps, a warpgroup, have 64 rows of weights as finished halves in registers, and the tensor cores take the rows from shared
 // memory themselves (wgmma).
 #pragma once

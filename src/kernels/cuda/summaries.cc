@@ -30,7 +30,7 @@ void CudaOps::FinishSummaries() const {
     (void)cudaGetLastError();  // that is no error
   }
   if (overlapped_ && !Missing(side.summaries_asked, *told) && !Missing(side.draws_asked, *draws)) {
-    side.inputs_under_way = false;
+    side.under_way = false;
   } else if (*told == summaries_asked_ && *draws == draws_asked_ && !staged_since_) {
     Reuse();
   } else {

@@ -16,7 +16,8 @@ inline constexpr size_t kUnpackedBytes = size_t{24} << 20;
 size_t UnpackedRoom(int32_t rows);
 
 bool PrefillsUnpacked(std::span<const LinearLaunch> launches);
-// Matrices with the same x, whose halves the launch before this one makes: that is under way when the first weights are written to `unpacked`.
+// Matrices with the same x, whose halves the launch before this one makes: that is under way when the first weights are written to
+// `unpacked`, which the products before read: it must wait for the launches before it before it lets the next begin.
 cudaError_t LinearUnpacked(std::span<const LinearLaunch> launches, const HalfRows& x, cudaStream_t stream);
 
 // Groups of 128 rows of one matrix, unpacked.
