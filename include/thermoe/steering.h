@@ -79,6 +79,7 @@ struct StepRecord {
   double weight_bytes = 0;      // weights read, each touched matrix (plane) counted once
   double expert_bytes = 0;      // the routed experts' part of weight_bytes
   double kv_bytes = 0;          // keys and values read and written
+  int32_t kv_element_bytes = 4;  // of these: floats, or binary16 on a GPU
   double flops = 0;             // multiply-adds counted as two
   StageTimes times;
   std::vector<LayerRecord> layers;  // [MoE layers]

@@ -159,6 +159,8 @@ class Residency {
   // What `record` calls, as a step: a graph where steps are graphs. Its operands must be adopted or resident, outlive the result and have
   // no other use while it runs.
   virtual std::unique_ptr<MeasuredStep> Measure(std::function<void()> record) const;
+  // Of a key's or value's element, as it lies in the pool.
+  virtual int32_t kv_element_bytes() const { return sizeof(float); }
   // Whether operations run on a device with memory of its own.
   virtual bool on_device() const { return false; }
   virtual LoadFacts load_facts() const { return {}; }

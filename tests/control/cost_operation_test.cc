@@ -204,6 +204,12 @@ void CompareOneStep(const Model& model, int32_t tokens, bool decode) {
   // The list's bytes are the step's own.
   EXPECT_NEAR(cost.weight_bytes, record.weight_bytes, 1) << config.architecture;
   EXPECT_NEAR(cost.kv_bytes, record.kv_bytes, 1) << config.architecture;
+  // Of keys and values in two bytes it was the same step.
+  StepRecord halves = record;
+  halves.kv_bytes /= 2, halves.kv_element_bytes = 2;
+  const StepShape same = StepShapeFrom(halves, shape);
+  EXPECT_EQ(same.decode_positions, was.decode_positions);
+  EXPECT_EQ(same.prefill_distinct_positions, was.prefill_distinct_positions);
 }
 
 TEST(Operations, OfAStepAreTheCallsThatItMakes) {

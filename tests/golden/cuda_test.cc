@@ -346,6 +346,7 @@ TEST_P(Cuda, StepsBegunAheadGiveTheSame) {
         if (step == 20) status = engine->Cancel(ids[3]);
         if (step == 30) status = engine->SetSteering(steering);
         if (step == 45) status = engine->SetSteering(nullptr);
+        EXPECT_EQ(engine->last_step().kv_element_bytes, 2);
         ASSERT_TRUE(status.ok()) << status.message();
       }
       for (const RequestId id : ids) results[overlap].push_back(engine->TakeResult(id).value());

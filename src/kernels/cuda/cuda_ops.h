@@ -30,6 +30,7 @@ class CudaOps final : public kernels::Ops {
 
   std::string_view name() const override { return name_; }
   bool on_device() const override { return true; }
+  int32_t kv_element_bytes() const override { return sizeof(__half); }
   kernels::LoadFacts load_facts() const override { return load_; }
   double MeasureReadSpeed() const override;  // measure.cc
   std::string device_name() const override { return device_.name; }
