@@ -94,7 +94,8 @@ struct EngineOptions {
   std::string isa;            // "", "portable", "avx2", "avx512"; cuda: "mma", "wgmma"; "": THERMOE_ISA, else the best the machine has
   // Where the backend can (cuda), a step that only writes the next token of up to 32 requests, all of which go on for sure, is begun before the tokens of
   // the one before are known to the host; not with a repetition penalty, KeepLogits::kAll, test-time training, a simulated device or a control loop,
-  // nor where steering makes rows depend on each other or samples gate logits. A request that ends unforeseen still counts in the step that was begun (StepRecord), and one that comes takes part in the step after.
+  // nor where steering makes rows depend on each other or samples gate logits. A request that ends unforeseen still counts in the step that was begun
+  // (StepRecord), and one that comes takes part in the step after.
   bool overlap_steps = true;
   std::string device;         // of the cuda backend: a number, a UUID or its beginning, a part of a name; "": THERMOE_DEVICE, else the first
   // Where readings of power and temperature come from: "none"; "auto" (the sensors of the device that computes), "nvml[:N]", "linux",

@@ -38,10 +38,8 @@ void CountAttention(StepContext& step) {
     last = row.sequence;
   }
   const ModelConfig& config = step.config;
-  kernels::OpCost cost = kernels::AttentionCost(step.tokens(), seen, distinct, config.heads, config.kv_heads, config.head_dim);
   step.record.kv_element_bytes = step.ops.kv_element_bytes();
-  cost.kv_bytes *= step.record.kv_element_bytes / static_cast<double>(sizeof(float));  // it counts floats
-  step.Count(cost);
+  step.Count(kernels::AttentionCost(step.tokens(), seen, distinct, config.heads, config.kv_heads, config.head_dim, step.record.kv_element_bytes));
 }
 
 }  // namespace

@@ -41,11 +41,10 @@ OpCost EmbedCost(const WeightMatrix& table, int64_t tokens) {
 }
 
 OpCost AttentionCost(int64_t tokens, int64_t positions, int64_t distinct_positions, int32_t heads, int32_t kv_heads,
-                     int32_t head_dim) {
-  const double row = 4.0 * head_dim;  // floats
+                     int32_t head_dim, int32_t kv_element_bytes) {
   OpCost cost;
-  cost.kv_bytes = 2.0 * row * kv_heads * static_cast<double>(distinct_positions + tokens);  // read, and stored
-  cost.activation_bytes = 2.0 * row * heads * static_cast<double>(tokens);
+  cost.kv_bytes = 2.0 * kv_element_bytes * head_dim * kv_heads * static_cast<double>(distinct_positions + tokens);  // read, and stored
+  cost.activation_bytes = 2.0 * sizeof(float) * head_dim * heads * static_cast<double>(tokens);
   cost.flops = 4.0 * heads * head_dim * static_cast<double>(positions);
   return cost;
 }

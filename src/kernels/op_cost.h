@@ -25,8 +25,9 @@ struct OpCost {
 OpCost LinearCost(const WeightMatrix& weight, int64_t tokens);
 OpCost EmbedCost(const WeightMatrix& table, int64_t tokens);
 // `positions`: keys that the rows see, summed over rows. `distinct_positions`: the same, shared ones counted once.
+// kv_element_bytes: as Residency has it.
 OpCost AttentionCost(int64_t tokens, int64_t positions, int64_t distinct_positions, int32_t heads, int32_t kv_heads,
-                     int32_t head_dim);
+                     int32_t head_dim, int32_t kv_element_bytes = sizeof(float));
 // The routed experts of one layer as a step's record says they were used.
 OpCost ExpertsCost(std::span<const FfnWeights> experts, const LayerRecord& record);
 

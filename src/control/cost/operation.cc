@@ -387,9 +387,8 @@ void StepShapeFrom(const StepRecord& record, const ModelShape& model, StepShape*
   step.logit_rows = record.logit_rows;
   const ModelConfig& config = model.config;
   // AttentionCost's kv_bytes, turned round.
-  const kernels::OpCost one = kernels::AttentionCost(0, 1, 1, config.heads, config.kv_heads, config.head_dim);
-  const double elements = std::max(record.kv_element_bytes, 1) / static_cast<double>(sizeof(float));
-  const double per_layer = one.kv_bytes * elements * static_cast<double>(std::max<size_t>(model.layers.size(), 1));
+  const kernels::OpCost one = kernels::AttentionCost(0, 1, 1, config.heads, config.kv_heads, config.head_dim, std::max(record.kv_element_bytes, 1));
+  const double per_layer = one.kv_bytes * static_cast<double>(std::max<size_t>(model.layers.size(), 1));
   const double tokens = step.prefill_tokens + step.decode_tokens;
   const auto distinct = static_cast<int64_t>(std::max(0.0, std::round(record.kv_bytes / per_layer - tokens)));
   const int64_t shares = step.decode_tokens + (step.prefill_tokens > 0 ? 1 : 0);  // sequences, one prefill

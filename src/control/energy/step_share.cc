@@ -59,7 +59,7 @@ void StepShare::Share(const StepRecord& record, std::span<const StepPart> parts,
   for (size_t i = 0; i < parts.size(); ++i) {
     const StepPart& part = parts[i];
     const double experts_frac = touched_frac > 0 ? TouchedFrac(part.rows) / touched_frac : 1;
-    const double kv_bytes = layers_ * 8 * kv_heads_ * head_dim_ * (part.first_position + 2.0 * part.rows);
+    const double kv_bytes = layers_ * 2 * record.kv_element_bytes * kv_heads_ * head_dim_ * (part.first_position + 2.0 * part.rows);
     const double bytes = dense_bytes + expert_bytes * experts_frac + output_bytes_ * OutputTiles(part.logit_rows) +
                          kv_bytes + part.own_bytes;
     const double flops =
