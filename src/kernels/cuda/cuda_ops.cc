@@ -60,10 +60,7 @@ class CudaOps::Call {
   template <typename T>
   T* New(int64_t count) {
     thermoe::Result<DeviceMemory> memory = DeviceMemory::Allocate(std::max<int64_t>(Bytes<T>(count), 1), "an operand");
-    if (!memory.ok()) {
-      ops_.health_ = memory.status();
-      return nullptr;
-    }
+    if (!memory.ok()) return ops_.Check(memory.status()), nullptr;
     temporaries_.push_back(std::move(memory).value());
     return temporaries_.back().as<T>();
   }
@@ -210,10 +207,7 @@ DeviceMatrix CudaOps::MatrixOf(const WeightMatrix& matrix, Call* call) const {
 void CudaOps::Adopt(std::span<std::byte> buffer) {
   if (buffer.empty()) return;
   Result<DeviceMemory> memory = DeviceMemory::Allocate(static_cast<int64_t>(buffer.size()), "the buffers of a step");
-  if (!memory.ok()) {
-    health_ = memory.status();
-    return;
-  }
+  if (!memory.ok()) return Check(memory.status());
   Check(cudaMemsetAsync(memory->data(), 0, buffer.size(), stream_), "clearing memory");
   addresses_.Add(buffer.data(), buffer.size(), memory->data());
   owned_.push_back(std::move(memory).value());
@@ -424,10 +418,7 @@ void CudaOps::ExpertFfn(const kernels::ExpertFfnArgs& args) const {
     tables = &resident->second;
   } else {
     Result<ExpertTables> result = MakeTables(args.experts, &call);
-    if (!result.ok()) {
-      if (health_.ok()) health_ = result.status();
-      return;
-    }
+    if (!result.ok()) return Check(result.status());
     made = std::move(result).value();
   }
   // Jobs that a Select made are counted on the device, others where the selection says.

@@ -136,10 +136,7 @@ void CudaOps::EnsureScratch(int64_t bytes) const {
   LaunchPending();
   Synchronise();
   Result<DeviceMemory> memory = DeviceMemory::Allocate(bytes, "scratch of operations");
-  if (!memory.ok()) {
-    if (health_.ok()) health_ = memory.status();
-    return;
-  }
+  if (!memory.ok()) return Check(memory.status());
   scratch_ = std::move(memory).value();
   scratch_bytes_ = bytes;
   DropGraphs();  // they have the old address

@@ -32,10 +32,7 @@ void CudaOps::SetRows(std::span<const KvRow> rows) const {
     rows_capacity_ = std::max(rows_capacity_, static_cast<int64_t>(count));
     tables_capacity_ = std::max(tables_capacity_, sequences);
     Result<DeviceMemory> memory = DeviceMemory::Allocate(Bytes<int32_t>(2 * rows_capacity_ + tables_capacity_ * table_stride_), "the rows of a step");
-    if (!memory.ok()) {
-      health_ = memory.status();
-      return;
-    }
+    if (!memory.ok()) return Check(memory.status());
     rows_memory_ = std::move(memory).value();
     DropGraphs();  // they have the old addresses
   }
