@@ -15,19 +15,13 @@
 #include "kernels/cuda/unpacked.h"
 #include "kernels/on_device.h"
 #include "kernels/op_cases.h"
+#include "kernels/repeated_rows.h"
 
 namespace thermoe::cuda {
 namespace {
 
 using kernels::kHalfUnit, kernels::RandomFloats;
 
-class HopperTest : public DeviceTest {
- protected:
-  void SetUp() override {
-    DeviceTest::SetUp();
-    if (!IsSkipped() && devices_.front().capability != 90) GTEST_SKIP() << "these kernels are Hopper's alone";
-  }
-};
 class CudaWideLinears : public HopperTest {};
 class CudaAttendMany : public HopperTest {};
 class CudaNormsForLinears : public HopperTest {};
@@ -36,26 +30,11 @@ bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-// Matrices of a few rows that come again and again, and what they give with rows of activations.
+// Such rows, and what they give with rows of activations.
 struct WideCase {
-  // A prime, so that no tile's rows are another's; of seven magnitudes, so that no row's scale is its neighbour's.
-  static constexpr int32_t kDistinct = 97;
-
-  WideCase(Random& random, DType of_type, int32_t of_cols) : type(of_type), cols(of_cols), x(RandomFloats(random, kStreamRows * cols)) {
-    const bool nested = type == DType::kNested8;
-    const DType stored = nested ? DType::kQ8_0 : type;
-    const int64_t row_bytes = RowBytes(stored, cols), blocks = int64_t{kDistinct} * cols / kQuantBlock;
-    codes.resize(static_cast<size_t>(kDistinct * row_bytes));
-    for (int r = 0; r < kDistinct; ++r) EncodeRow(stored, RandomFloats(random, cols, std::ldexp(1.0, r % 7 - 3)).data(), cols, codes.data() + r * row_bytes);
-    if (nested) {
-      std::vector<std::byte> hi(static_cast<size_t>(blocks) * sizeof(NestedHi));
-      lo.resize(static_cast<size_t>(blocks) * sizeof(NestedLo));
-      SplitPlanes(reinterpret_cast<const BlockQ8_0*>(codes.data()), blocks, reinterpret_cast<NestedHi*>(hi.data()), reinterpret_cast<NestedLo*>(lo.data()));
-      codes = hi;
-    }
-    const std::vector<double> exact = kernels::DecodeAll({type, kDistinct, cols, codes.data(), nested ? lo.data() : nullptr, Layout::kRows}, Planes::kBoth);
+  WideCase(Random& random, DType type, int32_t of_cols) : cols(of_cols), x(RandomFloats(random, kStreamRows * cols)), weights(random, type, cols) {
     for (int32_t t = 0; t < kStreamRows; ++t) {
-      for (int32_t r = 0; r < kDistinct; ++r) dots.push_back(kernels::DotInDouble(exact, r, x.data() + int64_t{t} * cols, cols));
+      for (int32_t r = 0; r < RepeatedRows::kDistinct; ++r) dots.push_back(kernels::DotInDouble(weights.exact, r, x.data() + int64_t{t} * cols, cols));
     }
     const auto norms = [&]<typename T>(const std::vector<T>& of, std::vector<double>* to) {
       for (size_t at = 0; at < of.size(); at += static_cast<size_t>(cols)) {
@@ -64,26 +43,12 @@ struct WideCase {
         to->push_back(std::sqrt(squares));
       }
     };
-    norms(exact, &weight_norms), norms(x, &x_norms);
-  }
-  // Packed: `rows` of them, from the first-th on.
-  std::vector<std::byte> Packed(int32_t rows, int32_t first) const {
-    const auto repeat = [&](const std::vector<std::byte>& from) {
-      std::vector<std::byte> to;
-      const auto each = static_cast<ptrdiff_t>(from.size() / kDistinct);
-      for (int32_t r = 0; r < rows; ++r) to.insert(to.end(), from.begin() + (first + r) % kDistinct * each, from.begin() + ((first + r) % kDistinct + 1) * each);
-      return to;
-    };
-    const std::vector<std::byte> all = repeat(codes), all_lo = repeat(lo);
-    std::vector<std::byte> packed(static_cast<size_t>(PackedBytes(type, rows, cols)));
-    Pack({type, rows, cols, all.data(), all_lo.empty() ? nullptr : all_lo.data(), Layout::kRows}, packed.data());
-    return packed;
+    norms(weights.exact, &weight_norms), norms(x, &x_norms);
   }
 
-  DType type;
   int32_t cols;
   std::vector<float> x;                       // [kStreamRows, cols]
-  std::vector<std::byte> codes, lo;           // of kDistinct rows
+  RepeatedRows weights;
   std::vector<kernels::DotSum> dots;          // [kStreamRows, kDistinct]
   std::vector<double> weight_norms, x_norms;  // of rows
 };
@@ -91,7 +56,7 @@ struct WideCase {
 struct WideMatrix {
   WideMatrix(const WideCase& of, Random& random, int32_t of_rows, int32_t of_first, bool with_bias, bool with_adds)
       : c(of), rows(of_rows), first(of_first), adds(with_adds), bias(RandomFloats(random, with_bias ? rows : 0)),
-        before(RandomFloats(random, with_adds ? int64_t{kStreamRows} * rows : 0, 5)), packed(of.Packed(rows, first)), on_bias(bias) {}
+        before(RandomFloats(random, with_adds ? int64_t{kStreamRows} * rows : 0, 5)), packed(of.weights.Packed(rows, first)), on_bias(bias) {}
 
   // [x_rows, rows]; one row more must stay as it is.
   std::vector<float> Room(int32_t x_rows) const {
@@ -106,8 +71,8 @@ struct WideMatrix {
     for (size_t t = 0; t < static_cast<size_t>(x_rows); ++t) {
       double squares = 0;
       for (size_t r = 0; r < width; ++r) {
-        const size_t of = (static_cast<size_t>(first) + r) % WideCase::kDistinct;
-        const kernels::DotSum& dot = c.dots[t * WideCase::kDistinct + of];
+        const size_t of = (static_cast<size_t>(first) + r) % RepeatedRows::kDistinct;
+        const kernels::DotSum& dot = c.dots[t * RepeatedRows::kDistinct + of];
         const double more = (bias.empty() ? 0.0 : bias[r]) + (adds ? before[t * width + r] : 0.0);
         const double error = out[t * width + r] - (dot.sum + more);
         const double likely = c.weight_norms[of] * c.x_norms[t] / std::sqrt(c.cols);
@@ -137,7 +102,7 @@ void ExpectWide(const std::vector<const WideMatrix*>& matrices, int32_t x_rows, 
   for (const WideMatrix* m : matrices) {
     outs.emplace_back(m->Room(x_rows));
     LinearLaunch l;
-    l.weight = View(c.type, m->rows, c.cols, m->packed.data());
+    l.weight = View(c.weights.type, m->rows, c.cols, m->packed.data());
     l.x = x.data(), l.out = outs.back().data(), l.rows = x_rows, l.scratch = scratch.data();
     l.bias = m->bias.empty() ? nullptr : m->on_bias.data(), l.adds = m->adds;
     launches.push_back(l);

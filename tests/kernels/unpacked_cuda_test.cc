@@ -10,56 +10,23 @@
 #include "kernels/cuda/unpacked.h"
 #include "kernels/on_device.h"
 #include "kernels/op_cases.h"
+#include "kernels/repeated_rows.h"
 
 namespace thermoe::cuda {
 namespace {
 
 using kernels::RandomFloats;
 
-class CudaUnpacked : public DeviceTest {
- protected:
-  void SetUp() override {
-    DeviceTest::SetUp();
-    if (!IsSkipped() && devices_.front().capability != 90) GTEST_SKIP() << "these kernels are Hopper's alone";
-  }
-};
+class CudaUnpacked : public HopperTest {};
 
-// A packed matrix whose rows are some that come again and again, of seven magnitudes.
+// A packed matrix of such rows.
 struct Repeated {
-  static constexpr int32_t kDistinct = 97;  // a prime: no tile's rows are another's
+  Repeated(Random& random, DType type, int32_t of_rows, int32_t of_cols, bool with_bias)
+      : rows(of_rows), cols(of_cols), bias(RandomFloats(random, with_bias ? rows : 0)), weights(random, type, cols), on_bias(bias), packed(weights.Packed(rows, 0)) {}
 
-  Repeated(Random& random, DType of_type, int32_t of_rows, int32_t of_cols, bool with_bias)
-      : type(of_type), rows(of_rows), cols(of_cols), bias(RandomFloats(random, with_bias ? rows : 0)), on_bias(bias), packed(Packed(random)) {}
-
-  std::vector<std::byte> Packed(Random& random) {
-    const bool nested = type == DType::kNested8;
-    const DType stored = nested ? DType::kQ8_0 : type;
-    const int64_t row_bytes = RowBytes(stored, cols), blocks = int64_t{kDistinct} * cols / kQuantBlock;
-    std::vector<std::byte> codes(static_cast<size_t>(kDistinct * row_bytes)), lo;
-    for (int r = 0; r < kDistinct; ++r) EncodeRow(stored, RandomFloats(random, cols, std::ldexp(1.0, r % 7 - 3)).data(), cols, codes.data() + r * row_bytes);
-    if (nested) {
-      std::vector<std::byte> hi(static_cast<size_t>(blocks) * sizeof(NestedHi));
-      lo.resize(static_cast<size_t>(blocks) * sizeof(NestedLo));
-      SplitPlanes(reinterpret_cast<const BlockQ8_0*>(codes.data()), blocks, reinterpret_cast<NestedHi*>(hi.data()), reinterpret_cast<NestedLo*>(lo.data()));
-      codes = hi;
-    }
-    exact = kernels::DecodeAll({type, kDistinct, cols, codes.data(), nested ? lo.data() : nullptr, Layout::kRows}, Planes::kBoth);
-    const auto repeat = [&](const std::vector<std::byte>& from) {
-      std::vector<std::byte> to;
-      const auto each = static_cast<ptrdiff_t>(from.size() / kDistinct);
-      for (int32_t r = 0; r < rows; ++r) to.insert(to.end(), from.begin() + r % kDistinct * each, from.begin() + (r % kDistinct + 1) * each);
-      return to;
-    };
-    const std::vector<std::byte> all = repeat(codes), all_lo = repeat(lo);
-    std::vector<std::byte> bytes(static_cast<size_t>(PackedBytes(type, rows, cols)));
-    Pack({type, rows, cols, all.data(), all_lo.empty() ? nullptr : all_lo.data(), Layout::kRows}, bytes.data());
-    return bytes;
-  }
-
-  DType type;
   int32_t rows, cols;
   std::vector<float> bias;
-  std::vector<double> exact;  // [kDistinct, cols]
+  RepeatedRows weights;
   OnDevice<float> on_bias;
   OnDevice<std::byte> packed;
 };
@@ -75,7 +42,7 @@ Outs Products(const std::vector<const Repeated*>& matrices, const OnDevice<float
   for (const Repeated* m : matrices) {
     outs.emplace_back(int64_t{rows + 1} * m->rows);
     LinearLaunch l;
-    l.weight = View(m->type, m->rows, cols, m->packed.data());
+    l.weight = View(m->weights.type, m->rows, cols, m->packed.data());
     l.x = x.data() + int64_t{first} * cols, l.out = outs.back().data(), l.rows = rows, l.scratch = scratch.data();
     if (unpacked) l.unpacked = weights.data();
     l.bias = m->bias.empty() ? nullptr : m->on_bias.data();
@@ -111,11 +78,11 @@ void ExpectProducts(const Repeated& m, const std::vector<float>& x, const std::v
     double squares = 0;
     int32_t count = 0;
     for (int32_t r = t % 11; r < m.rows; r += 11, ++count) {
-      const int32_t of = r % Repeated::kDistinct;
-      const kernels::DotSum dot = kernels::DotInDouble(m.exact, of, row, m.cols);
+      const int32_t of = r % RepeatedRows::kDistinct;
+      const kernels::DotSum dot = kernels::DotInDouble(m.weights.exact, of, row, m.cols);
       const double bias = m.bias.empty() ? 0.0 : static_cast<double>(m.bias[static_cast<size_t>(r)]);
       const double error = static_cast<double>(out[static_cast<size_t>(int64_t{t} * m.rows + r)]) - (dot.sum + bias);
-      const double likely = norm(m.exact.data() + int64_t{of} * m.cols) * norm(row) / std::sqrt(m.cols);
+      const double likely = norm(m.weights.exact.data() + int64_t{of} * m.cols) * norm(row) / std::sqrt(m.cols);
       ASSERT_LE(std::fabs(error), 5e-3 * likely + kernels::SumBound(m.cols, dot.magnitude + std::fabs(bias))) << "row " << t << ", output " << r;
       squares += error / likely * (error / likely);
     }
