@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A block has a part of the context of one row and kv head, or of half of that one's heads. It norms and turns its heads for itself; the one (of either half) that
 // has the newest position stores its key and value. Positions are the rows of the tensor cores' products and the (at most 8) query heads of a kv head their columns;
-// keys and values come from memory as fragments, a warp a tile of 16 positions at a time.
+// a warp has a tile of 16 positions at a time. Keys and values come as they lie in memory, which takes 15 % less time than as the lanes want them, into a ring of each
+// warp's own.
 #include <algorithm>
 
 #include "kernels/cuda/attend_few.h"
@@ -10,21 +11,21 @@
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/shared.cuh"
 #include "kernels/cuda/warp.cuh"
+#include "kernels/cuda/wgmma.cuh"
 #include "runtime/kv_layout.h"
 
 namespace thermoe::cuda {
 namespace {
 
 // Warps of a block: where a multiprocessor has one block at most, more, so that fewer blocks share a context; where there are more blocks than
-// multiprocessors take at once, fewer.
+// multiprocessors take at once, fewer; and fewer where the rings of more do not fit shared memory.
 constexpr int kMany = 16, kFew = 8, kFewest = 4;
 constexpr int kMostHeads = 8;       // of q to one of k
 constexpr int kJoined = 4;          // heads whose parts are added at once, or twice as many of half of the warps
 constexpr int kMostSplits = 32;     // AttentionScratch has room for, of 16 heads and 264 blocks: of 8 heads, as here, for twice the blocks
-// Keys and values of a step's rows, as planned. Of more than that attention.cu's loads, which run ahead, are what counts (H100: as fast at 32 MiB,
-// 15 % faster at 200).
-constexpr int64_t kMostBytes = int64_t{48} << 20;
+constexpr int64_t kMostAsked = int64_t{32} << 20;  // bytes of keys and values that blocks ask for beside their own: they stay in the L2 cache
 static_assert(kKvBlock == 16);
+constexpr int kPieces = 3;  // of a warp's ring: the keys or the values of a tile
 
 struct AttendArgs {
   const float *q, *k, *v;            // [rows, heads * kDim]
@@ -38,25 +39,33 @@ struct AttendArgs {
   HalfKv cache;
   int32_t heads, per_kv, rope_dim;   // per_kv: heads of a block
   int32_t shares_log;                // blocks that share a kv head's heads
+  int32_t asked;                     // tiles of a row that AskForOthers asks for at most
   int32_t norm;                      // elements of q and k normalised together; 0: they are not
   float epsilon, limit, scale;
   bool halves_turn;                  // rope
   bool early;                        // tables and angles may be read before the launch before has ended
 };
 
-// A head's part: sums, then the largest score and its weight. Where a block has few warps, the parts of four lanes fall into other banks.
+// A head's part: sums, then the largest score and its weight. The parts of four lanes, two heads each, fall into other banks.
 template <int kDim>
 constexpr int kTwoParts = 2 * kDim + 10;
-template <int kDim, int kWarps>
+template <int kDim>
 __device__ int PartAt(int head) {
-  return kWarps < kMany ? head / 2 * kTwoParts<kDim> + head % 2 * (kDim + 4) : head * (kDim + 4);
+  return head / 2 * kTwoParts<kDim> + head % 2 * (kDim + 4);
 }
+
+template <int kDim>
+constexpr int kPieceBytes = kKvBlock * kDim * static_cast<int>(sizeof(__half));
+// A warp's: its ring, later its parts of some heads at a time.
+template <int kDim>
+constexpr int kWarpBytes = kPieces * kPieceBytes<kDim>;
+static_assert(kJoined * kTwoParts<64> * sizeof(float) <= kWarpBytes<64> && kJoined * kTwoParts<128> * sizeof(float) <= kWarpBytes<128>);
 
 template <int kDim, int kWarps>
 struct alignas(16) Room {
   float qk[kMostHeads + 1][kDim];    // heads of q, then k
   __half q[kMostHeads][kDim];
-  float parts[kWarps * kJoined / 2 * kTwoParts<kDim>];  // of some heads at a time: PartAt
+  __half newest[2][kDim];            // key and value of the newest position
   float sums[kWarps];
   bool last;
 };
@@ -120,12 +129,13 @@ struct Head {
   }
 };
 
-// The first of eight dimensions that a lane has of values, and of what they come to: group lane / 4's of a sixteen, or, where many blocks keep memory busy, of two
-// halves of 64, so that a load of a warp takes whole sectors. (One row takes 0.5 % longer with that.)
-template <int kDim, int kWarps>
-__device__ int DimensionOf(int eight) {
-  const int group = static_cast<int>(threadIdx.x % 32) / 4;
-  return kWarps < kMany ? eight * 64 + group * 8 : group * (kDim / 8) + eight * 8;
+// The first of eight dimensions that a lane has of values, and of what they come to.
+__device__ int DimensionOf(int eight) { return eight * 64 + static_cast<int>(threadIdx.x % 32) / 4 * 8; }
+
+// Where 16 bytes of a piece lie in the ring, in 16 bytes. Exchanged in a row so that neither lanes of one matrix of keys nor of values meet in a bank.
+template <int kDim>
+__device__ int PlaceOf(int position, int sixteen) {
+  return position * (kDim / 8) + (sixteen ^ (position & 6) ^ (position & 1) << 2);
 }
 
 // Sums over positions of a warp's tiles. A lane has of heads 2 t and 2 t + 1 (t: lane % 4) the dimensions of DimensionOf.
@@ -135,50 +145,19 @@ struct Attended {
   float most[2], sum[2];
 };
 
-// Keys of a tile as fragments: positions lane / 4 and lane / 4 + 8.
-template <int kDim>
-struct TileKeys {
-  uint4 low[kDim / 32], high[kDim / 32];
-  __device__ void Load(const __half* tile) {
-    const __half* keys = tile + static_cast<int>(threadIdx.x % 32) / 4 * kDim + static_cast<int>(threadIdx.x) % 4 * 8;
-#pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) {
-      low[j] = __ldcg(reinterpret_cast<const uint4*>(keys + j * 32)), high[j] = __ldcg(reinterpret_cast<const uint4*>(keys + 8 * kDim + j * 32));
-    }
-  }
-};
-
-// Brings a tile to the L2 cache: a line of 128 bytes a lane.
-template <int kDim>
-__device__ void PrefetchTile(const __half* tile) {
-  constexpr int kLines = kKvBlock * kDim * static_cast<int>(sizeof(__half)) / 128;
-#pragma unroll
-  for (int line = static_cast<int>(threadIdx.x) % 32; line < kLines; line += 32) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(reinterpret_cast<const std::byte*>(tile) + line * 128));
-  }
-}
-
-__device__ uint32_t Word(const uint4 (&v)[2], int i) { return thermoe::cuda::Word(v[i / 4], i % 4); }
-__device__ uint32_t Word(const uint4 (&v)[1], int i) { return thermoe::cuda::Word(v[0], i); }
-
-// One tile more. tile_at: its first position.
-template <int kDim, int kWarps>
-__device__ void AttendTile(const TileKeys<kDim>& k, const __half* tile_values, const uint4 (&q)[kDim / 32], int tile_at, int length, Attended<kDim>* seen) {
-  constexpr int kEach = kDim / 8;  // dimensions of values, a lane
+// One tile more. tile_at: its first position. take: waits for the keys (0) or values (1) and says where they are; done: when they have been read.
+template <int kDim, typename Take, typename Done>
+__device__ void AttendTile(const uint4 (&q)[kDim / 32], int tile_at, int length, Attended<kDim>* seen, Take&& take, Done&& done) {
   const int lane = static_cast<int>(threadIdx.x % 32), group = lane / 4, pair = lane % 4;
-  uint4 v[4][kEach / 8];  // positions 2 pair, + 1, + 8, + 9
-#pragma unroll
-  for (int p = 0; p < 4; ++p) {
-    const __half* values = tile_values + (2 * pair + p % 2 + p / 2 * 8) * kDim;
-#pragma unroll
-    for (int i = 0; i < kEach / 8; ++i) v[p][i] = __ldcg(reinterpret_cast<const uint4*>(values + DimensionOf<kDim, kWarps>(i)));
-  }
+  const uint4* keys = take(0);
   float scores[4] = {};
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) {
-    Mma(scores, {{k.low[j].x, k.high[j].x, k.low[j].y, k.high[j].y}}, q[j].x, q[j].y);
-    Mma(scores, {{k.low[j].z, k.high[j].z, k.low[j].w, k.high[j].w}}, q[j].z, q[j].w);
+    const uint4 low = keys[PlaceOf<kDim>(group, pair + 4 * j)], high = keys[PlaceOf<kDim>(group + 8, pair + 4 * j)];
+    Mma(scores, {{low.x, high.x, low.y, high.y}}, q[j].x, q[j].y);
+    Mma(scores, {{low.z, high.z, low.w, high.w}}, q[j].z, q[j].w);
   }
+  done(0);
   float keep[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -194,16 +173,40 @@ __device__ void AttendTile(const TileKeys<kDim>& k, const __half* tile_values, c
     seen->sum[h] = seen->sum[h] * keep[h] + low + high;
   }
   const uint32_t b0 = Transposed(PackHalves(scores[0], scores[1])), b1 = Transposed(PackHalves(scores[2], scores[3]));
+  const uint4* values = take(1);
+  uint4 v[4];
 #pragma unroll
   for (int i = 0; i < kDim / 16; ++i) {
+    if (i % 4 == 0) {
+#pragma unroll
+      for (int p = 0; p < 4; ++p) v[p] = values[PlaceOf<kDim>(2 * pair + p % 2 + p / 2 * 8, group + i / 4 * 8)];
+    }
     float(&out)[4] = seen->out[i];
     out[0] *= keep[0], out[1] *= keep[1], out[2] *= keep[0], out[3] *= keep[1];
     uint32_t w[4];
 #pragma unroll
-    for (int p = 0; p < 4; ++p) w[p] = Word(v[p], i);
+    for (int p = 0; p < 4; ++p) w[p] = Word(v[p], i % 4);
     Mma(out, {{__byte_perm(w[0], w[1], 0x5410), __byte_perm(w[0], w[1], 0x7632), __byte_perm(w[2], w[3], 0x5410), __byte_perm(w[2], w[3], 0x7632)}}, b0,
         b1);
   }
+  done(1);
+}
+
+// The blocks of the first quarter of the rows, which find multiprocessors that the product before leaves idle, ask for what the others will read (H100, 32 rows of 16
+// heads and 128 positions: 14 us to 11).
+template <int kDim>
+__device__ void AskForOthers(const AttendArgs& a, int kv_head) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  const unsigned rows = gridDim.z, first = (rows + 3) / 4, other = blockIdx.z + first * static_cast<unsigned>(WarpNumber());
+  if (gridDim.x > 1 || blockIdx.z >= first || other == blockIdx.z || other >= rows) return;
+  const int32_t* table = a.rows.tables + int64_t{a.rows.sequence[other]} * a.rows.stride;
+  const int pieces = 2 * min(a.rows.position[other] / kKvBlock + 1, a.asked);
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x % 32); i < pieces; i += 32) {
+    const __half* from = (i % 2 == 0 ? a.cache.keys : a.cache.values) + (int64_t{table[i / 2]} * a.cache.kv_heads + kv_head) * kKvBlock * kDim;
+    BulkPrefetch(reinterpret_cast<const std::byte*>(from), kPieceBytes<kDim>);
+  }
+#endif
 }
 
 // Adds parts of one head and dimension, kMost at once: value, largest score, weight.
@@ -235,8 +238,10 @@ template <int kDim, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(AttendArgs a) {
   constexpr int kThreads = 32 * kWarps, kJoinedWarps = 8;
   constexpr float kLog2E = 1.4426950408889634f;
-  __shared__ Room<kDim, kWarps> room_place;
-  Room<kDim, kWarps>& room = *Held(&room_place);
+  extern __shared__ __align__(16) std::byte shared_place[];
+  std::byte* const shared = Held(shared_place);
+  Room<kDim, kWarps>& room = *reinterpret_cast<Room<kDim, kWarps>*>(shared);
+  std::byte* const rings = shared + sizeof(Room<kDim, kWarps>);  // kWarpBytes a warp
   const int thread = static_cast<int>(threadIdx.x), warp = WarpNumber(), lane = thread % 32;
   const int split = static_cast<int>(blockIdx.x), splits = static_cast<int>(gridDim.x), kv_head = static_cast<int>(blockIdx.y) >> a.shares_log;
   const int first_head = static_cast<int>(blockIdx.y) * a.per_kv;
@@ -249,12 +254,20 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
   const int begin = min(tiles, split * each), end = min(tiles, begin + each), first_tile = begin + warp;
   const bool stores = newest >= begin && newest < end;  // has the newest position
   const int32_t* table = a.rows.tables + int64_t{a.rows.sequence[row]} * a.rows.stride;
-  const auto tile_at = [&](const __half* cache, int tile) { return cache + (int64_t{table[tile]} * a.cache.kv_heads + kv_head) * kKvBlock * kDim; };
-  TileKeys<kDim> keys;
-  if (first_tile < end) {
-    keys.Load(tile_at(a.cache.keys, first_tile));
-    PrefetchTile<kDim>(tile_at(a.cache.values, first_tile));
-  }
+  uint4* const ring = reinterpret_cast<uint4*>(rings + warp * kWarpBytes<kDim>);
+  const auto place_of = [&](int piece) { return ring + piece % kPieces * (kPieceBytes<kDim> / 16); };
+  // Piece 2 n is the keys of the warp's tile n, the next its values.
+  const auto ask = [&](int piece) {
+    if (const int tile = first_tile + piece / 2 * kWarps; tile < end) {
+      const __half* from = (piece % 2 == 0 ? a.cache.keys : a.cache.values) + (int64_t{table[tile]} * a.cache.kv_heads + kv_head) * kKvBlock * kDim + lane * 8;
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) CopyAsync(place_of(piece) + PlaceOf<kDim>((i * 32 + lane) / (kDim / 8), lane % (kDim / 8)), from + i * 256);
+    }
+    CommitCopies();
+  };
+#pragma unroll 1
+  for (int piece = 0; piece < kPieces; ++piece) ask(piece);
+  if constexpr (kWarps == kFewest) AskForOthers<kDim>(a, kv_head);
   const bool all_heads = a.norm > kDim;
   // Heads of q, then k, then v: a warp has every kWarps-th, whose loads do not wait for each other.
   constexpr int kTurns = (kMostHeads + 2 + kWarps - 1) / kWarps;
@@ -283,7 +296,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
     const auto* of = reinterpret_cast<const float4*>(of_k ? a.k + row * kv_width : a.q + row * q_width);
     const int quads = (of_k ? kv_width : q_width) / 4;
     float squares = 0;
-#pragma unroll 4
+#pragma unroll kMany / kWarps * 2
     for (int i = thread % (kThreads / 2); i < quads; i += kThreads / 2) squares += Dot(__ldcg(of + i));
     squares = WarpSum(squares);
     if (lane == 0) room.sums[warp] = squares;
@@ -303,17 +316,19 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
         scale = rsqrtf(scale / static_cast<float>(is_k ? kv_width : q_width) + a.epsilon);
       }
       head.Finish(a, scale, room.qk[h]);
-      __half* to = is_k ? a.cache.keys + cell : room.q[h];
+      __half* to = is_k ? room.newest[0] : room.q[h];
       const float times = is_k ? 1.0f : a.scale * kLog2E;
-      if (!is_k || stores) {
 #pragma unroll
-        for (int j = 0; j < kDim / 32; ++j) to[lane + 32 * j] = SaturatedHalf(room.qk[h][lane + 32 * j] * times);
+      for (int j = 0; j < kDim / 32; ++j) {
+        const __half half = SaturatedHalf(room.qk[h][lane + 32 * j] * times);
+        to[lane + 32 * j] = half;
+        if (is_k && stores) a.cache.keys[cell + lane + 32 * j] = half;
       }
     } else if (h == a.per_kv + 1 && stores) {
 #pragma unroll
       for (int j = 0; j < kDim / 32; ++j) {
         const float value = a.limit > 0 ? fminf(fmaxf(head.value[j], -a.limit), a.limit) : head.value[j];
-        a.cache.values[cell + lane + 32 * j] = SaturatedHalf(value);
+        a.cache.values[cell + lane + 32 * j] = room.newest[1][lane + 32 * j] = SaturatedHalf(value);
       }
     }
   }
@@ -328,9 +343,21 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) q[j] = *reinterpret_cast<const uint4*>(&room.q[lane / 4][j * 32 + lane % 4 * 8]);
 #pragma unroll 1
-  for (int tile = first_tile; tile < end; tile += kWarps) {
-    if (tile != first_tile || tile == newest) keys.Load(tile_at(a.cache.keys, tile));  // the newest position has come since
-    AttendTile<kDim, kWarps>(keys, tile_at(a.cache.values, tile), q, tile * kKvBlock, length, &seen);
+  for (int n = 0, tile = first_tile; tile < end; ++n, tile += kWarps) {
+    const auto take = [&](int of_values) {
+      uint4* piece = place_of(2 * n + of_values);
+      WaitCopies<kPieces - 1>();
+      if (tile == newest) {  // asked for before this position was there
+        if (lane < kDim / 8) piece[PlaceOf<kDim>(position % kKvBlock, lane)] = reinterpret_cast<const uint4*>(room.newest[of_values])[lane];
+      }
+      __syncwarp();
+      return piece;
+    };
+    const auto done = [&](int of_values) {
+      __syncwarp();
+      ask(2 * n + of_values + kPieces);
+    };
+    AttendTile<kDim>(q, tile * kKvBlock, length, &seen, take, done);
   }
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -351,10 +378,10 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
     if (const int mine = 2 * pair - first; warp < busy && mine >= 0 && mine < joined) {  // this lane's two heads are among them
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        if (kWarps < kMany && 2 * pair + h >= a.per_kv) continue;
-        float* to = room.parts + PartAt<kDim, kWarps>(warp * joined + mine + h);
+        if (2 * pair + h >= a.per_kv) continue;
+        float* to = reinterpret_cast<float*>(ring) + PartAt<kDim>(mine + h);
 #pragma unroll
-        for (int i = 0; i < kDim / 16; ++i) *reinterpret_cast<float2*>(to + DimensionOf<kDim, kWarps>(i / 4) + i % 4 * 2) = {seen.out[i][h], seen.out[i][2 + h]};
+        for (int i = 0; i < kDim / 16; ++i) *reinterpret_cast<float2*>(to + DimensionOf(i / 4) + i % 4 * 2) = {seen.out[i][h], seen.out[i][2 + h]};
         if (group == 0) to[kDim] = seen.most[h], to[kDim + 1] = seen.sum[h];
       }
     }
@@ -363,7 +390,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
     for (int i = thread; i < min(joined, a.per_kv - first) * kDim; i += kThreads) {
       const int h = i / kDim, d = i % kDim, of_kv = first + h;
       const float3 all = JoinParts<kJoinedWarps>(busy, [&](int w) {
-        const float* part = room.parts + PartAt<kDim, kWarps>(w * joined + h);
+        const float* part = reinterpret_cast<const float*>(rings + w * kWarpBytes<kDim>) + PartAt<kDim>(h);
         return float3{part[d], part[kDim], part[kDim + 1]};
       });
       if (splits == 1) {
@@ -401,8 +428,13 @@ int SplitsFor(int64_t blocks, int warps, int32_t longest) {
 }
 
 template <int kWarps>
-cudaError_t LaunchAttend(dim3 grid, int dim, const AttendArgs& a, cudaStream_t stream) {
-  return LaunchEarly(dim == 64 ? AttendKernel<64, kWarps> : AttendKernel<128, kWarps>, grid, dim3(32 * kWarps), 0, stream, a);
+bool LaunchAttend(dim3 grid, int dim, const AttendArgs& a, cudaStream_t stream) {
+  const auto launch = [&]<int kDim>() {
+    constexpr int kBytes = static_cast<int>(sizeof(Room<kDim, kWarps>)) + kWarps * kWarpBytes<kDim>;
+    return Succeeded(cudaFuncSetAttribute(AttendKernel<kDim, kWarps>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) &&
+           Succeeded(LaunchEarly(AttendKernel<kDim, kWarps>, grid, dim3(32 * kWarps), kBytes, stream, a));
+  };
+  return dim == 64 ? launch.template operator()<64>() : launch.template operator()<128>();
 }
 
 }  // namespace
@@ -411,7 +443,6 @@ bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early
   const int32_t dim = l.cache.head_dim, kv_heads = l.cache.kv_heads, per_kv = l.heads / kv_heads, norm = f.q_norm ? f.q_norm->n : 0;
   if ((dim != 64 && dim != 128) || per_kv > kMostHeads || l.single != l.count || l.count == 0 || f.store.count != l.count) return false;
   if (counters == nullptr || l.count * kv_heads > kAttendCounters || f.q_rope.rope_dim > dim) return false;
-  if (l.count * l.longest * kv_heads * dim * 2 * static_cast<int64_t>(sizeof(__half)) > kMostBytes) return false;
   if (f.store.cache.keys != l.cache.keys || f.store.cache.values != l.cache.values) return false;
   // One norm a head, or one of all of them.
   if (norm != 0 && norm != dim && (norm != l.heads * dim || f.k_norm->n != kv_heads * dim)) return false;
@@ -424,6 +455,7 @@ bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early
   a.rows = l.rows, a.cache = l.cache, a.heads = l.heads, a.rope_dim = f.q_rope.rope_dim;
   a.norm = norm, a.early = early;
   a.epsilon = f.q_norm ? f.q_norm->epsilon : 0.0f, a.limit = f.limit, a.scale = l.scale, a.halves_turn = f.q_rope.halves;
+  a.asked = static_cast<int32_t>(kMostAsked / (l.count * kv_heads * 2 * kKvBlock * dim * static_cast<int64_t>(sizeof(__half))));
   const int64_t at_once = Multiprocessors();
   // Of few rows two blocks share a kv head's heads: each has half of the parts to join, and the product that follows still finds multiprocessors free.
   const int shares_log = per_kv % 2 == 0 && per_kv > kJoined && 4 * l.count * kv_heads <= at_once ? 1 : 0;
@@ -431,10 +463,11 @@ bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early
   a.per_kv = per_kv >> shares_log, a.shares_log = shares_log;
   const auto launch = [&]<int kWarps>() {
     const dim3 grid(static_cast<unsigned>(SplitsFor(blocks, kWarps, l.longest)), static_cast<unsigned>(kv_heads << shares_log), static_cast<unsigned>(l.count));
-    return LaunchAttend<kWarps>(grid, dim, a, stream) == cudaSuccess;
+    return LaunchAttend<kWarps>(grid, dim, a, stream);
   };
-  if (blocks <= at_once) return launch.template operator()<kMany>();
-  return blocks <= at_once * (kMany / kFew) ? launch.template operator()<kFew>() : launch.template operator()<kFewest>();
+  if (blocks <= at_once && launch.template operator()<kMany>()) return true;
+  if (blocks <= at_once * (kMany / kFew) && launch.template operator()<kFew>()) return true;
+  return launch.template operator()<kFewest>();
 }
 
 }  // namespace thermoe::cuda
