@@ -188,17 +188,22 @@ void ExpectSameCache(const DecodeInputs& in, const Decoded& plain, const Decoded
 }
 
 void ExpectOneLaunchDoesAll(const DecodeInputs& in, cudaStream_t stream, std::vector<float>* out, std::vector<uint16_t>* halves) {
-  const Decoded plain(in), early(in), waits(in);
+  const Decoded plain(in), early(in), waits(in), small(in);
   plain.Fill(stream);
   ASSERT_TRUE(FinishProjections(plain.Finish(), stream));
   Attention(plain.Attend(false), stream);
   const kernels::OpCase want = FormulaOf(in, plain);
   ExpectWithinBounds(want, "launches of their own", plain.out.Read());
-  for (const Decoded* one : {&early, &waits}) {
+  // Of blocks as large as this device's, and of as small ones as devices of compute capability 8.6 have, for which warps are fewer.
+  constexpr int kSmallBlock = 99 << 10, kTooSmall = 20 << 10;
+  for (const Decoded* one : {&early, &waits, &small}) {
+    const bool begins_early = one != &waits;
+    const int block_bytes = one == &small ? kSmallBlock : 0;
     one->Fill(stream);
-    EXPECT_FALSE(FinishAndAttend(one->Finish(), one->Attend(true), one == &early, nullptr, stream));
-    ASSERT_TRUE(FinishAndAttend(one->Finish(), one->Attend(true), one == &early, one->counters.data(), stream));
-    ExpectWithinBounds(want, one == &early ? "one launch that begins early" : "one launch", one->out.Read());
+    EXPECT_FALSE(FinishAndAttend(one->Finish(), one->Attend(true), begins_early, nullptr, stream, block_bytes));
+    EXPECT_FALSE(FinishAndAttend(one->Finish(), one->Attend(true), begins_early, one->counters.data(), stream, kTooSmall));
+    ASSERT_TRUE(FinishAndAttend(one->Finish(), one->Attend(true), begins_early, one->counters.data(), stream, block_bytes));
+    ExpectWithinBounds(want, one == &early ? "one launch that begins early" : one == &waits ? "one launch" : "small blocks", one->out.Read());
     ExpectSameCache(in, plain, *one);
     EXPECT_EQ(one->counters.Read(), std::vector<uint32_t>(kAttendCounters, 0));
     EXPECT_EQ(one->q.Read(), in.q.Read());
@@ -212,19 +217,27 @@ void ExpectOneLaunchDoesAll(const DecodeInputs& in, cudaStream_t stream, std::ve
 
 TEST_F(CudaDecodeAttention, OneLaunchIsWhatItsPartsAre) {
   Random random(1);
-  // The last two have more blocks than a device has multiprocessors, and than it takes at once, which are then smaller ones.
-  std::vector<int32_t> many(70), most(140);
-  for (auto* lengths : {&many, &most}) {
-    for (size_t i = 0; i < lengths->size(); ++i) (*lengths)[i] = static_cast<int32_t>(1 + 53 * i % (lengths == &many ? 250 : 100));
-  }
-  const std::vector<int32_t> sets[] = {{1}, {700}, {15, 16, 17}, {1, 15, 16, 17, 130, 700, 256, 257}, many, most};
+  // The last two have more blocks than a device has multiprocessors, and than it takes at once, which are then smaller ones; of those before, as of these, a warp has up
+  // to five tiles. The newest positions are first, last and others of a tile, some just behind where a warp's next tile begins.
+  const auto with_more = [](std::vector<int32_t> lengths, size_t count, int32_t below) {
+    while (lengths.size() < count) lengths.push_back(static_cast<int32_t>(1 + 53 * lengths.size() % static_cast<size_t>(below)));
+    return lengths;
+  };
+  const std::vector<int32_t> sets[] = {{1},
+                                       {700},
+                                       {15, 16, 17},
+                                       {1, 15, 16, 17, 130, 700, 256, 257},
+                                       with_more({1025, 519}, 16, 20),
+                                       with_more({1027, 514, 782}, 60, 3),
+                                       with_more({641, 390, 260, 131}, 70, 250),
+                                       with_more({260, 197, 130, 67}, 141, 100)};
   int number = 0;
   for (const int32_t dim : {64, 128}) {
     for (const int32_t per_kv : {1, 2, 6, 7, 8}) {
       for (const Norms norms : {Norms::kNone, Norms::kHead, Norms::kAll}) {
         for (const std::vector<int32_t>& lengths : sets) {
           // Limits, parts that turn and how they do: all eight of them at each dim, with other heads, norms and lengths each.
-          const int which = number++ / 6;
+          const int which = number++ / static_cast<int>(std::size(sets));
           const float limit = which % 2 == 0 ? 0.0f : 0.8f;
           const int32_t kv_heads = per_kv == 1 ? 3 : 2, rope_dim = which / 2 % 2 == 0 ? dim : dim / 2;
           const DecodeCase c{dim, kv_heads, per_kv, norms, limit, rope_dim, which / 4 % 2 == 0, lengths};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A block has a part of the context of one row and kv head, or of half of that one's heads. It norms and turns its heads for itself; the one (of either half) that
 // has the newest position stores its key and value. Positions are the rows of the tensor cores' products and the (at most 8) query heads of a kv head their columns;
-// a warp has a tile of 16 positions at a time. Keys and values come as they lie in memory, which takes 15 % less time than as the lanes want them, into a ring of each
-// warp's own.
+// a warp has a tile of 16 positions at a time. Keys and values come as they lie in memory, which is quicker than as the lanes want them (record 29), into a ring of
+// each warp's own.
 #include <algorithm>
 
 #include "kernels/cuda/attend_few.h"
@@ -21,9 +21,9 @@ namespace {
 // multiprocessors take at once, fewer; and fewer where the rings of more do not fit shared memory.
 constexpr int kMany = 16, kFew = 8, kFewest = 4;
 constexpr int kMostHeads = 8;       // of q to one of k
-constexpr int kJoined = 4;          // heads whose parts are added at once, or twice as many of half of the warps
 constexpr int kMostSplits = 32;     // AttentionScratch has room for, of 16 heads and 264 blocks: of 8 heads, as here, for twice the blocks
-constexpr int64_t kMostAsked = int64_t{32} << 20;  // bytes of keys and values that blocks ask for beside their own: they stay in the L2 cache
+// Bytes of a step's keys and values up to which, of each row's, other blocks ask for what the last three quarters of the rows have: 24 MiB, of an H100's L2 cache of 50.
+constexpr int64_t kMostAsked = int64_t{32} << 20;
 static_assert(kKvBlock == 16);
 constexpr int kPieces = 3;  // of a warp's ring: the keys or the values of a tile
 
@@ -56,10 +56,10 @@ __device__ int PartAt(int head) {
 
 template <int kDim>
 constexpr int kPieceBytes = kKvBlock * kDim * static_cast<int>(sizeof(__half));
-// A warp's: its ring, later its parts of some heads at a time.
+// A warp's: its ring, later its parts of all heads.
 template <int kDim>
 constexpr int kWarpBytes = kPieces * kPieceBytes<kDim>;
-static_assert(kJoined * kTwoParts<64> * sizeof(float) <= kWarpBytes<64> && kJoined * kTwoParts<128> * sizeof(float) <= kWarpBytes<128>);
+static_assert(kMostHeads / 2 * kTwoParts<64> * sizeof(float) <= kWarpBytes<64> && kMostHeads / 2 * kTwoParts<128> * sizeof(float) <= kWarpBytes<128>);
 
 template <int kDim, int kWarps>
 struct alignas(16) Room {
@@ -209,6 +209,20 @@ __device__ void AskForOthers(const AttendArgs& a, int kv_head) {
 #endif
 }
 
+// A lane's share of what a warp's tiles came to.
+template <int kDim>
+__device__ void PutParts(const Attended<kDim>& seen, int per_kv, float* parts) {
+  const int group = static_cast<int>(threadIdx.x % 32) / 4, pair = static_cast<int>(threadIdx.x % 4);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (2 * pair + h >= per_kv) continue;
+    float* to = parts + PartAt<kDim>(2 * pair + h);
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i) *reinterpret_cast<float2*>(to + DimensionOf(i / 4) + i % 4 * 2) = {seen.out[i][h], seen.out[i][2 + h]};
+    if (group == 0) to[kDim] = seen.most[h], to[kDim + 1] = seen.sum[h];
+  }
+}
+
 // Adds parts of one head and dimension, kMost at once: value, largest score, weight.
 template <int kMost, typename Part>
 __device__ float3 JoinParts(int count, Part&& part) {
@@ -236,7 +250,7 @@ __device__ float3 JoinParts(int count, Part&& part) {
 // grid: splits, kv heads times the blocks that share one, rows.
 template <int kDim, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(AttendArgs a) {
-  constexpr int kThreads = 32 * kWarps, kJoinedWarps = 8;
+  constexpr int kThreads = 32 * kWarps;
   constexpr float kLog2E = 1.4426950408889634f;
   extern __shared__ __align__(16) std::byte shared_place[];
   std::byte* const shared = Held(shared_place);
@@ -248,7 +262,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
   const int64_t row = blockIdx.z, which = row * gridDim.y + blockIdx.y;
   const int q_width = a.heads * kDim, kv_width = a.cache.kv_heads * kDim;
 
-  // What the launch before has not written may be read before that has ended: keys of earlier positions, gains and, mostly, tables and angles.
+  // What the launch before has not written may be read before that has ended: keys and values of earlier positions, gains and, mostly, tables and angles.
   if (!a.early) WaitForBefore();
   const int position = a.rows.position[row], length = position + 1, newest = position / kKvBlock, tiles = newest + 1, each = (tiles + splits - 1) / splits;
   const int begin = min(tiles, split * each), end = min(tiles, begin + each), first_tile = begin + warp;
@@ -347,8 +361,9 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
     const auto take = [&](int of_values) {
       uint4* piece = place_of(2 * n + of_values);
       WaitCopies<kPieces - 1>();
-      if (tile == newest) {  // asked for before this position was there
-        if (lane < kDim / 8) piece[PlaceOf<kDim>(position % kKvBlock, lane)] = reinterpret_cast<const uint4*>(room.newest[of_values])[lane];
+      // Asked for before this position was there: the lanes whose copies these were write them anew.
+      if (constexpr int kOfRow = kDim / 8; tile == newest && lane / kOfRow == position % (32 / kOfRow)) {
+        piece[PlaceOf<kDim>(position % kKvBlock, lane % kOfRow)] = reinterpret_cast<const uint4*>(room.newest[of_values])[lane % kOfRow];
       }
       __syncwarp();
       return piece;
@@ -365,47 +380,34 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
   }
 
   // The warps' parts into one.
-  const int busy = min(kWarps, end - begin), group = lane / 4, pair = lane % 4;
+  const int busy = min(kWarps, end - begin);
+  if (warp < busy) PutParts(seen, a.per_kv, reinterpret_cast<float*>(ring));
+  __syncthreads();
   const auto put = [&](int of_kv, int d, float value) {
     const int column = (first_head + of_kv) * kDim + d;
     a.out[row * q_width + column] = value;
     if (a.halves != nullptr) StoreHalf(a.halves + row * q_width, column, value);
   };
-  const int joined = busy <= kWarps / 2 ? 2 * kJoined : kJoined;
   const auto part_of = [&](int s, int of_kv) { return a.partials + ((which * splits + s) * a.per_kv + of_kv) * (kDim + 2); };
 #pragma unroll 1
-  for (int first = 0; first < a.per_kv; first += joined) {
-    if (const int mine = 2 * pair - first; warp < busy && mine >= 0 && mine < joined) {  // this lane's two heads are among them
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        if (2 * pair + h >= a.per_kv) continue;
-        float* to = reinterpret_cast<float*>(ring) + PartAt<kDim>(mine + h);
-#pragma unroll
-        for (int i = 0; i < kDim / 16; ++i) *reinterpret_cast<float2*>(to + DimensionOf(i / 4) + i % 4 * 2) = {seen.out[i][h], seen.out[i][2 + h]};
-        if (group == 0) to[kDim] = seen.most[h], to[kDim + 1] = seen.sum[h];
-      }
+  for (int i = thread; i < a.per_kv * kDim; i += kThreads) {
+    const int of_kv = i / kDim, d = i % kDim;
+    const float3 all = JoinParts<8>(busy, [&](int w) {
+      const float* part = reinterpret_cast<const float*>(rings + w * kWarpBytes<kDim>) + PartAt<kDim>(of_kv);
+      return float3{part[d], part[kDim], part[kDim + 1]};
+    });
+    if (splits == 1) {
+      put(of_kv, d, __fdividef(all.x, all.z));
+    } else {
+      float* to = part_of(split, of_kv);
+      to[d] = all.x;
+      if (d == 0) to[kDim] = all.y, to[kDim + 1] = all.z;
     }
-    __syncthreads();
-#pragma unroll 1
-    for (int i = thread; i < min(joined, a.per_kv - first) * kDim; i += kThreads) {
-      const int h = i / kDim, d = i % kDim, of_kv = first + h;
-      const float3 all = JoinParts<kJoinedWarps>(busy, [&](int w) {
-        const float* part = reinterpret_cast<const float*>(rings + w * kWarpBytes<kDim>) + PartAt<kDim>(h);
-        return float3{part[d], part[kDim], part[kDim + 1]};
-      });
-      if (splits == 1) {
-        put(of_kv, d, __fdividef(all.x, all.z));
-      } else {
-        float* to = part_of(split, of_kv);
-        to[d] = all.x;
-        if (d == 0) to[kDim] = all.y, to[kDim + 1] = all.z;
-      }
-    }
-    __syncthreads();
   }
   if (splits == 1) return;
 
   // The last part of a context to be done adds all of them.
+  __syncthreads();
   if (thread == 0) room.last = CountBlock(a.done + which) + 1 == static_cast<uint32_t>(splits);
   __syncthreads();
   if (!room.last) return;
@@ -421,25 +423,39 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
   }
 }
 
-// Parts of a context, so that all multiprocessors have something to do, once: of blocks of so many warps, each of which attends to 16 positions at once.
-int SplitsFor(int64_t blocks, int warps, int32_t longest) {
-  const int64_t at_once = Multiprocessors() * kMany / warps, positions = 16 * warps, useful = (longest + positions - 1) / positions;
+// Of a block, shared.
+template <int kDim, int kWarps>
+constexpr int kBlockBytes = static_cast<int>(sizeof(Room<kDim, kWarps>)) + kWarps * kWarpBytes<kDim>;
+// With what the driver keeps of each, kMany / kWarps blocks are what an H100's multiprocessor has.
+static_assert(kMany / kFewest * (kBlockBytes<128, kFewest> + 1024) <= 228 << 10 && kMany / kFew * (kBlockBytes<128, kFew> + 1024) <= 228 << 10);
+
+// Blocks that a device takes at once. block_bytes: that one may have.
+template <int kDim, int kWarps>
+int64_t AtOnce(int block_bytes) {
+  if (kBlockBytes<kDim, kWarps> > block_bytes) return 0;
+  return int64_t{Multiprocessors()} * std::clamp(DeviceAttribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / (kBlockBytes<kDim, kWarps> + 1024), 1, kMany / kWarps);
+}
+
+// Parts of a context, so that all multiprocessors have something to do, once: of blocks each of whose warps attends to 16 positions at once.
+int SplitsFor(int64_t blocks, int64_t at_once, int warps, int32_t longest) {
+  const int64_t positions = 16 * warps, useful = (longest + positions - 1) / positions;
   return static_cast<int>(std::clamp<int64_t>(std::min(at_once / blocks, useful), 1, kMostSplits));
 }
 
-template <int kWarps>
-bool LaunchAttend(dim3 grid, int dim, const AttendArgs& a, cudaStream_t stream) {
-  const auto launch = [&]<int kDim>() {
-    constexpr int kBytes = static_cast<int>(sizeof(Room<kDim, kWarps>)) + kWarps * kWarpBytes<kDim>;
-    return Succeeded(cudaFuncSetAttribute(AttendKernel<kDim, kWarps>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) &&
-           Succeeded(LaunchEarly(AttendKernel<kDim, kWarps>, grid, dim3(32 * kWarps), kBytes, stream, a));
-  };
-  return dim == 64 ? launch.template operator()<64>() : launch.template operator()<128>();
+// heads: blocks of a row. False, too, where there are more blocks than fit at once and those of fewer warps will do.
+template <int kDim, int kWarps>
+bool LaunchAttend(int64_t heads, const AttentionLaunch& l, int block_bytes, const AttendArgs& a, cudaStream_t stream) {
+  const int64_t at_once = AtOnce<kDim, kWarps>(block_bytes), blocks = heads * l.count;
+  if (at_once == 0 || (kWarps > kFewest && blocks > at_once)) return false;
+  const dim3 grid(static_cast<unsigned>(SplitsFor(blocks, at_once, kWarps, l.longest)), static_cast<unsigned>(heads), static_cast<unsigned>(l.count));
+  constexpr int kBytes = kBlockBytes<kDim, kWarps>;
+  return Succeeded(cudaFuncSetAttribute(AttendKernel<kDim, kWarps>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) &&
+         Succeeded(LaunchEarly(AttendKernel<kDim, kWarps>, grid, dim3(32 * kWarps), kBytes, stream, a));
 }
 
 }  // namespace
 
-bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early, uint32_t* counters, cudaStream_t stream) {
+bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early, uint32_t* counters, cudaStream_t stream, int block_bytes) {
   const int32_t dim = l.cache.head_dim, kv_heads = l.cache.kv_heads, per_kv = l.heads / kv_heads, norm = f.q_norm ? f.q_norm->n : 0;
   if ((dim != 64 && dim != 128) || per_kv > kMostHeads || l.single != l.count || l.count == 0 || f.store.count != l.count) return false;
   if (counters == nullptr || l.count * kv_heads > kAttendCounters || f.q_rope.rope_dim > dim) return false;
@@ -456,18 +472,15 @@ bool FinishAndAttend(const FinishLaunch& f, const AttentionLaunch& l, bool early
   a.norm = norm, a.early = early;
   a.epsilon = f.q_norm ? f.q_norm->epsilon : 0.0f, a.limit = f.limit, a.scale = l.scale, a.halves_turn = f.q_rope.halves;
   a.asked = static_cast<int32_t>(kMostAsked / (l.count * kv_heads * 2 * kKvBlock * dim * static_cast<int64_t>(sizeof(__half))));
-  const int64_t at_once = Multiprocessors();
   // Of few rows two blocks share a kv head's heads: each has half of the parts to join, and the product that follows still finds multiprocessors free.
-  const int shares_log = per_kv % 2 == 0 && per_kv > kJoined && 4 * l.count * kv_heads <= at_once ? 1 : 0;
-  const int64_t blocks = l.count * kv_heads << shares_log;
-  a.per_kv = per_kv >> shares_log, a.shares_log = shares_log;
+  a.shares_log = per_kv % 2 == 0 && per_kv > kMostHeads / 2 && 4 * l.count * kv_heads <= Multiprocessors() ? 1 : 0;
+  a.per_kv = per_kv >> a.shares_log;
   const auto launch = [&]<int kWarps>() {
-    const dim3 grid(static_cast<unsigned>(SplitsFor(blocks, kWarps, l.longest)), static_cast<unsigned>(kv_heads << shares_log), static_cast<unsigned>(l.count));
-    return LaunchAttend<kWarps>(grid, dim, a, stream);
+    const int64_t heads = int64_t{kv_heads} << a.shares_log;
+    return dim == 64 ? LaunchAttend<64, kWarps>(heads, l, block_bytes, a, stream) : LaunchAttend<128, kWarps>(heads, l, block_bytes, a, stream);
   };
-  if (blocks <= at_once && launch.template operator()<kMany>()) return true;
-  if (blocks <= at_once * (kMany / kFew) && launch.template operator()<kFew>()) return true;
-  return launch.template operator()<kFewest>();
+  if (block_bytes == 0) block_bytes = DeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  return launch.template operator()<kMany>() || launch.template operator()<kFew>() || launch.template operator()<kFewest>();
 }
 
 }  // namespace thermoe::cuda

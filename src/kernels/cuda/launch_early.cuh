@@ -20,11 +20,12 @@ inline bool Succeeded(cudaError_t error) {
 }
 
 // Of the current device; at least 1.
-inline int Multiprocessors() {
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 1;
-  return count > 1 ? count : 1;
+inline int DeviceAttribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess) return 1;
+  return value > 1 ? value : 1;
 }
+inline int Multiprocessors() { return DeviceAttribute(cudaDevAttrMultiProcessorCount); }
 
 // In clusters of so many blocks along x (1: none).
 template <typename... Parameters, typename... Arguments>
