@@ -90,7 +90,7 @@ class ManyMultiply {
     BarrierWait(&shared_->item_full[items_ % 2], RingParityOf<2>(items_));
     const int at = shared_->item[items_ % 2];
     __syncwarp();
-    if (lane_ == 0) BarrierArrive(&shared_->item_empty[items_ % 2]);
+    WarpArrives(&shared_->item_empty[items_ % 2], lane_);
     ++items_;
     return ManyItemAt(args_, at);
   }
@@ -196,7 +196,7 @@ class ManyMultiply {
     WgmmaHold(state->out);
 #pragma unroll
     for (int k = 0; k < kManyTile / 16; ++k) WgmmaHold(state->weights[k]);
-    if (lane_ == 0) BarrierArrive(&shared_->values_empty[RingPlaceOf<kStages>(summed_)]);
+    WarpArrives(&shared_->values_empty[RingPlaceOf<kStages>(summed_)], lane_);
     ++summed_;
   }
   // The descriptor of the next tile's.
@@ -208,7 +208,7 @@ class ManyMultiply {
   // Of the newest tile with scores.
   __device__ void AwaitValues() const { BarrierWait(&shared_->values_full[RingPlaceOf<kStages>(scored_ - 1)], RingParityOf<kStages>(scored_ - 1)); }
   __device__ void ReleaseKeys() {
-    if (lane_ == 0) BarrierArrive(&shared_->keys_empty[RingPlaceOf<kStages>(scored_)]);
+    WarpArrives(&shared_->keys_empty[RingPlaceOf<kStages>(scored_)], lane_);
     ++scored_;
   }
 

@@ -52,12 +52,12 @@ __device__ inline ManyItem ManyItemAt(const ManyArgs& args, int at) {
 
 template <int kDim>
 __device__ inline void InitManyBarriers(ManyShared<kDim>* shared) {
-  constexpr uint32_t kWarps = kManyGroups * kManyGroupThreads / 32;
+  constexpr uint32_t kOfWarps = kManyGroups * kManyGroupThreads / 32 * kArrivalsOfWarp;
   for (int i = 0; i < ManyShared<kDim>::kStages; ++i) {
-    BarrierInit(&shared->keys_full[i], 1), BarrierInit(&shared->keys_empty[i], kWarps);
-    BarrierInit(&shared->values_full[i], 1), BarrierInit(&shared->values_empty[i], kWarps);
+    BarrierInit(&shared->keys_full[i], 1), BarrierInit(&shared->keys_empty[i], kOfWarps);
+    BarrierInit(&shared->values_full[i], 1), BarrierInit(&shared->values_empty[i], kOfWarps);
   }
-  for (int i = 0; i < 2; ++i) BarrierInit(&shared->item_full[i], 1), BarrierInit(&shared->item_empty[i], kWarps);
+  for (int i = 0; i < 2; ++i) BarrierInit(&shared->item_full[i], 1), BarrierInit(&shared->item_empty[i], kOfWarps);
   asm volatile("fence.proxy.async;" ::: "memory");  // the copies see the barriers
 }
 

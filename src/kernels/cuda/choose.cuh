@@ -235,6 +235,9 @@ __device__ void ChooseBest(int count, const Token<kLane> (&scores)[kRows], WarpR
   for (int r = 0; r < kRows; ++r) {
     mass[r] = put[r].mass;
     if (taken[r] != count && asks[r]) [[unlikely]] {
+#ifdef THERMOE_RACECHECK
+      __syncwarp();  // else it reports what others have just read here, and do not use
+#endif
       mass[r] = ExtendAsking<true>(count, ScoreKeys(scores[r]), rooms[r], {}).mass;
       __syncwarp();
       slot[r] = rooms[r]->slot[Lane()];

@@ -171,7 +171,7 @@ class PrefillLoad {
   __device__ void Tell() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the tensor cores see what threads copied
     __syncwarp();
-    if (thread_ % 32 == 0) BarrierArrive(&shared_->full[told_.at]);
+    WarpArrives(&shared_->full[told_.at], thread_ % 32);
     told_.Next();
     --untold_;
   }

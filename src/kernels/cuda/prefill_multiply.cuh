@@ -31,7 +31,7 @@ class PrefillMultiply {
         Item<false>(item, columns);
       }
       __syncwarp();
-      if (lane_ == 0) BarrierArrive(&shared_->item_empty[place.at]);
+      WarpArrives(&shared_->item_empty[place.at], lane_);
       place.Next();
     }
   }
@@ -110,9 +110,7 @@ class PrefillMultiply {
     words[0].template Load<kHi>(weights, kGroupTiles, warp_, lane_);
     words[1].template Load<kHi>(weights + WeightStageBytes(kPacking) / 2, kGroupTiles, warp_, lane_);
   }
-  __device__ void Release(int32_t stage) {
-    if (lane_ == 0) BarrierArrive(&shared_->empty[stage]);
-  }
+  __device__ void Release(int32_t stage) { WarpArrives(&shared_->empty[stage], lane_); }
 
   // Row (of the item's streams) of sum i: this warp's 16 rows.
   __device__ int RowInGroup(int i) const { return warp_ * 16 + lane_ / 4 + i / 2 % 2 * 8; }

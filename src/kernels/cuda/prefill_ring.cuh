@@ -94,12 +94,12 @@ static_assert(PrefillSharedBytes<Packing::kPlanes8>(2048) <= 227 * 1024 &&
 template <Packing kPacking>
 __device__ inline void InitBarriers(PrefillShared<kPacking>* shared) {
   for (int i = 0; i < Stages(kPacking); ++i) {
-    BarrierInit(&shared->full[i], 2 * kLoadWarps);  // activations, and weights
-    BarrierInit(&shared->empty[i], kMultiplyWarps);
+    BarrierInit(&shared->full[i], kLoadWarps * (1 + kArrivalsOfWarp));  // bytes of weights, and activations
+    BarrierInit(&shared->empty[i], kMultiplyWarps * kArrivalsOfWarp);
   }
   for (int i = 0; i < 2; ++i) {
     BarrierInit(&shared->item_full[i], kWarpgroup);
-    BarrierInit(&shared->item_empty[i], kMultiplyWarps);
+    BarrierInit(&shared->item_empty[i], kMultiplyWarps * kArrivalsOfWarp);
   }
   asm volatile("fence.proxy.async;" ::: "memory");  // the copies see the barriers
 }

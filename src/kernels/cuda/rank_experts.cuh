@@ -98,6 +98,17 @@ struct WarpRoom {
   uint2 slot[32];  // rank, as Ordered or as its bits are; expert, in the lowest byte or the whole word (PutBest, others)
 };
 
+// Whether a lane puts what it has into a place. Where several would, one word by chance, it is worth nothing, and which does it does not matter; racecheck, which reports
+// such writes, is given the lowest's alone.
+__device__ inline bool PutsAlone(bool puts) {
+#ifdef THERMOE_RACECHECK
+  const uint32_t all = __ballot_sync(kAllLanes, puts);
+  return puts && (all & ((1u << Lane()) - 1)) == 0;
+#else
+  return puts;
+#endif
+}
+
 // What a warp has chosen so far.
 struct Choice {
   int count = 0;   // slots in its WarpRoom
@@ -119,7 +130,7 @@ __device__ bool ExtendOnce(int target, Ranking<kLane>* ranking, WarpRoom* room, 
     const bool best = ranking->key[0] == top;
     equal = __ballot_sync(kAllLanes, best);
     const bool first = best && (!kAsks || (equal & below) == 0);
-    if (first) *slot = {top, static_cast<uint32_t>(ranking->expert[0])};
+    if (PutsAlone(first)) *slot = {top, static_cast<uint32_t>(ranking->expert[0])};
     RemoveFirst(first, ranking);
     choice->mass += __uint_as_float(top & 0x7fffffffu);
   }
@@ -204,8 +215,9 @@ __device__ void PutBest(int count, const OfLane<float, kLane> (&scores)[kRows], 
     for (int r = 0; r < kRows; ++r) {
       auto& [key, experts] = ranking[r];
       put[r].mass += __int_as_float(top[r]);
-      if (key[0] != top[r]) continue;
-      rooms[r]->slot[i] = {static_cast<uint32_t>(key[0]), experts[0]};
+      const bool best = key[0] == top[r], puts = PutsAlone(best);
+      if (!best) continue;
+      if (puts) rooms[r]->slot[i] = {static_cast<uint32_t>(key[0]), experts[0]};
 #pragma unroll
       for (int j = 0; j + 1 < kLane; ++j) key[j] = key[j + 1];
       key[kLane - 1] = -1;

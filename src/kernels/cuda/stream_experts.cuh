@@ -84,7 +84,7 @@ __device__ inline void PassStages(const Places& places, const RingShape& ring, i
   for (int i = 0; i < count; ++i, stage->Next(ring.stages)) {
     BarrierWait(&places.barriers->full[stage->at], stage->phase);
     __syncwarp();
-    if (threadIdx.x % 32 == 0) BarrierArrive(&places.barriers->empty[stage->at]);
+    WarpArrives(&places.barriers->empty[stage->at], static_cast<int>(threadIdx.x % 32));
   }
 }
 

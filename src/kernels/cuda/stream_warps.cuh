@@ -44,7 +44,7 @@ __device__ inline Places MakePlaces(const StreamArgs& args, std::byte* shared, i
 #pragma unroll 1
   for (int i = WarpNumber(); i < kBarriers; i += kThreads / 32) {
     const bool of_one = i < kMostStages || (i >= 2 * kMostStages && i < 2 * kMostStages + 2) || i >= kBarriers - kUnitsAhead;
-    if (threadIdx.x % 32 == 0) BarrierInit(&barriers->full[0] + i, of_one ? 1 : kWarps);
+    if (threadIdx.x % 32 == 0) BarrierInit(&barriers->full[0] + i, of_one ? 1 : kWarps * kArrivalsOfWarp);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   return places;
@@ -390,12 +390,12 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
           multiply_tiles.template operator()<false>();
         }
         __syncwarp();
-        if (lane == 0) BarrierArrive(&b.empty[stage.at]);
+        WarpArrives(&b.empty[stage.at], lane);
         stage.Next(ring.stages);
         stage_at = stage.at == 0 ? 0 : stage_at + ring.stage_bytes;
       }
       if constexpr (kExperts && !(kPasses && kStage == Stage::kDown)) {
-        if (lane == 0) BarrierArrive(&b.rows_empty[rows.at]);
+        WarpArrives(&b.rows_empty[rows.at], lane);
         rows.Next(2);
       }
     }
@@ -449,7 +449,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
       if (rehearsal == Rehearsal::kOnly) return;
     } else if (kStage == Stage::kGateUp && !kPasses) {
       __syncwarp();
-      if (lane == 0) BarrierArrive(&b.unit_done[k % kUnitsAhead]);
+      WarpArrives(&b.unit_done[k % kUnitsAhead], lane);
     }
     ++k;
     if constexpr (!kClaims) unit = work.UnitAt(k);

@@ -153,7 +153,7 @@ __device__ void ConsumeWide(const Work<kPacking, 4, Stage::kLinear>& work, const
         multiply.template operator()<3>();
       }
       __syncwarp();
-      if (lane == 0) BarrierArrive(&b.empty[stage.at]);
+      WarpArrives(&b.empty[stage.at], lane);
     }
     WgmmaWait<0>();
     if (part >= args.k_tiles) {  // none of the columns are this warp's

@@ -68,7 +68,12 @@ class UnpackedMultiply {
     Release(before);
   }
   __device__ void Release(int32_t stage) const {
-    if (lane_ < kUnpackedCluster) ArriveAt(&shared_->empty[stage], static_cast<uint32_t>(lane_));
+    // As WarpArrives: a lane for each block, or all for each.
+    if constexpr (kArrivalsOfWarp > 1) {
+      for (uint32_t block = 0; block < kUnpackedCluster; ++block) ArriveAt(&shared_->empty[stage], block);
+    } else if (lane_ < kUnpackedCluster) {
+      ArriveAt(&shared_->empty[stage], static_cast<uint32_t>(lane_));
+    }
   }
 
   // Through shared memory, 32 columns at a time: a tensor copy writes whole lines, and nothing beyond the output.
@@ -119,7 +124,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) UnpackedKernel(const __gri
   using Shared = UnpackedShared<kColumns>;
   auto* shared = Held(reinterpret_cast<Shared*>(SwizzleAligned(unpacked_shared)));
   if (threadIdx.x == 0) {
-    for (int i = 0; i < Shared::kStages; ++i) BarrierInit(&shared->full[i], 1), BarrierInit(&shared->empty[i], kMultiplyWarps * kUnpackedCluster);
+    for (int i = 0; i < Shared::kStages; ++i) BarrierInit(&shared->full[i], 1), BarrierInit(&shared->empty[i], kMultiplyWarps * kUnpackedCluster * kArrivalsOfWarp);
     asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");  // the other block and the copies see the barriers
   }
   __syncthreads();

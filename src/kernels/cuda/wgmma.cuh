@@ -20,6 +20,17 @@ __device__ inline void ExpectBytes(uint64_t* barrier, uint32_t bytes) {
 __device__ inline void BarrierArrive(uint64_t* barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(SharedAddress(barrier)) : "memory");
 }
+// How often a warp arrives. Once it has met, one lane does for all: one transaction. compute-sanitizer's racecheck takes that for an order of this lane alone, and is
+// told of the others where THERMOE_RACECHECK is defined.
+#ifdef THERMOE_RACECHECK
+inline constexpr uint32_t kArrivalsOfWarp = 32;
+#else
+inline constexpr uint32_t kArrivalsOfWarp = 1;
+#endif
+// By all lanes of a warp that has met.
+__device__ inline void WarpArrives(uint64_t* barrier, int lane) {
+  if (kArrivalsOfWarp > 1 || lane == 0) BarrierArrive(barrier);
+}
 // Whether it is, or becomes so in some 100 ns.
 __device__ inline bool BarrierDone(uint64_t* barrier, uint32_t parity) {
   constexpr uint32_t kNanoseconds = 100;
