@@ -18,7 +18,7 @@ struct Parts {
 Parts PartsOf(int32_t rows, int32_t cols) {
   const auto t = static_cast<size_t>(rows);
   Parts parts;
-  parts.unscale = AlignedScratch(t * static_cast<size_t>(Padded(cols)) * sizeof(__half));
+  parts.unscale = AlignedScratch(static_cast<size_t>(WholeHalfRows(rows)) * static_cast<size_t>(Padded(cols)) * sizeof(__half));
   parts.taken = parts.unscale + AlignedScratch(t * sizeof(float));
   parts.all = parts.taken + AlignedScratch(kMostTogether * sizeof(int32_t));
   return parts;

@@ -76,7 +76,7 @@ class UnpackedMultiply {
     }
   }
 
-  // Through shared memory, 32 columns at a time: a tensor copy writes whole lines, and nothing beyond the output.
+  // Through shared memory, 32 columns at a time: a tensor copy writes whole lines, and nothing beyond the output. What rows beyond the last come to goes nowhere.
   __device__ __forceinline__ void Store(const UnpackedItem& item, int32_t row, const Sums& sums, const float (&factor)[2]) const {
 #pragma unroll
     for (int c = 0; c < kColumns / kOutColumns; ++c) {
@@ -93,7 +93,7 @@ class UnpackedMultiply {
       }
       asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the copy sees what lanes wrote
       __syncwarp();
-      if (lane_ == 0) TensorStore(args_.out[item.part], item.first_column + kOutColumns * c, row, staging);
+      if (lane_ == 0 && row < args_.rows) TensorStore(args_.out[item.part], item.first_column + kOutColumns * c, row, staging);
     }
   }
   // Pair j of activation i.
@@ -207,7 +207,8 @@ cudaError_t LinearUnpacked(std::span<const LinearLaunch> launches, const HalfRow
   const LinearLaunch& one = launches.front();
   UnpackedArgs args;
   args.rows = one.rows, args.k_tiles = one.weight.k_tiles, args.weights = one.unpacked, args.unscale = x.unscale;
-  if (!MapOf(CU_TENSOR_MAP_DATA_TYPE_FLOAT16, x.halves, one.rows, x.stride, int64_t{x.stride} * 2, kUnpackedRows, kTileCols, &args.x)) return cudaErrorNotSupported;
+  static_assert(kHalfRowsTogether % (kUnpackedCluster * kUnpackedRows) == 0);
+  if (!MapOf(CU_TENSOR_MAP_DATA_TYPE_FLOAT16, x.halves, WholeHalfRows(one.rows), x.stride, int64_t{x.stride} * 2, kUnpackedRows, kTileCols, &args.x)) return cudaErrorNotSupported;
   const int32_t room = GroupsAtOnce(one.weight);
   const bool narrow = Narrow(launches);
   bool waits = false;  // for the piece before
