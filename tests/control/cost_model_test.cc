@@ -200,18 +200,23 @@ TEST(CostModel, FallsBackToTheRoofline) {
   EXPECT_GT(model.Predict(norm).uncertainty_frac, other.uncertainty_frac);
 }
 
-// What a device brings while other operations run is not the memory's speed.
-TEST(CostModel, MemoryIsAsFastAsOtherOperationsThanAttentionReadIt) {
+// What a device brings while other operations run is not the memory's speed, nor what its cache gives.
+TEST(CostModel, MemoryIsAsFastAsProductsReadWeights) {
   OperationShape attention;
   attention.family = Family::kAttentionDecode;
   attention.matrix = {DType::kF32, 16, 128, false};
   attention.kv_heads = 16, attention.tokens = 17, attention.positions = attention.distinct_positions = 17 * 32;
-  const CostPoint early = PointOf(attention, 0.001);
+  OperationShape norm;
+  norm.family = Family::kNorm;
+  norm.matrix = {DType::kF32, 1, 512, false};
+  norm.tokens = 512;
+  const CostPoint early = PointOf(attention, 0.001), cached = PointOf(norm, 0.001);
   std::vector<CostPoint> points = LinearPoints();
   const double before = KernelCostModel(points).peak_gbps();
-  points.push_back(early);
+  points.push_back(early), points.push_back(cached);
   EXPECT_EQ(KernelCostModel(points).peak_gbps(), before);
   EXPECT_GT(KernelCostModel({early}).peak_gbps(), 100 * before);
+  EXPECT_GT(KernelCostModel({cached}).peak_gbps(), 100 * before);
 }
 
 TEST(CostModel, IsLessCertainAwayFromPoints) {

@@ -170,7 +170,7 @@ KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPric
   points_ = points.size();
   if (points.empty()) return;
   std::map<Key, std::map<double, std::map<double, CostNode>>> grids;
-  double bytes_per_us = 0, attention_bytes_per_us = 0, flops_per_us = 0, least_us = points.front().latency_us;
+  double bytes_per_us = 0, other_bytes_per_us = 0, flops_per_us = 0, least_us = points.front().latency_us;
   for (const CostPoint& point : points) {
     const CostCoords at = CoordsOf(point.shape);
     const double spread = std::isfinite(point.spread_frac) ? std::clamp(point.spread_frac, 0.0, 1.0) : 1.0;
@@ -178,13 +178,13 @@ KernelCostModel::KernelCostModel(std::vector<CostPoint> points, const EnergyPric
     grids[KeyOf(point.shape)][at[0]][at[1]] = {at[1], std::log(point.latency_us), spread,
                                                has_energy ? *point.energy_j / (point.latency_us * 1e-6) : 0};
     const kernels::OpCost cost = CostOf(point.shape);
-    // Keys and values may have been asked for before the time begins that attention takes.
-    double& most = IsAttention(point.shape.family) ? attention_bytes_per_us : bytes_per_us;
+    // Rows may be in a cache, and keys and values asked for before the time begins that attention takes.
+    double& most = ReadsWeights(point.shape.family) ? bytes_per_us : other_bytes_per_us;
     most = std::max(most, BytesOf(cost) / point.latency_us);
     flops_per_us = std::max(flops_per_us, cost.flops / point.latency_us);
     least_us = std::min(least_us, point.latency_us);
   }
-  if (bytes_per_us == 0) bytes_per_us = attention_bytes_per_us;
+  if (bytes_per_us == 0) bytes_per_us = other_bytes_per_us;
   if (bytes_per_us > 0) roof_bytes_per_us_ = bytes_per_us;
   if (flops_per_us > 0) roof_flops_per_us_ = flops_per_us;
   call_us_ = least_us;

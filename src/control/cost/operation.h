@@ -74,6 +74,8 @@ inline bool IsExpertBackward(Family family) {
 inline bool IsExpert(Family family) {
   return (family >= Family::kExpertNative && family <= Family::kExpertNestedHi) || IsExpertBackward(family);
 }
+// Products with weights of a model: what they take is what memory takes, where rows are few.
+inline bool ReadsWeights(Family family) { return (family >= Family::kLinearQ && family <= Family::kLinearOutput) || IsExpert(family); }
 inline bool IsAttention(Family family) {
   return family == Family::kAttentionPrefill || family == Family::kAttentionDecode ||
          family == Family::kAttentionBackward;

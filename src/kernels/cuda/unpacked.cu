@@ -78,6 +78,7 @@ class UnpackedMultiply {
 
   // Through shared memory, 32 columns at a time: a tensor copy writes whole lines, and nothing beyond the output. What rows beyond the last come to goes nowhere.
   __device__ __forceinline__ void Store(const UnpackedItem& item, int32_t row, const Sums& sums, const float (&factor)[2]) const {
+    if (row >= args_.rows) return;
 #pragma unroll
     for (int c = 0; c < kColumns / kOutColumns; ++c) {
       std::byte* staging = shared_->staging[warp_][c % 2];
@@ -93,7 +94,7 @@ class UnpackedMultiply {
       }
       asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the copy sees what lanes wrote
       __syncwarp();
-      if (lane_ == 0 && row < args_.rows) TensorStore(args_.out[item.part], item.first_column + kOutColumns * c, row, staging);
+      if (lane_ == 0) TensorStore(args_.out[item.part], item.first_column + kOutColumns * c, row, staging);
     }
   }
   // Pair j of activation i.
