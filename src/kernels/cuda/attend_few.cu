@@ -192,6 +192,12 @@ __device__ void AttendTile(const uint4 (&q)[kDim / 32], int tile_at, int length,
   done(1);
 }
 
+// Where a block of the cache has the keys (0) or values (1) of a kv head.
+template <int kDim>
+__device__ __half* TileOf(const HalfKv& cache, int of_values, int32_t block, int kv_head) {
+  return (of_values == 0 ? cache.keys : cache.values) + (int64_t{block} * cache.kv_heads + kv_head) * kKvBlock * kDim;
+}
+
 // The blocks of the first quarter of the rows, which find multiprocessors that the product before leaves idle, ask for what the others will read (H100, 32 rows of 16
 // heads and 128 positions: 14 us to 11).
 template <int kDim>
@@ -203,8 +209,7 @@ __device__ void AskForOthers(const AttendArgs& a, int kv_head) {
   const int pieces = 2 * min(a.rows.position[other] / kKvBlock + 1, a.asked);
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x % 32); i < pieces; i += 32) {
-    const __half* from = (i % 2 == 0 ? a.cache.keys : a.cache.values) + (int64_t{table[i / 2]} * a.cache.kv_heads + kv_head) * kKvBlock * kDim;
-    BulkPrefetch(reinterpret_cast<const std::byte*>(from), kPieceBytes<kDim>);
+    BulkPrefetch(reinterpret_cast<const std::byte*>(TileOf<kDim>(a.cache, i % 2, table[i / 2], kv_head)), kPieceBytes<kDim>);
   }
 #endif
 }
@@ -273,7 +278,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMany / kWarps) AttendKernel(Atte
   // Piece 2 n is the keys of the warp's tile n, the next its values.
   const auto ask = [&](int piece) {
     if (const int tile = first_tile + piece / 2 * kWarps; tile < end) {
-      const __half* from = (piece % 2 == 0 ? a.cache.keys : a.cache.values) + (int64_t{table[tile]} * a.cache.kv_heads + kv_head) * kKvBlock * kDim + lane * 8;
+      const __half* from = TileOf<kDim>(a.cache, piece % 2, table[tile], kv_head) + lane * 8;
 #pragma unroll
       for (int i = 0; i < kDim / 16; ++i) CopyAsync(place_of(piece) + PlaceOf<kDim>((i * 32 + lane) / (kDim / 8), lane % (kDim / 8)), from + i * 256);
     }
@@ -448,9 +453,7 @@ bool LaunchAttend(int64_t heads, const AttentionLaunch& l, int block_bytes, cons
   const int64_t at_once = AtOnce<kDim, kWarps>(block_bytes), blocks = heads * l.count;
   if (at_once == 0 || (kWarps > kFewest && blocks > at_once)) return false;
   const dim3 grid(static_cast<unsigned>(SplitsFor(blocks, at_once, kWarps, l.longest)), static_cast<unsigned>(heads), static_cast<unsigned>(l.count));
-  constexpr int kBytes = kBlockBytes<kDim, kWarps>;
-  return Succeeded(cudaFuncSetAttribute(AttendKernel<kDim, kWarps>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) &&
-         Succeeded(LaunchEarly(AttendKernel<kDim, kWarps>, grid, dim3(32 * kWarps), kBytes, stream, a));
+  return LaunchWithShared(AttendKernel<kDim, kWarps>, grid, dim3(32 * kWarps), kBlockBytes<kDim, kWarps>, stream, a);
 }
 
 }  // namespace

@@ -329,8 +329,7 @@ bool Start(const AttentionLaunch& l, int multiprocessors, cudaStream_t stream) {
   args.windows = static_cast<int32_t>((l.count - l.single + kManyRows - 1) / kManyRows);
   const auto kernel = AttendManyKernel<kDim>;
   const int64_t blocks = std::min<int64_t>(int64_t{args.windows} * l.heads, multiprocessors);
-  return Succeeded(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kManySharedBytes<kDim>))) &&
-         Succeeded(LaunchEarly(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kManyThreads), kManySharedBytes<kDim>, stream, args));
+  return LaunchWithShared(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kManyThreads), static_cast<int>(kManySharedBytes<kDim>), stream, args);
 }
 
 }  // namespace

@@ -129,8 +129,7 @@ template <typename Shape>
 bool Start(const SplitArgs& args, cudaStream_t stream) {
   const auto kernel = SplitColumns<Shape>;
   const dim3 grid(Blocks(args.rows, Shape::kRowsOfTile), Blocks(args.weights, Shape::kWeightsOfTile));
-  return Succeeded(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(Shape::kBytes))) &&
-         Succeeded(LaunchEarly(kernel, grid, dim3(kThreads), Shape::kBytes, stream, args));
+  return LaunchWithShared(kernel, grid, dim3(kThreads), static_cast<int>(Shape::kBytes), stream, args);
 }
 
 }  // namespace

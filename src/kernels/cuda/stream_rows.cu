@@ -109,12 +109,6 @@ int BlocksFor(int tiles, bool spares) {
   return spares && tiles <= all && tiles > all / 2 ? (tiles + 1) / 2 : std::min(all, tiles);
 }
 
-template <typename Arguments>
-bool LaunchBlocks(void (*kernel)(Arguments), dim3 grid, int bytes, const Arguments& args, cudaStream_t stream) {
-  return Succeeded(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) &&
-         Succeeded(LaunchEarly(kernel, grid, dim3(kThreads), static_cast<size_t>(bytes), stream, args));
-}
-
 constexpr int LinearRowBytes(int cols) { return cols * static_cast<int>(sizeof(__half)) + kRowPad; }
 
 // Of shared memory, beside the ring.
@@ -149,7 +143,7 @@ bool LaunchPart(int blocks, StreamArgs args, cudaStream_t stream) {
     const int of_part = std::max(blocks / parts, 1);
     args.ring_bytes = RingBytesBeside(others, {kStage});
     args.cut = CutOfLinears(args, of_part, kDeep, ways);
-    return args.ring_bytes > 0 && LaunchBlocks(kernel, dim3(static_cast<unsigned>(of_part), static_cast<unsigned>(parts)), others + args.ring_bytes, args, stream);
+    return args.ring_bytes > 0 && LaunchWithShared(kernel, dim3(static_cast<unsigned>(of_part), static_cast<unsigned>(parts)), dim3(kThreads), others + args.ring_bytes, stream, args);
   };
   if (IsWide(args, blocks) && launch(WideLinearKernel<kPacking>, WidePlaceBytes(args.rows, args.cols), kWideWays)) return true;
   if (args.rows > kSharedRows) return launch(LinearKernel<kPacking, 2, true>, LinearPlaceBytes(kSharedRows, args.cols), kWays, 2);
@@ -230,10 +224,10 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
       const int way = ExpertCuts{args.cuts[0][std::min(args.experts, kCutItems - 1)]}.up_way(), of_item = UnitsOf(args.up.matrix_rows, kMostTiles - way);
       args.guessed = static_cast<int16_t>(std::min({(blocks + of_item - 1) / of_item, args.experts, kMostFixed}));
       args.guessed_stages = static_cast<int16_t>(std::min(kGuessedStages, StepsOf(args.up.k_tiles, FirstShare(2) + way, kDepth<kUp, true>)));
-      return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, false, true>, grid, others + ring_bytes, args, stream);
+      return LaunchWithShared(ExpertsKernel<kUp, kDown, NT, false, true>, grid, dim3(kThreads), others + ring_bytes, stream, args);
     }
   }
-  return LaunchBlocks(ExpertsKernel<kUp, kDown, NT, kPasses, false>, grid, others + ring_bytes, args, stream);
+  return LaunchWithShared(ExpertsKernel<kUp, kDown, NT, kPasses, false>, grid, dim3(kThreads), others + ring_bytes, stream, args);
 }
 
 bool Streams(const ExpertFfnLaunch& l) {
