@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "kernels/attention_cases.h"
+#include "kernels/case_share.h"
 #include "kernels/expert_cases.h"
 #include "kernels/op_cases.h"
 #include "kernels/select.h"
@@ -34,6 +35,7 @@ class Cuda : public testing::TestWithParam<const char*> {
 
   ThreadPool threads_{2};
   std::unique_ptr<Ops> ops_;
+  CaseShare share_;
 };
 
 bool HasBlocks(DType type) { return TraitsOf(type).block_elements > 1; }
@@ -42,6 +44,7 @@ TEST_P(Cuda, RowOperations) {
   Random random(1);
   std::vector<OpCase> cases;
   for (const int64_t n : {1, 8, 64, 127, 300, 2048, 5000}) {
+    if (!share_.Takes()) continue;
     for (const int64_t rows : {1, 3, 40}) cases.push_back(RmsNormCase(random, rows, n, (n + rows) % 2 == 0));
     for (const bool gated : {false, true}) cases.push_back(AddCase(random, 9, n, gated));
     cases.push_back(ClampCase(random, 5, n, 0.7f));
@@ -49,6 +52,7 @@ TEST_P(Cuda, RowOperations) {
   }
   for (const RopeKind kind : {RopeKind::kHalves, RopeKind::kInterleaved}) {
     for (const int32_t head_dim : {16, 80, 128}) {
+      if (!share_.Takes()) continue;
       for (const int32_t rope_dim : {head_dim, head_dim / 2, 2}) cases.push_back(RopeCase(random, kind, 7, 5, head_dim, rope_dim));
     }
   }
@@ -56,6 +60,7 @@ TEST_P(Cuda, RowOperations) {
 }
 
 TEST_P(Cuda, ReadsItsMemory) {
+  if (!share_.all()) GTEST_SKIP() << "a time, of cases in shares";
   const double first = ops_->MeasureReadSpeed(), second = ops_->MeasureReadSpeed();
   EXPECT_GT(first, 50e9);  // any device's with these kernels
   EXPECT_LT(first, 20e12);
@@ -67,7 +72,7 @@ TEST_P(Cuda, EmbedOfEveryType) {
   Random random(2);
   std::vector<OpCase> cases;
   for (const DType type : kAllTypes) {
-    if (type == DType::kNested8) continue;  // embeddings are as the file has them
+    if (type == DType::kNested8 || !share_.Takes()) continue;  // embeddings are as the file has them
     for (const int64_t tokens : {1, 70}) cases.push_back(EmbedCase(random, type, 50, 512, tokens));
   }
   Run(cases);
@@ -79,6 +84,7 @@ TEST_P(Cuda, LinearOfEveryType) {
   for (const DType type : kAllTypes) {
     const int64_t odd = HasBlocks(type) ? 0 : 3;
     for (const int64_t tokens : {1, 2, 5, 8, 9, 17, 33, 64, 65, 130, 300}) {
+      if (!share_.Takes()) continue;
       cases.push_back(LinearCase(random, type, tokens, 64, WholeBlocks(type, 64), false, kHalfUnit));
       cases.push_back(LinearCase(random, type, tokens, 100 + odd, WholeBlocks(type, 160) + odd, true, kHalfUnit));
       cases.push_back(LinearCase(random, type, tokens, 421, 512, tokens % 2 == 1, kHalfUnit));
@@ -94,6 +100,7 @@ TEST_P(Cuda, ExpertsOfEveryType) {
   for (const DType type : kAllTypes) {
     const auto blocks = [&](int64_t cols) { return WholeBlocks(type, cols); };
     const auto add = [&](int64_t tokens, int64_t hidden, int64_t width, int32_t experts, int32_t slots) {
+      if (!share_.Takes()) return;
       cases.push_back(ExpertCase(random, {type, tokens, blocks(hidden), blocks(width), experts, slots, Layout::kRows, kHalfUnit}));
     };
     add(1, 64, 96, 5, 1);
@@ -114,12 +121,14 @@ TEST_P(Cuda, ExpertsOfEveryType) {
 // Stages of a tile a warp, whose pieces are fewer for gate and up than for down: one of the warps that copy has nothing to do for more than two rounds of the
 // ring, and must not copy too early afterwards.
 TEST_P(Cuda, ExpertsWhoseFirstProductHasFewPieces) {
+  if (!share_.Takes()) return;
   Random random(14);
   Run({ExpertCase(random, {DType::kBF16, 4, 896, 1280, 12, 4, Layout::kRows, kHalfUnit})});
 }
 
 // More than two rounds of the places for units that a block has claimed: some 35 each on 132 multiprocessors.
 TEST_P(Cuda, ExpertsOfManyUnits) {
+  if (!share_.Takes()) return;
   Random random(15);
   Run({ExpertCase(random, {DType::kBF16, 64, 64, 2048, 256, 8, Layout::kRows, kHalfUnit})});
 }
@@ -149,6 +158,7 @@ TEST_P(Cuda, AttentionAndItsCache) {
       {8, 2, 128, {{3, 2}, {20, 17}, {0, 3}, {128, 2}, {126, 2}, {40, 9}, {0, 2}, {300, 11}, {0, 64}, {90, 31}}},
   };
   for (AttentionShape shape : shapes) {
+    if (!share_.Takes()) continue;
     shape.rounding = kHalfUnit;
     cases.push_back(AttentionCase(random, shape));
     OpCase store = StoreKvCase(random, shape);
@@ -168,7 +178,7 @@ TEST_P(Cuda, AttentionOfRandomSteps) {
     shape.kv_heads = 1 + below(2), shape.heads = shape.kv_heads << 2 * below(2), shape.head_dim = 64 << below(2), shape.rounding = kHalfUnit;
     for (int32_t s = below(3); s > 0; --s) shape.sequences.push_back({below(400), 1});
     for (int32_t s = 1 + below(9); s > 0; --s) shape.sequences.push_back({below(2) * below(300), 1 + below(s % 3 == 0 ? 260 : 20)});
-    cases.push_back(AttentionCase(random, shape));
+    if (share_.Takes()) cases.push_back(AttentionCase(random, shape));
   }
   Run(cases);
 }
@@ -176,6 +186,7 @@ TEST_P(Cuda, AttentionOfRandomSteps) {
 // A row of several gives the same whatever the rows beside it, and wherever a chunk begins.
 TEST_P(Cuda, AttentionOfManyRowsDoesNotDependOnChunkingOrNeighbours) {
   for (const auto& [heads, kv_heads, dim] : {std::array{2, 2, 64}, std::array{4, 1, 128}, std::array{1, 1, 96}}) {
+    if (!share_.Takes()) continue;
     Random random(17);
     const std::shared_ptr<AttentionFixture> f = MakeAttention(random, {heads, kv_heads, dim, {{0, 1100}, {200, 7}, {33, 130}}});
     const std::vector<float> together = RunAttention(*ops_, *f);
@@ -271,6 +282,7 @@ TEST_P(Cuda, SelectionIsTheHosts) {
   for (const int64_t experts : {4, 8, 32, 60, 64, 68, 70, 100, 127, 128, 200, 512}) {
     for (const int64_t tokens : {1, 2, 16, 33, 256, 257, 1000}) {
       for (int round = 0; round < 4; ++round) {
+        if (!share_.Takes()) continue;
         SelectStep s;
         s.tokens = tokens, s.experts = experts;
         s.slots = static_cast<int32_t>(1 + random.Below(static_cast<uint64_t>(std::min<int64_t>(experts, 8))));
@@ -306,6 +318,7 @@ TEST_P(Cuda, SelectionOfManyRowsIsTheHosts) {
   for (const int64_t tokens : {2200, 700, 4096, 4300, 1300, 9000}) {
     for (const int64_t experts : {31, 64, 128, 200, 300}) {
       for (int round = 0; round < 3; ++round) {
+        if (!share_.Takes()) continue;
         SelectStep s;
         s.tokens = tokens, s.experts = experts, s.slots = 1 + static_cast<int32_t>(random.Below(tokens == 1300 ? 31 : 8));
         s.logits = RandomFloats(random, tokens * experts, 1.5);
@@ -326,6 +339,7 @@ TEST_P(Cuda, SelectionOfWhatIsNoNumberIsTheHosts) {
   Random random(9);
   for (const int64_t experts : {8, 64, 70, 128, 200}) {
     for (const int64_t tokens : {1, 16, 300, 3000}) {
+      if (!share_.Takes()) continue;
       SelectStep s;
       s.tokens = tokens, s.experts = experts, s.slots = 4;
       s.logits = RandomFloats(random, tokens * experts, 1.5);
@@ -352,6 +366,7 @@ TEST_P(Cuda, SelectionAmongEqualScoresIsTheHosts) {
     for (const int64_t tokens : {1, 16, 40, 700, 5000}) {
       if (experts * tokens > 700 * 256) continue;
       for (const bool steered : {false, true}) {
+        if (!share_.Takes()) continue;
         SelectStep s;
         s.tokens = tokens, s.experts = experts, s.nested = true;
         s.slots = static_cast<int32_t>(std::min<int64_t>(experts, 32));
@@ -373,6 +388,7 @@ TEST_P(Cuda, SelectionAmongNearlyEqualScoresIsThatOfFewRows) {
   Random random(10);
   for (const int64_t experts : {30, 64, 128, 200}) {
     for (const float step : {0x1p-20f, 0x1p-22f, 0x1p-23f}) {
+      if (!share_.Takes()) continue;
       SelectStep s;
       s.tokens = 700, s.experts = experts, s.slots = 1 + static_cast<int32_t>(random.Below(8));
       for (int64_t i = 0; i < s.tokens * experts; ++i) s.logits.push_back(static_cast<float>(random.Below(16)) * step);
@@ -395,6 +411,7 @@ TEST_P(Cuda, SelectionAmongNearlyEqualScoresIsThatOfFewRows) {
 }
 
 TEST_P(Cuda, SummariesOfLogits) {
+  if (!share_.Takes()) return;
   Random random(7);
   const int64_t rows = 5, vocab = 50001;
   // Of other numbers of rows before: what they leave in scratch is not taken for anything.

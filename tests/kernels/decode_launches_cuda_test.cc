@@ -124,6 +124,7 @@ TEST_F(CudaDecodeLaunches, NormGateAndSelectIsWhatItsPartsAre) {
       const GateInputs in(random, 32, experts, hidden);
       const OnDevice<float> x(in.x), gain(in.gain), weights(in.weights);
       for (const int32_t rows : {1, 2, 3, 5, 8, 9, 12, 16, 17, 20, 27, 32}) {
+        if (!share_.Takes()) continue;
         const std::string name = kernels::Shape({rows, hidden, experts});
         SCOPED_TRACE(name);
         const auto first = [&](kernels::OpCase all, int64_t cols) {
@@ -172,6 +173,7 @@ TEST_F(CudaDecodeLaunches, GateSelectsAsSelectionDoes) {
     const OnDevice<uint8_t> plane_cap(caps);
     for (const int32_t rows : {1, 3, 8, 9, 16, 17, 25, 32}) {
       for (int knobs = 0; knobs < 8; ++knobs) {
+        if (!share_.Takes()) continue;
         SCOPED_TRACE(kernels::Shape({rows, experts}) + ", knobs " + std::to_string(knobs));
         SelectRules rules = Gated::Neutral(kSlots);
         if (knobs % 2 != 0) rules.full = 2, rules.has_cap = 1, rules.has_bias = 1;
@@ -198,6 +200,7 @@ TEST_F(CudaDecodeLaunches, StreamedRowsAddToWhatIsThere) {
   if (devices_.front().capability != 90) GTEST_SKIP() << "products of streamed rows are Hopper's alone";
   Random random(3);
   const auto check = [&](DType type, int32_t out, int32_t cols, int32_t rows) {
+    if (!share_.Takes()) return;
     const std::string name = std::string(TraitsOf(type).name) + ' ' + kernels::Shape({out, cols}) + ", rows " + std::to_string(rows);
     SCOPED_TRACE(name);
     const std::shared_ptr<kernels::Matrix> m = kernels::RandomMatrix(random, type, out, cols);
@@ -273,6 +276,7 @@ TEST_F(CudaDecodeLaunches, ExpertsThatAreGuessedGiveTheSame) {
     const OnDevice<std::byte> scratch(static_cast<int64_t>(ExpertFfnScratch(kHidden, kWidth, kSlots, kRows)));
     const OnDevice<uint32_t> met(std::vector<uint32_t>(kExpertCounters, 0));
     for (size_t i = 0; i < there.size(); ++i) {
+      if (!share_.Takes()) continue;
       const Drawn drawn(random, there[i], kRows, kSlots);
       const OnDevice<int32_t> expert(drawn.expert), order(drawn.order), job_count(std::vector<int32_t>{static_cast<int32_t>(drawn.jobs.size())});
       const OnDevice<Job> jobs(drawn.jobs);
@@ -310,6 +314,7 @@ TEST_F(CudaDecodeLaunches, StreamedRowsSpareMultiprocessors) {
   Pack(m->view, packed.data());
   const OnDevice<std::byte> weights(packed);
   for (const int32_t rows : {1, 8, 20}) {
+    if (!share_.Takes()) continue;
     const OnDevice<std::byte> scratch(static_cast<int64_t>(StreamedLinearScratch(rows, kCols)));
     const OnDevice<float> x(RandomFloats(random, rows * kCols)), plain(rows * kOut), spared(rows * kOut);
     LinearLaunch l;

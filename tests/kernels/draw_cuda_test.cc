@@ -126,6 +126,7 @@ TEST_F(CudaDraws, AreTheSamplers) {
     Sampler sampler(static_cast<int32_t>(vocab));
     const std::vector<SamplingOptions> options = AllOptions(vocab);
     for (size_t turn = 0; turn < options.size(); ++turn) {
+      if (!share_.Takes()) continue;
       std::vector<std::vector<int32_t>> recent(rows.size());
       std::vector<uint64_t> seeds(rows.size());
       std::vector<TokenDraw> draws;
@@ -166,6 +167,7 @@ TEST_F(CudaDraws, ReachTheFirstAndTheLast) {
   Random random(4);
   for (const int64_t vocab : {7, 4096, 50257}) {
     for (const RowKind kind : {kFlat, kNormal, kTied, kPeaked}) {
+      if (!share_.Takes()) continue;
       const std::vector<float> row = LogitsOf(kind, vocab, &random);
       const OnDevice<float> logits(row);
       std::vector<TokenDraw> draws;
@@ -184,6 +186,7 @@ TEST_F(CudaDraws, ReachTheFirstAndTheLast) {
 
 // By a grid of uniform numbers each token comes as often as its probability says, within one.
 TEST_F(CudaDraws, FrequenciesAreProbabilities) {
+  if (!share_.Takes()) return;
   constexpr int64_t kVocab = 1003;
   constexpr int kGrid = 8192;
   Random random(5);
@@ -204,6 +207,7 @@ TEST_F(CudaDraws, FrequenciesAreProbabilities) {
 
 // Through the backend: of some rows of a tile, told together with its summaries.
 TEST_F(CudaDraws, ComeWithTheSummaries) {
+  if (!share_.Takes()) return;
   constexpr int64_t kRows = 5, kVocab = 3001;
   ThreadPool threads(1);
   const auto ops = kernels::MakeCudaOps(&threads);

@@ -126,7 +126,7 @@ TEST_F(CudaWideLinears, AreProductsInDouble) {
   Random random(1);
   for (const DType type : {DType::kQ8_0, DType::kNested8, DType::kQ4_0, DType::kQ4K, DType::kQ5_1, DType::kQ5K, DType::kQ6K, DType::kMXFP4, DType::kBF16, DType::kF16}) {
     for (const int32_t cols : {64, 128, 512, 2048}) {
-      if (cols % TraitsOf(type).block_elements != 0) continue;
+      if (cols % TraitsOf(type).block_elements != 0 || !share_.Takes()) continue;
       const WideCase c(random, type, cols);
       const WideMatrix lone(c, random, kLone, 0, true, false), adding(c, random, kLone, 50, false, true);
       const WideMatrix q(c, random, kQ, 13, false, false), k(c, random, kK, 31, true, false), v(c, random, kV, 62, false, false);
@@ -217,6 +217,7 @@ const std::vector<ManyRun> kRunsAfter = {{2, 7, 1}, {1, 33, 1}, {0, 690, 1}, {2,
 TEST_F(CudaAttendMany, ReplaysGiveWhatLaunchesGive) {
   Random random(2);
   for (const int32_t dim : {64, 128}) {
+    if (!share_.Takes()) continue;
     SCOPED_TRACE(dim);
     const ManyCase c(random, dim);
     const std::vector<uint32_t> zeros(2, 0);
@@ -257,6 +258,7 @@ TEST_F(CudaAttendMany, ReplaysGiveWhatLaunchesGive) {
 }
 
 TEST_F(CudaAttendMany, LeavesOthersAlone) {
+  if (!share_.Takes()) return;
   Random random(3);
   const ManyCase c(random, 128);
   const OnDevice<int32_t> places(c.Words(kRunsBefore, 0));
@@ -365,6 +367,7 @@ TEST_F(CudaNormsForLinears, NobodyReadsTheirFloats) {
     for (const int32_t hidden : {512, 288}) {
       const BlockWeights weights(random, type, hidden);
       for (const int32_t rows : {200, 700}) {
+        if (!share_.Takes()) continue;
         const std::vector<float> x = RandomFloats(random, int64_t{rows} * hidden, 2), added = RandomFloats(random, int64_t{rows} * hidden);
         const std::vector<float> angles = RandomFloats(random, rows * BlockWeights::kDim / 2, 30);
         for (const bool add : {false, true}) {

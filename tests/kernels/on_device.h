@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/float16.h"
+#include "kernels/case_share.h"
 #include "kernels/cuda/device.h"
 
 namespace thermoe::cuda {
@@ -75,6 +76,7 @@ class DeviceTest : public testing::Test {
 
   std::vector<DeviceFacts> devices_;
   cudaStream_t stream_ = nullptr;
+  CaseShare share_;
 };
 
 }  // namespace thermoe::cuda

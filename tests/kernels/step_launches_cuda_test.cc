@@ -20,6 +20,7 @@ using kernels::RandomFloats;
 class CudaStepLaunches : public DeviceTest {};
 
 TEST_F(CudaStepLaunches, InputsComeToTheirPlaces) {
+  if (!share_.Takes()) return;
   Random random(1);
   const PinnedMemory memory = Pinned(static_cast<int64_t>(sizeof(StepInputs)) + kStepInputBytes);
   auto* inputs = memory.as<StepInputs>();
@@ -55,6 +56,7 @@ TEST_F(CudaStepLaunches, InputsComeToTheirPlaces) {
 
 // With the embedding, of which a row takes a token that only the device knows.
 TEST_F(CudaStepLaunches, AnglesAreTheHosts) {
+  if (!share_.Takes()) return;
   constexpr int32_t kHalf = 48, kRows = 5;
   const int32_t positions[kRows] = {0, 1, 4095, 131071, 77};
   std::vector<KvRow> rows;
@@ -92,6 +94,7 @@ TEST_F(CudaStepLaunches, SummariesTellTheHost) {
   const PinnedMemory told = Pinned(4), out = Pinned(kMost * static_cast<int64_t>(sizeof(kernels::LogitSummary))), copied = Pinned(kAlso * 4);
   uint32_t number = 0;
   for (const int64_t rows : {1, 8, 32, 3, 1, 31}) {
+    if (!share_.Takes()) continue;
     SCOPED_TRACE(rows);
     SummariseLaunch l{logits.data(), asked.data(), rows, kVocab, out.as<kernels::LogitSummary>(), scratch.data(), done.data(), launches.data(),
                       told.as<uint32_t>(), largest.data()};
@@ -146,6 +149,7 @@ TEST_F(CudaStepLaunches, SummariesOfAVeryWideRow) {
                                                     {100, kAtOnce + 52}, {kAtOnce + 52, kAtOnce + 200}, {kAtOnce + 52, 128 * kPart}, {7, 8, kVocab - 1}};
   for (const float most : {21.0f, 30.0f}) {
     for (const std::vector<int64_t>& at : places) {
+      if (!share_.Takes()) continue;
       SCOPED_TRACE(std::to_string(most) + " at " + std::to_string(at.empty() ? -1 : at[0]) + ", of " + std::to_string(at.size()));
       std::vector<float> row = plain;
       for (float& logit : row) logit = std::min(logit, 20.0f);
@@ -162,6 +166,7 @@ TEST_F(CudaStepLaunches, SummariesOfAVeryWideRow) {
     }
   }
   for (const int64_t bad : {int64_t{0}, kAtOnce, 9 * kPart + kAtOnce + 3, kVocab - 1}) {
+    if (!share_.Takes()) continue;
     SCOPED_TRACE("no number at " + std::to_string(bad));
     std::vector<float> row = plain;
     row[static_cast<size_t>(bad)] = NAN, row[kAtOnce + 9] = 30;
@@ -252,6 +257,7 @@ TEST_F(CudaStepLaunches, ExpertsTakeWhatTheGatePicks) {
   for (const DType type : {DType::kQ4_0, DType::kNested8, DType::kMXFP4}) {
     const GateAndExperts layer(random, type);
     for (int knobs = 0; knobs < 3; ++knobs) {
+      if (!share_.Takes()) continue;
       SCOPED_TRACE(std::string(TraitsOf(type).name) + ", knobs " + std::to_string(knobs));
       SelectRules rules;
       rules.guaranteed = rules.most = rules.full = LayerRun::kSlots;

@@ -102,6 +102,7 @@ TEST_F(CudaUnpacked, ProductsOfEveryType) {
     const int32_t cols = TraitsOf(type).block_elements == 256 ? 768 : TraitsOf(type).block_elements == 1 ? 552 : 544;
     const Repeated q(random, type, 300, cols, false), k(random, type, 68, cols, true), v(random, type, 128, cols, false);
     for (const int32_t rows : {33, 200, 257}) {
+      if (!share_.Takes()) continue;
       SCOPED_TRACE(std::string(TraitsOf(type).name) + ", " + std::to_string(rows) + " rows");
       const std::vector<float> x = RandomFloats(random, int64_t{rows} * cols, 3);
       const OnDevice<float> on_x(x);
@@ -114,6 +115,7 @@ TEST_F(CudaUnpacked, ProductsOfEveryType) {
 
 // Of several packings, and of more than is unpacked at once: a piece ends inside the first matrix and inside the second.
 TEST_F(CudaUnpacked, ProductsInPieces) {
+  if (!share_.Takes()) return;
   Random random(2);
   const Repeated first(random, DType::kQ4_0, 2000, 8192, true), second(random, DType::kQ8_0, 1700, 8192, false), third(random, DType::kQ8_0, 60, 8192, true);
   const std::vector<float> x = RandomFloats(random, int64_t{300} * 8192, 3);
@@ -131,6 +133,7 @@ TEST_F(CudaUnpacked, RowsDoNotDependOnOthers) {
   const std::vector<float> x = RandomFloats(random, int64_t{kRows} * kCols, 3);
   const OnDevice<float> on_x(x);
   for (const std::vector<const Repeated*>& matrices : {std::vector<const Repeated*>{&q}, {&q, &k}}) {
+    if (!share_.Takes()) continue;
     const Outs all = Products(matrices, on_x, 0, kRows, true, stream_);
     ExpectProducts(q, x, all[0]);
     for (const auto& [first, rows] : {std::pair<int32_t, int32_t>{0, 200}, {3001, 200}, {77, 512}, {1000, 2049}, {kRows - 33, 33}}) {

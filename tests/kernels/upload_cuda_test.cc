@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/case_share.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/upload.h"
 #include "kernels/cuda/weight_layout.h"
@@ -77,9 +78,11 @@ class CudaUpload : public testing::Test {
   }
 
   ThreadPool threads_{3};
+  CaseShare share_;
 };
 
 TEST_F(CudaUpload, EveryTypeIsPackedAsTheHostDoes) {
+  if (!share_.Takes()) return;
   Random random(1);
   std::vector<std::shared_ptr<kernels::Matrix>> owned;
   std::vector<WeightMatrix> matrices;
@@ -97,6 +100,7 @@ TEST_F(CudaUpload, EveryTypeIsPackedAsTheHostDoes) {
 TEST_F(CudaUpload, FloatsOfAnySizeAreScaledAsTheHostDoes) {
   constexpr int64_t kRows = 140, kCols = 70;
   for (const DType type : {DType::kBF16, DType::kF16}) {
+    if (!share_.Takes()) continue;
     std::vector<uint16_t> bits(kRows * kCols);
     std::mt19937 random(7);
     for (int64_t r = 0; r < kRows; ++r) {
@@ -116,6 +120,7 @@ TEST_F(CudaUpload, FloatsOfAnySizeAreScaledAsTheHostDoes) {
 
 // More than a buffer: by groups of rows, the last one short; and a group that is larger than a buffer.
 TEST_F(CudaUpload, LargeMatricesGoInPieces) {
+  if (!share_.Takes()) return;
   std::mt19937 random(3);
   const auto some = [&](int64_t bytes, uint32_t mask) {
     Bytes data(static_cast<size_t>(bytes));
@@ -137,6 +142,7 @@ TEST_F(CudaUpload, LargeMatricesGoInPieces) {
 }
 
 TEST_F(CudaUpload, WhatLiesInAFileIsReadFromIt) {
+  if (!share_.Takes()) return;
   Random random(5);
   const auto first = kernels::RandomMatrix(random, DType::kQ4K, 300, 512), second = kernels::RandomMatrix(random, DType::kF32, 20, 33);
   const std::filesystem::path path = std::filesystem::temp_directory_path() / ("thermoe_upload_" + std::to_string(::getpid()));

@@ -26,7 +26,7 @@ constexpr double kVisit_us = 1000;
 constexpr int kVisits = 3, kQuickVisits = 2, kMostReplays = 64;
 // At least so much of a part's time is its own members', whatever those of other parts take elsewhere, and so much a segment's.
 constexpr double kLeastOwnFrac = 0.2, kLeastSegmentFrac = 0.005;
-constexpr int64_t kGateWithSelectRows = 64;
+constexpr int64_t kGateWithSelectRows = 32;
 constexpr int kAllSegments = 9;
 // Energy: a counter that changes ten times a second is watched over three changes, after one that other work had a part in and one more, for
 // sensors lag.

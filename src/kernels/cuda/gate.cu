@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The product with the gate's weights and the selection in one launch, of few rows with the norm before them. (Of 17 to 32 rows: gate_parts.cu.)
-#include <cooperative_groups.h>
-
+// The product with the gate's weights and the selection in one launch, of few rows, and the norm before them. (Of 17 to 32 rows: gate_parts.cu.)
 #include <algorithm>
 
 #include "kernels/cuda/gate_common.cuh"
@@ -11,8 +9,7 @@
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kGateCluster = 8;
-constexpr int kByExpertRows = 16;  // up to here blocks by expert are faster, beyond it clusters by rows
+constexpr int kByExpertRows = 16;  // up to here blocks by expert
 static_assert(kGatePassed >= kByExpertRows * 256);
 constexpr int kShares = kByExpertRows;  // of an expert's block: of so many a warp each, or two a warp, has a row or a part of its columns
 // Threads of an expert's block, a row of the selection a warp: of few, two blocks fit on a multiprocessor (128 registers a thread), so that those of 128
@@ -181,118 +178,6 @@ __global__ void __launch_bounds__(kGateThreads, 1) GateByExpertKernel(const floa
   }
 }
 
-#if __CUDA_ARCH__ >= 900
-
-constexpr int kGateTogether = 8;  // experts of a warp at once
-constexpr uint32_t kDoneMask = 0x7fffffffu;  // meetings of blocks leave the upper bit of the counter as they like
-
-// Rows were chosen by several blocks: what is left for the last of them, whose room is clear.
-template <int kLane>
-__device__ void FinishChoice(const SelectLaunch& l, const BlockTeam& team, const RowTotals* totals, TeamRoom<kLane>* room) {
-  RowTotals sum{};
-  SlotCounts<kLane> counts;
-  const int group = GroupSlots(team, 0, l.rows, room, [&](int t) {
-    sum.lost += __ldcg(&totals[t].lost), sum.dropped += __ldcg(&totals[t].dropped);
-    if (Lane() == 0) room->totals[team.warp()] = sum;
-    return GroupOf(l, t, Lane());
-  }, [&](const SlotCounts<kLane>& turn) { counts.Add(turn); });
-  FinishLists(l, team, group, counts, room);
-}
-
-#endif
-
-// The same for more rows. Clusters of blocks share kRows rows: each block multiplies a part of the columns, the first adds up and chooses.
-// The last of those that choose makes the dispatch, or, where rows know of each other, the whole choice. kQuads: float4s of a lane.
-template <int kLane, int kRows, int kQuads>
-__global__ void __launch_bounds__(kGateThreads, 1) GateKernel(const float* weights, const float* x, int hidden, float* logits, SelectLaunch l) {
-#if __CUDA_ARCH__ >= 900
-  namespace cg = cooperative_groups;
-  __shared__ float parts[kGateCluster][kRows][kLane * 32];
-  __shared__ TeamRoom<kLane> room_place;
-  __shared__ bool last;
-  TeamRoom<kLane>& room = *Held(&room_place);
-  const BlockTeam team;
-  ClearRoom(team, l.experts, &room);
-  const cg::cluster_group cluster = cg::this_cluster();
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int rank = static_cast<int>(cluster.block_rank()), first_row = static_cast<int>(blockIdx.x) / kGateCluster * kRows;
-  const int quads = hidden / 4, each = (quads + kGateCluster - 1) / kGateCluster, begin = rank * each, end = min(quads, begin + each);
-  float4 w[kGateTogether][kQuads];
-  const auto load = [&](int first) {
-#pragma unroll
-    for (int j = 0; j < kGateTogether; ++j) {
-      const int expert = first + j * kGateWarps;
-      const float4* row = reinterpret_cast<const float4*>(weights) + int64_t{expert} * quads + begin + lane;
-#pragma unroll
-      for (int q = 0; q < kQuads; ++q) w[j][q] = expert < l.experts && begin + lane + 32 * q < end ? __ldg(row + 32 * q) : float4{};
-    }
-  };
-  load(warp);
-  WaitForBefore();
-  LetNextStart();
-  float4 mine[kRows][kQuads];
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const float4* row = reinterpret_cast<const float4*>(x) + int64_t{min(first_row + r, l.rows - 1)} * quads + begin + lane;
-#pragma unroll
-    for (int q = 0; q < kQuads; ++q) mine[r][q] = begin + lane + 32 * q < end ? __ldcg(row + 32 * q) : float4{};
-  }
-  const SelectRules rules = *l.rules;
-  float* at_first = cluster.map_shared_rank(&parts[0][0][0], 0) + rank * kRows * kLane * 32;
-  cluster.barrier_arrive();  // all blocks of the cluster have begun before one writes into another
-  cluster.barrier_wait();
-  for (int first = warp; first < l.experts; first += kGateTogether * kGateWarps) {
-    if (first > warp) load(first);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      float sums[kGateTogether];
-#pragma unroll
-      for (int j = 0; j < kGateTogether; ++j) {
-        sums[j] = 0;
-#pragma unroll
-        for (int q = 0; q < kQuads; ++q) {
-          sums[j] += QuadDot(w[j][q], mine[r][q]);
-        }
-      }
-      const float sum = SumOfSeveral(sums);
-      const int expert = first + lane / 4 * kGateWarps;
-      if (lane % 4 == 0 && expert < l.experts) at_first[r * kLane * 32 + expert] = sum;
-    }
-  }
-  cluster.sync();
-  if (rank != 0) return;
-  const bool together = BatchAware(l, rules);
-  auto* totals = static_cast<RowTotals*>(l.scratch);
-  if (const int t = first_row + warp; warp < kRows && t < l.rows) {
-    RowInput<kLane> input;
-    input.kind = l.kinds[t];
-    ReadKnobs(l, rules, &input);
-    float(&sum)[kLane] = input.logits;
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) {
-      const int expert = lane * kLane + i;
-      sum[i] = 0;
-      for (int c = 0; c < kGateCluster; ++c) sum[i] += parts[c][warp][expert];
-      if (expert < l.experts) logits[int64_t{t} * l.experts + expert] = sum[i];
-      else sum[i] = -INFINITY;
-    }
-    if (!together) {
-      const RowResult result = ChooseRow(l, rules, t, input, &room.warps[warp]);
-      if (lane == 0) totals[t] = {result.lost, result.dropped};
-    }
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = (CountBlock(l.done) & kDoneMask) + 1 == gridDim.x / kGateCluster;
-    if (last) *l.done = 0;
-  }
-  __syncthreads();
-  if (!last) return;
-  if (together) SelectByTeam(l, rules, team, &room);
-  else FinishChoice(l, team, totals, &room);
-#endif
-}
-
 template <int kLane>
 bool LaunchByExpert(const LinearLaunch& gate, const NormLaunch& norm, const SelectLaunch& l, cudaStream_t stream) {
   const bool norms = norm.gain != nullptr;
@@ -308,32 +193,23 @@ bool LaunchByExpert(const LinearLaunch& gate, const NormLaunch& norm, const Sele
 template <int kLane>
 bool LaunchGate(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
   if (l.rows <= kByExpertRows) return LaunchByExpert<kLane>(gate, {}, l, stream);
-  if (l.rows <= kGatePartRows && GateInParts(gate, {}, l, stream)) return true;
-  const auto launch = [&](auto* kernel, int rows) {
-    const dim3 grid(static_cast<unsigned>(kGateCluster * ((l.rows + rows - 1) / rows)));
-    return LaunchEarlyInClusters(kGateCluster, kernel, grid, dim3(kGateThreads), 0, stream, reinterpret_cast<const float*>(gate.weight.hi), gate.x,
-                                 gate.weight.cols, gate.out, l) == cudaSuccess;
-  };
-  if (!gate.wgmma) return false;  // clusters are Hopper's
-  const int quads = (gate.weight.cols / 4 + kGateCluster - 1) / kGateCluster;
-  if (quads <= 64) return launch(GateKernel<kLane, 2, 2>, 2);
-  return quads <= 128 && launch(GateKernel<kLane, 1, 4>, 1);
+  return GateInParts(gate, {}, l, stream);
 }
 
-bool Serves(const LinearLaunch& gate, const SelectLaunch& l, int32_t most_rows) {
-  return gate.weight.packing == Packing::kF32 && gate.out == l.logits && gate.bias == nullptr && gate.weight.cols % 4 == 0 && l.rows > 0 && l.rows <= most_rows &&
-         l.experts <= 256 && (l.rows > kGatePartRows || (l.passed != nullptr && Multiprocessors() > 1));
+bool Serves(const LinearLaunch& gate, const SelectLaunch& l) {
+  return gate.weight.packing == Packing::kF32 && gate.out == l.logits && gate.bias == nullptr && gate.weight.cols % 4 == 0 && l.rows > 0 &&
+         l.rows <= kGatePartRows && l.experts <= 256 && l.passed != nullptr && Multiprocessors() > 1;
 }
 
 }  // namespace
 
 bool GateAndSelect(const LinearLaunch& gate, const SelectLaunch& l, cudaStream_t stream) {
-  return Serves(gate, l, kFusedGateRows) && ByExperts(l.experts, [&]<int kLane>() { return LaunchGate<kLane>(gate, l, stream); });
+  return Serves(gate, l) && ByExperts(l.experts, [&]<int kLane>() { return LaunchGate<kLane>(gate, l, stream); });
 }
 
 bool NormsBeforeGate(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& l) {
   if (l.rows > kByExpertRows && GatePartBytes(l.experts, gate.weight.cols) > kGatePartBytes) return false;
-  return Serves(gate, l, kGatePartRows) && norm.out == gate.x && norm.out != norm.x && norm.n == gate.weight.cols && norm.rows == l.rows && norm.add == nullptr &&
+  return Serves(gate, l) && norm.out == gate.x && norm.out != norm.x && norm.n == gate.weight.cols && norm.rows == l.rows && norm.add == nullptr &&
          norm.slots.slot_out == nullptr;
 }
 

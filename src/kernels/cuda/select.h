@@ -62,10 +62,9 @@ inline constexpr int64_t kGatePartOfRow = 4 * (256 + 4) * sizeof(float);  // of 
 int64_t SelectScratch(int64_t rows);
 void Select(const SelectLaunch& launch, cudaStream_t stream);
 
-// The product with the gate's float weights and the selection in one launch, for up to so many rows. False: not these shapes, or no `passed`.
-inline constexpr int kFusedGateRows = 64;
+// The product with the gate's float weights and the selection in one launch, of up to kGatePartRows rows. False: not these shapes, or no `passed`.
 bool GateAndSelect(const LinearLaunch& gate, const SelectLaunch& launch, cudaStream_t stream);
-// And, of up to 32 rows, the norm before them: whether they are such; and the launch.
+// And the norm before them: whether they are such; and the launch.
 bool NormsBeforeGate(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& launch);
 bool NormGateAndSelect(const NormLaunch& norm, const LinearLaunch& gate, const SelectLaunch& launch, cudaStream_t stream);
 

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of some rows with few weights in floats, the router's gate, by tensor cores (Hopper). A float is the sum of two numbers of TF32's eleven bits but for
+// 2^-21 of it, and a product of floats is three of theirs but for 2^-22. Tensor cores cut sums off instead of rounding them, so they add up 32 columns at a time,
+// great products apart from small ones; what these come to is added in floats. All in all a sum is as exact as one of floats' products (ADR 30).
+//
+// The eight blocks of a cluster have 16 rows, 64 rows of weights and an eighth of the columns each. Each tells the others what two rows come to; that adds up the eight
+// parts, in order. Of many rows that is no quicker than matrix_split.cu: with weights that stay while tiles of 32 rows pass, 512 rows by 128 weights took 18.6 us with
+// their selection instead of 25, 4,096 86 instead of 90 (H100; by themselves), but 130 to 140 instead of 80 in a step.
+#include "kernels/cuda/fragments.cuh"
+#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/launches.h"
+#include "kernels/cuda/prefill.h"
+#include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/warp.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace thermoe::cuda {
+namespace {
+
+constexpr int kCluster = 8, kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kRows = 16, kWeights = 8 * kWarps;  // of a block; a warp has all rows and eight weights
+constexpr int kOwn = kRows / kCluster;            // rows that a block adds up
+constexpr int kStrip = 32;                        // columns that lie together in shared memory, and that tensor cores add up
+constexpr int32_t kMostRows = 256;
+using Line = float[kStrip];
+
+struct Tf32Args {
+  CUtensorMap x, w;  // [columns / 32, rows, 32], boxes of a block's part of the columns by kRows or kWeights
+  const float* bias;
+  float* out;
+  int32_t rows, weights, n;
+};
+
+#if __CUDA_ARCH__ >= 900
+
+// A float's parts; what is left of the lower one beyond eleven bits the tensor cores do not look at.
+struct Split {
+  uint32_t high, low;
+};
+__device__ inline Split SplitOf(float x) {
+  const uint32_t high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;  // rounded: half goes away from zero
+  return {high, __float_as_uint(x - __uint_as_float(high))};
+}
+
+// 16 rows by 8 columns times 8 weights. a: columns t and t + 4 of rows g and g + 8 (t = lane % 4, g = lane / 4), by columns; b: of weight g.
+__device__ inline void MultiplyTf32(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sums)[4]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// To the same place of another block of the cluster, whose barrier counts it.
+__device__ inline void TellBlock(uint32_t block, float* place, uint64_t* barrier, float2 value) {
+  asm volatile("{\n.reg .b32 there, counts;\nmapa.shared::cluster.u32 there, %0, %2;\nmapa.shared::cluster.u32 counts, %1, %2;\n"
+               "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [there], {%3, %4}, [counts];\n}" ::"r"(SharedAddress(place)),
+               "r"(SharedAddress(barrier)), "r"(block), "f"(value.x), "f"(value.y)
+               : "memory");
+}
+
+// By one thread: a box of so many bytes.
+__device__ inline void FetchBox(const CUtensorMap& from, int32_t line, int32_t strip, int32_t bytes, Line* to, uint64_t* barrier) {
+  ExpectBytes(barrier, static_cast<uint32_t>(bytes));
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(SharedAddress(to)), "l"(&from),
+               "r"(0), "r"(line), "r"(strip), "r"(SharedAddress(barrier))
+               : "memory");
+}
+
+// rows, weights: the lane's first lines of the first strip; the next strip's are kRows and kWeights further on. The 16-byte pieces of line i of a strip are exchanged by
+// i % 8. The lane's pieces, 2 t and 2 t + 1, are what fragments have as columns t and t + 4 of four steps: of eight lanes that read together no two meet at a bank.
+__device__ inline void MultiplyLines(const Line* rows, const Line* weights, int32_t strips, float (&sums)[4]) {
+  const int lane = static_cast<int>(threadIdx.x % 32), first = (lane % 4 * 2 ^ lane / 4) * 4;
+#pragma unroll 2
+  for (int32_t strip = 0; strip < strips; ++strip, rows += kRows, weights += kWeights) {
+    float great[4] = {}, small[2][4] = {};
+#pragma unroll
+    for (int piece = 0; piece < 2; ++piece) {
+      const int at = first ^ 4 * piece;
+      const float4 upper = *reinterpret_cast<const float4*>(rows[0] + at), lower = *reinterpret_cast<const float4*>(rows[8] + at);
+      const float4 w = *reinterpret_cast<const float4*>(weights[0] + at);
+      const float of_rows[2][4] = {{upper.x, lower.x, upper.y, lower.y}, {upper.z, lower.z, upper.w, lower.w}}, of_weights[2][2] = {{w.x, w.y}, {w.z, w.w}};
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        uint32_t high[4], low[4], w_high[2], w_low[2];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const Split split = SplitOf(of_rows[s][i]);
+          high[i] = split.high, low[i] = split.low;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const Split split = SplitOf(of_weights[s][i]);
+          w_high[i] = split.high, w_low[i] = split.low;
+        }
+        MultiplyTf32(high, w_high, great);
+        MultiplyTf32(low, w_high, small[0]);
+        MultiplyTf32(high, w_low, small[1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[i] += great[i] + (small[0][i] + small[1][i]);
+  }
+}
+
+#endif  // __CUDA_ARCH__ >= 900
+
+struct Tf32Shared {
+  float parts[kCluster][kOwn][kWeights];  // what the cluster's blocks tell
+  uint64_t weights_there, rows_there, told;
+};
+
+// grid: clusters of 16 rows each, 64 rows of weights. Dynamic shared memory: weights and rows, by strips, then Tf32Shared.
+__global__ void __launch_bounds__(kThreads) Tf32Kernel(const __grid_constant__ Tf32Args a) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ std::byte tf32_shared[];
+  const int32_t strips = a.n / kCluster / kStrip;
+  auto* weights = Held(reinterpret_cast<Line*>(SwizzleAligned(tf32_shared)));
+  Line* rows = weights + kWeights * strips;
+  auto* shared = reinterpret_cast<Tf32Shared*>(rows + kRows * strips);
+  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), thread = static_cast<int>(threadIdx.x);
+  const auto rank = static_cast<int32_t>(blockIdx.x % kCluster), first_row = static_cast<int32_t>(blockIdx.x / kCluster) * kRows;
+  const int32_t first_weight = static_cast<int32_t>(blockIdx.y) * kWeights;
+  if (thread == 0) {
+    for (uint64_t* barrier : {&shared->weights_there, &shared->rows_there, &shared->told}) BarrierInit(barrier, 1);
+    asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
+    ExpectBytes(&shared->told, sizeof(shared->parts));
+    FetchBox(a.w, first_weight, rank * strips, kWeights * strips * int32_t{sizeof(Line)}, weights, &shared->weights_there);
+  }
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");  // the others' barriers are there when they are told
+  WaitForBefore();
+  LetNextStart();
+  if (thread == 0) FetchBox(a.x, first_row, rank * strips, kRows * strips * int32_t{sizeof(Line)}, rows, &shared->rows_there);
+  __syncwarp();
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  BarrierWait(&shared->weights_there, 0);
+  BarrierWait(&shared->rows_there, 0);
+  float sums[4] = {};
+  MultiplyLines(rows + lane / 4, weights + 8 * warp + lane / 4, strips, sums);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = lane / 4 + 8 * i;
+    TellBlock(static_cast<uint32_t>(row / kOwn), &shared->parts[rank][row % kOwn][8 * warp + lane % 4 * 2], &shared->told, float2{sums[2 * i], sums[2 * i + 1]});
+  }
+  BarrierWait(&shared->told, 0);
+  const int own = thread / kWeights, column = thread % kWeights;
+  const int32_t t = first_row + rank * kOwn + own, r = first_weight + column;
+  if (own >= kOwn || t >= a.rows || r >= a.weights) return;
+  float sum = a.bias != nullptr ? a.bias[r] : 0.0f;
+#pragma unroll
+  for (int part = 0; part < kCluster; ++part) sum += shared->parts[part][own][column];
+  a.out[int64_t{t} * a.weights + r] = sum;
+#endif
+}
+
+bool MapOf(const float* from, int32_t lines, int32_t columns, int lines_of_box, CUtensorMap* map) {
+  const auto strips = static_cast<cuuint64_t>(columns / kStrip);
+  const cuuint64_t sizes[] = {kStrip, static_cast<cuuint64_t>(lines), strips}, strides[] = {static_cast<cuuint64_t>(columns) * sizeof(float), sizeof(Line)};
+  const cuuint32_t box[] = {kStrip, static_cast<cuuint32_t>(lines_of_box), static_cast<cuuint32_t>(strips / kCluster)};
+  return MakeTensorMap<3>(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, from, sizes, strides, box, map);
+}
+
+}  // namespace
+
+bool LinearOfTf32(const LinearLaunch& l, cudaStream_t stream) {
+  constexpr int32_t kFewWeights = 16, kManyWeights = 1024;
+  if (!l.wgmma || HopperMultiprocessors() == 0 || l.rows > kMostRows || l.weight.rows <= kFewWeights || l.weight.rows > kManyWeights) return false;
+  if (l.weight.cols % (kCluster * kStrip) != 0 || !OfQuads(l.x) || !OfQuads(l.weight.hi)) return false;
+  Tf32Args a;
+  a.bias = l.bias, a.out = l.out, a.rows = l.rows, a.weights = l.weight.rows, a.n = l.weight.cols;
+  const int64_t shared = int64_t{kWeights + kRows} * (a.n / kCluster) * int64_t{sizeof(float)} + int64_t{sizeof(Tf32Shared)} + kSwizzleAlign;
+  if (shared > DeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) return false;
+  if (!MapOf(l.x, l.rows, a.n, kRows, &a.x) || !MapOf(reinterpret_cast<const float*>(l.weight.hi), a.weights, a.n, kWeights, &a.w)) return false;
+  const dim3 grid(static_cast<unsigned>((a.rows + kRows - 1) / kRows * kCluster), static_cast<unsigned>((a.weights + kWeights - 1) / kWeights));
+  return Succeeded(cudaFuncSetAttribute(Tf32Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared))) &&
+         Succeeded(LaunchEarlyInClusters(kCluster, Tf32Kernel, grid, dim3(kThreads), static_cast<size_t>(shared), stream, a));
+}
+
+}  // namespace thermoe::cuda
