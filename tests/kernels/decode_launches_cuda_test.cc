@@ -222,12 +222,12 @@ TEST_F(CudaDecodeLaunches, StreamedRowsAddToWhatIsThere) {
     ASSERT_EQ(added.Read(), want);
   };
   for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kQ4K, DType::kQ5K, DType::kQ6K, DType::kMXFP4, DType::kBF16}) {
-    for (const int32_t rows : {1, 8, 20}) check(type, 200, 512, rows);
+    for (const int32_t rows : {1, 8, 20, 33, 64}) check(type, 200, 512, rows);
   }
   // Rings of three and of two stages, of which one of the warps that copy has nothing.
-  for (const int32_t rows : {24, 32}) check(DType::kBF16, 4096, 2048, rows);
+  for (const int32_t rows : {24, 32, 47}) check(DType::kBF16, 4096, 2048, rows);
   // More columns than shared memory has room for beside all rows: parts of 16 rows, of 8 and of fewer.
-  for (const auto& [cols, rows] : {std::pair{4096, 32}, {4096, 27}, {8192, 19}, {16384, 7}}) {
+  for (const auto& [cols, rows] : {std::pair{4096, 32}, {4096, 27}, {4096, 60}, {8192, 19}, {8192, 40}, {16384, 7}}) {
     for (const DType type : {DType::kQ4_0, DType::kQ8_0, DType::kBF16}) check(type, 200, cols, rows);
   }
 }

@@ -186,7 +186,6 @@ TEST_F(CudaDraws, ReachTheFirstAndTheLast) {
 
 // By a grid of uniform numbers each token comes as often as its probability says, within one.
 TEST_F(CudaDraws, FrequenciesAreProbabilities) {
-  if (!share_.Takes()) return;
   constexpr int64_t kVocab = 1003;
   constexpr int kGrid = 8192;
   Random random(5);
@@ -194,6 +193,7 @@ TEST_F(CudaDraws, FrequenciesAreProbabilities) {
   const OnDevice<float> logits(row);
   for (const TokenDraw& draw : std::initializer_list<TokenDraw>{{0, 1.0f, 0, 1, 0, 1, {}, 0}, {0, 0.6f, 100, 1, 0, 1, {}, 0}, {0, 1.5f, 0, 0.9f, 0, 1, {}, 0},
                                                                 {0, 1.0f, 0, 1, 0.05f, 1, {}, 0}, {0, 0.9f, 300, 0.8f, 0.01f, 1, {}, 0}}) {
+    if (!share_.Takes()) continue;
     std::vector<TokenDraw> draws(kGrid, draw);
     for (int i = 0; i < kGrid; ++i) draws[static_cast<size_t>(i)].uniform = (i + 0.5) / kGrid;
     std::vector<int> counts(kVocab);

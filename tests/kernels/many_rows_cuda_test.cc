@@ -22,6 +22,8 @@ namespace {
 
 using kernels::kHalfUnit, kernels::RandomFloats;
 
+constexpr int32_t kWideRows = 32;  // the most that warpgroups take
+
 class CudaWideLinears : public HopperTest {};
 class CudaAttendMany : public HopperTest {};
 class CudaNormsForLinears : public HopperTest {};
@@ -32,8 +34,8 @@ bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
 
 // Such rows, and what they give with rows of activations.
 struct WideCase {
-  WideCase(Random& random, DType type, int32_t of_cols) : cols(of_cols), x(RandomFloats(random, kStreamRows * cols)), weights(random, type, cols) {
-    for (int32_t t = 0; t < kStreamRows; ++t) {
+  WideCase(Random& random, DType type, int32_t of_cols) : cols(of_cols), x(RandomFloats(random, kWideRows * cols)), weights(random, type, cols) {
+    for (int32_t t = 0; t < kWideRows; ++t) {
       for (int32_t r = 0; r < RepeatedRows::kDistinct; ++r) dots.push_back(kernels::DotInDouble(weights.exact, r, x.data() + int64_t{t} * cols, cols));
     }
     const auto norms = [&]<typename T>(const std::vector<T>& of, std::vector<double>* to) {
@@ -47,16 +49,16 @@ struct WideCase {
   }
 
   int32_t cols;
-  std::vector<float> x;                       // [kStreamRows, cols]
+  std::vector<float> x;                       // [kWideRows, cols]
   RepeatedRows weights;
-  std::vector<kernels::DotSum> dots;          // [kStreamRows, kDistinct]
+  std::vector<kernels::DotSum> dots;          // [kWideRows, kDistinct]
   std::vector<double> weight_norms, x_norms;  // of rows
 };
 
 struct WideMatrix {
   WideMatrix(const WideCase& of, Random& random, int32_t of_rows, int32_t of_first, bool with_bias, bool with_adds)
       : c(of), rows(of_rows), first(of_first), adds(with_adds), bias(RandomFloats(random, with_bias ? rows : 0)),
-        before(RandomFloats(random, with_adds ? int64_t{kStreamRows} * rows : 0, 5)), packed(of.weights.Packed(rows, first)), on_bias(bias) {}
+        before(RandomFloats(random, with_adds ? int64_t{kWideRows} * rows : 0, 5)), packed(of.weights.Packed(rows, first)), on_bias(bias) {}
 
   // [x_rows, rows]; one row more must stay as it is.
   std::vector<float> Room(int32_t x_rows) const {
@@ -92,7 +94,7 @@ struct WideMatrix {
   OnDevice<float> on_bias;
 };
 
-// Of these matrices together; `most`: what kStreamRows rows gave, to the bit what fewer give, or empty and filled then.
+// Of these matrices together; `most`: what kWideRows rows gave, to the bit what fewer give, or empty and filled then.
 void ExpectWide(const std::vector<const WideMatrix*>& matrices, int32_t x_rows, std::vector<std::vector<float>>* most, cudaStream_t stream) {
   const WideCase& c = matrices.front()->c;
   const OnDevice<float> x(std::vector<float>(c.x.begin(), c.x.begin() + int64_t{x_rows} * c.cols));
@@ -114,8 +116,8 @@ void ExpectWide(const std::vector<const WideMatrix*>& matrices, int32_t x_rows, 
     std::vector<float> out = outs[i].Read();
     matrices[i]->ExpectProducts(out, x_rows);
     out.resize(static_cast<size_t>(x_rows) * static_cast<size_t>(matrices[i]->rows));
-    if (x_rows == kStreamRows) most->push_back(out);
-    else ASSERT_TRUE(SameBits(out, {(*most)[i].begin(), (*most)[i].begin() + static_cast<ptrdiff_t>(out.size())})) << "not what " << kStreamRows << " rows give";
+    if (x_rows == kWideRows) most->push_back(out);
+    else ASSERT_TRUE(SameBits(out, {(*most)[i].begin(), (*most)[i].begin() + static_cast<ptrdiff_t>(out.size())})) << "not what " << kWideRows << " rows give";
   }
 }
 

@@ -126,11 +126,11 @@ constexpr int LinearRowsAtOnce(int cols) {
 bool IsWide(const StreamArgs& args, int blocks) {
   int units = 0;
   for (int i = 0; i < args.linears; ++i) units += UnitsOf(args.linear[i].rows, kMostTiles - (kWideWays - 1));
-  return args.rows > 16 && 2 * units > blocks;
+  return args.rows > 16 && args.rows <= 8 * kWideEights && 2 * units > blocks;
 }
 
-// Of more rows than these (and at most twice as many), if not by warpgroups, each half of the blocks takes a half: weights come a second time, from the L2 cache, but
-// bringing all rows into a block's shared memory and adding up the parts of their sums takes longer than multiplying (H100, product after attention of 2,048 rows of
+// Of more rows than these, if not by warpgroups, a share of the blocks takes so many each: weights come a second time, from the L2 cache, but
+// bringing all rows into a block's shared memory and adding up the parts of their sums takes longer than multiplying (H100, 32 rows, product after attention of 2,048 rows of
 // weights, OLMoE: 8.3 us to 7.4).
 constexpr int kSharedRows = 16;
 
@@ -146,7 +146,9 @@ bool LaunchPart(int blocks, StreamArgs args, cudaStream_t stream) {
     return args.ring_bytes > 0 && LaunchWithShared(kernel, dim3(static_cast<unsigned>(of_part), static_cast<unsigned>(parts)), dim3(kThreads), others + args.ring_bytes, stream, args);
   };
   if (IsWide(args, blocks) && launch(WideLinearKernel<kPacking>, WidePlaceBytes(args.rows, args.cols), kWideWays)) return true;
-  if (args.rows > kSharedRows) return launch(LinearKernel<kPacking, 2, true>, LinearPlaceBytes(kSharedRows, args.cols), kWays, 2);
+  if (args.rows > kSharedRows) {
+    return launch(LinearKernel<kPacking, 2, true>, LinearPlaceBytes(kSharedRows, args.cols), kWays, (args.rows + kSharedRows - 1) / kSharedRows);
+  }
   const int others = LinearPlaceBytes(args.rows, args.cols);
   return args.rows > 8 ? launch(LinearKernel<kPacking, 2, false>, others, kWays) : launch(LinearKernel<kPacking, 1, false>, others, kWays);
 }
@@ -246,10 +248,8 @@ bool Passes(const ExpertFfnLaunch& l) {
 
 }  // namespace
 
-int StreamedRowsAtOnce(const DeviceMatrix& weight) {
-  int rows = 0;
-  ByPacking(weight.packing, [&]<Packing kPacking>() { return (rows = LinearRowsAtOnce<kPacking>(weight.cols)) > 0; });
-  return std::min(rows, int{kStreamRows});
+bool StreamsManyRows(const DeviceMatrix& weight) {
+  return ByPacking(weight.packing, [&]<Packing kPacking>() { return LinearRowsAtOnce<kPacking>(weight.cols) >= kSharedRows; });
 }
 
 const __half* HalvesOf(const float* x, const __half* given, void* room, int32_t rows, int32_t cols, cudaStream_t stream) {

@@ -9,13 +9,13 @@
 
 namespace thermoe::cuda {
 
-inline constexpr int32_t kStreamRows = 32, kStreamSlots = 2048;  // rows of a linear; slots (rows times K) of experts
+inline constexpr int32_t kStreamRows = 64, kStreamSlots = 2048;  // rows of a linear; slots (rows times K) of experts
 inline constexpr int32_t kPassedSlots = 16;  // up to so many slots of experts, inner values are passed word by word
 inline constexpr int32_t kHalfRows = 256;                       // rows that norms and attention leave as halves, too
 
 bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t stream);
-// Rows that it takes in one launch, whole in every block; 0: none of this packing or so many columns.
-int StreamedRowsAtOnce(const DeviceMatrix& weight);
+// Whether it takes kStreamRows of this packing and so many columns, in one launch.
+bool StreamsManyRows(const DeviceMatrix& weight);
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& launch, SlotSums* sums, cudaStream_t stream);
 // Whether that takes what a gate picks (SelectLaunch.picks).
 bool TakesPicks(const ExpertFfnLaunch& launch);
