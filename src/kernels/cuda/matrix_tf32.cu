@@ -20,9 +20,9 @@ namespace {
 constexpr int kCluster = 8, kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kRows = 16, kWeights = 8 * kWarps;  // of a block; a warp has all rows and eight weights
 constexpr int kOwn = kRows / kCluster;            // rows that a block adds up
-constexpr int kStrip = 32;                        // columns that lie together in shared memory, and that tensor cores add up
+constexpr int kBand = 32;                        // columns that lie together in shared memory, and that tensor cores add up
 constexpr int32_t kMostRows = 256;
-using Line = float[kStrip];
+using Line = float[kBand];
 
 struct Tf32Args {
   CUtensorMap x, w;  // [columns / 32, rows, 32], boxes of a block's part of the columns by kRows or kWeights
@@ -58,19 +58,19 @@ __device__ inline void TellBlock(uint32_t block, float* place, uint64_t* barrier
 }
 
 // By one thread: a box of so many bytes.
-__device__ inline void FetchBox(const CUtensorMap& from, int32_t line, int32_t strip, int32_t bytes, Line* to, uint64_t* barrier) {
+__device__ inline void FetchBox(const CUtensorMap& from, int32_t line, int32_t band, int32_t bytes, Line* to, uint64_t* barrier) {
   ExpectBytes(barrier, static_cast<uint32_t>(bytes));
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(SharedAddress(to)), "l"(&from),
-               "r"(0), "r"(line), "r"(strip), "r"(SharedAddress(barrier))
+               "r"(0), "r"(line), "r"(band), "r"(SharedAddress(barrier))
                : "memory");
 }
 
-// rows, weights: the lane's first lines of the first strip; the next strip's are kRows and kWeights further on. The 16-byte pieces of line i of a strip are exchanged by
+// rows, weights: the lane's first lines of the first band; the next band's are kRows and kWeights further on. The 16-byte pieces of line i of a band are exchanged by
 // i % 8. The lane's pieces, 2 t and 2 t + 1, are what fragments have as columns t and t + 4 of four steps: of eight lanes that read together no two meet at a bank.
-__device__ inline void MultiplyLines(const Line* rows, const Line* weights, int32_t strips, float (&sums)[4]) {
+__device__ inline void MultiplyLines(const Line* rows, const Line* weights, int32_t bands, float (&sums)[4]) {
   const int lane = static_cast<int>(threadIdx.x % 32), first = (lane % 4 * 2 ^ lane / 4) * 4;
 #pragma unroll 2
-  for (int32_t strip = 0; strip < strips; ++strip, rows += kRows, weights += kWeights) {
+  for (int32_t band = 0; band < bands; ++band, rows += kRows, weights += kWeights) {
     float great[4] = {}, small[2][4] = {};
 #pragma unroll
     for (int piece = 0; piece < 2; ++piece) {
@@ -108,14 +108,14 @@ struct Tf32Shared {
   uint64_t weights_there, rows_there, told;
 };
 
-// grid: clusters of 16 rows each, 64 rows of weights. Dynamic shared memory: weights and rows, by strips, then Tf32Shared.
+// grid: clusters of 16 rows each, 64 rows of weights. Dynamic shared memory: weights and rows, by bands, then Tf32Shared.
 __global__ void __launch_bounds__(kThreads) Tf32Kernel(const __grid_constant__ Tf32Args a) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ std::byte tf32_shared[];
-  const int32_t strips = a.n / kCluster / kStrip;
+  const int32_t bands = a.n / kCluster / kBand;
   auto* weights = Held(reinterpret_cast<Line*>(SwizzleAligned(tf32_shared)));
-  Line* rows = weights + kWeights * strips;
-  auto* shared = reinterpret_cast<Tf32Shared*>(rows + kRows * strips);
+  Line* rows = weights + kWeights * bands;
+  auto* shared = reinterpret_cast<Tf32Shared*>(rows + kRows * bands);
   const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), thread = static_cast<int>(threadIdx.x);
   const auto rank = static_cast<int32_t>(blockIdx.x % kCluster), first_row = static_cast<int32_t>(blockIdx.x / kCluster) * kRows;
   const int32_t first_weight = static_cast<int32_t>(blockIdx.y) * kWeights;
@@ -123,19 +123,19 @@ __global__ void __launch_bounds__(kThreads) Tf32Kernel(const __grid_constant__ T
     for (uint64_t* barrier : {&shared->weights_there, &shared->rows_there, &shared->told}) BarrierInit(barrier, 1);
     asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
     ExpectBytes(&shared->told, sizeof(shared->parts));
-    FetchBox(a.w, first_weight, rank * strips, kWeights * strips * int32_t{sizeof(Line)}, weights, &shared->weights_there);
+    FetchBox(a.w, first_weight, rank * bands, kWeights * bands * int32_t{sizeof(Line)}, weights, &shared->weights_there);
   }
   __syncwarp();
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");  // the others' barriers are there when they are told
   WaitForBefore();
   LetNextStart();
-  if (thread == 0) FetchBox(a.x, first_row, rank * strips, kRows * strips * int32_t{sizeof(Line)}, rows, &shared->rows_there);
+  if (thread == 0) FetchBox(a.x, first_row, rank * bands, kRows * bands * int32_t{sizeof(Line)}, rows, &shared->rows_there);
   __syncwarp();
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
   BarrierWait(&shared->weights_there, 0);
   BarrierWait(&shared->rows_there, 0);
   float sums[4] = {};
-  MultiplyLines(rows + lane / 4, weights + 8 * warp + lane / 4, strips, sums);
+  MultiplyLines(rows + lane / 4, weights + 8 * warp + lane / 4, bands, sums);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = lane / 4 + 8 * i;
@@ -153,9 +153,9 @@ __global__ void __launch_bounds__(kThreads) Tf32Kernel(const __grid_constant__ T
 }
 
 bool MapOf(const float* from, int32_t lines, int32_t columns, int lines_of_box, CUtensorMap* map) {
-  const auto strips = static_cast<cuuint64_t>(columns / kStrip);
-  const cuuint64_t sizes[] = {kStrip, static_cast<cuuint64_t>(lines), strips}, strides[] = {static_cast<cuuint64_t>(columns) * sizeof(float), sizeof(Line)};
-  const cuuint32_t box[] = {kStrip, static_cast<cuuint32_t>(lines_of_box), static_cast<cuuint32_t>(strips / kCluster)};
+  const auto bands = static_cast<cuuint64_t>(columns / kBand);
+  const cuuint64_t sizes[] = {kBand, static_cast<cuuint64_t>(lines), bands}, strides[] = {static_cast<cuuint64_t>(columns) * sizeof(float), sizeof(Line)};
+  const cuuint32_t box[] = {kBand, static_cast<cuuint32_t>(lines_of_box), static_cast<cuuint32_t>(bands / kCluster)};
   return MakeTensorMap<3>(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, from, sizes, strides, box, map);
 }
 
@@ -164,7 +164,7 @@ bool MapOf(const float* from, int32_t lines, int32_t columns, int lines_of_box, 
 bool LinearOfTf32(const LinearLaunch& l, cudaStream_t stream) {
   constexpr int32_t kFewWeights = 16, kManyWeights = 1024;
   if (!l.wgmma || HopperMultiprocessors() == 0 || l.rows > kMostRows || l.weight.rows <= kFewWeights || l.weight.rows > kManyWeights) return false;
-  if (l.weight.cols % (kCluster * kStrip) != 0 || !OfQuads(l.x) || !OfQuads(l.weight.hi)) return false;
+  if (l.weight.cols % (kCluster * kBand) != 0 || !OfQuads(l.x) || !OfQuads(l.weight.hi)) return false;
   Tf32Args a;
   a.bias = l.bias, a.out = l.out, a.rows = l.rows, a.weights = l.weight.rows, a.n = l.weight.cols;
   const int64_t shared = int64_t{kWeights + kRows} * (a.n / kCluster) * int64_t{sizeof(float)} + int64_t{sizeof(Tf32Shared)} + kSwizzleAlign;
