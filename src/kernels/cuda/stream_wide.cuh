@@ -142,7 +142,7 @@ __device__ void ConsumeWide(const Work<kPacking, 4, Stage::kLinear>& work, const
         const auto multiply = [&]<int kStep>() {
           fragment[kStep] = words.template Step<kStep, false>();
           WgmmaFence();
-          Wgmma<kStreamRows>::Multiply(sum, fragment[kStep], x + 2 * kStep, accumulate);
+          Wgmma<8 * kWideEights>::Multiply(sum, fragment[kStep], x + 2 * kStep, accumulate);
           WgmmaCommit();
           accumulate = 1;
           WgmmaWait<kSteps - 1>();  // the next fragment's registers are free
