@@ -16,6 +16,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/memory_plan.h"
+#include "kernels/cuda/step_graphs.h"
 #include "kernels/ops.h"
 #include "runtime/threads.h"
 
@@ -234,7 +235,11 @@ class CudaOps final : public kernels::Ops {
   mutable std::vector<Node> pending_;
   mutable uint64_t key_ = 0;
   mutable bool in_step_ = false, replaying_ = false;
-  mutable std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;  // null: seen once
+  struct DropGraph {
+    void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }  // one that still runs is freed once it is done
+  };
+  static constexpr size_t kMostGraphs = 256;
+  mutable StepGraphs<cudaGraphExec_t, DropGraph> graphs_{kMostGraphs};  // null: seen once
 };
 
 }  // namespace thermoe::cuda

@@ -102,11 +102,11 @@ void CudaOps::BeginStep(uint64_t key, bool ahead) const {
   in_step_ = true;
   Side& side = newest();
   side.record = records_of_step_, side.records_under_way = side.records_here = false, side.drawing = 0;
-  const auto graph = graphs_.find(key);
-  if (key == 0 || graph == graphs_.end() || graph->second == nullptr) return FlushStaged();
+  const cudaGraphExec_t graph = key == 0 ? nullptr : graphs_.Find(key);
+  if (graph == nullptr) return FlushStaged();
   replaying_ = true;
   PackInputs();
-  LaunchGraph(graph->second);
+  LaunchGraph(graph);
 }
 
 // A step's first run launches operation by operation, so that kernels are loaded; the second is captured.
@@ -114,15 +114,15 @@ void CudaOps::EndStep() const {
   in_step_ = false;
   if (replaying_) {
     replaying_ = false;
-  } else if (key_ != 0 && graphs_.contains(key_)) {
+  } else if (key_ != 0 && graphs_.Knows(key_)) {
     pending_.insert(pending_.begin(), InputsLaunch{newest().inputs.as<StepInputs>(), newest().copied.as<StepInputs>(), inputs_taken()});
     const cudaGraphExec_t instance = CapturePending("making a graph of a step");
-    graphs_[key_] = instance;
+    graphs_.Put(key_, instance);
     PackInputs();  // none: this once they went before
     if (instance != nullptr) LaunchGraph(instance);
   } else {
     LaunchPending();
-    if (key_ != 0) graphs_[key_] = nullptr;
+    if (key_ != 0) graphs_.Put(key_, nullptr);
   }
   if (!newest().record.empty() && !newest().records_under_way) {
     Scatter({{Records()}, 1}, stream_);  // by a kernel: a copy would make the stream change engines twice
@@ -155,12 +155,7 @@ void CudaOps::FinishRecords() const {
   overlapped_ = false;
 }
 
-void CudaOps::DropGraphs() const {
-  for (const auto& [key, graph] : graphs_) {
-    if (graph != nullptr) cudaGraphExecDestroy(graph);
-  }
-  graphs_.clear();
-}
+void CudaOps::DropGraphs() const { graphs_.Clear(); }
 
 cudaGraphExec_t CudaOps::CapturePending(const char* what) const {
   FlushStaged();  // inputs are of this once, not of every replay
