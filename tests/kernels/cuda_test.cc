@@ -126,6 +126,18 @@ TEST_P(Cuda, ExpertsWhoseFirstProductHasFewPieces) {
   Run({ExpertCase(random, {DType::kBF16, 4, 896, 1280, 12, 4, Layout::kRows, kHalfUnit})});
 }
 
+// Rows of many columns, of which prefill's kernels take over earlier where weights are of two planes or 16 bits.
+TEST_P(Cuda, ExpertsOfManyColumns) {
+  Random random(18);
+  std::vector<OpCase> cases;
+  for (const DType type : {DType::kQ8_0, DType::kQ6K, DType::kBF16, DType::kQ4_0, DType::kNested8}) {
+    for (const int64_t tokens : {33, 52, 60}) {
+      if (share_.Takes()) cases.push_back(ExpertCase(random, {type, tokens, 2304, 256, 8, 2, Layout::kRows, kHalfUnit}));
+    }
+  }
+  Run(cases);
+}
+
 // More than two rounds of the places for units that a block has claimed: some 35 each on 132 multiprocessors.
 TEST_P(Cuda, ExpertsOfManyUnits) {
   if (!share_.Takes()) return;

@@ -209,10 +209,11 @@ TEST_F(CudaPrefillLaunches, ProductsOfSplitFloats) {
       ASSERT_EQ(std::memcmp(some.data(), all.data() + int64_t{first} * weights, some.size() * sizeof(float)), 0) << first << ", " << count;
     }
   }
-  const OnDevice<float> some(64 * 8192);
+  const OnDevice<float> some(64 * 8192), out(40 * 64);
   LinearLaunch good;
   good.weight = View(DType::kF32, 64, 2048, reinterpret_cast<const std::byte*>(some.data()));
-  good.x = good.out = some.data(), good.rows = 40;
+  good.x = some.data(), good.out = out.data(), good.rows = 40;
+  EXPECT_TRUE(LinearOfTf32(good, stream_));
   for (const int32_t cols : {2048 + 128, 8192}) {  // not whole parts; more than a block has room for
     LinearLaunch other = good;
     other.weight.cols = cols;

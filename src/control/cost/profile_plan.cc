@@ -47,11 +47,11 @@ const Grid kQuickHost = {.rows = {1, 2, 4, 8, 32, 128},
                          .most_rows_of_experts = 64,
                          .held_out_experts = 6,
                          .held_out_attention = 0};
-// On a GPU kernels change at some sizes at once: where a tile of rows (8, 32, 128) is full, where kernels for many rows take over (64 rows,
-// 16 of an expert), where a context passes a power of two, where a round of blocks is full (132 multiprocessors: 30 rows of clusters of 8
-// blocks of 2 rows, for 15 fit; 2,112 rows of blocks of 16; 1,280 rows of items of 256 rows by 256 of 6,144 rows of weights, two blocks each). Both
+// On a GPU kernels change at some sizes at once: where a tile of rows (8, 32, 128) is full, where other kernels take over (16, 32, 64, 128 and
+// 256 rows, 16 of an expert), where rows take another share of the blocks (48), where a context passes a power of two, where a round of blocks is full (132
+// multiprocessors: 2,112 rows of blocks of 16; 1,280 rows of items of 256 rows by 256 of 6,144 rows of weights, two blocks each). Both
 // sides of each are in the grid, or are near. Rounds of tiles of 128 rows the model finds by itself (cost_rounds.h).
-const Grid kDevice = {.rows = {1,  2,  3,   4,   5,   6,   8,   9,   12,  16,  17,  24,  25,  29,  31,   32,   33,   40,   48,   56,   64,
+const Grid kDevice = {.rows = {1,  2,  3,   4,   5,   6,   8,   9,   12,  16,  17,  24,  25,  31,  32,   33,   40,   48,   49,   56,   64,
                                65, 80, 96,  128, 129, 192, 256, 257, 384, 385, 512, 768, 1024, 1280, 1281, 1536, 2048, 2049, 2112, 2113, 3072, 4096},
                       .held_out_rows = {7, 10, 11, 14, 20, 22, 28, 30, 36, 44, 52, 60, 72, 112, 150, 224, 320, 448, 640, 900, 1300, 2500},
                       .prefill_rows = {4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096},

@@ -283,26 +283,4 @@ __device__ int ChooseRows(const SelectLaunch& l, const SelectRules& rules, const
   }, count);
 }
 
-// Lists and totals of all rows by one team, after GroupSlots. counts: warp 0's.
-template <int kLane>
-__device__ void FinishLists(const SelectLaunch& l, const BlockTeam& team, int group, const SlotCounts<kLane>& counts, TeamRoom<kLane>* room) {
-  ListTotals totals;
-  if (team.warp() == 0) totals = FindStarts(counts, {}, room);
-  team.Meet();
-  WriteJobs(l, team, *room);
-  if (team.warp() == 0) WriteCounts(l, totals);
-  if (team.warp() == team.warps() - 1) WriteTotals(AddTotals(team.warps(), [&](int i) { return room->totals[i]; }), l.counts);
-  PutInOrder(l, team, SeatOf<1>(team), 0, l.rows, {group}, room);
-}
-
-// The selection of all rows (two or more) by one team, whose room is clear. rules: a copy, which stores do not make the team read again.
-template <int kLane>
-__device__ void SelectByTeam(const SelectLaunch& l, const SelectRules rules, const BlockTeam& team, TeamRoom<kLane>* room) {
-  RowInput<kLane> input;
-  ReadRow(l, team.warp(), &input);
-  SlotCounts<kLane> counts;
-  const int group = ChooseRows(l, rules, team, 0, l.rows, &input, room, [](Batch*) {}, [&](const SlotCounts<kLane>& turn) { counts.Add(turn); });
-  FinishLists(l, team, group, counts, room);
-}
-
 }  // namespace thermoe::cuda

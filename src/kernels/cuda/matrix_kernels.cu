@@ -11,6 +11,8 @@
 namespace thermoe::cuda {
 namespace {
 
+int32_t ChunksOf(int32_t rows) { return (rows + kStreamRows - 1) / kStreamRows; }
+
 // Whether some rows are quicker streamed, at most kStreamRows at a time, than as prefill has them: its blocks take 256 rows of weights by 128 of activations
 // each, so of small matrices most multiprocessors have nothing to do. By what 2,048 columns take on an H100: a round of prefill 33 us, or with the columns in parts so many
 // times less and 13, whatever the columns, 64 streamed rows 0.48 us times 10 and the blocks' number; the others go by columns. (Of 96 to 128 rows 4,096 columns of 8 bits and
@@ -19,19 +21,20 @@ bool InChunks(std::span<const LinearLaunch> launches) {
   constexpr int kRowsOfBlock = 2 * kGroupRows, kFewest = 32, kMost = 128;
   const LinearLaunch& one = launches.front();
   if (one.rows <= kFewest || one.rows > kMost || !one.wgmma || one.weight.packing == Packing::kF32 || HopperMultiprocessors() == 0) return false;
-  if (one.weight.cols % kTileCols != 0 || !StreamsManyRows(one.weight)) return false;
+  const int chunks = ChunksOf(one.rows);
+  if (!StreamsAtOnce(launches, (one.rows + chunks - 1) / chunks)) return false;
   const bool wide = HasLoPlane(one.weight.packing) || one.weight.packing == Packing::kHalf;
   if (one.rows > kStreamRows && one.weight.cols > 2048 && wide) return false;
   int blocks = 0;
   for (const LinearLaunch& l : launches) blocks += (l.weight.rows + kRowsOfBlock - 1) / kRowsOfBlock;
-  const int chunks = (one.rows + kStreamRows - 1) / kStreamRows, rounds = (blocks + HopperMultiprocessors() - 1) / HopperMultiprocessors();
+  const int rounds = (blocks + HopperMultiprocessors() - 1) / HopperMultiprocessors();
   const int column_parts = PrefillColumnParts(launches);
   return chunks * 7 * (10 + blocks) < 4 * (column_parts > 1 ? 120 / column_parts + 47 * 2048 / one.weight.cols : 120 * rounds);
 }
 
 // False before anything is launched: streaming does not serve these.
 bool LinearInChunks(std::span<const LinearLaunch> launches, cudaStream_t stream) {
-  const int32_t rows = launches.front().rows, chunks = (rows + kStreamRows - 1) / kStreamRows, each = (rows + chunks - 1) / chunks;
+  const int32_t rows = launches.front().rows, chunks = ChunksOf(rows), each = (rows + chunks - 1) / chunks;
   for (int32_t begin = 0; begin < rows; begin += each) {
     LinearLaunch part[kMostTogether];
     for (size_t i = 0; i < launches.size(); ++i) {

@@ -4,8 +4,8 @@
 // great products apart from small ones; what these come to is added in floats. All in all a sum is as exact as one of floats' products (ADR 30).
 //
 // The eight blocks of a cluster have 16 rows, 64 rows of weights and an eighth of the columns each. Each tells the others what two rows come to; that adds up the eight
-// parts, in order. Of many rows that is no quicker than matrix_split.cu: with weights that stay while tiles of 32 rows pass, 512 rows by 128 weights took 18.6 us with
-// their selection instead of 25, 4,096 86 instead of 90 (H100; by themselves), but 130 to 140 instead of 80 in a step.
+// parts, in order. Of more rows that is no gain: with weights that stay while tiles of 32 rows pass, 4,096 rows by 128 weights took 86 us with their selection
+// instead of matrix_split.cu's 90 by themselves, but the product 129 to 141 instead of 80 in a step (H100).
 #include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/launches.h"
@@ -33,7 +33,7 @@ struct Tf32Args {
 
 #if __CUDA_ARCH__ >= 900
 
-// A float's parts; what is left of the lower one beyond eleven bits the tensor cores do not look at.
+// A float's parts; what is left of the lower one beyond eleven bits the tensor cores do not look at. Of what is infinite, or rounds to it, no number comes.
 struct Split {
   uint32_t high, low;
 };

@@ -10,8 +10,8 @@ namespace {
 
 // Up to here the bytes of the weights take longer than the tensor cores: rows of a linear, rows of experts, and those that an expert has on average.
 constexpr int32_t kFewRows = 32, kFewRowsOfExperts = 64, kFewRowsOfExpert = 16;
-// Of so many columns the kernels for few rows have no room for all of them beside each other: Mixtral's experts in Q8_0 take 580 and 664 us of 56 and 64 rows, by these
-// kernels 560 and 556, while those in Q4_0 take 337 and 427, and 422 and 412 (H100).
+// Of so many columns the kernels for few rows have no room for all of them beside each other: Mixtral's experts in Q8_0 take 581 and 664 us of 56 and 64 rows, by these
+// kernels 561 and 555, while those in Q4_0 take 337 and 427, and 422 and 412 (H100).
 constexpr int32_t kManyColumns = 2048, kFewRowsOfWideExpert = 13;
 
 // Rows as halves, one part after the other.

@@ -2,7 +2,7 @@
 // One block a multiprocessor works through units of up to 128 rows of weights. A few of its warps bring tiles by bulk copies into a ring
 // that runs ahead across the ends of units and kernels, so memory is never idle; the others multiply their tiles of every stage of the
 // ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all, of more than 16
-// half of them, or all as stream_wide.cuh has them, of experts the rows that a unit meets. An
+// as many, or all as stream_wide.cuh has them, of experts the rows that a unit meets. An
 // expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
 #include <array>
 #include <initializer_list>
@@ -129,7 +129,7 @@ bool IsWide(const StreamArgs& args, int blocks) {
   return args.rows > 16 && args.rows <= 8 * kWideEights && 2 * units > blocks;
 }
 
-// Of more rows than these, if not by warpgroups, a share of the blocks takes so many each: weights come a second time, from the L2 cache, but
+// Of more rows than these, if not by warpgroups, a share of the blocks takes so many each: weights come again for each share, from the L2 cache, but
 // bringing all rows into a block's shared memory and adding up the parts of their sums takes longer than multiplying (H100, 32 rows, product after attention of 2,048 rows of
 // weights, OLMoE: 8.3 us to 7.4).
 constexpr int kSharedRows = 16;
@@ -154,17 +154,22 @@ bool LaunchPart(int blocks, StreamArgs args, cudaStream_t stream) {
 }
 
 // Rows of a linear lie in shared memory; where they do not fit, of many columns, they go in parts, of which all but the first take the weights from the L2 cache
-// if these are few enough to stay there. The parts of more than kSharedRows go at once.
+// if these are few enough to stay there. The parts of more than kSharedRows go at once. How many of `rows` a launch takes, with so many row tiles of weights; 0: not these.
+template <Packing kPacking>
+int RowsOfLaunch(int rows, int cols, int tiles) {
+  constexpr int64_t kMostRead = int64_t{24} << 20;  // bytes in parts
+  const int room = LinearRowsAtOnce<kPacking>(cols);
+  if (room < 1 || (room < rows && int64_t{tiles} * (cols / kTileCols) * Ring<kPacking, false>::kTile > kMostRead)) return 0;
+  return rows <= room || (rows > kSharedRows && kSharedRows <= room) ? rows : room < 8 ? room : room / 8 * 8;  // products take 8 rows
+}
+
 template <Packing kPacking>
 bool LaunchLinear(int blocks, StreamArgs args, cudaStream_t stream) {
   args.row_bytes = LinearRowBytes(args.cols);
-  const int rows = args.rows, room = LinearRowsAtOnce<kPacking>(args.cols);
-  const int fit = rows <= room || (rows > kSharedRows && kSharedRows <= room) ? rows : room < 8 ? room : room / 8 * 8;  // products take 8 rows
-  if (fit < 1) return false;
-  constexpr int64_t kMostRead = int64_t{24} << 20;  // bytes in parts
-  int64_t bytes = 0;
-  for (int i = 0; i < args.linears; ++i) bytes += int64_t{TilesOf(args.linear[i].rows)} * args.k_tiles * Ring<kPacking, false>::kTile;
-  if (room < rows && bytes > kMostRead) return false;
+  int tiles = 0;
+  for (int i = 0; i < args.linears; ++i) tiles += TilesOf(args.linear[i].rows);
+  const int rows = args.rows, fit = RowsOfLaunch<kPacking>(rows, args.cols, tiles);
+  if (fit == 0) return false;
   for (int begin = 0; begin < rows; begin += fit) {
     StreamArgs part = args;
     part.rows = std::min(fit, rows - begin);
@@ -232,6 +237,12 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   return LaunchWithShared(ExpertsKernel<kUp, kDown, NT, kPasses, false>, grid, dim3(kThreads), others + ring_bytes, stream, args);
 }
 
+// Beside `first`.
+bool Streamed(const LinearLaunch& l, const LinearLaunch& first) {
+  return l.wgmma && l.weight.packing == first.weight.packing && l.weight.packing != Packing::kF32 && l.weight.cols == first.weight.cols && l.weight.cols % kTileCols == 0 &&
+         l.weight.cols <= kSharedRoom / static_cast<int>(sizeof(__half));
+}
+
 bool Streams(const ExpertFfnLaunch& l) {
   if (l.gate_packing != l.up_packing || l.gate_packing == Packing::kF32 || l.met == nullptr) return false;
   if (!l.wgmma || l.rows * l.slots > kStreamSlots || l.hidden % kTileCols != 0 || l.width % kTileCols != 0) return false;
@@ -248,8 +259,15 @@ bool Passes(const ExpertFfnLaunch& l) {
 
 }  // namespace
 
-bool StreamsManyRows(const DeviceMatrix& weight) {
-  return ByPacking(weight.packing, [&]<Packing kPacking>() { return LinearRowsAtOnce<kPacking>(weight.cols) >= kSharedRows; });
+bool StreamsAtOnce(std::span<const LinearLaunch> launches, int32_t rows) {
+  const LinearLaunch& one = launches.front();
+  int tiles = 0;
+  for (const LinearLaunch& l : launches) {
+    if (!Streamed(l, one)) return false;
+    tiles += TilesOf(l.weight.rows);
+  }
+  return launches.size() <= kMostTogether && rows <= kStreamRows &&
+         ByPacking(one.weight.packing, [&]<Packing kPacking>() { return RowsOfLaunch<kPacking>(rows, one.weight.cols, tiles) == rows; });
 }
 
 const __half* HalvesOf(const float* x, const __half* given, void* room, int32_t rows, int32_t cols, cudaStream_t stream) {
@@ -267,12 +285,11 @@ bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t s
   if (LinearOfOneRow(launches, stream)) return true;
   const LinearLaunch& one = launches.front();
   const int32_t cols = one.weight.cols;
-  if (one.rows > kStreamRows || cols % kTileCols != 0 || launches.size() > kMostTogether) return false;
-  if (!one.wgmma || cols > kSharedRoom / static_cast<int>(sizeof(__half))) return false;
+  if (one.rows > kStreamRows || launches.size() > kMostTogether) return false;
   StreamArgs args{};
   int tiles = 0;
   for (const LinearLaunch& l : launches) {
-    if (l.weight.packing != one.weight.packing || l.weight.packing == Packing::kF32 || l.weight.cols != cols) return false;
+    if (!Streamed(l, one)) return false;
     const int i = args.linears++;
     args.linear[i] = l.weight, args.bias[i] = l.bias, args.out[i] = l.out;
     tiles += TilesOf(l.weight.rows);

@@ -14,8 +14,8 @@ inline constexpr int32_t kPassedSlots = 16;  // up to so many slots of experts, 
 inline constexpr int32_t kHalfRows = 256;                       // rows that norms and attention leave as halves, too
 
 bool LinearOfStreamedRows(std::span<const LinearLaunch> launches, cudaStream_t stream);
-// Whether it takes kStreamRows of this packing and so many columns, in one launch.
-bool StreamsManyRows(const DeviceMatrix& weight);
+// Whether it takes so many rows of these in one launch.
+bool StreamsAtOnce(std::span<const LinearLaunch> launches, int32_t rows);
 bool ExpertsOfStreamedRows(const ExpertFfnLaunch& launch, SlotSums* sums, cudaStream_t stream);
 // Whether that takes what a gate picks (SelectLaunch.picks).
 bool TakesPicks(const ExpertFfnLaunch& launch);
