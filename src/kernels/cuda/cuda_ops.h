@@ -238,7 +238,7 @@ class CudaOps final : public kernels::Ops {
   struct DropGraph {
     void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }  // one that still runs is freed once it is done
   };
-  static constexpr size_t kMostGraphs = 256;
+  static constexpr size_t kMostGraphs = 1024;  // all numbers of rows at three or four lengths
   mutable StepGraphs<cudaGraphExec_t, DropGraph> graphs_{kMostGraphs};  // null: seen once
 };
 
