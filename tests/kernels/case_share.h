@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which of a test's cases a process runs: all, or, with THERMOE_CASES=k/n in the environment (1 <= k <= n), the kth and every nth after it. For checkers under
-// which a test takes a hundred times as long: n processes run all cases between them, one runs a sample of every test (scripts/sanitize-cuda). A share's cases have other
+// which a test takes many times as long: n processes run all cases between them, one runs a sample of every test (scripts/sanitize-cuda). A share's cases have other
 // random numbers than the same cases among all.
 #pragma once
 

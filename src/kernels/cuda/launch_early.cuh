@@ -51,9 +51,13 @@ cudaError_t LaunchEarly(void (*kernel)(Parameters...), dim3 grid, dim3 block, si
 
 // With more shared memory than a kernel has without asking. False: another kernel must serve.
 template <typename... Parameters, typename... Arguments>
-bool LaunchWithShared(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
+bool LaunchWithSharedInClusters(unsigned cluster, void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
   return Succeeded(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) &&
-         Succeeded(LaunchEarly(kernel, grid, block, static_cast<size_t>(shared_bytes), stream, std::forward<Arguments>(arguments)...));
+         Succeeded(LaunchEarlyInClusters(cluster, kernel, grid, block, static_cast<size_t>(shared_bytes), stream, std::forward<Arguments>(arguments)...));
+}
+template <typename... Parameters, typename... Arguments>
+bool LaunchWithShared(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
+  return LaunchWithSharedInClusters(1, kernel, grid, block, shared_bytes, stream, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace thermoe::cuda

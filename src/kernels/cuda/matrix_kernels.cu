@@ -23,8 +23,7 @@ bool InChunks(std::span<const LinearLaunch> launches) {
   if (one.rows <= kFewest || one.rows > kMost || !one.wgmma || one.weight.packing == Packing::kF32 || HopperMultiprocessors() == 0) return false;
   const int chunks = ChunksOf(one.rows);
   if (!StreamsAtOnce(launches, (one.rows + chunks - 1) / chunks)) return false;
-  const bool wide = HasLoPlane(one.weight.packing) || one.weight.packing == Packing::kHalf;
-  if (one.rows > kStreamRows && one.weight.cols > 2048 && wide) return false;
+  if (one.rows > kStreamRows && one.weight.cols > 2048 && MoreThanFourBits(one.weight.packing)) return false;
   int blocks = 0;
   for (const LinearLaunch& l : launches) blocks += (l.weight.rows + kRowsOfBlock - 1) / kRowsOfBlock;
   const int rounds = (blocks + HopperMultiprocessors() - 1) / HopperMultiprocessors();

@@ -171,8 +171,7 @@ bool LinearOfTf32(const LinearLaunch& l, cudaStream_t stream) {
   if (shared > DeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) return false;
   if (!MapOf(l.x, l.rows, a.n, kRows, &a.x) || !MapOf(reinterpret_cast<const float*>(l.weight.hi), a.weights, a.n, kWeights, &a.w)) return false;
   const dim3 grid(static_cast<unsigned>((a.rows + kRows - 1) / kRows * kCluster), static_cast<unsigned>((a.weights + kWeights - 1) / kWeights));
-  return Succeeded(cudaFuncSetAttribute(Tf32Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared))) &&
-         Succeeded(LaunchEarlyInClusters(kCluster, Tf32Kernel, grid, dim3(kThreads), static_cast<size_t>(shared), stream, a));
+  return LaunchWithSharedInClusters(kCluster, Tf32Kernel, grid, dim3(kThreads), static_cast<int>(shared), stream, a);
 }
 
 }  // namespace thermoe::cuda

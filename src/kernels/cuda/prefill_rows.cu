@@ -10,7 +10,7 @@ namespace {
 
 // Up to here the bytes of the weights take longer than the tensor cores: rows of a linear, rows of experts, and those that an expert has on average.
 constexpr int32_t kFewRows = 32, kFewRowsOfExperts = 64, kFewRowsOfExpert = 16;
-// Of so many columns the kernels for few rows have no room for all of them beside each other: Mixtral's experts in Q8_0 take 581 and 664 us of 56 and 64 rows, by these
+// Of more columns than these, and more than four bits, the tensor cores take over earlier: Mixtral's experts in Q8_0 take 581 and 664 us of 56 and 64 rows, by these
 // kernels 561 and 555, while those in Q4_0 take 337 and 427, and 422 and 412 (H100).
 constexpr int32_t kManyColumns = 2048, kFewRowsOfWideExpert = 13;
 
@@ -100,7 +100,7 @@ bool PrefillsLinear(const LinearLaunch& launch) {
 }
 bool PrefillsExperts(const ExpertFfnLaunch& launch) {
   const int64_t slots = int64_t{launch.rows} * launch.slots;
-  const bool wide = launch.hidden > kManyColumns && !launch.may_read_hi && (HasLoPlane(launch.gate_packing) || launch.gate_packing == Packing::kHalf);
+  const bool wide = launch.hidden > kManyColumns && !launch.may_read_hi && MoreThanFourBits(launch.gate_packing);
   const bool many = wide ? launch.rows > kFewRows && slots > int64_t{kFewRowsOfWideExpert} * launch.experts
                          : launch.rows > kFewRowsOfExperts && slots > int64_t{kFewRowsOfExpert} * launch.experts;
   return launch.wgmma && many && launch.hidden % 8 == 0 &&

@@ -83,6 +83,7 @@ constexpr int ScaleTileBytes(Packing packing) {
 constexpr bool HasLoPlane(Packing packing) {
   return packing == Packing::kPlanes8 || packing == Packing::kByteMin || packing == Packing::kByte16;
 }
+constexpr bool MoreThanFourBits(Packing packing) { return HasLoPlane(packing) || packing == Packing::kHalf; }
 constexpr int CodeTileBytes(Packing packing) { return packing == Packing::kHalf ? kHalfTileBytes : kPlaneTileBytes; }
 
 // A packed matrix [rows, cols] in device memory. Plain data: arrays of it lie in device memory too.
