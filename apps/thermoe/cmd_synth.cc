@@ -47,6 +47,7 @@ struct SynthFlags {
 
 constexpr DType kTypes[] = {DType::kF32,  DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0,  DType::kQ5_0,
                             DType::kQ5_1, DType::kQ4K, DType::kQ5K,  DType::kQ6K,  DType::kIQ4NL, DType::kMXFP4};
+constexpr const char* kMedium = "_m";  // behind a type of K blocks: llama.cpp's mixture of that and wider ones
 
 Status CheckOutput(const SynthFlags& flags) {
   std::error_code error;
@@ -67,8 +68,9 @@ Status Synth(const SynthFlags& flags) {
   options.arch = flags.arch;
   options.layers = flags.layers;
   options.seed = flags.seed;
+  options.medium = flags.type.ends_with(kMedium);
   for (const DType type : kTypes) {
-    if (TraitsOf(type).name == flags.type) options.type = type;
+    if (flags.type == std::string(TraitsOf(type).name) + (options.medium ? kMedium : "")) options.type = type;
   }
   ProgressBar bar("writing " + fs::path(flags.out).filename().string());
   options.progress = BarProgress(&bar);
@@ -103,9 +105,10 @@ Command MakeSynthCommand(CLI::App* root) {
   SetHelpPage(app, kPage);
   std::vector<std::string> types;
   for (const DType type : kTypes) types.emplace_back(TraitsOf(type).name);
+  for (const DType type : {DType::kQ4K, DType::kQ5K}) types.push_back(std::string(TraitsOf(type).name) + kMedium);
   AddChoice(app, "--arch", &flags->arch, {"olmoe", "qwen3moe", "mixtral", "qwen2moe"}, "Whose shapes.")->required();
   AddNumber(app, "--layers", &flags->layers, {1, 1024}, "Layers; default: the real model's.");
-  AddChoice(app, "--type", &flags->type, types, "Type of the matrices; default q8_0.");
+  AddChoice(app, "--type", &flags->type, types, "Type of the matrices; default q8_0. q4_k_m and q5_k_m: mixtures of types, as files have them that are called so.");
   AddNumber(app, "--seed", &flags->seed, {0, kMostSeed}, "Seed of the weights; default 1.");
   app->add_flag("--force", flags->force, "Overwrite OUT.");
   app->add_flag("--json", flags->json, "Print one JSON object; errors become JSON too.");

@@ -267,6 +267,19 @@ std::pair<float, float> Distribution(const RoleSpec& role, const MatrixShape& sh
   return {0.0f, 1.0f / std::sqrt(static_cast<float>(shape.cols))};
 }
 
+// The quantiser's types of the "medium" files of K blocks: more bits for v and down in half of the layers and for the output, 8 bits for k and v of models with 8
+// experts, and types of 32 weights where a row is no whole number of K blocks. Source: llama.cpp, src/llama-quant.cpp (llama_tensor_get_type).
+DType MediumType(const ModelConfig& config, DType type, Role role, int32_t layer, int64_t cols) {
+  const int32_t eighth = config.layers / 8;
+  const bool more = layer < eighth || layer >= 7 * config.layers / 8 || (layer - eighth) % 3 == 2;
+  const bool down = role == Role::kExpertDown || role == Role::kSharedDown, few = config.experts == 8;
+  if (few && (role == Role::kK || role == Role::kV)) return DType::kQ8_0;
+  if (few && role == Role::kO) type = DType::kQ5K;
+  if (role == Role::kOutput || (more && (down || role == Role::kV))) type = DType::kQ6K;
+  if (cols % TraitsOf(type).block_elements == 0) return type;
+  return type == DType::kQ4K ? DType::kQ5_0 : type == DType::kQ5K ? DType::kQ5_1 : DType::kQ8_0;
+}
+
 Status AddTensors(const ModelConfig& config, const Architecture& architecture, const SynthOptions& options,
                   GgufWriter* writer) {
   const NameMap names = architecture.gguf_names();
@@ -277,12 +290,13 @@ Status AddTensors(const ModelConfig& config, const Architecture& architecture, c
         std::find_if(names.begin(), names.end(), [&](const TensorName& n) { return n.role == role.role; });
     const MatrixShape shape = role.shape(config);
     const bool keeps_f32 = role.vector != nullptr || role.role == Role::kGate || role.role == Role::kSharedGate;
-    const DType type = keeps_f32 ? DType::kF32 : options.type;
     const auto [mean, deviation] = Distribution(role, shape);
     std::vector<int64_t> dimensions = {shape.rows, shape.cols};
     if (role.scope == Scope::kExpert) dimensions.insert(dimensions.begin(), config.experts);
     if (role.vector != nullptr || role.role == Role::kSharedGate) dimensions = {shape.cols};
     for (int32_t layer = 0; layer < (role.scope == Scope::kModel ? 1 : config.layers); ++layer) {
+      DType type = keeps_f32 ? DType::kF32 : options.type;
+      if (options.medium && !keeps_f32) type = MediumType(config, type, role.role, layer, shape.cols);
       auto rows = std::make_shared<RandomRows>(type, shape.cols, mean, deviation, seeds.Next());
       THERMOE_RETURN_IF_ERROR(
           writer->AddTensor(TensorNameOf(*name, layer, 0), type, dimensions,
@@ -322,6 +336,9 @@ Status SynthesiseConfig(const ModelConfig& config, const SynthOptions& options, 
   }
   if (options.type == DType::kNested8) {
     return InvalidArgument("nested8 is a layout in memory, no file has it; choose another type");
+  }
+  if (options.medium && options.type != DType::kQ4K && options.type != DType::kQ5K) {
+    return InvalidArgument("{} has no medium mixture, q4_k and q5_k have", TraitsOf(options.type).name);
   }
   GgufWriter writer;
   WriteMetadata(config, *architecture, options.type, &writer);

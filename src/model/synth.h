@@ -19,6 +19,7 @@ struct SynthOptions {
       arch;  // "olmoe" (OLMoE-1B-7B), "qwen3moe" (Qwen3-30B-A3B), "mixtral" (8x7B), "qwen2moe" (Qwen1.5-MoE-A2.7B)
   int layers = 0;             // 0: as many as the real model
   DType type = DType::kQ8_0;  // of matrices; norms, biases and gates are f32, as llama.cpp's converter has them
+  bool medium = false;        // of kQ4K and kQ5K: some matrices of more bits, as llama.cpp's quantiser makes Q4_K_M and Q5_K_M
   uint64_t seed = 1;
   std::function<bool(double done_frac)> progress;  // return false to stop (kCancelled)
 };

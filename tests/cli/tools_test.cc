@@ -170,6 +170,10 @@ TEST_F(ToolsTest, SynthWritesAModelThatRuns) {
   EXPECT_EQ(model["model"]["architecture"], "olmoe");
   EXPECT_EQ(model["layers"], 1);
   EXPECT_EQ(model["hidden"], 2048);
+  ASSERT_EQ(Thermoe({"synth", "--arch", "olmoe", "--layers", "1", "--type", "q4_k_m", Path("m.gguf")}).exit_code, 0);
+  const ProcessResult mixed = Thermoe({"inspect", Path("m.gguf")});
+  ASSERT_EQ(mixed.exit_code, 0) << mixed.err;
+  EXPECT_THAT(mixed.out, ::testing::AllOf(HasSubstr("q4_k"), HasSubstr("q6_k")));
 }
 
 }  // namespace

@@ -25,6 +25,8 @@ class CaseShare {
   // Asked once for each case, before anything is made for it.
   bool Takes() { return number_++ % of_ == first_ - 1; }
   bool all() const { return of_ == 1; }
+  // How often to launch what is launched `times` times to meet more turns of time: once where a checker follows every access anyway.
+  int Times(int times) const { return all() ? times : 1; }
 
  private:
   int first_ = 1, of_ = 1, number_ = 0;

@@ -42,6 +42,13 @@ TEST_F(CaseShares, AreAllTogether) {
   EXPECT_EQ(Taken("11/12"), std::vector<int>{});
 }
 
+TEST_F(CaseShares, LaunchOnceWhatOthersLaunchOftener) {
+  unsetenv("THERMOE_CASES");
+  EXPECT_EQ(CaseShare().Times(20), 20);
+  setenv("THERMOE_CASES", "2/3", 1);
+  EXPECT_EQ(CaseShare().Times(20), 1);
+}
+
 TEST_F(CaseShares, AreSharesOrFail) {
   for (const char* text : {"", "3", "0/3", "4/3", "1/0", "-1/3", "1/3 ", "1/3/5", "a/b"}) {
     setenv("THERMOE_CASES", text, 1);

@@ -16,7 +16,25 @@ namespace {
 
 using kernels::kUnit, kernels::RandomFloats;
 
-class CudaDecodeLaunches : public DeviceTest {};
+class CudaDecodeLaunches : public DeviceTest {
+ protected:
+  // Runs what `launch` launches; how many launches that are.
+  template <typename Launch>
+  size_t LaunchesOf(const Launch& launch) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t replay = nullptr;
+    size_t nodes = 0;
+    EXPECT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), cudaSuccess);
+    launch();
+    EXPECT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
+    EXPECT_EQ(cudaGraphGetNodes(graph, nullptr, &nodes), cudaSuccess);
+    EXPECT_EQ(cudaGraphInstantiate(&replay, graph, 0), cudaSuccess);
+    EXPECT_EQ(cudaGraphLaunch(replay, stream_), cudaSuccess);
+    EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    cudaGraphExecDestroy(replay), cudaGraphDestroy(graph);
+    return nodes;
+  }
+};
 
 // What a gate writes, and its selection.
 struct Gated {
@@ -212,7 +230,7 @@ TEST_F(CudaDecodeLaunches, StreamedRowsAddToWhatIsThere) {
     LinearLaunch l;
     l.weight = View(type, out, cols, weights.data());
     l.x = x.data(), l.bias = rows == 8 ? of_bias.data() : nullptr, l.out = plain.data(), l.rows = rows, l.scratch = scratch.data();
-    for (int again = 0; again < 20; ++again) ASSERT_TRUE(LinearOfStreamedRows(std::span(&l, 1), stream_));
+    for (int again = 0; again < share_.Times(20); ++again) ASSERT_TRUE(LinearOfStreamedRows(std::span(&l, 1), stream_));
     l.out = added.data(), l.adds = true;
     ASSERT_TRUE(LinearOfStreamedRows(std::span(&l, 1), stream_));
     // The same product, added once: no more than the one rounding that the host has, too.
@@ -288,7 +306,7 @@ TEST_F(CudaDecodeLaunches, ExpertsThatAreGuessedGiveTheSame) {
         l.order = order.data(), l.jobs_room = static_cast<int32_t>(drawn.jobs.size()), l.order_room = kRows * kSlots, l.weight = weight.data(), l.expert = expert.data();
         l.out = out.data(), l.scratch = scratch.data(), l.met = met.data(), l.distinct_before = distinct_before;
         SlotSums sums;
-        for (int again = 0; again < 3; ++again) {
+        for (int again = 0; again < share_.Times(3); ++again) {
           EXPECT_TRUE(ExpertsOfStreamedRows(l, &sums, stream_));
           AddSlots(sums, out.data(), kRows, kHidden, stream_);
         }
@@ -299,6 +317,54 @@ TEST_F(CudaDecodeLaunches, ExpertsThatAreGuessedGiveTheSame) {
       for (const int32_t before : {kExperts, kExperts / 2}) {  // there is reason to guess, or not
         const OnDevice<int32_t> distinct(std::vector<int32_t>{before});
         ASSERT_EQ(run(distinct.data()), want) << TraitsOf(type).name << ", case " << i << ", before " << before;
+      }
+    }
+  }
+}
+
+// v of a Q4_K_M file: those of one type that follow each other are one launch, and give what they give by themselves.
+TEST_F(CudaDecodeLaunches, LinearsOfMixedTypesGoByType) {
+  Random random(9);
+  constexpr int32_t kCols = 512;
+  struct Mixed {
+    std::vector<DType> types;
+    size_t launches;  // on Hopper
+  };
+  const std::vector<Mixed> mixes = {{{DType::kQ4K, DType::kQ4K, DType::kQ6K}, 2}, {{DType::kQ5K, DType::kQ6K, DType::kQ6K}, 2},
+                                    {{DType::kQ8_0, DType::kQ4_0, DType::kQ8_0}, 3}, {{DType::kQ4K, DType::kQ4K, DType::kQ4K}, 1}};
+  for (const Mixed& mix : mixes) {
+    for (const int32_t rows : {1, 8, 32}) {
+      if (!share_.Takes()) continue;
+      SCOPED_TRACE("rows " + std::to_string(rows) + ", " + std::string(TraitsOf(mix.types[0]).name) + " and " + std::string(TraitsOf(mix.types[2]).name));
+      const std::vector<float> values = RandomFloats(random, rows * kCols);
+      const OnDevice<float> x(values);
+      const OnDevice<uint16_t> halves(HalvesOf(values));
+      const OnDevice<std::byte> scratch(static_cast<int64_t>(LinearScratch(rows, kCols)));
+      std::vector<std::unique_ptr<OnDevice<std::byte>>> weights;
+      std::vector<std::unique_ptr<OnDevice<float>>> together, alone;
+      std::vector<LinearLaunch> launches;
+      for (size_t i = 0; i < mix.types.size(); ++i) {
+        const DType type = mix.types[i];
+        const int32_t out = i == 0 ? 400 : 200;
+        std::vector<std::byte> packed(static_cast<size_t>(PackedBytes(type, out, kCols)));
+        Pack(kernels::RandomMatrix(random, type, out, kCols)->view, packed.data());
+        weights.push_back(std::make_unique<OnDevice<std::byte>>(packed));
+        together.push_back(std::make_unique<OnDevice<float>>(rows * out)), alone.push_back(std::make_unique<OnDevice<float>>(rows * out));
+        LinearLaunch l;
+        l.weight = View(type, out, kCols, weights.back()->data());
+        l.x = x.data(), l.halves = halves.halves(), l.out = together.back()->data(), l.rows = rows, l.scratch = scratch.data();
+        launches.push_back(l);
+      }
+      const size_t made = LaunchesOf([&] { ASSERT_EQ(LinearTogether(launches, stream_), cudaSuccess); });
+      EXPECT_TRUE(made == mix.launches || devices_.front().capability != 90) << made;
+      for (size_t begin = 0, end = 0; begin < launches.size(); begin = end) {
+        while (end < launches.size() && mix.types[end] == mix.types[begin]) launches[end].out = alone[end]->data(), ++end;
+        ASSERT_EQ(LinearTogether(std::span(launches).subspan(begin, end - begin), stream_), cudaSuccess);
+      }
+      for (size_t i = 0; i < launches.size(); ++i) {
+        const std::vector<float> got = together[i]->Read();
+        EXPECT_NE(got, std::vector<float>(got.size(), got[0]));
+        ASSERT_EQ(got, alone[i]->Read()) << "matrix " << i;
       }
     }
   }

@@ -66,12 +66,18 @@ class DeviceTest : public testing::Test {
     return std::move(memory).value();
   }
   // Rows of halves in the order that half_rows.cuh describes.
+  static std::vector<uint16_t> HalvesOf(const std::vector<float>& rows) {
+    std::vector<uint16_t> halves(rows.size());
+    for (size_t i = 0; i < rows.size(); ++i) halves[HalfAt(i)] = FloatToHalf(rows[i]);
+    return halves;
+  }
   static void ExpectHalvesOf(const std::vector<float>& rows, const std::vector<uint16_t>& halves, const std::string& what) {
     ASSERT_EQ(rows.size(), halves.size());
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const size_t within = i % 32, at = i - within + within % 8 / 2 * 8 + within / 8 * 2 + within % 2;
-      ASSERT_EQ(halves[at], FloatToHalf(rows[i])) << what << ", " << i;
-    }
+    for (size_t i = 0; i < rows.size(); ++i) ASSERT_EQ(halves[HalfAt(i)], FloatToHalf(rows[i])) << what << ", " << i;
+  }
+  static size_t HalfAt(size_t i) {
+    const size_t within = i % 32;
+    return i - within + within % 8 / 2 * 8 + within / 8 * 2 + within % 2;
   }
 
   std::vector<DeviceFacts> devices_;

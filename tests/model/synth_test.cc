@@ -89,6 +89,46 @@ TEST(Synth, IsDeterministicFromTheSeed) {
   EXPECT_NE(made(6), first);
 }
 
+// A file of llama.cpp's "Q4_K_M": which matrices have more bits (llama-quant.cpp at 3f545becc).
+TEST(Synth, MediumFilesMixTypes) {
+  const TempFolder folder;
+  const auto load = [&](ModelConfig config, DType type) {
+    SynthOptions options;
+    options.type = type, options.medium = true;
+    const Status made = SynthesiseConfig(config, options, folder / "m.gguf");
+    EXPECT_TRUE(made.ok()) << made.message();
+    auto loaded = LoadModelFiles(folder / "m.gguf");
+    EXPECT_TRUE(loaded.ok()) << loaded.status().message();
+    return std::move(loaded).value();
+  };
+  ModelConfig config = TinyConfig("olmoe");
+  config.layers = 16, config.hidden = 256, config.head_dim = 64, config.expert_width = 256;
+  const std::vector<size_t> wider = {0, 1, 4, 7, 10, 13, 14, 15};
+  for (const DType type : {DType::kQ4K, DType::kQ5K}) {
+    SCOPED_TRACE(std::string(TraitsOf(type).name));
+    const auto model = load(config, type);
+    const ModelWeights& weights = model->weights;
+    EXPECT_EQ(std::tie(weights.embedding.type, weights.output.type), std::tuple(type, DType::kQ6K));
+    for (size_t layer = 0; layer < 16; ++layer) {
+      const LayerWeights& w = weights.layers[layer];
+      const bool more = std::find(wider.begin(), wider.end(), layer) != wider.end();
+      const auto& expert = w.experts[3];
+      EXPECT_EQ(std::tie(w.v.type, expert.down.type), std::tuple(more ? DType::kQ6K : type, more ? DType::kQ6K : type)) << "layer " << layer;
+      EXPECT_EQ(std::tie(w.q.type, w.k.type, w.o.type, expert.gate.type, expert.up.type, w.gate.type), std::tuple(type, type, type, type, type, DType::kF32)) << "layer " << layer;
+    }
+  }
+  // Models with 8 experts; rows of a down matrix that are no whole number of K blocks.
+  config.layers = 2, config.experts = 8, config.expert_width = 288;
+  const auto few = load(config, DType::kQ4K);
+  const LayerWeights& first = few->weights.layers[0];
+  EXPECT_EQ(std::tie(first.q.type, first.k.type, first.v.type, first.o.type), std::tuple(DType::kQ4K, DType::kQ8_0, DType::kQ8_0, DType::kQ5K));
+  EXPECT_EQ(std::tie(first.experts[0].down.type, few->weights.layers[1].experts[0].down.type), std::tuple(DType::kQ5_0, DType::kQ8_0));
+
+  SynthOptions plain;
+  plain.medium = true;
+  EXPECT_THAT(SynthesiseConfig(config, plain, folder / "n.gguf").message(), testing::HasSubstr("q8_0 has no medium mixture, q4_k and q5_k have"));
+}
+
 TEST(Synth, RealShapes) {
   const ModelConfig qwen3 = *SynthConfig("qwen3moe");
   EXPECT_EQ(qwen3.layers * int64_t{qwen3.experts} * 3 * qwen3.hidden * qwen3.expert_width,

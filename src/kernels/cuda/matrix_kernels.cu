@@ -63,8 +63,12 @@ cudaError_t LinearTogether(std::span<const LinearLaunch> launches, cudaStream_t 
   if (std::all_of(launches.begin(), launches.end(), PrefillsLinear)) return LinearPrefill(launches, stream);
   if (LinearOfRows(launches, stream)) return cudaSuccess;
   if (launches.size() == 1) return launches.front().weight.packing == Packing::kF32 ? LinearPlain(launches.front(), stream) : cudaErrorNotSupported;
-  for (const LinearLaunch& launch : launches) {
-    if (const cudaError_t error = Linear(launch, stream); error != cudaSuccess) return error;
+  // Those of one type that follow each other together: in files of mixed types (Q4_K_M) v often has more bits than q and k.
+  for (size_t begin = 0, end = 0; begin < launches.size(); begin = end) {
+    const auto other = [&](const LinearLaunch& l) { return l.weight.packing != launches[begin].weight.packing; };
+    end = static_cast<size_t>(std::find_if(launches.begin() + static_cast<std::ptrdiff_t>(begin), launches.end(), other) - launches.begin());
+    if (end - begin == launches.size()) end = 1;  // they do not go together
+    if (const cudaError_t error = LinearTogether(launches.subspan(begin, end - begin), stream); error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
