@@ -316,10 +316,11 @@ void WatchAll(Bench* bench) {
 void TimeAll(Bench* bench) {
   bench->ReadBandwidth();
   for (const Bench::Shape& shape : kShapes) {
-    bench->Experts(shape, DType::kNested8, {1, 8, 16, 32, 64, 128, 512, 2048, 8192},
+    bench->Experts(shape, DType::kNested8, {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192},
                    shape.slots == 2 ? std::vector<int32_t>{0, 1, 2} : std::vector<int32_t>{0, 1, 2, shape.slots});
     for (const DType type : {DType::kQ4_0, DType::kQ4K, DType::kQ6K, DType::kMXFP4, DType::kBF16}) {
-      if (shape.width < 14336 || type == DType::kQ4_0) bench->Experts(shape, type, {1, 8, 32, 8192}, {shape.slots});
+      if (shape.width == 14336 && type != DType::kQ4_0) continue;
+      bench->Experts(shape, type, type == DType::kQ4_0 ? std::vector<int32_t>{1, 8, 32, 256, 512, 1024, 4096, 8192} : std::vector<int32_t>{1, 8, 32, 512, 8192}, {shape.slots});
     }
   }
   for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kBF16}) {

@@ -19,6 +19,7 @@
 #include "model/architecture.h"
 #include "model/byte_level.h"
 #include "model/gguf_writer.h"
+#include "model/quant_blocks.h"
 #include "model/roles.h"
 
 namespace thermoe {
@@ -137,6 +138,46 @@ void FillQ4(float deviation, Random& random, int64_t blocks, std::byte* out) {
   }
 }
 
+// Likewise of K blocks: all scales the same, and the minimums so that the weights' mean is 0. `block` is one of BlockQ4K and BlockQ5K without its codes.
+template <typename Block>
+void FillKBlocks(int bits, float deviation, Random& random, int64_t blocks, std::byte* out) {
+  constexpr int kScale = 32, kMin = 40;  // below 64
+  const float codes = static_cast<float>(1 << bits), code_deviation = std::sqrt((codes * codes - 1.0f) / 12.0f), d = deviation / (code_deviation * kScale);
+  Block block{};
+  block.d = FloatToHalf(d);
+  block.dmin = FloatToHalf(HalfToFloat(block.d) * kScale * (codes - 1.0f) / 2 / kMin);
+  // UnpackKScale's order: four scales and four minimums with the others' upper two bits above, then the others' lower four of either.
+  const auto with_upper = [](int value) { return static_cast<uint8_t>(value | (value >> 4) << 6); };
+  std::fill_n(block.scales, 4, with_upper(kScale)), std::fill_n(block.scales + 4, 4, with_upper(kMin));
+  std::fill_n(block.scales + 8, 4, static_cast<uint8_t>((kScale & 15) | (kMin & 15) << 4));
+  constexpr size_t kHead = offsetof(Block, scales) + sizeof(block.scales);
+  for (int64_t b = 0; b < blocks; ++b) {
+    auto* codes_at = reinterpret_cast<std::byte*>(&block) + kHead;
+    for (size_t at = 0; at < sizeof(block) - kHead; at += sizeof(uint64_t)) {
+      const uint64_t word = random.Next();
+      std::memcpy(codes_at + at, &word, sizeof(word));
+    }
+    std::memcpy(out + b * static_cast<int64_t>(sizeof(block)), &block, sizeof(block));
+  }
+}
+
+// Codes -32..31 have a mean of -1/2: scales of either sign, as FillQ4 has them.
+void FillQ6K(float deviation, Random& random, int64_t blocks, std::byte* out) {
+  constexpr int kScale = 64;
+  const float code_deviation = std::sqrt((64.0f * 64.0f - 1.0f) / 12.0f + 0.25f);
+  BlockQ6K block{};
+  block.d = FloatToHalf(deviation / (code_deviation * kScale));
+  for (int64_t b = 0; b < blocks; ++b) {
+    uint64_t signs = random.Next();
+    for (size_t at = 0; at < sizeof(block.low) + sizeof(block.high); at += sizeof(uint64_t)) {
+      const uint64_t word = random.Next();
+      std::memcpy(reinterpret_cast<std::byte*>(&block) + at, &word, sizeof(word));
+    }
+    for (int8_t& scale : block.scales) scale = static_cast<int8_t>((signs & 1) != 0 ? kScale : -kScale), signs >>= 1;
+    std::memcpy(out + b * static_cast<int64_t>(sizeof(block)), &block, sizeof(block));
+  }
+}
+
 // Rows of a random matrix or vector, the same whichever pieces are asked for.
 class RandomRows {
  public:
@@ -159,6 +200,9 @@ class RandomRows {
         case DType::kBF16: FillFromTable(halves_, random, cols_, reinterpret_cast<uint16_t*>(out)); break;
         case DType::kQ4_0: FillQ4(deviation_, random, cols_ / kQuantBlock, out); break;
         case DType::kQ8_0: FillQ8(deviation_, random, cols_ / kQuantBlock, out); break;
+        case DType::kQ4K: FillKBlocks<BlockQ4K>(4, deviation_, random, cols_ / TraitsOf(type_).block_elements, out); break;
+        case DType::kQ5K: FillKBlocks<BlockQ5K>(5, deviation_, random, cols_ / TraitsOf(type_).block_elements, out); break;
+        case DType::kQ6K: FillQ6K(deviation_, random, cols_ / TraitsOf(type_).block_elements, out); break;
         default: {
           std::vector<float> values(static_cast<size_t>(cols_));
           FillFromTable(floats_, random, cols_, values.data());

@@ -164,9 +164,11 @@ TEST_F(CudaPrefillLaunches, ProductsOfSplitColumns) {
 // One tile of rows and several, weights of one block and of several, all with tails; a row's sums are the same to the bit whatever other rows there are.
 TEST_F(CudaPrefillLaunches, ProductsOfSplitFloats) {
   if (!IsHopper()) GTEST_SKIP() << "these products are Hopper's alone";
+  constexpr int32_t kMany = 1024;
   Random random(5);
   const std::vector<std::tuple<int32_t, int32_t, int32_t>> shapes = {{33, 60, 256},  {64, 64, 2048}, {129, 128, 2048}, {100, 100, 768}, {255, 64, 2048},
-                                                                     {70, 17, 1280}, {256, 256, 512}, {150, 64, 4096}, {40, 1000, 256}, {250, 128, 512}};
+                                                                     {70, 17, 1280}, {256, 256, 512}, {150, 64, 4096}, {40, 1000, 256}, {250, 128, 512},
+                                                                     {1024, 64, 2048}, {1100, 128, 2048}, {1027, 60, 256}, {1060, 200, 512}, {1030, 17, 1280}};
   for (const auto& [rows, weights, n] : shapes) {
     if (!share_.Takes()) continue;
     SCOPED_TRACE(std::to_string(rows) + " rows, " + std::to_string(weights) + " weights, " + std::to_string(n) + " columns");
@@ -179,7 +181,9 @@ TEST_F(CudaPrefillLaunches, ProductsOfSplitFloats) {
       LinearLaunch l;
       l.weight = View(DType::kF32, weights, n, reinterpret_cast<const std::byte*>(on_w.data()));
       l.x = on_x.data() + int64_t{first} * n, l.out = out.data(), l.rows = count, l.bias = with_bias ? on_bias.data() : nullptr;
-      for (int again = 0; again < 2; ++again) EXPECT_TRUE(in_floats ? LinearOfSplitColumns(l, stream_) : LinearOfTf32(l, stream_));
+      for (int again = 0; again < share_.Times(2); ++again) {
+        EXPECT_TRUE(in_floats ? LinearOfSplitColumns(l, stream_) : rows < kMany ? LinearOfTf32(l, stream_) : LinearOfManyTf32(l, stream_));
+      }
       std::vector<float> read = out.Read();
       for (size_t i = static_cast<size_t>(int64_t{count} * weights); i < read.size(); ++i) EXPECT_TRUE(std::isnan(read[i])) << "behind the last row";
       read.resize(static_cast<size_t>(int64_t{count} * weights));
@@ -193,8 +197,8 @@ TEST_F(CudaPrefillLaunches, ProductsOfSplitFloats) {
         const kernels::DotSum dot = kernels::DotInDouble(in_double, r, x.data() + int64_t{t} * n, n);
         const auto at = static_cast<size_t>(int64_t{t} * weights + r);
         // Of a factor 2^-21 is left out, of a product 2^-22 more: 20 units. Of 32 columns four sums, each cut off where the largest of its terms has its last two
-        // places; then what these come to, one after the other, eight parts and the bias.
-        const double b = bias[static_cast<size_t>(r)], bound = (20 + 4 * 4 + n / 256.0 + 12) * kUnit * (dot.magnitude + std::fabs(b));
+        // places; then what these come to, one after the other, up to eight parts and the bias.
+        const double b = bias[static_cast<size_t>(r)], bound = (20 + 4 * 4 + n / (rows < kMany ? 256.0 : 64.0) + 12) * kUnit * (dot.magnitude + std::fabs(b));
         ASSERT_LE(std::fabs(all[at] - (dot.sum + b)), bound) << t << ", " << r;
         ASSERT_LE(std::fabs(plain[at] - dot.sum), bound) << t << ", " << r;
         if (t == 1) continue;
@@ -204,7 +208,9 @@ TEST_F(CudaPrefillLaunches, ProductsOfSplitFloats) {
     // Of few columns floats' products are more exact than TF32's; of as many as models have, sums are as exact.
     std::printf("[          ] %d x %d x %d: errors are %.2f times those of floats\n", rows, weights, n, std::sqrt(errors / of_floats));
     EXPECT_LE(std::sqrt(errors / of_floats), n < 1024 ? 4.0 : 2.0) << "by the root of mean squares";
-    for (const auto& [first, count] : {std::pair<int32_t, int32_t>{0, 1}, {rows - 33, 33}, {rows / 2, rows / 2}}) {
+    const auto least = rows < kMany ? 33 : kMany;  // that are multiplied so
+    for (const auto& [first, count] : {std::pair<int32_t, int32_t>{0, rows < kMany ? 1 : kMany}, {rows - least, least}, {rows / 2, rows < kMany ? rows / 2 : 0}}) {
+      if (count == 0) continue;
       const std::vector<float> some = product(first, count, true);
       ASSERT_EQ(std::memcmp(some.data(), all.data() + int64_t{first} * weights, some.size() * sizeof(float)), 0) << first << ", " << count;
     }
@@ -224,6 +230,7 @@ TEST_F(CudaPrefillLaunches, ProductsOfSplitFloats) {
     other.weight.rows = weights;
     EXPECT_FALSE(LinearOfTf32(other, stream_)) << weights;
   }
+  EXPECT_FALSE(LinearOfManyTf32(good, stream_)) << "too few rows";
   LinearLaunch more = good;
   more.rows = 257;
   EXPECT_FALSE(LinearOfTf32(more, stream_));

@@ -108,6 +108,11 @@ TEST(Synth, MediumFilesMixTypes) {
     SCOPED_TRACE(std::string(TraitsOf(type).name));
     const auto model = load(config, type);
     const ModelWeights& weights = model->weights;
+    for (const WeightMatrix* m : {&weights.layers[2].q, &weights.layers[2].experts[0].up, &weights.output}) {  // 65,536 weights and more
+      const Moments moments = MomentsOf(Decoded(*m));
+      EXPECT_NEAR(moments.deviation * std::sqrt(256.0), 1.0, 0.02) << TraitsOf(m->type).name;
+      EXPECT_NEAR(moments.mean * std::sqrt(256.0), 0.0, 0.02) << TraitsOf(m->type).name;
+    }
     EXPECT_EQ(std::tie(weights.embedding.type, weights.output.type), std::tuple(type, DType::kQ6K));
     for (size_t layer = 0; layer < 16; ++layer) {
       const LayerWeights& w = weights.layers[layer];

@@ -118,7 +118,7 @@ cudaError_t LinearPlain(const LinearLaunch& launch, cudaStream_t stream) {
     FewRows<<<grid, kWarps * 32, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
     return cudaGetLastError();
   }
-  if (LinearOfTf32(launch, stream) || LinearOfSplitColumns(launch, stream)) return cudaGetLastError();
+  if (LinearOfTf32(launch, stream) || LinearOfManyTf32(launch, stream) || LinearOfSplitColumns(launch, stream)) return cudaGetLastError();
   const dim3 tiles(Blocks(launch.rows, kTile), Blocks(weight.rows, kTile));
   ManyRows<<<tiles, 256, 0, stream>>>(weight, launch.x, launch.bias, launch.out, launch.rows);
   return cudaGetLastError();

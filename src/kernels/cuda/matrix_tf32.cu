@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of some rows with few weights in floats, the router's gate, by tensor cores (Hopper). A float is the sum of two numbers of TF32's eleven bits but for
-// 2^-21 of it, and a product of floats is three of theirs but for 2^-22. Tensor cores cut sums off instead of rounding them, so they add up 32 columns at a time,
-// great products apart from small ones; what these come to is added in floats. All in all a sum is as exact as one of floats' products (ADR 30).
+// Products of some rows with few weights in floats, the router's gate, by tensor cores (Hopper): tf32.cuh has how, matrix_tf32_many.cu more rows.
 //
 // The eight blocks of a cluster have 16 rows, 64 rows of weights and an eighth of the columns each. Each tells the others what two rows come to; that adds up the eight
-// parts, in order. Of more rows that is no gain: with weights that stay while tiles of 32 rows pass, 4,096 rows by 128 weights took 86 us with their selection
-// instead of matrix_split.cu's 90 by themselves, but the product 129 to 141 instead of 80 in a step (H100).
-#include "kernels/cuda/fragments.cuh"
+// parts, in order. (Of more rows that is no gain: in a step only 14 or 15 clusters of eight find room.)
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/launches.h"
 #include "kernels/cuda/prefill.h"
-#include "kernels/cuda/tensor_map.h"
-#include "kernels/cuda/warp.cuh"
-#include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/tf32.cuh"
 
 namespace thermoe::cuda {
 namespace {
@@ -20,9 +14,7 @@ namespace {
 constexpr int kCluster = 8, kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kRows = 16, kWeights = 8 * kWarps;  // of a block; a warp has all rows and eight weights
 constexpr int kOwn = kRows / kCluster;            // rows that a block adds up
-constexpr int kBand = 32;                        // columns that lie together in shared memory, and that tensor cores add up
 constexpr int32_t kMostRows = 256;
-using Line = float[kBand];
 
 struct Tf32Args {
   CUtensorMap x, w;  // [columns / 32, rows, 32], boxes of a block's part of the columns by kRows or kWeights
@@ -33,35 +25,11 @@ struct Tf32Args {
 
 #if __CUDA_ARCH__ >= 900
 
-// A float's parts; what is left of the lower one beyond eleven bits the tensor cores do not look at. Of what is infinite, or rounds to it, no number comes.
-struct Split {
-  uint32_t high, low;
-};
-__device__ inline Split SplitOf(float x) {
-  const uint32_t high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;  // rounded: half goes away from zero
-  return {high, __float_as_uint(x - __uint_as_float(high))};
-}
-
-// 16 rows by 8 columns times 8 weights. a: columns t and t + 4 of rows g and g + 8 (t = lane % 4, g = lane / 4), by columns; b: of weight g.
-__device__ inline void MultiplyTf32(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sums)[4]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
 // To the same place of another block of the cluster, whose barrier counts it.
 __device__ inline void TellBlock(uint32_t block, float* place, uint64_t* barrier, float2 value) {
   asm volatile("{\n.reg .b32 there, counts;\nmapa.shared::cluster.u32 there, %0, %2;\nmapa.shared::cluster.u32 counts, %1, %2;\n"
                "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [there], {%3, %4}, [counts];\n}" ::"r"(SharedAddress(place)),
                "r"(SharedAddress(barrier)), "r"(block), "f"(value.x), "f"(value.y)
-               : "memory");
-}
-
-// By one thread: a box of so many bytes.
-__device__ inline void FetchBox(const CUtensorMap& from, int32_t line, int32_t band, int32_t bytes, Line* to, uint64_t* barrier) {
-  ExpectBytes(barrier, static_cast<uint32_t>(bytes));
-  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(SharedAddress(to)), "l"(&from),
-               "r"(0), "r"(line), "r"(band), "r"(SharedAddress(barrier))
                : "memory");
 }
 
@@ -152,13 +120,6 @@ __global__ void __launch_bounds__(kThreads) Tf32Kernel(const __grid_constant__ T
 #endif
 }
 
-bool MapOf(const float* from, int32_t lines, int32_t columns, int lines_of_box, CUtensorMap* map) {
-  const auto bands = static_cast<cuuint64_t>(columns / kBand);
-  const cuuint64_t sizes[] = {kBand, static_cast<cuuint64_t>(lines), bands}, strides[] = {static_cast<cuuint64_t>(columns) * sizeof(float), sizeof(Line)};
-  const cuuint32_t box[] = {kBand, static_cast<cuuint32_t>(lines_of_box), static_cast<cuuint32_t>(bands / kCluster)};
-  return MakeTensorMap<3>(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, from, sizes, strides, box, map);
-}
-
 }  // namespace
 
 bool LinearOfTf32(const LinearLaunch& l, cudaStream_t stream) {
@@ -169,7 +130,8 @@ bool LinearOfTf32(const LinearLaunch& l, cudaStream_t stream) {
   a.bias = l.bias, a.out = l.out, a.rows = l.rows, a.weights = l.weight.rows, a.n = l.weight.cols;
   const int64_t shared = int64_t{kWeights + kRows} * (a.n / kCluster) * int64_t{sizeof(float)} + int64_t{sizeof(Tf32Shared)} + kSwizzleAlign;
   if (shared > DeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) return false;
-  if (!MapOf(l.x, l.rows, a.n, kRows, &a.x) || !MapOf(reinterpret_cast<const float*>(l.weight.hi), a.weights, a.n, kWeights, &a.w)) return false;
+  const int bands = a.n / kBand / kCluster;
+  if (!MapOfBands(l.x, l.rows, a.n, kRows, bands, &a.x) || !MapOfBands(reinterpret_cast<const float*>(l.weight.hi), a.weights, a.n, kWeights, bands, &a.w)) return false;
   const dim3 grid(static_cast<unsigned>((a.rows + kRows - 1) / kRows * kCluster), static_cast<unsigned>((a.weights + kWeights - 1) / kWeights));
   return LaunchWithSharedInClusters(kCluster, Tf32Kernel, grid, dim3(kThreads), static_cast<int>(shared), stream, a);
 }

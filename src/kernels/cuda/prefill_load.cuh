@@ -100,10 +100,8 @@ class PrefillLoad {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int32_t row = SourceRow(job, n0 + min(thread_ / kPieces + kRowsAtOnce * i, columns_ - 1));
-      source_[i] = static_cast<uint32_t>(row) * static_cast<uint32_t>(row_tiles * kPieces) +
-                   static_cast<uint32_t>(thread_ % kPieces);
+      source_[i] = reinterpret_cast<const std::byte*>(args_.x) + ((int64_t{row} * row_tiles + k_first) * kPieces + thread_ % kPieces) * static_cast<int64_t>(sizeof(uint4));
     }
-    from_ = reinterpret_cast<const std::byte*>(args_.x) + k_first * kPieces * sizeof(uint4);
     const int stream = thread_ / 64;
     const DeviceMatrix& matrix = MatrixOf<kEpilogue>(args_, job, stream);
     const int64_t first = int64_t{GroupOf<kEpilogue>(args_, job, m, stream)} * row_tiles + k_first;
@@ -137,17 +135,18 @@ class PrefillLoad {
   // The next stage of the item begun last: 64 columns of its activations and weights.
   __device__ void Fetch() {
     BarrierWait(&shared_->empty[stage_.at], stage_.parity ^ 1);
-    if (thread_ % 32 == 0) FetchWeights(&shared_->full[stage_.at]);
+    if (ElectLane()) FetchWeights(&shared_->full[stage_.at]);
     codes_ += kCodes;
     scales_ += kScales;
     std::byte* to = shared_->x[stage_.at] + thread_ / kPieces * 128 + (thread_ % kPieces ^ thread_ / kPieces % 8) * 16;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       if (i < kCopies / 2 || columns_ > kMostColumns / 2) {
-        CopyAsync(to + kRowsAtOnce * i * 128, from_ + uint64_t{source_[i]} * sizeof(uint4));
+        CopyAsync(to + kRowsAtOnce * i * 128, source_[i]);
       }
     }
-    from_ += kPieces * sizeof(uint4);
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) source_[i] += kPieces * sizeof(uint4);
     CommitCopies();
     stage_.Next();
     if (++untold_ <= kUnderWay) return;
@@ -191,8 +190,7 @@ class PrefillLoad {
   // Of the item that was begun last.
   int32_t columns_ = 0;
   bool hi_ = false;
-  const std::byte* from_ = nullptr;                       // columns of the next stage
-  uint32_t source_[kCopies];                              // what this thread copies, of 16 bytes
+  const std::byte* source_[kCopies];                      // what this thread copies of the next stage, 16 bytes each: an address reckoned for each copy would wait for the copy before
   const std::byte *codes_ = nullptr, *scales_ = nullptr;  // of this warp
   RingPlace<kStages> stage_, told_;
   int untold_ = 0;  // stages fetched that those who multiply do not know of

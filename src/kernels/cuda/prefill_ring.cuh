@@ -48,7 +48,7 @@ inline constexpr int kWarpgroup = 128;
 inline constexpr int kLoadWarps = 4, kMultiplyWarps = 8;
 inline constexpr int kPrefillThreads = 3 * kWarpgroup;
 // Of a thread: what the launch gives each (65,536 over all threads, a multiple of 8) is shared out anew.
-inline constexpr int kLoadRegisters = 40, kMultiplyRegisters = 232;
+inline constexpr int kLoadRegisters = 56, kMultiplyRegisters = 224;
 static_assert(kLoadRegisters + 2 * kMultiplyRegisters <=
               3 * (65536 / kPrefillThreads / 8 * 8));  // or they wait forever
 

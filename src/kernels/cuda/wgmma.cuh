@@ -50,6 +50,12 @@ __device__ inline void BarrierWait(uint64_t* barrier, uint32_t parity) {
                  : "memory");
   }
 }
+// True for one lane of a warp that is all there. The compiler then knows that there is one: of bulk copies behind another condition it makes loops over lanes.
+__device__ inline bool ElectLane() {
+  uint32_t elected;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
+  return elected != 0;
+}
 // `bytes`: a multiple of 16.
 __device__ inline void BulkCopy(void* to, const std::byte* from, uint32_t bytes, uint64_t* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of many rows with few weights in floats, the router's gate in prefill, by tensor cores (Hopper; tf32.cuh has how). A block has 32 rows and up to 128 rows of
+// weights, all columns of which pass through a ring of stages; its warps have a band of a stage and 32 weights each, and add the bands up at the end, in order.
+#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/launches.h"
+#include "kernels/cuda/prefill.h"
+#include "kernels/cuda/tf32.cuh"
+
+namespace thermoe::cuda {
+namespace {
+
+constexpr int kMultiplying = 8, kThreads = 32 * (kMultiplying + 1);  // warps that multiply; one brings
+constexpr int kRows = 32, kOfWarp = 32;                              // rows of a block; weights of a warp
+
+// kWeights: of a block.
+template <int kWeights>
+struct ManyShared {
+  static constexpr int kGroups = kWeights / kOfWarp, kBands = kMultiplying / kGroups;  // bands of a stage
+  static constexpr int kStages = 4;
+  alignas(kSwizzleAlign) Line weights[kStages][kBands][kWeights];
+  alignas(kSwizzleAlign) Line rows[kStages][kBands][kRows];
+  float parts[kBands][kRows][kWeights];
+  uint64_t full[kStages], empty[kStages];
+};
+template <int kWeights>
+constexpr size_t kManyBytes = sizeof(ManyShared<kWeights>) + kSwizzleAlign;
+static_assert(kManyBytes<64> <= 227 * 1024 && kManyBytes<128> <= 227 * 1024);
+
+struct ManyArgs {
+  CUtensorMap x, w;  // [columns / 32, rows, 32], boxes of a stage's bands by kRows or kWeights
+  const float* bias;
+  float* out;
+  int32_t rows, weights, stages;  // stages: that pass
+};
+
+#if __CUDA_ARCH__ >= 900
+
+constexpr int kEights = kOfWarp / 8;
+
+// A band: 32 columns of 32 rows, split once, times those of 32 weights. rows, weights: the lane's first lines (matrix_tf32.cu has the order of columns).
+__device__ inline void MultiplyBand(const Line* rows, const Line* weights, float (&sums)[2][kEights][4]) {
+  const int lane = static_cast<int>(threadIdx.x % 32), first = (lane % 4 * 2 ^ lane / 4) * 4;
+  uint32_t high[2][4][4], low[2][4][4];  // of sixteen rows, eight columns
+#pragma unroll
+  for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+    for (int piece = 0; piece < 2; ++piece) {
+      const float4 upper = *reinterpret_cast<const float4*>(rows[16 * tile] + (first ^ 4 * piece));
+      const float4 lower = *reinterpret_cast<const float4*>(rows[16 * tile + 8] + (first ^ 4 * piece));
+      const float of_rows[2][4] = {{upper.x, lower.x, upper.y, lower.y}, {upper.z, lower.z, upper.w, lower.w}};
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const Split split = SplitOf(of_rows[s][i]);
+          high[tile][2 * piece + s][i] = split.high, low[tile][2 * piece + s][i] = split.low;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kEights; ++j) {
+    float great[2][4] = {}, small[2][2][4] = {};
+#pragma unroll
+    for (int piece = 0; piece < 2; ++piece) {
+      const float4 w = *reinterpret_cast<const float4*>(weights[8 * j] + (first ^ 4 * piece));
+      const float of_weights[2][2] = {{w.x, w.y}, {w.z, w.w}};
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        uint32_t w_high[2], w_low[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const Split split = SplitOf(of_weights[s][i]);
+          w_high[i] = split.high, w_low[i] = split.low;
+        }
+#pragma unroll
+        for (int tile = 0; tile < 2; ++tile) {
+          MultiplyTf32(high[tile][2 * piece + s], w_high, great[tile]);
+          MultiplyTf32(low[tile][2 * piece + s], w_high, small[tile][0]);
+          MultiplyTf32(high[tile][2 * piece + s], w_low, small[tile][1]);
+        }
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[tile][j][i] += great[tile][i] + (small[tile][0][i] + small[tile][1][i]);
+    }
+  }
+}
+
+// By one thread.
+template <int kWeights>
+__device__ void BringStages(const ManyArgs& a, int32_t first_row, int32_t first_weight, ManyShared<kWeights>* shared) {
+  using Shared = ManyShared<kWeights>;
+  constexpr int kBytesOfWeights = Shared::kBands * kWeights * static_cast<int>(sizeof(Line)), kBytesOfRows = Shared::kBands * kRows * static_cast<int>(sizeof(Line));
+  int at = 0;
+  uint32_t parity = 0;
+#pragma unroll 1
+  for (int32_t k = 0; k < a.stages; ++k) {
+    BarrierWait(&shared->empty[at], parity ^ 1);
+    FetchBox(a.w, first_weight, k * Shared::kBands, kBytesOfWeights, shared->weights[at][0], &shared->full[at]);
+    FetchBox(a.x, first_row, k * Shared::kBands, kBytesOfRows, shared->rows[at][0], &shared->full[at]);
+    if (++at == Shared::kStages) at = 0, parity ^= 1;
+  }
+}
+
+#endif  // __CUDA_ARCH__ >= 900
+
+template <int kWeights>
+__global__ void __launch_bounds__(kThreads) ManyTf32Kernel(const __grid_constant__ ManyArgs a) {
+#if __CUDA_ARCH__ >= 900
+  using Shared = ManyShared<kWeights>;
+  extern __shared__ std::byte many_shared[];
+  auto* shared = Held(reinterpret_cast<Shared*>(SwizzleAligned(many_shared)));
+  const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32);
+  const auto first_row = static_cast<int32_t>(blockIdx.x) * kRows, first_weight = static_cast<int32_t>(blockIdx.y) * kWeights;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Shared::kStages; ++i) BarrierInit(&shared->full[i], 2), BarrierInit(&shared->empty[i], kMultiplying * kArrivalsOfWarp);
+    asm volatile("fence.proxy.async;" ::: "memory");  // the copies see the barriers
+  }
+  WaitForBefore();
+  LetNextStart();
+  __syncthreads();
+  if (warp == kMultiplying) {
+    if (ElectLane()) BringStages<kWeights>(a, first_row, first_weight, shared);
+    return;
+  }
+  const int group = warp % Shared::kGroups, band = warp / Shared::kGroups;
+  float sums[2][kEights][4] = {};
+  int at = 0;
+  uint32_t parity = 0;
+#pragma unroll 1
+  for (int32_t k = 0; k < a.stages; ++k) {
+    BarrierWait(&shared->full[at], parity);
+    MultiplyBand(shared->rows[at][band] + lane / 4, shared->weights[at][band] + kOfWarp * group + lane / 4, sums);
+    __syncwarp();
+    WarpArrives(&shared->empty[at], lane);
+    if (++at == Shared::kStages) at = 0, parity ^= 1;
+  }
+#pragma unroll
+  for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+    for (int j = 0; j < kEights; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float* to = &shared->parts[band][16 * tile + lane / 4 + 8 * half][kOfWarp * group + 8 * j + lane % 4 * 2];
+        *reinterpret_cast<float2*>(to) = {sums[tile][j][2 * half], sums[tile][j][2 * half + 1]};
+      }
+    }
+  }
+  __syncwarp();
+  asm volatile("bar.sync 1, %0;" ::"n"(32 * kMultiplying) : "memory");
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * kWeights; i += 32 * kMultiplying) {
+    const int32_t t = first_row + i / kWeights, r = first_weight + i % kWeights;
+    if (t >= a.rows || r >= a.weights) continue;
+    float sum = a.bias != nullptr ? a.bias[r] : 0.0f;
+#pragma unroll
+    for (int part = 0; part < Shared::kBands; ++part) sum += shared->parts[part][i / kWeights][i % kWeights];
+    a.out[int64_t{t} * a.weights + r] = sum;
+  }
+#endif
+}
+
+template <int kWeights>
+bool Start(const LinearLaunch& l, cudaStream_t stream) {
+  using Shared = ManyShared<kWeights>;
+  ManyArgs a;
+  a.bias = l.bias, a.out = l.out, a.rows = l.rows, a.weights = l.weight.rows, a.stages = l.weight.cols / (Shared::kBands * kBand);
+  if (l.weight.cols % (Shared::kBands * kBand) != 0 || static_cast<int64_t>(kManyBytes<kWeights>) > DeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) return false;
+  if (!MapOfBands(l.x, l.rows, l.weight.cols, kRows, Shared::kBands, &a.x)) return false;
+  if (!MapOfBands(reinterpret_cast<const float*>(l.weight.hi), l.weight.rows, l.weight.cols, kWeights, Shared::kBands, &a.w)) return false;
+  const dim3 grid(static_cast<unsigned>((l.rows + kRows - 1) / kRows), static_cast<unsigned>((l.weight.rows + kWeights - 1) / kWeights));
+  return LaunchWithShared(ManyTf32Kernel<kWeights>, grid, dim3(kThreads), static_cast<int>(kManyBytes<kWeights>), stream, a);
+}
+
+}  // namespace
+
+bool LinearOfManyTf32(const LinearLaunch& l, cudaStream_t stream) {
+  constexpr int32_t kFewRows = 1024, kFewWeights = 16, kManyWeights = 1024;  // fewer rows leave multiprocessors without a block
+  if (!l.wgmma || HopperMultiprocessors() == 0 || l.rows < kFewRows || l.weight.rows <= kFewWeights || l.weight.rows > kManyWeights) return false;
+  if (!OfQuads(l.x) || !OfQuads(l.weight.hi)) return false;
+  return l.weight.rows <= 64 ? Start<64>(l, stream) : Start<128>(l, stream);
+}
+
+}  // namespace thermoe::cuda
