@@ -227,7 +227,7 @@ TEST_F(CudaAttendMany, ReplaysGiveWhatLaunchesGive) {
     const auto direct = [&](const std::vector<int32_t>& words) {
       const OnDevice<int32_t> places(words);
       const OnDevice<float> out(int64_t{ManyCase::kRows} * ManyCase::kHeads * dim);
-      EXPECT_TRUE(AttendMany(c.Launch(places.data(), out.data(), taken.data()), stream_));
+      EXPECT_TRUE(AttendMany(c.Launch(places.data(), out.data(), taken.data()), nullptr, stream_));
       EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
       EXPECT_EQ(taken.Read(), zeros);
       return out.Read();
@@ -242,7 +242,7 @@ TEST_F(CudaAttendMany, ReplaysGiveWhatLaunchesGive) {
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t replay = nullptr;
     ASSERT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), cudaSuccess);
-    const bool launched = AttendMany(c.Launch(places.data(), out.data(), taken.data()), stream_);
+    const bool launched = AttendMany(c.Launch(places.data(), out.data(), taken.data()), nullptr, stream_);
     ASSERT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
     ASSERT_TRUE(launched);
     ASSERT_EQ(cudaGraphInstantiate(&replay, graph, 0), cudaSuccess);
@@ -269,16 +269,16 @@ TEST_F(CudaAttendMany, LeavesOthersAlone) {
   const AttentionLaunch good = c.Launch(places.data(), out.data(), taken.data());
   AttentionLaunch uncounted = good, plain = good;
   uncounted.taken = nullptr, plain.wgmma = false;
-  EXPECT_FALSE(AttendMany(uncounted, stream_));
-  EXPECT_FALSE(AttendMany(plain, stream_));
+  EXPECT_FALSE(AttendMany(uncounted, nullptr, stream_));
+  EXPECT_FALSE(AttendMany(plain, nullptr, stream_));
   for (const int32_t dim : {32, 96}) {
     AttentionLaunch other = good;
     other.cache.head_dim = dim;
-    EXPECT_FALSE(AttendMany(other, stream_)) << dim;
+    EXPECT_FALSE(AttendMany(other, nullptr, stream_)) << dim;
   }
   const std::vector<float> untouched = out.Read();
   EXPECT_TRUE(std::all_of(untouched.begin(), untouched.end(), [](float value) { return std::isnan(value); }));
-  EXPECT_TRUE(AttendMany(good, stream_));
+  EXPECT_TRUE(AttendMany(good, nullptr, stream_));
   const std::vector<float> written = out.Read();
   EXPECT_TRUE(std::none_of(written.begin() + ManyCase::kSingle * ManyCase::kHeads * 128, written.end(), [](float value) { return std::isnan(value); }));
 }
@@ -324,8 +324,8 @@ struct BlockRun {
     for (int32_t b = 0; b < 2 * Blocks(); ++b) words.push_back(b % Blocks() * 2 + b / Blocks());
     return words;
   }
-  // add: with what comes to the rows before their norm.
-  std::vector<Node> Nodes(bool add) const {
+  // add: with what comes to the rows before their norm. unread: AttentionLaunch's.
+  std::vector<Node> Nodes(bool add, bool unread = false) const {
     const RowTable table{places.data(), places.data() + rows, places.data() + 2 * rows, Blocks()};
     const HalfKv cache{keys.halves(), values.halves(), W::kKvHeads, W::kDim};
     const auto linear = [&](const OnDevice<std::byte>& weight, const float* from, int32_t in, float* to, int32_t width) {
@@ -336,7 +336,7 @@ struct BlockRun {
     const auto rope = [&](float* of, int32_t heads) { return RopeLaunch{of, cosines.data(), sines.data(), rows, heads, W::kDim, W::kDim, true}; };
     AttentionLaunch attention;
     attention.q = q.data(), attention.rows = table, attention.cache = cache, attention.heads = W::kHeads, attention.scale = 0.125f, attention.out = attended.data();
-    attention.count = rows, attention.longest = Blocks() * kKvBlock, attention.taken = taken.data();
+    attention.count = rows, attention.longest = Blocks() * kKvBlock, attention.taken = taken.data(), attention.unread = unread;
     std::vector<Node> nodes;
     if (add) nodes.push_back(AddNode{added.data(), nullptr, x.data(), rows, w.hidden});
     nodes.push_back(NormLaunch{x.data(), w.gain.data(), normed.data(), rows, w.hidden, 1e-5f, nullptr, {}});
@@ -393,6 +393,36 @@ TEST_F(CudaNormsForLinears, NobodyReadsTheirFloats) {
           if (HasFailure()) return;
         }
       }
+    }
+  }
+}
+
+// Attention whose floats nobody reads writes halves alone, and the product after it gives the same but for what a power of two in front saves of the smallest.
+TEST_F(CudaNormsForLinears, AttentionLeavesHalves) {
+  Random random(6);
+  for (const DType type : {DType::kQ8_0, DType::kQ4_0, DType::kBF16}) {
+    constexpr int32_t kHidden = 512;
+    const BlockWeights weights(random, type, kHidden);
+    for (const int32_t rows : {40, 200, 700}) {
+      if (!share_.Takes()) continue;
+      SCOPED_TRACE(std::string(TraitsOf(type).name) + ", " + std::to_string(rows) + " rows");
+      const std::vector<float> x = RandomFloats(random, int64_t{rows} * kHidden, 2), angles = RandomFloats(random, rows * BlockWeights::kDim / 2, 30);
+      const BlockRun halves(weights, x, {}, angles), floats(weights, x, {}, angles);
+      const std::vector<Node> nodes = halves.Nodes(false, true);
+      const LinearLaunch output = std::get<LinearLaunch>(nodes.back());
+      ASSERT_EQ(Launch(nodes, {}, stream_), cudaSuccess);
+      ASSERT_EQ(Launch(floats.Nodes(false), {}, stream_), cudaSuccess);
+      const std::vector<float> left = halves.attended.Read(), want = floats.normed.Read(), got = halves.normed.Read();
+      if (PrefillsTogether(std::span(&output, 1))) {
+        EXPECT_TRUE(std::all_of(left.begin(), left.end(), [](float value) { return std::isnan(value); }));
+      } else {
+        EXPECT_LE(rows, 40);
+        EXPECT_EQ(left, floats.attended.Read());
+      }
+      double most = 0;
+      for (const float value : want) most = std::max(most, std::fabs(static_cast<double>(value)));
+      EXPECT_GT(most, 0);
+      for (size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-5 * most) << i;
     }
   }
 }

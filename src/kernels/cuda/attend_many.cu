@@ -269,12 +269,29 @@ class ManyMultiply {
       const float scale = 1.0f / sum;
       const int row = RowOf(item) + 8 * r;
       if (row > item.last_row) continue;
+      if (args_.halves.halves != nullptr) {
+        StoreHalves(item, row, state, r, scale);
+        continue;
+      }
       float* out = args_.l.out + (int64_t{row} * args_.l.heads + item.head) * kDim + lane_ % 4 * 2;
 #pragma unroll
       for (int j = 0; j < kDim / 8; ++j) {
         *reinterpret_cast<float2*>(out + 8 * j) = {state.out[4 * j + 2 * r] * scale, state.out[4 * j + 2 * r + 1] * scale};
       }
     }
+  }
+
+  __device__ __forceinline__ void StoreHalves(const ManyItem& item, int row, const State& state, int r, float scale) const {
+    auto* out = static_cast<__half*>(args_.halves.halves) + int64_t{row} * args_.halves.stride + item.head * kDim + lane_ % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j) {
+      *reinterpret_cast<uint32_t*>(out + 8 * j) = PackHalves(WithinHalf(state.out[4 * j + 2 * r] * scale), WithinHalf(state.out[4 * j + 2 * r + 1] * scale));
+    }
+    if (item.head != 0 || lane_ % 4 != 0) return;
+    args_.halves.unscale[row] = 1.0f;
+    if (row > 0) return;
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(kMostTogether); ++i) args_.halves.taken[i] = 0;
   }
 
   // Named barriers 1 and 2: the warpgroups' turns at the tensor cores.
@@ -322,8 +339,9 @@ bool MakeMap(const __half* from, int32_t dim, CUtensorMap* map) {
 }
 
 template <int kDim>
-bool Start(const AttentionLaunch& l, int multiprocessors, cudaStream_t stream) {
+bool Start(const AttentionLaunch& l, const HalfRows* halves, int multiprocessors, cudaStream_t stream) {
   ManyArgs args;
+  if (halves != nullptr) args.halves = *halves;
   if (!MakeMap(l.cache.keys, kDim, &args.keys) || !MakeMap(l.cache.values, kDim, &args.values)) return false;
   args.l = l;
   args.windows = static_cast<int32_t>((l.count - l.single + kManyRows - 1) / kManyRows);
@@ -334,12 +352,12 @@ bool Start(const AttentionLaunch& l, int multiprocessors, cudaStream_t stream) {
 
 }  // namespace
 
-bool AttendMany(const AttentionLaunch& l, cudaStream_t stream) {
+bool AttendMany(const AttentionLaunch& l, const HalfRows* halves, cudaStream_t stream) {
   const int multiprocessors = l.wgmma && l.taken != nullptr ? HopperMultiprocessors() : 0;
-  if (multiprocessors == 0) return false;
+  if (multiprocessors == 0 || (halves != nullptr && l.single > 0)) return false;
   switch (l.cache.head_dim) {
-    case 64: return Start<64>(l, multiprocessors, stream);
-    case 128: return Start<128>(l, multiprocessors, stream);
+    case 64: return Start<64>(l, halves, multiprocessors, stream);
+    case 128: return Start<128>(l, halves, multiprocessors, stream);
     default: return false;
   }
 }

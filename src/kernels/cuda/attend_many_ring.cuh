@@ -5,6 +5,7 @@
 #include <cuda.h>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/prefill.h"
 #include "kernels/cuda/warp.cuh"
 #include "kernels/cuda/wgmma.cuh"
 #include "runtime/kv_layout.h"
@@ -23,6 +24,7 @@ struct ManyArgs {
   CUtensorMap keys, values;  // [blocks * kv_heads * 2, head_dim / 64, 8, 64], boxes of a block's 16 rows
   AttentionLaunch l;
   int32_t windows = 0;  // of 128 rows
+  HalfRows halves;      // or without a place
 };
 
 template <int kDim>

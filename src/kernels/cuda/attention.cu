@@ -412,7 +412,7 @@ void Launch(const AttentionLaunch& l, cudaStream_t stream) {
       LaunchEarly(CombineKernel<kDim>, heads, dim3(kDim), 0, stream, l, partials, splits);
     }
   }
-  if (l.count > l.single && !AttendMany(l, stream)) {
+  if (l.count > l.single && !AttendMany(l, nullptr, stream)) {
     const size_t bytes = 2 * 4 * 2 * kTileBytes;
     cudaFuncSetAttribute(PrefillKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     const dim3 grid(static_cast<unsigned>(l.heads), static_cast<unsigned>((l.count - l.single + kPrefillRows - 1) / kPrefillRows));

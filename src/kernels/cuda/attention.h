@@ -49,6 +49,7 @@ struct AttentionLaunch {
   bool wgmma = true;         // may use Hopper's own tensor-core instructions
   uint32_t* taken = nullptr;  // [2] what blocks of attend_many.cu count, zero between launches; null: attention.cu does it
   __half* halves = nullptr;  // out once more as half_rows.cuh has it, or null; only where all rows are single and WritesHalves
+  bool unread = false;       // nobody reads out but the product that follows among the launches
 };
 bool WritesHalves(const AttentionLaunch& launch);
 // For steps with up to `singles` single rows.

@@ -349,9 +349,11 @@ void CudaOps::Attention(const kernels::AttentionArgs& args) const {
   if (rows_set_ != args.rows.data() || !in_step_) SetRows(args.rows);
   if (!Holds(args.cache)) foreign.emplace(args.cache, args.rows, &call);
   EnsureScratch(AttentionScratch(single_rows_, args.heads, args.cache.head_dim));
-  pending_.push_back(AttentionLaunch{call.In(args.q.data, args.q.size()), rows_,
+  AttentionLaunch launch{call.In(args.q.data, args.q.size()), rows_,
                                      foreign ? foreign->device : LayerOf(args.cache, kv_host_, kv_.as<__half>()), args.heads, args.scale, call.Out(args.out.data, args.out.size()), static_cast<int64_t>(args.rows.size()), single_rows_, planned_length_, scratch_.data(), wgmma_,
-                                     counters_.as<uint32_t>() + kAttendAt});  // the decode rows' counters: theirs is another launch
+                                     counters_.as<uint32_t>() + kAttendAt};  // the decode rows' counters: theirs is another launch
+  launch.unread = in_step_;
+  pending_.push_back(launch);
 }
 
 void CudaOps::Select(const kernels::SelectArgs& args) const {

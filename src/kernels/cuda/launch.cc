@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/cuda/attend_few.h"
+#include "kernels/cuda/attend_many.h"
 #include "kernels/cuda/node_patterns.h"
 #include "kernels/cuda/one_row.h"
 #include "kernels/cuda/prefill_norm.h"
@@ -151,6 +152,20 @@ size_t ProjectionsTogether(std::span<const Node> nodes, bool first, const Launch
   return FinishProjections(finish, stream) ? count : 0;
 }
 
+// Attention of many rows, as halves where the product that follows looks for them.
+size_t AttentionToPrefill(std::span<const Node> nodes, Halves* halves, cudaStream_t stream) {
+  const auto* attention = NodeAt<AttentionLaunch>(nodes, 0);
+  LinearLaunch products[kMostTogether];
+  if (attention == nullptr || !attention->unread || LinearsAt(nodes.subspan(1), products) != 1) return 0;
+  const std::span<const LinearLaunch> output(products, 1);
+  if (output[0].x != attention->out || output[0].rows != attention->count || output[0].weight.cols != attention->heads * attention->cache.head_dim) return 0;
+  const HalfRows rows = HalfRowsOf(output[0]);
+  if (!PrefillsTogether(output) || !AttendMany(*attention, &rows, stream)) return 0;
+  halves->Forget();
+  halves->PrefilledFor(NodeAt<LinearLaunch>(nodes, 1));
+  return 1;
+}
+
 // The experts of few rows, whose slots a norm that follows adds up. picked: the launch before passes them what it picked.
 size_t ExpertsThenNorm(std::span<const Node> nodes, bool picked, const int32_t* distinct_before, Halves* halves, cudaStream_t stream) {
   const auto* experts = NodeAt<ExpertFfnLaunch>(nodes, 0);
@@ -244,6 +259,7 @@ cudaError_t Launch(std::span<const Node> nodes, const LaunchRoom& room, cudaStre
     if (done == 0) done = ToPrefill(rest, &halves, stream, &error);
     if (done == 0) done = AddThenNorm(rest, &halves, stream);
     if (done == 0) done = ProjectionsTogether(rest, i == 0, room, &halves, stream);
+    if (done == 0) done = AttentionToPrefill(rest, &halves, stream);
     if (done == 0) done = GateThenSelect(rest, &picks, stream);
     if (done == 0) done = ExpertsThenNorm(rest, picked, before, &halves, stream);
     if (done == 0) {
