@@ -164,11 +164,11 @@ TEST_F(CudaPrefillLaunches, ProductsOfSplitColumns) {
 // One tile of rows and several, weights of one block and of several, all with tails; a row's sums are the same to the bit whatever other rows there are.
 TEST_F(CudaPrefillLaunches, ProductsOfSplitFloats) {
   if (!IsHopper()) GTEST_SKIP() << "these products are Hopper's alone";
-  constexpr int32_t kMany = 1024;
+  constexpr int32_t kMany = 2048;
   Random random(5);
   const std::vector<std::tuple<int32_t, int32_t, int32_t>> shapes = {{33, 60, 256},  {64, 64, 2048}, {129, 128, 2048}, {100, 100, 768}, {255, 64, 2048},
                                                                      {70, 17, 1280}, {256, 256, 512}, {150, 64, 4096}, {40, 1000, 256}, {250, 128, 512},
-                                                                     {1024, 64, 2048}, {1100, 128, 2048}, {1027, 60, 256}, {1060, 200, 512}, {1030, 17, 1280}};
+                                                                     {2048, 64, 2048}, {2100, 128, 2048}, {2051, 60, 256}, {2060, 200, 512}, {2050, 17, 1280}};
   for (const auto& [rows, weights, n] : shapes) {
     if (!share_.Takes()) continue;
     SCOPED_TRACE(std::to_string(rows) + " rows, " + std::to_string(weights) + " weights, " + std::to_string(n) + " columns");

@@ -10,7 +10,7 @@ namespace thermoe::cuda {
 cudaError_t LinearPlain(const LinearLaunch& launch, cudaStream_t stream);
 // Of up to 256 rows by tensor cores, as matrix_tf32.cu does it; false: not this shape, or not on this device.
 bool LinearOfTf32(const LinearLaunch& launch, cudaStream_t stream);
-// Of 1,024 rows and more by tensor cores, as matrix_tf32_many.cu does it; false: likewise.
+// Of 2,048 rows and more by tensor cores, as matrix_tf32_many.cu does it; false: likewise.
 bool LinearOfManyTf32(const LinearLaunch& launch, cudaStream_t stream);
 // Of many rows, as matrix_split.cu does it; false: not these columns, or not on this device.
 bool LinearOfSplitColumns(const LinearLaunch& launch, cudaStream_t stream);

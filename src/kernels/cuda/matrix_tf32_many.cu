@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of many rows with few weights in floats, the router's gate in prefill, by tensor cores (Hopper; tf32.cuh has how). A block has 32 rows and up to 128 rows of
-// weights, all columns of which pass through a ring of stages; its warps have a band of a stage and 32 weights each, and add the bands up at the end, in order.
+// weights, all columns of which pass through a ring of stages; its warps have a band of a stage, 16 of the rows and 32 weights each, and add the bands up at the end,
+// in order. (Half as many warps of 32 rows each: 42 us instead of XX of 4,096 rows by 128 weights, on an H100: a product waits for the one before it.)
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/launches.h"
 #include "kernels/cuda/prefill.h"
@@ -9,13 +10,13 @@
 namespace thermoe::cuda {
 namespace {
 
-constexpr int kMultiplying = 8, kThreads = 32 * (kMultiplying + 1);  // warps that multiply; one brings
-constexpr int kRows = 32, kOfWarp = 32;                              // rows of a block; weights of a warp
+constexpr int kMultiplying = 16, kThreads = 32 * (kMultiplying + 1);  // warps that multiply; one brings
+constexpr int kRows = 32, kRowsOfWarp = 16, kOfWarp = 32;           // rows of a block and of a warp; weights of a warp
 
 // kWeights: of a block.
 template <int kWeights>
 struct ManyShared {
-  static constexpr int kGroups = kWeights / kOfWarp, kBands = kMultiplying / kGroups;  // bands of a stage
+  static constexpr int kGroups = kWeights / kOfWarp, kBands = kMultiplying / kGroups * kRowsOfWarp / kRows;  // bands of a stage
   static constexpr int kStages = 4;
   alignas(kSwizzleAlign) Line weights[kStages][kBands][kWeights];
   alignas(kSwizzleAlign) Line rows[kStages][kBands][kRows];
@@ -37,30 +38,26 @@ struct ManyArgs {
 
 constexpr int kEights = kOfWarp / 8;
 
-// A band: 32 columns of 32 rows, split once, times those of 32 weights. rows, weights: the lane's first lines (matrix_tf32.cu has the order of columns).
-__device__ inline void MultiplyBand(const Line* rows, const Line* weights, float (&sums)[2][kEights][4]) {
+// A band: 32 columns of 16 rows, split once, times those of 32 weights. rows, weights: the lane's first lines (matrix_tf32.cu has the order of columns).
+__device__ inline void MultiplyBand(const Line* rows, const Line* weights, float (&sums)[kEights][4]) {
   const int lane = static_cast<int>(threadIdx.x % 32), first = (lane % 4 * 2 ^ lane / 4) * 4;
-  uint32_t high[2][4][4], low[2][4][4];  // of sixteen rows, eight columns
+  uint32_t high[4][4], low[4][4];  // of eight columns
 #pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
+  for (int piece = 0; piece < 2; ++piece) {
+    const float4 upper = *reinterpret_cast<const float4*>(rows[0] + (first ^ 4 * piece)), lower = *reinterpret_cast<const float4*>(rows[8] + (first ^ 4 * piece));
+    const float of_rows[2][4] = {{upper.x, lower.x, upper.y, lower.y}, {upper.z, lower.z, upper.w, lower.w}};
 #pragma unroll
-    for (int piece = 0; piece < 2; ++piece) {
-      const float4 upper = *reinterpret_cast<const float4*>(rows[16 * tile] + (first ^ 4 * piece));
-      const float4 lower = *reinterpret_cast<const float4*>(rows[16 * tile + 8] + (first ^ 4 * piece));
-      const float of_rows[2][4] = {{upper.x, lower.x, upper.y, lower.y}, {upper.z, lower.z, upper.w, lower.w}};
+    for (int s = 0; s < 2; ++s) {
 #pragma unroll
-      for (int s = 0; s < 2; ++s) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const Split split = SplitOf(of_rows[s][i]);
-          high[tile][2 * piece + s][i] = split.high, low[tile][2 * piece + s][i] = split.low;
-        }
+      for (int i = 0; i < 4; ++i) {
+        const Split split = SplitOf(of_rows[s][i]);
+        high[2 * piece + s][i] = split.high, low[2 * piece + s][i] = split.low;
       }
     }
   }
 #pragma unroll
   for (int j = 0; j < kEights; ++j) {
-    float great[2][4] = {}, small[2][2][4] = {};
+    float great[4] = {}, small[2][4] = {};
 #pragma unroll
     for (int piece = 0; piece < 2; ++piece) {
       const float4 w = *reinterpret_cast<const float4*>(weights[8 * j] + (first ^ 4 * piece));
@@ -73,19 +70,13 @@ __device__ inline void MultiplyBand(const Line* rows, const Line* weights, float
           const Split split = SplitOf(of_weights[s][i]);
           w_high[i] = split.high, w_low[i] = split.low;
         }
-#pragma unroll
-        for (int tile = 0; tile < 2; ++tile) {
-          MultiplyTf32(high[tile][2 * piece + s], w_high, great[tile]);
-          MultiplyTf32(low[tile][2 * piece + s], w_high, small[tile][0]);
-          MultiplyTf32(high[tile][2 * piece + s], w_low, small[tile][1]);
-        }
+        MultiplyTf32(high[2 * piece + s], w_high, great);
+        MultiplyTf32(low[2 * piece + s], w_high, small[0]);
+        MultiplyTf32(high[2 * piece + s], w_low, small[1]);
       }
     }
 #pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[tile][j][i] += great[tile][i] + (small[tile][0][i] + small[tile][1][i]);
-    }
+    for (int i = 0; i < 4; ++i) sums[j][i] += great[i] + (small[0][i] + small[1][i]);
   }
 }
 
@@ -126,27 +117,24 @@ __global__ void __launch_bounds__(kThreads) ManyTf32Kernel(const __grid_constant
     if (ElectLane()) BringStages<kWeights>(a, first_row, first_weight, shared);
     return;
   }
-  const int group = warp % Shared::kGroups, band = warp / Shared::kGroups;
-  float sums[2][kEights][4] = {};
+  const int group = warp % Shared::kGroups, row = warp / Shared::kGroups % (kRows / kRowsOfWarp) * kRowsOfWarp, band = warp / Shared::kGroups * kRowsOfWarp / kRows;
+  float sums[kEights][4] = {};
   int at = 0;
   uint32_t parity = 0;
 #pragma unroll 1
   for (int32_t k = 0; k < a.stages; ++k) {
     BarrierWait(&shared->full[at], parity);
-    MultiplyBand(shared->rows[at][band] + lane / 4, shared->weights[at][band] + kOfWarp * group + lane / 4, sums);
+    MultiplyBand(shared->rows[at][band] + row + lane / 4, shared->weights[at][band] + kOfWarp * group + lane / 4, sums);
     __syncwarp();
     WarpArrives(&shared->empty[at], lane);
     if (++at == Shared::kStages) at = 0, parity ^= 1;
   }
 #pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
+  for (int j = 0; j < kEights; ++j) {
 #pragma unroll
-    for (int j = 0; j < kEights; ++j) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float* to = &shared->parts[band][16 * tile + lane / 4 + 8 * half][kOfWarp * group + 8 * j + lane % 4 * 2];
-        *reinterpret_cast<float2*>(to) = {sums[tile][j][2 * half], sums[tile][j][2 * half + 1]};
-      }
+    for (int half = 0; half < 2; ++half) {
+      float* to = &shared->parts[band][row + lane / 4 + 8 * half][kOfWarp * group + 8 * j + lane % 4 * 2];
+      *reinterpret_cast<float2*>(to) = {sums[j][2 * half], sums[j][2 * half + 1]};
     }
   }
   __syncwarp();
@@ -178,7 +166,7 @@ bool Start(const LinearLaunch& l, cudaStream_t stream) {
 }  // namespace
 
 bool LinearOfManyTf32(const LinearLaunch& l, cudaStream_t stream) {
-  constexpr int32_t kFewRows = 1024, kFewWeights = 16, kManyWeights = 1024;  // fewer rows leave multiprocessors without a block
+  constexpr int32_t kFewRows = 2048, kFewWeights = 16, kManyWeights = 1024;  // a block takes as long of fewer rows
   if (!l.wgmma || HopperMultiprocessors() == 0 || l.rows < kFewRows || l.weight.rows <= kFewWeights || l.weight.rows > kManyWeights) return false;
   if (!OfQuads(l.x) || !OfQuads(l.weight.hi)) return false;
   return l.weight.rows <= 64 ? Start<64>(l, stream) : Start<128>(l, stream);
