@@ -259,6 +259,36 @@ TEST_F(CudaAttendMany, ReplaysGiveWhatLaunchesGive) {
   }
 }
 
+// Instead of floats: these as halves, of single rows none.
+TEST_F(CudaAttendMany, LeavesHalvesInstead) {
+  Random random(7);
+  for (const int32_t dim : {64, 128}) {
+    if (!share_.Takes()) continue;
+    SCOPED_TRACE(dim);
+    const ManyCase c(random, dim);
+    const int32_t cols = ManyCase::kHeads * dim;
+    const OnDevice<int32_t> places(c.Words(kRunsBefore, 0));
+    const OnDevice<float> out(int64_t{ManyCase::kRows} * cols), untouched(int64_t{ManyCase::kRows} * cols);
+    const OnDevice<uint32_t> taken(std::vector<uint32_t>(2, 0));
+    const OnDevice<uint16_t> halves(int64_t{WholeHalfRows(ManyCase::kRows)} * cols);
+    const OnDevice<float> unscale(ManyCase::kRows);
+    const OnDevice<int32_t> counts(static_cast<int64_t>(kMostTogether));
+    const HalfRows to{halves.data(), cols, unscale.data(), counts.data()};
+    AttentionLaunch l = c.Launch(places.data(), untouched.data(), taken.data());
+    EXPECT_FALSE(AttendMany(l, &to, stream_)) << "single rows";
+    l.single = 0;
+    ASSERT_TRUE(AttendMany(l, &to, stream_));
+    l.out = out.data();
+    ASSERT_TRUE(AttendMany(l, nullptr, stream_));
+    const std::vector<float> want = out.Read(), left = untouched.Read();
+    EXPECT_TRUE(std::all_of(left.begin(), left.end(), [](float value) { return std::isnan(value); }));
+    const std::vector<uint16_t> got = halves.Read();
+    for (size_t i = 0; i < want.size(); ++i) ASSERT_EQ(got[i], FloatToHalf(want[i])) << i;
+    EXPECT_EQ(unscale.Read(), std::vector<float>(ManyCase::kRows, 1.0f));
+    EXPECT_EQ(counts.Read(), std::vector<int32_t>(kMostTogether, 0));
+  }
+}
+
 TEST_F(CudaAttendMany, LeavesOthersAlone) {
   if (!share_.Takes()) return;
   Random random(3);

@@ -231,6 +231,11 @@ TEST_F(CudaPrefillLaunches, ProductsOfSplitFloats) {
     EXPECT_FALSE(LinearOfTf32(other, stream_)) << weights;
   }
   EXPECT_FALSE(LinearOfManyTf32(good, stream_)) << "too few rows";
+  for (const auto& [weights, cols, wgmma] : {std::tuple{16, 256, true}, {1025, 256, true}, {64, 256 + 64, true}, {128, 256 + 32, true}, {64, 256, false}}) {
+    LinearLaunch other = good;  // refused before anything is launched
+    other.rows = kMany, other.weight.rows = weights, other.weight.cols = cols, other.wgmma = wgmma;
+    EXPECT_FALSE(LinearOfManyTf32(other, stream_)) << weights << " weights, " << cols << " columns";
+  }
   LinearLaunch more = good;
   more.rows = 257;
   EXPECT_FALSE(LinearOfTf32(more, stream_));

@@ -129,6 +129,18 @@ TEST(Synth, MediumFilesMixTypes) {
   EXPECT_EQ(std::tie(first.q.type, first.k.type, first.v.type, first.o.type), std::tuple(DType::kQ4K, DType::kQ8_0, DType::kQ8_0, DType::kQ5K));
   EXPECT_EQ(std::tie(first.experts[0].down.type, few->weights.layers[1].experts[0].down.type), std::tuple(DType::kQ5_0, DType::kQ8_0));
 
+  const auto fives = load(config, DType::kQ5K);
+  EXPECT_EQ(std::tie(fives->weights.layers[0].o.type, fives->weights.layers[0].experts[0].down.type), std::tuple(DType::kQ5K, DType::kQ5_1));
+  // A shared expert's are as an expert's.
+  ModelConfig shared = TinyConfig("qwen2moe");
+  shared.layers = 16, shared.hidden = 256, shared.head_dim = 64, shared.expert_width = shared.shared_width = 256;
+  const auto with_shared = load(shared, DType::kQ4K);
+  for (const size_t layer : {size_t{1}, size_t{2}}) {
+    const LayerWeights& w = with_shared->weights.layers[layer];
+    EXPECT_EQ(w.shared.down.type, w.experts[0].down.type);
+    EXPECT_EQ(w.shared.down.type, layer == 1 ? DType::kQ6K : DType::kQ4K);
+  }
+
   SynthOptions plain;
   plain.medium = true;
   EXPECT_THAT(SynthesiseConfig(config, plain, folder / "n.gguf").message(), testing::HasSubstr("q8_0 has no medium mixture, q4_k and q5_k have"));

@@ -349,10 +349,13 @@ void CudaOps::Attention(const kernels::AttentionArgs& args) const {
   if (rows_set_ != args.rows.data() || !in_step_) SetRows(args.rows);
   if (!Holds(args.cache)) foreign.emplace(args.cache, args.rows, &call);
   EnsureScratch(AttentionScratch(single_rows_, args.heads, args.cache.head_dim));
-  AttentionLaunch launch{call.In(args.q.data, args.q.size()), rows_,
-                                     foreign ? foreign->device : LayerOf(args.cache, kv_host_, kv_.as<__half>()), args.heads, args.scale, call.Out(args.out.data, args.out.size()), static_cast<int64_t>(args.rows.size()), single_rows_, planned_length_, scratch_.data(), wgmma_,
-                                     counters_.as<uint32_t>() + kAttendAt};  // the decode rows' counters: theirs is another launch
-  launch.unread = in_step_;
+  AttentionLaunch launch;
+  launch.q = call.In(args.q.data, args.q.size()), launch.out = call.Out(args.out.data, args.out.size()), launch.rows = rows_;
+  launch.cache = foreign ? foreign->device : LayerOf(args.cache, kv_host_, kv_.as<__half>());
+  launch.heads = args.heads, launch.scale = args.scale, launch.count = static_cast<int64_t>(args.rows.size()), launch.single = single_rows_, launch.longest = planned_length_;
+  launch.scratch = scratch_.data(), launch.wgmma = wgmma_;
+  launch.taken = counters_.as<uint32_t>() + kAttendAt;  // the decode rows' counters: theirs is another launch
+  launch.unread = in_step_;  // test-time training, whose deltas read it too, is not for devices
   pending_.push_back(launch);
 }
 

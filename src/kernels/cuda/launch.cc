@@ -44,7 +44,7 @@ class Halves {
   }
   const __half* Of(const float* rows) const { return rows == of_ ? room_.halves : nullptr; }
   void Forget() { of_ = nullptr; }
-  // A norm wrote the rows where this prefill launch looks for them.
+  // A norm or attention wrote the rows where this prefill launch looks for them.
   void PrefilledFor(const void* reader) { prefilled_for_ = reader; }
   bool Prefilled(const void* launch) const { return launch == prefilled_for_; }
 
@@ -156,7 +156,7 @@ size_t ProjectionsTogether(std::span<const Node> nodes, bool first, const Launch
 size_t AttentionToPrefill(std::span<const Node> nodes, Halves* halves, cudaStream_t stream) {
   const auto* attention = NodeAt<AttentionLaunch>(nodes, 0);
   LinearLaunch products[kMostTogether];
-  if (attention == nullptr || !attention->unread || LinearsAt(nodes.subspan(1), products) != 1) return 0;
+  if (attention == nullptr || !attention->unread || attention->heads > 16 * attention->cache.kv_heads || LinearsAt(nodes.subspan(1), products) != 1) return 0;
   const std::span<const LinearLaunch> output(products, 1);
   if (output[0].x != attention->out || output[0].rows != attention->count || output[0].weight.cols != attention->heads * attention->cache.head_dim) return 0;
   const HalfRows rows = HalfRowsOf(output[0]);

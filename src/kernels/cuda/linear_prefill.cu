@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A matrix of packed weights times many rows: activations to halves, where the norm before has not left them, then one product.
+// A matrix of packed weights times many rows: activations to halves, where the norm or attention before has not left them, then one product.
 #include <algorithm>
 
 #include "kernels/cuda/prefill_kernel.cuh"

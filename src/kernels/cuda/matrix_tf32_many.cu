@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of many rows with few weights in floats, the router's gate in prefill, by tensor cores (Hopper; tf32.cuh has how). A block has 32 rows and up to 128 rows of
 // weights, all columns of which pass through a ring of stages; its warps have a band of a stage, 16 of the rows and 32 weights each, and add the bands up at the end,
-// in order. (Half as many warps of 32 rows each: 42 us instead of XX of 4,096 rows by 128 weights, on an H100: a product waits for the one before it.)
+// in order. Sixteen warps, for a product of the tensor cores waits for the one before it.
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/launches.h"
 #include "kernels/cuda/prefill.h"
