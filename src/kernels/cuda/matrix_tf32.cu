@@ -5,7 +5,6 @@
 // parts, in order. (Of more rows that is no gain: in a step only 14 or 15 clusters of eight find room.)
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/launches.h"
-#include "kernels/cuda/prefill.h"
 #include "kernels/cuda/tf32.cuh"
 
 namespace thermoe::cuda {
@@ -31,42 +30,6 @@ __device__ inline void TellBlock(uint32_t block, float* place, uint64_t* barrier
                "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [there], {%3, %4}, [counts];\n}" ::"r"(SharedAddress(place)),
                "r"(SharedAddress(barrier)), "r"(block), "f"(value.x), "f"(value.y)
                : "memory");
-}
-
-// rows, weights: the lane's first lines of the first band; the next band's are kRows and kWeights further on. The 16-byte pieces of line i of a band are exchanged by
-// i % 8. The lane's pieces, 2 t and 2 t + 1, are what fragments have as columns t and t + 4 of four steps: of eight lanes that read together no two meet at a bank.
-__device__ inline void MultiplyLines(const Line* rows, const Line* weights, int32_t bands, float (&sums)[4]) {
-  const int lane = static_cast<int>(threadIdx.x % 32), first = (lane % 4 * 2 ^ lane / 4) * 4;
-#pragma unroll 2
-  for (int32_t band = 0; band < bands; ++band, rows += kRows, weights += kWeights) {
-    float great[4] = {}, small[2][4] = {};
-#pragma unroll
-    for (int piece = 0; piece < 2; ++piece) {
-      const int at = first ^ 4 * piece;
-      const float4 upper = *reinterpret_cast<const float4*>(rows[0] + at), lower = *reinterpret_cast<const float4*>(rows[8] + at);
-      const float4 w = *reinterpret_cast<const float4*>(weights[0] + at);
-      const float of_rows[2][4] = {{upper.x, lower.x, upper.y, lower.y}, {upper.z, lower.z, upper.w, lower.w}}, of_weights[2][2] = {{w.x, w.y}, {w.z, w.w}};
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        uint32_t high[4], low[4], w_high[2], w_low[2];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const Split split = SplitOf(of_rows[s][i]);
-          high[i] = split.high, low[i] = split.low;
-        }
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const Split split = SplitOf(of_weights[s][i]);
-          w_high[i] = split.high, w_low[i] = split.low;
-        }
-        MultiplyTf32(high, w_high, great);
-        MultiplyTf32(low, w_high, small[0]);
-        MultiplyTf32(high, w_low, small[1]);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i] += great[i] + (small[0][i] + small[1][i]);
-  }
 }
 
 #endif  // __CUDA_ARCH__ >= 900
@@ -102,12 +65,14 @@ __global__ void __launch_bounds__(kThreads) Tf32Kernel(const __grid_constant__ T
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
   BarrierWait(&shared->weights_there, 0);
   BarrierWait(&shared->rows_there, 0);
-  float sums[4] = {};
-  MultiplyLines(rows + lane / 4, weights + 8 * warp + lane / 4, bands, sums);
+  const Line *own_rows = rows + lane / 4, *own_weights = weights + 8 * warp + lane / 4;
+  float sums[1][4] = {};
+#pragma unroll 2
+  for (int32_t band = 0; band < bands; ++band, own_rows += kRows, own_weights += kWeights) MultiplyBand(own_rows, own_weights, sums);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = lane / 4 + 8 * i;
-    TellBlock(static_cast<uint32_t>(row / kOwn), &shared->parts[rank][row % kOwn][8 * warp + lane % 4 * 2], &shared->told, float2{sums[2 * i], sums[2 * i + 1]});
+    TellBlock(static_cast<uint32_t>(row / kOwn), &shared->parts[rank][row % kOwn][8 * warp + lane % 4 * 2], &shared->told, float2{sums[0][2 * i], sums[0][2 * i + 1]});
   }
   BarrierWait(&shared->told, 0);
   const int own = thread / kWeights, column = thread % kWeights;
@@ -123,9 +88,7 @@ __global__ void __launch_bounds__(kThreads) Tf32Kernel(const __grid_constant__ T
 }  // namespace
 
 bool LinearOfTf32(const LinearLaunch& l, cudaStream_t stream) {
-  constexpr int32_t kFewWeights = 16, kManyWeights = 1024;
-  if (!l.wgmma || HopperMultiprocessors() == 0 || l.rows > kMostRows || l.weight.rows <= kFewWeights || l.weight.rows > kManyWeights) return false;
-  if (l.weight.cols % (kCluster * kBand) != 0 || !OfQuads(l.x) || !OfQuads(l.weight.hi)) return false;
+  if (l.rows > kMostRows || l.weight.cols % (kCluster * kBand) != 0 || !SplitsFloats(l)) return false;
   Tf32Args a;
   a.bias = l.bias, a.out = l.out, a.rows = l.rows, a.weights = l.weight.rows, a.n = l.weight.cols;
   const int64_t shared = int64_t{kWeights + kRows} * (a.n / kCluster) * int64_t{sizeof(float)} + int64_t{sizeof(Tf32Shared)} + kSwizzleAlign;

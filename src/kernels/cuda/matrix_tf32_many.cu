@@ -4,7 +4,6 @@
 // in order. Sixteen warps, for a product of the tensor cores waits for the one before it.
 #include "kernels/cuda/launch_early.cuh"
 #include "kernels/cuda/launches.h"
-#include "kernels/cuda/prefill.h"
 #include "kernels/cuda/tf32.cuh"
 
 namespace thermoe::cuda {
@@ -35,50 +34,6 @@ struct ManyArgs {
 };
 
 #if __CUDA_ARCH__ >= 900
-
-constexpr int kEights = kOfWarp / 8;
-
-// A band: 32 columns of 16 rows, split once, times those of 32 weights. rows, weights: the lane's first lines (matrix_tf32.cu has the order of columns).
-__device__ inline void MultiplyBand(const Line* rows, const Line* weights, float (&sums)[kEights][4]) {
-  const int lane = static_cast<int>(threadIdx.x % 32), first = (lane % 4 * 2 ^ lane / 4) * 4;
-  uint32_t high[4][4], low[4][4];  // of eight columns
-#pragma unroll
-  for (int piece = 0; piece < 2; ++piece) {
-    const float4 upper = *reinterpret_cast<const float4*>(rows[0] + (first ^ 4 * piece)), lower = *reinterpret_cast<const float4*>(rows[8] + (first ^ 4 * piece));
-    const float of_rows[2][4] = {{upper.x, lower.x, upper.y, lower.y}, {upper.z, lower.z, upper.w, lower.w}};
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const Split split = SplitOf(of_rows[s][i]);
-        high[2 * piece + s][i] = split.high, low[2 * piece + s][i] = split.low;
-      }
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kEights; ++j) {
-    float great[4] = {}, small[2][4] = {};
-#pragma unroll
-    for (int piece = 0; piece < 2; ++piece) {
-      const float4 w = *reinterpret_cast<const float4*>(weights[8 * j] + (first ^ 4 * piece));
-      const float of_weights[2][2] = {{w.x, w.y}, {w.z, w.w}};
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        uint32_t w_high[2], w_low[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const Split split = SplitOf(of_weights[s][i]);
-          w_high[i] = split.high, w_low[i] = split.low;
-        }
-        MultiplyTf32(high[2 * piece + s], w_high, great);
-        MultiplyTf32(low[2 * piece + s], w_high, small[0]);
-        MultiplyTf32(high[2 * piece + s], w_low, small[1]);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[j][i] += great[i] + (small[0][i] + small[1][i]);
-  }
-}
 
 // By one thread.
 template <int kWeights>
@@ -118,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) ManyTf32Kernel(const __grid_constant
     return;
   }
   const int group = warp % Shared::kGroups, row = warp / Shared::kGroups % (kRows / kRowsOfWarp) * kRowsOfWarp, band = warp / Shared::kGroups * kRowsOfWarp / kRows;
-  float sums[kEights][4] = {};
+  float sums[kOfWarp / 8][4] = {};
   int at = 0;
   uint32_t parity = 0;
 #pragma unroll 1
@@ -130,7 +85,7 @@ __global__ void __launch_bounds__(kThreads) ManyTf32Kernel(const __grid_constant
     if (++at == Shared::kStages) at = 0, parity ^= 1;
   }
 #pragma unroll
-  for (int j = 0; j < kEights; ++j) {
+  for (int j = 0; j < kOfWarp / 8; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float* to = &shared->parts[band][row + lane / 4 + 8 * half][kOfWarp * group + 8 * j + lane % 4 * 2];
@@ -166,9 +121,8 @@ bool Start(const LinearLaunch& l, cudaStream_t stream) {
 }  // namespace
 
 bool LinearOfManyTf32(const LinearLaunch& l, cudaStream_t stream) {
-  constexpr int32_t kFewRows = 2048, kFewWeights = 16, kManyWeights = 1024;  // a block takes as long of fewer rows
-  if (!l.wgmma || HopperMultiprocessors() == 0 || l.rows < kFewRows || l.weight.rows <= kFewWeights || l.weight.rows > kManyWeights) return false;
-  if (!OfQuads(l.x) || !OfQuads(l.weight.hi)) return false;
+  constexpr int32_t kFewRows = 2048;  // a block takes as long of fewer rows
+  if (l.rows < kFewRows || !SplitsFloats(l)) return false;
   return l.weight.rows <= 64 ? Start<64>(l, stream) : Start<128>(l, stream);
 }
 
