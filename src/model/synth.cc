@@ -107,16 +107,21 @@ void FillFromTable(const std::array<T, NormalTable::kSize>& table, Random& rando
   }
 }
 
+// `size`: a multiple of a word's.
+void FillWords(Random& random, size_t size, void* out) {
+  for (size_t at = 0; at < size; at += sizeof(uint64_t)) {
+    const uint64_t word = random.Next();
+    std::memcpy(static_cast<std::byte*>(out) + at, &word, sizeof(word));
+  }
+}
+
 // Uniform codes with one scale a tensor: the distribution of the weights hardly matters for speed, their standard
 // deviation does for the activations.
 void FillQ8(float deviation, Random& random, int64_t blocks, std::byte* out) {
   const float code_deviation = std::sqrt((255.0f * 255.0f - 1.0f) / 12.0f);
   BlockQ8_0 block{FloatToHalf(deviation / code_deviation), {}};
   for (int64_t b = 0; b < blocks; ++b) {
-    for (int j = 0; j < kQuantBlock; j += 8) {
-      const uint64_t word = random.Next();
-      std::memcpy(block.codes + j, &word, 8);
-    }
+    FillWords(random, sizeof(block.codes), block.codes);
     for (int8_t& code : block.codes) code = std::max<int8_t>(code, -127);  // as a quantiser would leave them
     std::memcpy(out + b * static_cast<int64_t>(sizeof(block)), &block, sizeof(block));
   }
@@ -129,8 +134,7 @@ void FillQ4(float deviation, Random& random, int64_t blocks, std::byte* out) {
   uint64_t signs = 0;
   for (int64_t b = 0; b < blocks; ++b, signs >>= 1) {
     if (b % 64 == 0) signs = random.Next();
-    const uint64_t words[2] = {random.Next(), random.Next()};
-    std::memcpy(block.nibbles, words, sizeof(words));
+    FillWords(random, sizeof(block.nibbles), block.nibbles);
     // Codes -8..7 have a mean of -1/2; scales of either sign, as real ones have, make the weights' mean 0. The sign has
     // bits of its own: one that a code uses too would give that code's column a mean that all rows share.
     block.d = static_cast<uint16_t>(scale | (signs & 1) << 15);
@@ -138,7 +142,7 @@ void FillQ4(float deviation, Random& random, int64_t blocks, std::byte* out) {
   }
 }
 
-// Likewise of K blocks: all scales the same, and the minimums so that the weights' mean is 0. `block` is one of BlockQ4K and BlockQ5K without its codes.
+// Likewise of K blocks (BlockQ4K, BlockQ5K): all scales the same, and the minimums so that the weights' mean is 0.
 template <typename Block>
 void FillKBlocks(int bits, float deviation, Random& random, int64_t blocks, std::byte* out) {
   constexpr int kScale = 32, kMin = 40;  // below 64
@@ -152,11 +156,7 @@ void FillKBlocks(int bits, float deviation, Random& random, int64_t blocks, std:
   std::fill_n(block.scales + 8, 4, static_cast<uint8_t>((kScale & 15) | (kMin & 15) << 4));
   constexpr size_t kHead = offsetof(Block, scales) + sizeof(block.scales);
   for (int64_t b = 0; b < blocks; ++b) {
-    auto* codes_at = reinterpret_cast<std::byte*>(&block) + kHead;
-    for (size_t at = 0; at < sizeof(block) - kHead; at += sizeof(uint64_t)) {
-      const uint64_t word = random.Next();
-      std::memcpy(codes_at + at, &word, sizeof(word));
-    }
+    FillWords(random, sizeof(block) - kHead, reinterpret_cast<std::byte*>(&block) + kHead);
     std::memcpy(out + b * static_cast<int64_t>(sizeof(block)), &block, sizeof(block));
   }
 }
@@ -169,10 +169,7 @@ void FillQ6K(float deviation, Random& random, int64_t blocks, std::byte* out) {
   block.d = FloatToHalf(deviation / (code_deviation * kScale));
   for (int64_t b = 0; b < blocks; ++b) {
     uint64_t signs = random.Next();
-    for (size_t at = 0; at < sizeof(block.low) + sizeof(block.high); at += sizeof(uint64_t)) {
-      const uint64_t word = random.Next();
-      std::memcpy(reinterpret_cast<std::byte*>(&block) + at, &word, sizeof(word));
-    }
+    FillWords(random, sizeof(block.low), block.low), FillWords(random, sizeof(block.high), block.high);
     for (int8_t& scale : block.scales) scale = static_cast<int8_t>((signs & 1) != 0 ? kScale : -kScale), signs >>= 1;
     std::memcpy(out + b * static_cast<int64_t>(sizeof(block)), &block, sizeof(block));
   }
@@ -339,8 +336,7 @@ Status AddTensors(const ModelConfig& config, const Architecture& architecture, c
     if (role.scope == Scope::kExpert) dimensions.insert(dimensions.begin(), config.experts);
     if (role.vector != nullptr || role.role == Role::kSharedGate) dimensions = {shape.cols};
     for (int32_t layer = 0; layer < (role.scope == Scope::kModel ? 1 : config.layers); ++layer) {
-      DType type = keeps_f32 ? DType::kF32 : options.type;
-      if (options.medium && !keeps_f32) type = MediumType(config, type, role.role, layer, shape.cols);
+      const DType type = keeps_f32 ? DType::kF32 : options.medium ? MediumType(config, options.type, role.role, layer, shape.cols) : options.type;
       auto rows = std::make_shared<RandomRows>(type, shape.cols, mean, deviation, seeds.Next());
       THERMOE_RETURN_IF_ERROR(
           writer->AddTensor(TensorNameOf(*name, layer, 0), type, dimensions,

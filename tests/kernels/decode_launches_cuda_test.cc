@@ -16,25 +16,7 @@ namespace {
 
 using kernels::kUnit, kernels::RandomFloats;
 
-class CudaDecodeLaunches : public DeviceTest {
- protected:
-  // Runs what `launch` launches; how many launches that are.
-  template <typename Launch>
-  size_t LaunchesOf(const Launch& launch) {
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t replay = nullptr;
-    size_t nodes = 0;
-    EXPECT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), cudaSuccess);
-    launch();
-    EXPECT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
-    EXPECT_EQ(cudaGraphGetNodes(graph, nullptr, &nodes), cudaSuccess);
-    EXPECT_EQ(cudaGraphInstantiate(&replay, graph, 0), cudaSuccess);
-    EXPECT_EQ(cudaGraphLaunch(replay, stream_), cudaSuccess);
-    EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
-    cudaGraphExecDestroy(replay), cudaGraphDestroy(graph);
-    return nodes;
-  }
-};
+class CudaDecodeLaunches : public DeviceTest {};
 
 // What a gate writes, and its selection.
 struct Gated {
@@ -355,8 +337,9 @@ TEST_F(CudaDecodeLaunches, LinearsOfMixedTypesGoByType) {
         l.x = x.data(), l.halves = halves.halves(), l.out = together.back()->data(), l.rows = rows, l.scratch = scratch.data();
         launches.push_back(l);
       }
-      const size_t made = LaunchesOf([&] { ASSERT_EQ(LinearTogether(launches, stream_), cudaSuccess); });
-      EXPECT_TRUE(made == mix.launches || devices_.front().capability != 90) << made;
+      const Captured all(stream_, [&] { ASSERT_EQ(LinearTogether(launches, stream_), cudaSuccess); });
+      EXPECT_TRUE(all.launches() == mix.launches || devices_.front().capability != 90) << all.launches();
+      all.Replay();
       for (size_t begin = 0, end = 0; begin < launches.size(); begin = end) {
         while (end < launches.size() && mix.types[end] == mix.types[begin]) launches[end].out = alone[end]->data(), ++end;
         ASSERT_EQ(LinearTogether(std::span(launches).subspan(begin, end - begin), stream_), cudaSuccess);

@@ -239,23 +239,15 @@ TEST_F(CudaAttendMany, ReplaysGiveWhatLaunchesGive) {
 
     const OnDevice<int32_t> places(words[0]);
     const OnDevice<float> out(static_cast<int64_t>(want[0].size()));
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t replay = nullptr;
-    ASSERT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), cudaSuccess);
-    const bool launched = AttendMany(c.Launch(places.data(), out.data(), taken.data()), nullptr, stream_);
-    ASSERT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
-    ASSERT_TRUE(launched);
-    ASSERT_EQ(cudaGraphInstantiate(&replay, graph, 0), cudaSuccess);
+    const Captured captured(stream_, [&] { EXPECT_TRUE(AttendMany(c.Launch(places.data(), out.data(), taken.data()), nullptr, stream_)); });
     for (const int which : {1, 0, 1, 1}) {
       EXPECT_EQ(cudaMemcpy(places.data(), words[which].data(), words[which].size() * sizeof(int32_t), cudaMemcpyHostToDevice), cudaSuccess);
       EXPECT_EQ(cudaMemset(out.data(), 0xff, want[which].size() * sizeof(float)), cudaSuccess);
       EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-      EXPECT_EQ(cudaGraphLaunch(replay, stream_), cudaSuccess);
-      EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+      captured.Replay();
       EXPECT_TRUE(SameBits(out.Read(), want[which])) << which;
       EXPECT_EQ(taken.Read(), zeros);
     }
-    cudaGraphExecDestroy(replay), cudaGraphDestroy(graph);
   }
 }
 

@@ -47,6 +47,34 @@ class OnDevice {
   DeviceMemory memory_;
 };
 
+// What `launch` launches, to be replayed.
+class Captured {
+ public:
+  template <typename Launch>
+  Captured(cudaStream_t stream, const Launch& launch) : stream_(stream) {
+    EXPECT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), cudaSuccess);
+    launch();
+    EXPECT_EQ(cudaStreamEndCapture(stream, &graph_), cudaSuccess);
+    EXPECT_EQ(cudaGraphGetNodes(graph_, nullptr, &launches_), cudaSuccess);
+    EXPECT_EQ(cudaGraphInstantiate(&replay_, graph_, 0), cudaSuccess);
+  }
+  ~Captured() { cudaGraphExecDestroy(replay_), cudaGraphDestroy(graph_); }
+  Captured(const Captured&) = delete;
+  Captured& operator=(const Captured&) = delete;
+
+  size_t launches() const { return launches_; }
+  void Replay() const {
+    EXPECT_EQ(cudaGraphLaunch(replay_, stream_), cudaSuccess);
+    EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+  }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraph_t graph_ = nullptr;
+  cudaGraphExec_t replay_ = nullptr;
+  size_t launches_ = 0;
+};
+
 // Launches on a stream of their own.
 class DeviceTest : public testing::Test {
  protected:
