@@ -98,17 +98,18 @@ class Reader {
         return scale * kValues[Nibble(m_.hi, tile, place, true)];
       }
       case Packing::kF32: return At<float>(m_.hi + (row * m_.cols + col) * 4);
-      case Packing::kHiPlane: break;  // no type has it
+      case Packing::kHiPlane:
+      case Packing::kBothPlanes: break;  // no type has them
     }
     return NAN;
   }
 
  private:
-  // hi: first four values in high halves; lo: in low halves.
-  static int Nibble(const std::byte* plane, int64_t tile, const Place& place, bool first_high) {
-    constexpr int kByteOf[4] = {0, 2, 1, 3};
-    const int byte =
-        static_cast<int>(plane[tile * kPlaneTileBytes + (place.lane * 4 + place.step) * 4 + kByteOf[place.i % 4]]);
+  // hi: first four values in high halves; lo: in low halves. Of 4 bits two words have two steps, of row g and of row g + 8, and every second byte is of one step.
+  int Nibble(const std::byte* plane, int64_t tile, const Place& place, bool first_high) const {
+    const bool planes = HasLoPlane(m_.packing);
+    const int in_four = place.i % 4, word = planes ? place.step : place.step / 2 * 2 + in_four / 2, of_word = in_four % 2 * 2 + (planes ? in_four / 2 : place.step % 2);
+    const int byte = static_cast<int>(plane[tile * kPlaneTileBytes + (place.lane * 4 + word) * 4 + of_word]);
     return (place.i < 4) == first_high ? byte >> 4 : byte & 15;
   }
   int Byte(int64_t tile, const Place& place) const {

@@ -41,9 +41,12 @@ __device__ inline uint32_t JoinNibbles(uint32_t high, uint32_t low) {
   asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(out) : "r"(high), "r"(low), "n"(0xf0f0f0f0u));
   return out;
 }
+// Whole codes of 8 bits: a[0, 2, 1, 3] of a step, a[4, 6, 5, 7].
+__device__ inline uint32_t FirstBytes(uint32_t hi, uint32_t lo) { return JoinNibbles(hi, lo); }
+__device__ inline uint32_t SecondBytes(uint32_t hi, uint32_t lo) { return JoinNibbles(hi << 4, lo >> 4); }
 // Codes of 8 bits minus 128, exact: 0x6400 | b is 1024 + b in binary16.
 __device__ inline Fragment FromBytes(uint32_t hi, uint32_t lo) {
-  const uint32_t first = JoinNibbles(hi, lo), second = JoinNibbles(hi << 4, lo >> 4);
+  const uint32_t first = FirstBytes(hi, lo), second = SecondBytes(hi, lo);
   constexpr uint32_t kMagic = 0x64646464u, kOffset = 0x64806480u;  // 1024 + 128
   return {{SubHalves(__byte_perm(first, kMagic, 0x4240), kOffset),
            SubHalves(__byte_perm(first, kMagic, 0x4341), kOffset),
@@ -63,11 +66,17 @@ __device__ inline Fragment FromBiasedHi(uint32_t hi) {
   const auto based = [](uint32_t value) { return Based<0x01e001e0u, 0x60006000u>(value); };
   return {{based(hi << 1), based(hi >> 7), based(hi << 5), based(hi >> 3)}};
 }
+
+// Codes of 4 bits: words of rows g and g + 8 of two steps, of which what follows takes the first (0) or second.
+struct RowWords {
+  uint32_t g, g8;
+};
 // Nibbles at bits 4 to 7 of the mantissa of `base`.
-template <uint32_t kBase>
-__device__ inline Fragment BasedNibbles(uint32_t hi) {
-  const auto based = [](uint32_t value) { return Based<0x00f000f0u, kBase>(value); };
-  return {{based(hi), based(hi >> 8), based(hi << 4), based(hi >> 4)}};
+template <int kOf, uint32_t kBase>
+__device__ inline Fragment BasedNibbles(RowWords hi) {
+  const auto first = [](uint32_t word) { return Based<0x00f000f0u, kBase>(kOf == 0 ? word : word >> 8); };
+  const auto second = [](uint32_t word) { return Based<0x00f000f0u, kBase>(kOf == 0 ? word << 4 : word >> 4); };
+  return {{first(hi.g), first(hi.g8), second(hi.g), second(hi.g8)}};
 }
 __device__ inline Fragment Less(const Fragment& from, uint32_t each) {
   return {{SubHalves(from.r[0], each), SubHalves(from.r[1], each), SubHalves(from.r[2], each), SubHalves(from.r[3], each)}};
@@ -76,19 +85,29 @@ __device__ inline Fragment Less(const Fragment& from, uint32_t each) {
 __device__ inline Fragment FromHiPlane(uint32_t hi) { return Less(FromBiasedHi(hi), 0x60f160f1u); }  // 632.5
 // n - 8 and n, exact.
 inline constexpr uint32_t kEightOfNibbles = 0x54805480u, kZeroOfNibbles = 0x54005400u;  // 72 and 64
-__device__ inline Fragment FromNibbles(uint32_t hi, uint32_t than) { return Less(BasedNibbles<0x54005400u>(hi), than); }
+template <int kOf>
+__device__ inline Fragment FromNibbles(RowWords hi, uint32_t than) { return Less(BasedNibbles<kOf, 0x54005400u>(hi), than); }
 
 // Twice an E2M1: its exponent and mantissa are a binary16's, 2^14 times too small.
-__device__ inline Fragment FromE2M1(uint32_t hi) {
-  const auto value = [](uint32_t top) {
-    return MulHalves((top & 0x80008000u) | (top >> 3 & 0x0e000e00u), 0x78007800u);  // * 2^15
-  };
-  return {{value(hi << 8), value(hi), value(hi << 12), value(hi << 4)}};
+__device__ inline uint32_t SmallE2M1(uint32_t top) { return (top & 0x80008000u) | (top >> 3 & 0x0e000e00u); }
+template <int kOf>
+__device__ inline Fragment SmallE2M1(RowWords hi) {
+  const auto first = [](uint32_t word) { return SmallE2M1(kOf == 0 ? word << 8 : word); };
+  const auto second = [](uint32_t word) { return SmallE2M1(kOf == 0 ? word << 12 : word << 4); };
+  return {{first(hi.g), first(hi.g8), second(hi.g), second(hi.g8)}};
+}
+template <int kOf>
+__device__ inline Fragment FromE2M1(RowWords hi) {
+  const Fragment small = SmallE2M1<kOf>(hi);
+  constexpr uint32_t kBy = 0x78007800u;  // 2^15
+  return {{MulHalves(small.r[0], kBy), MulHalves(small.r[1], kBy), MulHalves(small.r[2], kBy), MulHalves(small.r[3], kBy)}};
 }
 
 __device__ inline uint32_t Word(const uint4& vector, int i) {
   return i == 0 ? vector.x : i == 1 ? vector.y : i == 2 ? vector.z : vector.w;
 }
+// Of 32 columns, the first or second of a tile.
+__device__ inline RowWords BlockWords(const uint4& vector, int block) { return {Word(vector, 2 * block), Word(vector, 2 * block + 1)}; }
 
 // c += a b: a 16 by 16 row-major, b 16 by 8 column-major (two registers), c (g; 2t, 2t + 1), (g + 8; 2t, 2t + 1).
 __device__ inline void Mma(float (&c)[4], const Fragment& a, uint32_t b0, uint32_t b1) {

@@ -157,20 +157,18 @@ struct Met {
   }
 };
 
-// Codes times activations of 32 columns, of rows lane / 4 ([0]) and that + 8 ([2]), over the unit of codes. first, second: of 16 columns each.
+// Codes times activations of 32 columns, of rows lane / 4 ([0]) and that + 8 ([2]), over the unit of codes.
 template <Packing kPacking>
-__device__ inline void AddBlock(uint32_t first, uint32_t second, const uint4& x, float (&c)[4]) {
+__device__ inline void AddBlock(RowWords words, const uint4& x, float (&c)[4]) {
   if constexpr (kPacking == Packing::kMxfp4) {
-    const auto value = [](uint32_t top) { return (top & 0x80008000u) | (top >> 3 & 0x0e000e00u); };
-    const auto codes = [value](uint32_t word) { return Fragment{{value(word << 8), value(word), value(word << 12), value(word << 4)}}; };
-    Mma(c, codes(first), x.x, x.y);
-    Mma(c, codes(second), x.z, x.w);
+    Mma(c, SmallE2M1<0>(words), x.x, x.y);
+    Mma(c, SmallE2M1<1>(words), x.z, x.w);
   } else {
     // Nibbles as they lie: the high ones, of columns 0 to 7 of 16, are 16 times as much, so they go together, and the low ones.
     constexpr uint32_t kHigh = 0x00f000f0u, kLow = 0x000f000fu;
     float high[4] = {};
-    Mma(high, Fragment{{first & kHigh, first >> 8 & kHigh, second & kHigh, second >> 8 & kHigh}}, x.x, x.z);
-    Mma(c, Fragment{{first & kLow, first >> 8 & kLow, second & kLow, second >> 8 & kLow}}, x.y, x.w);
+    Mma(high, Fragment{{words.g & kHigh, words.g8 & kHigh, words.g >> 8 & kHigh, words.g8 >> 8 & kHigh}}, x.x, x.z);
+    Mma(c, Fragment{{words.g & kLow, words.g8 & kLow, words.g >> 8 & kLow, words.g8 >> 8 & kLow}}, x.y, x.w);
     c[0] += high[0] * 0.0625f, c[2] += high[2] * 0.0625f;
   }
 }
@@ -183,7 +181,7 @@ __device__ inline void AddProduct(const Quad<kPacking>& quad, int tile, const Me
 #pragma unroll
   for (int b = 0; b < 2; ++b) {
     float c[4] = {};
-    AddBlock<kPacking>(Word(quad.codes[tile], 2 * b), Word(quad.codes[tile], 2 * b + 1), met.x[b], c);
+    AddBlock<kPacking>(BlockWords(quad.codes[tile], b), met.x[b], c);
     const float of_block = b == 0 ? met.sums.x : met.sums.y;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

@@ -55,7 +55,8 @@ cudaError_t StartPrefill(Packing packing, const PrefillArgs& args, int multiproc
     case Packing::kMxfp4: return StartPrefill<Packing::kMxfp4, kEpilogue>(args, multiprocessors, stream);
     case Packing::kHalf: return StartPrefill<Packing::kHalf, kEpilogue>(args, multiprocessors, stream);
     case Packing::kF32:
-    case Packing::kHiPlane: break;
+    case Packing::kHiPlane:
+    case Packing::kBothPlanes: break;
   }
   return cudaErrorNotSupported;
 }

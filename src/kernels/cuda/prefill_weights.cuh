@@ -44,14 +44,15 @@ struct TileWords {
   template <int kStep, bool kHi>
   __device__ Fragment Step() const {
     Fragment codes;
+    const RowWords words = BlockWords(hi, kStep / 2);
     if constexpr (kPacking == Packing::kPlanes8 && kHi) {
       codes = FromHiPlane(Word(hi, kStep));
     } else if constexpr (HasLoPlane(kPacking)) {
       codes = FromBytes(Word(hi, kStep), Word(lo, kStep));
     } else if constexpr (kPacking == Packing::kMxfp4) {
-      codes = FromE2M1(Word(hi, kStep));
+      codes = FromE2M1<kStep % 2>(words);
     } else {
-      codes = FromNibbles(Word(hi, kStep), kPacking == Packing::kNibble ? kEightOfNibbles : kZeroOfNibbles);
+      codes = FromNibbles<kStep % 2>(words, kPacking == Packing::kNibble ? kEightOfNibbles : kZeroOfNibbles);
     }
     if constexpr (kPacking == Packing::kNibbleMin || kPacking == Packing::kByteMin) {
       // In floats: what is near zero is a difference of larger numbers.

@@ -28,7 +28,7 @@ struct ExpertsArgs {
 template <Packing kUp, Packing kDown>
 inline constexpr int kPlaceBytes = std::max(kStageBytes<kUp, true>, kStageBytes<kDown, true>);
 
-// Whether a launch may turn out to read hi planes alone.
+// Whether a launch may turn out to read hi planes alone, or both everywhere.
 template <Packing kUp, Packing kDown>
 inline constexpr bool kOnlyHi = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8;
 
@@ -51,6 +51,13 @@ struct ExpertsWork {
     }
     down.SetCut(up.item_count, cuts.down_way(), cuts.alone(), light);
     down.before = up.cut.units;
+  }
+  // As another's, of the same tiles.
+  template <Packing kOtherUp, Packing kOtherDown>
+  __device__ void CutAs(const ExpertsWork<kOtherUp, kOtherDown, NT>& other) {
+    static_assert(kPlaceBytes<kUp, kDown> == kPlaceBytes<kOtherUp, kOtherDown> && kUp != Packing::kHiPlane && kOtherUp != Packing::kHiPlane);
+    up.item_count = down.item_count = other.up.item_count;
+    up.cut = other.up.cut, down.cut = other.down.cut, down.before = other.down.before;
   }
   static __device__ ExpertCuts CutsFor(const ExpertsArgs& args, int item_count) {
     return {args.cuts[kUp == Packing::kHiPlane ? 1 : 0][min(item_count, kCutItems - 1)]};
@@ -162,7 +169,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   __shared__ BlockBarriers barriers;
   __shared__ int32_t item_count;
   __shared__ uint64_t launch_number;
-  __shared__ bool all_hi;
+  __shared__ bool all_hi, all_both;
   __shared__ int32_t stages_tried;
   __shared__ Item nothing[kTileWarps];
   const int warp = WarpNumber(), lane = static_cast<int>(threadIdx.x % 32), kept = args.up.kept;
@@ -209,14 +216,15 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   if (kPasses) make_cuts(&work, kept);  // few slots are mostly an item each: cut for that while there is time
   if (warp == 0) {
     constexpr bool kPlanes = kUp == Packing::kPlanes8;
-    bool some_lo = false;
+    bool some_lo = false, some_hi = false;
     int made = 0;
 #pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {
       if (pass > 0 && !picked) WaitForBefore(), LetNextStart();
-      made = picked ? TakePicks<kPlanes>(args.up, number, pass == 0, items, &some_lo) : MakeItems<8 * NT, kPlanes, kGuesses>(args.up, pass == 0, args.guessed, items, &some_lo);
+      made = picked ? TakePicks<kPlanes>(args.up, number, pass == 0, items, &some_lo, &some_hi)
+                    : MakeItems<8 * NT, kPlanes, kGuesses>(args.up, pass == 0, args.guessed, items, &some_lo, &some_hi);
     }
-    if (lane == 0) item_count = made, all_hi = args.may_read_hi && !some_lo;
+    if (lane == 0) item_count = made, all_hi = args.may_read_hi && !some_lo, all_both = !some_hi;
   } else {
     if (!picked) WaitForBefore(), LetNextStart();
     if (kPasses && warp == 1 && lane == 0) launch_number = picked ? number : __ldcg(args.up.passed) + 1;
@@ -236,6 +244,13 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
     }
   }
   if (!kPasses || item_count != kept) make_cuts(&work, item_count);
+  if constexpr (kOnlyHi<kUp, kDown>) {
+    if (all_both) {  // as native weights: shorter code
+      ExpertsWork<Packing::kBothPlanes, Packing::kBothPlanes, NT> of_both(args, items);
+      of_both.CutAs(work);
+      return DoExperts<kPasses, false>(args, of_both, places, 0);
+    }
+  }
   DoExperts<kPasses, kGuesses>(args, work, places, kGuesses ? stages_tried : 0);
 #endif
 }

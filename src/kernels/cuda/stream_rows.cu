@@ -226,7 +226,7 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   args.up.rows_place = args.down.rows_place = place;
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
   const dim3 grid(static_cast<unsigned>(blocks));
-  if constexpr (NT == 1 && !kPasses) {
+  if constexpr (NT == 1 && !kPasses && kUp != Packing::kPlanes8) {
     if (args.distinct_before != nullptr && !args.may_read_hi) {
       const int way = ExpertCuts{args.cuts[0][std::min(args.experts, kCutItems - 1)]}.up_way(), of_item = UnitsOf(args.up.matrix_rows, kMostTiles - way);
       args.guessed = static_cast<int16_t>(std::min({(blocks + of_item - 1) / of_item, args.experts, kMostFixed}));
@@ -328,9 +328,15 @@ bool ExpertsOfStreamedRows(const ExpertFfnLaunch& l, SlotSums* sums, cudaStream_
   up.passed = down.passed = l.passed, up.picked = l.picked;
   const bool passes = Passes(l);
   const bool many = kept > 5 * l.experts;  // many of an expert's rows would come in two items of 8
-  const auto launch = [&]<Packing kUp, Packing kDown>() {
+  const auto launch_as = [&]<Packing kUp, Packing kDown>() {
     if (many) return LaunchExperts<kUp, kDown, 2, false>(both, stream);
     return passes ? LaunchExperts<kUp, kDown, 1, true>(both, stream) : LaunchExperts<kUp, kDown, 1, false>(both, stream);
+  };
+  const auto launch = [&]<Packing kUp, Packing kDown>() {
+    if constexpr (kUp == Packing::kPlanes8) {
+      if (!l.may_read_hi) return launch_as.template operator()<Packing::kBothPlanes, Packing::kBothPlanes>();
+    }
+    return launch_as.template operator()<kUp, kDown>();
   };
   bool done = false;
   if (l.gate_packing == l.down_packing) {

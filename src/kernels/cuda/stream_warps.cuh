@@ -6,6 +6,7 @@
 #include "kernels/cuda/shared.cuh"
 #include "kernels/cuda/stream_work.cuh"
 #include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/whole_product.cuh"
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 namespace thermoe::cuda {
@@ -94,8 +95,9 @@ struct Claims {
 // Claim k, by the other warps.
 __device__ inline int Claimed(BlockBarriers* b, int k) {
   if (k == 0) return static_cast<int>(blockIdx.x);
-  BarrierWait(&b->claimed[k % kUnitsAhead], (k / kUnitsAhead % 2) ^ (k % kUnitsAhead == 0 ? 1 : 0));  // the first of all is not told
-  return b->claims[k % kUnitsAhead];
+  const unsigned place = static_cast<unsigned>(k) % kUnitsAhead, round = static_cast<unsigned>(k) / kUnitsAhead;
+  BarrierWait(&b->claimed[place], (round ^ (place == 0 ? 1u : 0u)) % 2);  // the first of all is not told
+  return b->claims[place];
 }
 
 // Position in a ring of `size`: the place, and how often it has been round.
@@ -209,6 +211,37 @@ __device__ inline bool UnitsDone(const uint32_t* of_item, uint32_t all) {
   return true;
 }
 
+// Rows of an item are multiplied as whole numbers where they are few and all read the same planes (of few slots some of which read one, registers do not suffice): of 1 and
+// 2 rows 0 and 1; otherwise -1.
+template <bool kPasses, Packing kPacking, int NT, Stage kStage>
+inline constexpr bool kMayBeWhole = NT == 1 && kStage != Stage::kLinear && kHasWholeCodes<kPacking> && !(kPasses && kPacking == Packing::kPlanes8);
+template <Packing kPacking>
+__device__ inline int WholeRowsLog(const Item& item) {
+  return item.count > kWholeRows || (kPacking == Packing::kPlanes8 && item.both > 0 && item.both < item.count) ? -1 : item.count - 1;
+}
+
+// An item's rows, a slice of their columns, as whole numbers with their notes, by the warps that multiply: once they are there and before they are multiplied.
+template <Packing kPacking>
+__device__ void MakeWhole(std::byte* rows, int row_bytes, const Item& item, int columns, int warp) {
+  const int pieces = columns / 8, lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll 1
+  for (int row = 0; row < item.count; ++row, rows += row_bytes) {
+#pragma unroll 1
+    for (int first = 32 * warp; first < pieces; first += 32 * kWarps) {
+      const int piece = first + lane;
+      auto* place = reinterpret_cast<uint4*>(rows) + min(piece, pieces - 1);
+      WholeNote note;
+      const uint4 bytes = WholeBytes<kPacking>(*place, item.both == 0, &note);
+      if (piece < pieces) {
+        *place = bytes;
+        if (piece % 4 == 0) reinterpret_cast<WholeNote*>(rows + kWholeRows * row_bytes)[piece / 4] = note;
+      }
+    }
+  }
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // copies will take the place
+  MeetMultiplying();
+}
+
 // The rows of a unit, a slice of the columns at a time, by one warp.
 template <Packing kPacking, int NT, Stage kStage>
 __device__ void CopyUnitRows(const Work<kPacking, NT, kStage>& work, const Places& places, int unit, Turn* rows) {
@@ -220,13 +253,11 @@ __device__ void CopyUnitRows(const Work<kPacking, NT, kStage>& work, const Place
 #pragma unroll 1
   for (int begin = 0; begin < args.cols; begin += kSliceCols<NT>) {
     const auto bytes = static_cast<uint32_t>(min(kSliceCols<NT>, args.cols - begin) * static_cast<int>(sizeof(__half)));
+    uint64_t* full = &b.rows_full[rows->at];
     if (rows->again) BarrierWait(&b.rows_empty[rows->at], rows->phase ^ 1);
-    if (lane == 0) ExpectBytes(&b.rows_full[rows->at], bytes * static_cast<uint32_t>(item.count));
+    if (lane == 0) ExpectBytes(full, bytes * static_cast<uint32_t>(item.count));
     __syncwarp();
-    if (lane < item.count) {
-      BulkCopy(places.rows + rows->at * args.rows_place + lane * args.row_bytes, reinterpret_cast<const std::byte*>(args.x + row * args.cols + begin),
-               bytes, &b.rows_full[rows->at]);
-    }
+    if (lane < item.count) BulkCopy(places.rows + rows->at * args.rows_place + lane * args.row_bytes, reinterpret_cast<const std::byte*>(args.x + row * args.cols + begin), bytes, full);
     rows->Next(2);
   }
 }
@@ -280,8 +311,8 @@ __device__ inline void Pass(uint64_t* to, uint64_t number, float value) {
   PutWord(to, number << kNumberShift | __half_as_ushort(SaturatedHalf(value)));
 }
 
-// Columns [first, first + most) of an item's rows as others pass them, to the rows' place, by the warps that multiply.
-__device__ inline void TakePassed(const StreamArgs& args, const Places& places, const Item& item, int first, int most) {
+// Columns [first, first + most) of an item's rows as others pass them, to a place of rows, by the warps that multiply.
+__device__ inline void TakePassed(const StreamArgs& args, const Places& places, const Item& item, int first, int most, std::byte* to) {
   const int pairs = min(most, args.cols - first) / 2;
   MeetMultiplying();  // what was there has been multiplied
 #pragma unroll 1
@@ -293,7 +324,7 @@ __device__ inline void TakePassed(const StreamArgs& args, const Places& places, 
       do {
         asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(low), "=l"(high) : "l"(from + 2 * pair) : "memory");
       } while (low >> kNumberShift != places.number || high >> kNumberShift != places.number);
-      *reinterpret_cast<uint32_t*>(places.rows + row * args.row_bytes + pair * 4) = static_cast<uint32_t>(low & 0xffffu) | static_cast<uint32_t>(high) << 16;
+      *reinterpret_cast<uint32_t*>(to + row * args.row_bytes + pair * 4) = static_cast<uint32_t>(low & 0xffffu) | static_cast<uint32_t>(high) << 16;
     }
   }
   MeetMultiplying();
@@ -309,6 +340,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   using R = Ring<kPacking, false>;
   constexpr int kMats = Work<kPacking, NT, kStage>::kMats;
   constexpr bool kPlanes = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear, kExperts = kStage != Stage::kLinear;
+  constexpr bool kWhole = kMayBeWhole<kPasses, kPacking, NT, kStage>;
   const StreamArgs& args = work.args;
   const Cut cut = work.cut;
   BlockBarriers& b = *places.barriers;
@@ -323,6 +355,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   const std::byte* codes = chunk + tile * R::kCodes + lanes.code;
   const std::byte* lo = chunk + cut.tiles * R::kCodes + tile * R::kLo + lanes.code;
   const std::byte* scales = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales + lanes.scale;
+  const std::byte* records = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales;
   const int next = together * cut.tiles * R::kTile;
   const int slice_steps = kExperts ? kSliceCols<NT> / kTileCols / kTiles >> cut.share_log : cut.steps;
   Turn stage = *stages, rows = *row_places;
@@ -342,20 +375,27 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
 #pragma unroll
     for (int nt = 0; nt < NT; ++nt) row_at[nt] = min(nt * 8 + lane / 4, count - 1) * args.row_bytes + lane % 4 * 16 + own_k * kRowTileBytes;
     float sum[NT][4] = {};
+    const int whole = kWhole && real ? WholeRowsLog<kPacking>(u.item) : -1;
+    const WholeLane whole_lane(max(whole, 0), args.row_bytes, kRowTileBytes << cut.share_log, next, R::kScales / kTileRows);
+    float whole_sum[2] = {};
     const std::byte* x_rows = places.rows;
     int left = args.k_tiles - own_k;  // column tiles from this warp's next to the end
 #pragma unroll 1
     for (int step = 0; step < steps;) {
       const int slice_end = min(steps, step + slice_steps);
       if constexpr (kStage == Stage::kDown && kPasses) {
-        TakePassed(args, places, u.item, step * step_k * kTileCols, kSliceCols<NT>);
-        x_rows = places.rows;
+        TakePassed(args, places, u.item, step * step_k * kTileCols, kSliceCols<NT>, places.rows + rows.at * args.rows_place);
+        x_rows = places.rows + rows.at * args.rows_place;
       } else if constexpr (kExperts) {
         BarrierWait(&b.rows_full[rows.at], rows.phase);
         x_rows = places.rows + rows.at * args.rows_place;
       }
+      if constexpr (kWhole) {
+        if (whole >= 0) MakeWhole<kPacking>(places.rows + rows.at * args.rows_place, args.row_bytes, u.item, min(kSliceCols<NT>, args.cols - step * step_k * kTileCols), warp);
+      }
+      const std::byte* note_rows = x_rows + own_k * kNoteTileBytes;
 #pragma unroll 1
-      for (; step < slice_end; ++step, left -= step_k, x_rows += step_k * kRowTileBytes) {
+      for (; step < slice_end; ++step, left -= step_k, x_rows += step_k * kRowTileBytes, note_rows += step_k * kNoteTileBytes) {
         BarrierWait(&b.full[stage.at], stage.phase);
         const auto multiply = [&](int h, auto&& product) {
           const int from = stage_at + h * next;
@@ -380,7 +420,34 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
             Multiply<kPacking, kHi, NT>(ReadTile<kPacking, kHi>(codes + from, lo + from, scales + from), x, sum, groups);
           });
         };
-        if (kPlanes && both == 0) {
+        const auto multiply_whole = [&]<bool kBoth, int kRows>() {
+          constexpr int kGroup = kRows == 1 ? 2 : 1;  // tiles
+          static_assert(kTiles % kGroup == 0);
+          const int own = own_k * kRowTileBytes, x_next = kRowTileBytes << cut.share_log;
+          const auto group = [&](int h, int there) {
+            const int from = stage_at + h * next;
+            MultiplyWhole<kPacking, kBoth, kGroup>(codes + from, lo + from, records + from + whole_lane.record, next, x_rows + own + h * x_next + whole_lane.x,
+                                                 note_rows + h * x_next / 4 + whole_lane.note, whole_lane, there, whole_sum);
+          };
+          if (left > (kTiles - 1) << cut.share_log) {
+#pragma unroll
+            for (int h = 0; h < kTiles; h += kGroup) group(h, kGroup);
+          } else {
+#pragma unroll 1
+            for (int h = 0; h < kTiles && left > h << cut.share_log; h += kGroup) group(h, left > (h + kGroup - 1) << cut.share_log ? kGroup : 1);
+          }
+        };
+        const auto multiply_rows = [&]<bool kBoth>() {
+          if (whole == 0) multiply_whole.template operator()<kBoth, 1>();
+          else multiply_whole.template operator()<kBoth, 2>();
+        };
+        if (kWhole && whole >= 0) {
+          if constexpr (kWhole) {
+            constexpr bool kBoth = HasLoPlane(kPacking);
+            if (kPlanes && both == 0) multiply_rows.template operator()<false>();
+            else multiply_rows.template operator()<kBoth>();
+          }
+        } else if (kPlanes && both == 0) {
           multiply_tiles.template operator()<kPlanes>();
         } else if (kPlanes && both < count) {
           multiply_all([&](int from, const uint4(&x)[2][NT]) {
@@ -405,24 +472,31 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
       if (nt >= groups) break;
       const auto meet = [&] { asm volatile("bar.sync %0, %1;" ::"r"(1 + tile), "r"(32 * together) : "memory"); };
       meet();  // those before have been added
+      if (kWhole && whole >= 0) {
+        PutWholeSums(whole, whole_sum, places.partial + warp * 4 * 32);
+      } else {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) places.partial[(warp * 4 + i) * 32 + lane] = sum[nt][i];
+        for (int i = 0; i < 4; ++i) places.partial[(warp * 4 + i) * 32 + lane] = sum[nt][i];
+      }
       meet();
       const int columns = real ? min(count - nt * 8, 8) : 1;
 #pragma unroll 1
       for (int value = part * 32 + lane; value < kTileRows * columns; value += 32 * together) {
-        const int in_tile = value % kTileRows, in_group = value / kTileRows;
-        const float* parts = places.partial + ((warp - part) * 4 + in_tile / 8 * 2 + in_group % 2) * 32 + in_tile % 8 * 4 + in_group / 2;
+        const unsigned in_tile = static_cast<unsigned>(value) % kTileRows, in_group = static_cast<unsigned>(value) / kTileRows;
+        const float* parts = places.partial + (warp - part) * 128 + (in_tile / 8 * 2 + in_group % 2) * 32 + in_tile % 8 * 4 + in_group / 2;
         float total[kMats];
 #pragma unroll
         for (int j = 0; j < kMats; ++j) {
-          total[j] = parts[j * cut.share * 4 * 32];
+          const float* of_matrix = parts + (j << cut.share_log) * 4 * 32;
+          total[j] = of_matrix[0];
 #pragma unroll
-          for (int s = 1; s < kWarps / kMats; ++s) {
-            if (s < cut.share) total[j] += parts[(j * cut.share + s) * 4 * 32];
+          for (int first = 1; first < kWarps / kMats; first *= 2) {
+            if (first >= cut.share) break;
+#pragma unroll
+            for (int share = first; share < 2 * first; ++share) total[j] += of_matrix[share * 4 * 32];
           }
         }
-        const int row = (u.tile + tile) * kTileRows + in_tile, column = nt * 8 + in_group;
+        const int row = (u.tile + tile) * kTileRows + static_cast<int>(in_tile), column = nt * 8 + static_cast<int>(in_group);
         if (row >= u.m[0].rows || !real) continue;
         if constexpr (kPacking == Packing::kHalf) {
 #pragma unroll

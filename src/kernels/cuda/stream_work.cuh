@@ -98,7 +98,7 @@ struct ItemPlaces {
 // Jobs as items of at most kMost rows each, by one warp. An expert's job for the hi plane follows that for both. dry: there are none; for nothing but the code.
 // fixed: experts whose first items go where their numbers say, at most kMostFixed; only where each has one job, by rising numbers. Too few jobs: none.
 template <int kMost, bool kPlanes, bool kFixes>
-__device__ int MakeItems(const StreamArgs& args, bool dry, int fixed, Item* items, bool* some_lo) {
+__device__ int MakeItems(const StreamArgs& args, bool dry, int fixed, Item* items, bool* some_lo, bool* some_hi) {
   const int lane = static_cast<int>(threadIdx.x % 32), room = dry ? 0 : args.most_jobs, jobs = dry ? 0 : min(__ldcg(args.job_count), room);
   const auto of_hi = [](const int4& job) { return kPlanes && static_cast<Planes>(job.y & 255) == Planes::kHi; };
   int made = 0, begin = 0, last = -1;  // last: the expert of the job before the round's first
@@ -138,13 +138,14 @@ __device__ int MakeItems(const StreamArgs& args, bool dry, int fixed, Item* item
     places.fixed_before += __popc(fixed_lanes);
     made += __shfl_sync(kAllLanes, upto, 31);
     *some_lo = *some_lo || __any_sync(kAllLanes, both > 0);
+    if (kPlanes) *some_hi = *some_hi || __any_sync(kAllLanes, of_hi(job));
   } while (begin < jobs);
   return made;
 }
 
 // One row's picks as items, by one warp, as they come. dry: waits for none and leaves nothing.
 template <bool kPlanes>
-__device__ int TakePicks(const StreamArgs& args, uint64_t number, bool dry, Item* items, bool* some_lo) {
+__device__ int TakePicks(const StreamArgs& args, uint64_t number, bool dry, Item* items, bool* some_lo, bool* some_hi) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   uint64_t word;
   do {
@@ -154,7 +155,7 @@ __device__ int TakePicks(const StreamArgs& args, uint64_t number, bool dry, Item
   const bool there = !dry && lane < args.kept && pick != static_cast<int32_t>(kNoPick), hi = kPlanes && pick % 2 == 1;
   const uint32_t all = __ballot_sync(kAllLanes, there);
   if (there) items[__popc(all & ((1u << lane) - 1))] = {pick / 2, lane, hi ? 0 : 1, 1};
-  *some_lo = __any_sync(kAllLanes, there && !hi);
+  *some_lo = __any_sync(kAllLanes, there && !hi), *some_hi = __any_sync(kAllLanes, there && hi);
   return __popc(all);
 }
 

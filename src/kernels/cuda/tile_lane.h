@@ -119,12 +119,12 @@ constexpr PackedLane PackLane(const SourceRows& from, int64_t first_row, int64_t
       const auto s = static_cast<int>(col % kWeights / kQuantBlock), j = static_cast<int>(col % kQuantBlock);
       a[i] = real ? TileCode<kType>(block_of(row, col), lo, s, j) : kZero;
     }
-    for (int byte = 0; byte < 4; ++byte) {
-      const int p = byte / 2 + byte % 2 * 2;  // 0, 2, 1, 3
-      const uint32_t first = a[p], second = a[4 + p];
+    for (int i = 0; i < 4; ++i) {
+      const int word = kBytePlanes ? step : step / 2 * 2 + i / 2, shift = 8 * (i % 2 * 2 + (kBytePlanes ? i / 2 : step % 2));
+      const uint32_t first = a[i], second = a[4 + i];
       const uint32_t high = kBytePlanes ? (first & 0xf0u) | second >> 4 : first << 4 | second;
-      out.hi[step] |= high << (8 * byte);
-      if (kBytePlanes) out.lo[step] |= ((first & 15u) | (second & 15u) << 4) << (8 * byte);
+      out.hi[word] |= high << shift;
+      if (kBytePlanes) out.lo[word] |= ((first & 15u) | (second & 15u) << 4) << shift;
     }
   }
   const int64_t row = first_row + lane;

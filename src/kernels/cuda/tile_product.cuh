@@ -116,16 +116,16 @@ __device__ __forceinline__ void Multiply(const Loaded<kPacking>& tile, const uin
     const Fragment ones = {{kOne, kOne, kOne, kOne}};
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
-      Fragment a[2];
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        const uint32_t hi = Word(tile.codes[0], 2 * b + s);
-        if constexpr (kPacking == Packing::kHiPlane || (kPacking == Packing::kPlanes8 && kHi)) a[s] = FromHiPlane(hi);
-        else if constexpr (kPacking == Packing::kNibble) a[s] = FromNibbles(hi, kEightOfNibbles);
-        else if constexpr (kPacking == Packing::kNibbleMin) a[s] = FromNibbles(hi, kZeroOfNibbles);
-        else if constexpr (kPacking == Packing::kMxfp4) a[s] = FromE2M1(hi);
-        else a[s] = FromBytes(hi, Word(tile.codes[1 % Loaded<kPacking>::kWords], 2 * b + s));
-      }
+      const auto fragment = [&]<int kOf>() {
+        const RowWords words = BlockWords(tile.codes[0], b);
+        const uint32_t hi = Word(tile.codes[0], 2 * b + kOf);
+        if constexpr (kPacking == Packing::kHiPlane || (kPacking == Packing::kPlanes8 && kHi)) return FromHiPlane(hi);
+        else if constexpr (kPacking == Packing::kNibble) return FromNibbles<kOf>(words, kEightOfNibbles);
+        else if constexpr (kPacking == Packing::kNibbleMin) return FromNibbles<kOf>(words, kZeroOfNibbles);
+        else if constexpr (kPacking == Packing::kMxfp4) return FromE2M1<kOf>(words);
+        else return FromBytes(hi, Word(tile.codes[1 % Loaded<kPacking>::kWords], 2 * b + kOf));
+      };
+      const Fragment a[2] = {fragment.template operator()<0>(), fragment.template operator()<1>()};
 #pragma unroll
       for (int nt = 0; nt < NT; ++nt) {
         if (nt > 0 && nt >= groups) break;
@@ -194,7 +194,8 @@ bool ByPacking(Packing packing, Launch&& launch) {
     case Packing::kMxfp4: return launch.template operator()<Packing::kMxfp4>();
     case Packing::kHalf: return launch.template operator()<Packing::kHalf>();
     case Packing::kF32:
-    case Packing::kHiPlane: break;
+    case Packing::kHiPlane:
+    case Packing::kBothPlanes: break;
   }
   return false;
 }

@@ -71,7 +71,8 @@ cudaError_t Unpack(std::span<const UnpackedPart> parts, std::byte* to, bool wait
     case Packing::kMxfp4: return Start<Packing::kMxfp4>(args, groups, stream);
     case Packing::kHalf: return Start<Packing::kHalf>(args, groups, stream);
     case Packing::kF32:
-    case Packing::kHiPlane: break;
+    case Packing::kHiPlane:
+    case Packing::kBothPlanes: break;
   }
   return cudaErrorNotSupported;
 }

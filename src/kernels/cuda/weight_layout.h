@@ -10,10 +10,12 @@
 // 16 s + 2 t + 8 + {0, 1}, t = l % 4: eight weights a0..a7 = (g; 0, 1), (g + 8; 0, 1), (g; 8, 9), (g + 8; 8, 9), as
 // mma.m16n8k16 and wgmma want them.
 //
-//   4 bits   16 bytes a lane and tile, 4 a step: the high half of byte j is a[p(j)], the low half a[4 + p(j)],
-//            p = 0, 2, 1, 3
-//   8 bits   plus 128, as two planes of 4 bits. hi: as above. lo: the low half of byte j is a[p(j)], the high half
-//            a[4 + p(j)], so that (hi & 0xf0f0f0f0) | (lo & 0x0f0f0f0f) is four whole codes
+//   4 bits   16 bytes a lane and tile: of steps 0 and 1 a word of row g and one of row g + 8, then of steps 2 and 3. Of row g
+//            the high half of byte 2 c + s is a[c] of step s of the two, the low half a[4 + c]; of row g + 8 a[2 + c] and
+//            a[6 + c]. So a word's bytes are of one row, as mma.m16n8k32 wants them, and every second byte of one step
+//   8 bits   plus 128, as two planes of 4 bits, 4 bytes a step (so that prefill makes halves of them step by step). hi: the high
+//            half of byte j is a[p(j)], the low half a[4 + p(j)], p = 0, 2, 1, 3. lo: the halves of a byte the other way
+//            round, so that (hi & 0xf0f0f0f0) | (lo & 0x0f0f0f0f) is four whole codes
 //   halves   64 bytes a lane and tile: a0..a7 of step 0 for all lanes, then of step 1, ...
 //   scales   of a tile together, row 0 of the tile first, as Packing says
 //
@@ -40,6 +42,7 @@ enum class Packing : uint8_t {
   kHalf,       // binary16, times a power of two of the row: one float a row of the whole matrix. BF16, F16
   kF32,        // floats, rows one after the other, nothing filled up: for what is small (the router's gate)
   kHiPlane,    // no type's: what kernels take kPlanes8 as where nobody reads lo planes
+  kBothPlanes,  // no type's: or where everybody does
 };
 
 inline constexpr int kTileRows = 16;
@@ -72,6 +75,7 @@ constexpr int ScaleTileBytes(Packing packing) {
   switch (packing) {
     case Packing::kPlanes8:
     case Packing::kHiPlane:
+    case Packing::kBothPlanes:
     case Packing::kNibble:
     case Packing::kMxfp4: return kTileRows * 4;
     case Packing::kNibbleMin:
@@ -81,7 +85,7 @@ constexpr int ScaleTileBytes(Packing packing) {
   }
 }
 constexpr bool HasLoPlane(Packing packing) {
-  return packing == Packing::kPlanes8 || packing == Packing::kByteMin || packing == Packing::kByte16;
+  return packing == Packing::kPlanes8 || packing == Packing::kBothPlanes || packing == Packing::kByteMin || packing == Packing::kByte16;
 }
 constexpr bool MoreThanFourBits(Packing packing) { return HasLoPlane(packing) || packing == Packing::kHalf; }
 constexpr int CodeTileBytes(Packing packing) { return packing == Packing::kHalf ? kHalfTileBytes : kPlaneTileBytes; }

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// Experts of one or two rows, which are multiplied as whole numbers (whole_product.cuh), beside those of three, which are multiplied as halves, and what double arithmetic gives.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <memory>
+
+#include "kernels/cuda/rows.h"
+#include "kernels/cuda/stream_rows.h"
+#include "kernels/on_device.h"
+#include "kernels/op_cases.h"
+
+namespace thermoe::cuda {
+namespace {
+
+using kernels::RandomFloats;
+
+class CudaWholeRows : public DeviceTest {};
+
+constexpr int32_t kExperts = 3;
+using Row = std::vector<double>;
+
+// Experts of a type and what one of them makes of a row.
+struct Experts {
+  Experts(Random& random, DType of_type, int32_t of_hidden, int32_t of_width) : type(of_type), hidden(of_hidden), width(of_width) {
+    for (int32_t i = 0; i < 3 * kExperts; ++i) {
+      const int32_t rows = i % 3 < 2 ? width : hidden, cols = i % 3 < 2 ? hidden : width;
+      matrices.push_back(kernels::RandomMatrix(random, type, rows, cols));
+      std::vector<std::byte> bytes(static_cast<size_t>(PackedBytes(type, rows, cols)));
+      Pack(matrices.back()->view, bytes.data());
+      packed.push_back(std::make_unique<OnDevice<std::byte>>(bytes));
+      views[static_cast<size_t>(i % 3)].push_back(View(type, rows, cols, packed.back()->data()));
+    }
+  }
+  Row Product(int32_t matrix, Planes planes, const Row& x) const {
+    const std::vector<double>& values = matrices[static_cast<size_t>(matrix)]->values(planes);
+    Row out(values.size() / x.size());
+    for (size_t r = 0; r < out.size(); ++r) {
+      for (size_t c = 0; c < x.size(); ++c) out[r] += values[r * x.size() + c] * x[c];
+    }
+    return out;
+  }
+  // Of all experts.
+  Row Sum(Planes planes, const Row& x) const {
+    Row sum(static_cast<size_t>(hidden));
+    for (int32_t e = 0; e < kExperts; ++e) {
+      Row inner = Product(3 * e, planes, x);
+      const Row up = Product(3 * e + 1, planes, x);
+      for (size_t i = 0; i < inner.size(); ++i) inner[i] *= up[i] / (1 + std::exp(-inner[i]));
+      const Row out = Product(3 * e + 2, planes, inner);
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += out[i];
+    }
+    return sum;
+  }
+  DType type;
+  int32_t hidden, width;
+  std::vector<std::shared_ptr<kernels::Matrix>> matrices;
+  std::vector<std::unique_ptr<OnDevice<std::byte>>> packed;
+  std::array<std::vector<DeviceMatrix>, 3> views;
+};
+
+// Rows all of which go to all experts, so that an expert has as many as there are.
+std::vector<float> RunExperts(const Experts& experts, Planes planes, const std::vector<float>& rows, cudaStream_t stream) {
+  const auto count = static_cast<int32_t>(rows.size()) / experts.hidden;
+  std::vector<int32_t> expert, order;
+  std::vector<Job> jobs;
+  for (int32_t e = 0; e < kExperts; ++e) {
+    jobs.push_back({e, planes, e * count, count});
+    for (int32_t t = 0; t < count; ++t) order.push_back(t * kExperts + e);
+  }
+  for (int32_t slot = 0; slot < count * kExperts; ++slot) expert.push_back(slot % kExperts);
+  const OnDevice<DeviceMatrix> gates(experts.views[0]), ups(experts.views[1]), downs(experts.views[2]);
+  const OnDevice<float> x(rows), weight(std::vector<float>(expert.size(), 1.0f)), out(std::vector<float>(rows.size(), 0.0f));
+  const OnDevice<std::byte> scratch(static_cast<int64_t>(ExpertFfnScratch(experts.hidden, experts.width, kExperts, count)));
+  const OnDevice<uint32_t> met(std::vector<uint32_t>(kExpertCounters, 0));
+  const OnDevice<int32_t> on_device_expert(expert), on_device_order(order), job_count(std::vector<int32_t>{kExperts});
+  const OnDevice<Job> on_device_jobs(jobs);
+  ExpertFfnLaunch l;
+  l.gate = gates.data(), l.up = ups.data(), l.down = downs.data(), l.gate_packing = l.up_packing = l.down_packing = PackingOf(experts.type);
+  l.may_read_hi = experts.type == DType::kNested8;
+  l.experts = kExperts, l.hidden = experts.hidden, l.width = experts.width, l.slots = kExperts, l.rows = count, l.x = x.data(), l.jobs = on_device_jobs.data();
+  l.job_count = job_count.data(), l.order = on_device_order.data(), l.jobs_room = kExperts, l.order_room = count * kExperts, l.weight = weight.data();
+  l.expert = on_device_expert.data(), l.out = out.data(), l.scratch = scratch.data(), l.met = met.data();
+  SlotSums sums;
+  EXPECT_TRUE(ExpertsOfStreamedRows(l, &sums, stream));
+  AddSlots(sums, out.data(), count, experts.hidden, stream);
+  return out.Read();
+}
+
+// Root of the mean square of what a row is off by, over that of the row.
+double Off(const std::vector<float>& rows, size_t row, const Row& want) {
+  double squares = 0, all = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double off = static_cast<double>(rows[row * want.size() + i]) - want[i];
+    squares += off * off, all += want[i] * want[i];
+  }
+  return std::sqrt(squares / all);
+}
+
+// Of what makes units coarse: in every 32 columns one value 100 times the others, or next to nothing in some; and what units do not touch.
+std::vector<float> RowOf(Random& random, int kind, int32_t columns) {
+  std::vector<float> row = RandomFloats(random, columns);
+  for (int32_t c = 0; c < columns; ++c) {
+    float& value = row[static_cast<size_t>(c)];
+    if (kind == 1) value *= c % 32 == c / 32 % 32 ? 2.0f : 0.02f;
+    if (kind == 2) value *= c / 32 % 3 == 0 ? 1e-6f : c / 32 % 3 == 1 ? 0.0f : 2.0f;
+    value = HalfToFloat(FloatToHalf(value));
+  }
+  return row;
+}
+
+TEST_F(CudaWholeRows, AreAsCloseAsHalves) {
+  if (devices_.front().capability != 90) GTEST_SKIP() << "experts of streamed rows are Hopper's alone";
+  Random random(31);
+  struct Case {
+    DType type;
+    Planes planes;
+  };
+  for (const Case& c : {Case{DType::kNested8, Planes::kBoth}, Case{DType::kNested8, Planes::kHi}, Case{DType::kQ8_0, Planes::kBoth}, Case{DType::kQ4_0, Planes::kBoth},
+                        Case{DType::kQ4K, Planes::kBoth}}) {
+    // Column tiles by twos and by fours in a stage, some of them without a partner.
+    for (const auto& [hidden, width] : {std::pair{768, 512}, {1280, 256}, {2304, 768}}) {
+      if (!share_.Takes()) continue;
+      const Experts experts(random, c.type, hidden, width);
+      for (int kind = 0; kind < 3; ++kind) {
+        const std::string what = std::string(TraitsOf(c.type).name) + (c.planes == Planes::kHi ? " hi, " : ", ") + std::to_string(hidden) + " x " + std::to_string(width) + ", kind " + std::to_string(kind);
+        const std::vector<float> row = RowOf(random, kind, hidden);
+        std::vector<float> two = row, three;
+        for (const float value : row) two.push_back(-0.5f * value);
+        three = two;
+        three.insert(three.end(), row.begin(), row.end());
+        const Row want = experts.Sum(c.planes, Row(row.begin(), row.end())), other = experts.Sum(c.planes, Row(two.begin() + hidden, two.end()));
+        const std::vector<float> alone = RunExperts(experts, c.planes, row, stream_), of_two = RunExperts(experts, c.planes, two, stream_), halves = RunExperts(experts, c.planes, three, stream_);
+        // The halves' own is what inner values lose as halves; a whole number's unit is 2^-13 of the greatest, as large as that loss where this is 100 times the others.
+        const double most = (kind == 1 ? 4 : 1.5) * std::max(Off(halves, 0, want), Off(halves, 1, other));
+        ASSERT_GT(most, 0) << what;
+        ASSERT_LT(most, 3e-3) << what;
+        EXPECT_LE(Off(alone, 0, want), most) << what;
+        EXPECT_LE(Off(of_two, 0, want), most) << what;
+        EXPECT_LE(Off(of_two, 1, other), most) << what;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace thermoe::cuda
