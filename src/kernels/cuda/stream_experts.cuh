@@ -30,7 +30,7 @@ inline constexpr int kPlaceBytes = std::max(kStageBytes<kUp, true>, kStageBytes<
 
 // Whether a launch may turn out to read hi planes alone, or both everywhere.
 template <Packing kUp, Packing kDown>
-inline constexpr bool kOnlyHi = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8;
+inline constexpr bool kMayAgree = kUp == Packing::kPlanes8 && kDown == Packing::kPlanes8;
 
 // What a block has to do of both products.
 template <Packing kUp, Packing kDown, int NT>
@@ -52,10 +52,10 @@ struct ExpertsWork {
     down.SetCut(up.item_count, cuts.down_way(), cuts.alone(), light);
     down.before = up.cut.units;
   }
-  // As another's, of the same tiles.
+  // As another's, of stages of as many tiles.
   template <Packing kOtherUp, Packing kOtherDown>
   __device__ void CutAs(const ExpertsWork<kOtherUp, kOtherDown, NT>& other) {
-    static_assert(kPlaceBytes<kUp, kDown> == kPlaceBytes<kOtherUp, kOtherDown> && kUp != Packing::kHiPlane && kOtherUp != Packing::kHiPlane);
+    static_assert(kDepth<kUp, true> == kDepth<kOtherUp, true> && kDepth<kDown, true> == kDepth<kOtherDown, true>);
     up.item_count = down.item_count = other.up.item_count;
     up.cut = other.up.cut, down.cut = other.down.cut, down.before = other.down.before;
   }
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
       __syncthreads();
       dry = false, of_hi = all_hi, count = item_count;
     };
-    if constexpr (kOnlyHi<kUp, kDown>) {
+    if constexpr (kMayAgree<kUp, kDown>) {
 #pragma unroll 1
       while (of_hi) {
         copy.template operator()<Packing::kHiPlane, Packing::kHiPlane>();
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
   __syncthreads();
   if (picked) LetNextStart();
   if (kPasses) places.number = launch_number;
-  if constexpr (kOnlyHi<kUp, kDown>) {
+  if constexpr (kMayAgree<kUp, kDown>) {
     if (all_hi) {
       ExpertsWork<Packing::kHiPlane, Packing::kHiPlane, NT> of_hi(args, items);
       make_cuts(&of_hi, item_count);
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, 1) ExpertsKernel(const __grid_consta
     }
   }
   if (!kPasses || item_count != kept) make_cuts(&work, item_count);
-  if constexpr (kOnlyHi<kUp, kDown>) {
+  if constexpr (kMayAgree<kUp, kDown>) {
     if (all_both) {  // as native weights: shorter code
       ExpertsWork<Packing::kBothPlanes, Packing::kBothPlanes, NT> of_both(args, items);
       of_both.CutAs(work);

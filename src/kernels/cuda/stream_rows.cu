@@ -2,8 +2,8 @@
 // One block a multiprocessor works through units of up to 128 rows of weights. A few of its warps bring tiles by bulk copies into a ring
 // that runs ahead across the ends of units and kernels, so memory is never idle; the others multiply their tiles of every stage of the
 // ring. Activations are halves in the order of half_rows.cuh in shared memory: of a linear all, of more than 16
-// as many, or all as stream_wide.cuh has them, of experts the rows that a unit meets. An
-// expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
+// as many, or all as stream_wide.cuh has them, of experts the rows that a unit meets, of which one
+// or two are made whole numbers (whole_product.cuh). An expert that some rows want with both planes and others with the hi plane alone is read once. Hopper only (bulk copies).
 #include <array>
 #include <initializer_list>
 
@@ -214,12 +214,12 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   const int blocks = Multiprocessors();
   args.up.blocks = args.down.blocks = Divisor(static_cast<uint32_t>(blocks));
   SetCuts<kUp, kDown, NT, kPasses>(blocks, &args);
-  if constexpr (kOnlyHi<kUp, kDown>) {
+  if constexpr (kMayAgree<kUp, kDown>) {
     if (args.may_read_hi) SetCuts<Packing::kHiPlane, Packing::kHiPlane, NT, kPasses>(blocks, &args);
   }
   const int place = 8 * NT * std::max(args.up.row_bytes, args.down.row_bytes);
   const int others = 2 * place + kPartialBytes + args.up.most_items * static_cast<int>(sizeof(Item)) + args.up.kept * static_cast<int>(sizeof(int32_t));
-  constexpr int kPlace = kPlaceBytes<kUp, kDown>, kPlaceOfHi = kOnlyHi<kUp, kDown> ? kPlaceBytes<Packing::kHiPlane, Packing::kHiPlane> : kPlace;
+  constexpr int kPlace = kPlaceBytes<kUp, kDown>, kPlaceOfHi = kMayAgree<kUp, kDown> ? kPlaceBytes<Packing::kHiPlane, Packing::kHiPlane> : kPlace;
   static_assert(kPlace % 128 == 0 && kPlaceOfHi % 128 == 0);  // so is what lies behind the ring
   const int ring_bytes = RingBytesBeside(others, {kPlace, kPlaceOfHi});
   if (ring_bytes == 0 || args.up.most_items + 1 >= kExpertCounters) return false;
@@ -227,7 +227,7 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
   args.up.ring_bytes = args.down.ring_bytes = ring_bytes;
   const dim3 grid(static_cast<unsigned>(blocks));
   if constexpr (NT == 1 && !kPasses && kUp != Packing::kPlanes8) {
-    if (args.distinct_before != nullptr && !args.may_read_hi) {
+    if (args.distinct_before != nullptr) {
       const int way = ExpertCuts{args.cuts[0][std::min(args.experts, kCutItems - 1)]}.up_way(), of_item = UnitsOf(args.up.matrix_rows, kMostTiles - way);
       args.guessed = static_cast<int16_t>(std::min({(blocks + of_item - 1) / of_item, args.experts, kMostFixed}));
       args.guessed_stages = static_cast<int16_t>(std::min(kGuessedStages, StepsOf(args.up.k_tiles, FirstShare(2) + way, kDepth<kUp, true>)));

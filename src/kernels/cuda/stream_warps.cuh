@@ -211,16 +211,18 @@ __device__ inline bool UnitsDone(const uint32_t* of_item, uint32_t all) {
   return true;
 }
 
-// Rows of an item are multiplied as whole numbers where they are few and all read the same planes (of few slots some of which read one, registers do not suffice): of 1 and
-// 2 rows 0 and 1; otherwise -1.
+// Whether rows of an item may be multiplied as whole numbers. Of few slots of which some read both planes and others one, registers do not suffice for it.
 template <bool kPasses, Packing kPacking, int NT, Stage kStage>
 inline constexpr bool kMayBeWhole = NT == 1 && kStage != Stage::kLinear && kHasWholeCodes<kPacking> && !(kPasses && kPacking == Packing::kPlanes8);
+// They are where they are few and all read the same planes: of 1 and 2 rows 0 and 1; otherwise -1.
 template <Packing kPacking>
 __device__ inline int WholeRowsLog(const Item& item) {
   return item.count > kWholeRows || (kPacking == Packing::kPlanes8 && item.both > 0 && item.both < item.count) ? -1 : item.count - 1;
 }
 
-// An item's rows, a slice of their columns, as whole numbers with their notes, by the warps that multiply: once they are there and before they are multiplied.
+// An item's rows, a slice of their columns, as whole numbers, by the warps that multiply: once they are there and before they are multiplied. Their notes lie behind them, in a
+// place that has room for eight rows.
+static_assert(2 * kWholeRows <= 8);
 template <Packing kPacking>
 __device__ void MakeWhole(std::byte* rows, int row_bytes, const Item& item, int columns, int warp) {
   const int pieces = columns / 8, lane = static_cast<int>(threadIdx.x % 32);
@@ -375,8 +377,8 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
 #pragma unroll
     for (int nt = 0; nt < NT; ++nt) row_at[nt] = min(nt * 8 + lane / 4, count - 1) * args.row_bytes + lane % 4 * 16 + own_k * kRowTileBytes;
     float sum[NT][4] = {};
-    const int whole = kWhole && real ? WholeRowsLog<kPacking>(u.item) : -1;
-    const WholeLane whole_lane(max(whole, 0), args.row_bytes, kRowTileBytes << cut.share_log, next, R::kScales / kTileRows);
+    const int rows_log = kWhole && real ? WholeRowsLog<kPacking>(u.item) : -1;
+    const WholeLane whole_lane(max(rows_log, 0), args.row_bytes, kRowTileBytes << cut.share_log, next, R::kScales / kTileRows);
     float whole_sum[2] = {};
     const std::byte* x_rows = places.rows;
     int left = args.k_tiles - own_k;  // column tiles from this warp's next to the end
@@ -391,7 +393,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
         x_rows = places.rows + rows.at * args.rows_place;
       }
       if constexpr (kWhole) {
-        if (whole >= 0) MakeWhole<kPacking>(places.rows + rows.at * args.rows_place, args.row_bytes, u.item, min(kSliceCols<NT>, args.cols - step * step_k * kTileCols), warp);
+        if (rows_log >= 0) MakeWhole<kPacking>(places.rows + rows.at * args.rows_place, args.row_bytes, u.item, min(kSliceCols<NT>, args.cols - step * step_k * kTileCols), warp);
       }
       const std::byte* note_rows = x_rows + own_k * kNoteTileBytes;
 #pragma unroll 1
@@ -438,10 +440,10 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
           }
         };
         const auto multiply_rows = [&]<bool kBoth>() {
-          if (whole == 0) multiply_whole.template operator()<kBoth, 1>();
+          if (rows_log == 0) multiply_whole.template operator()<kBoth, 1>();
           else multiply_whole.template operator()<kBoth, 2>();
         };
-        if (kWhole && whole >= 0) {
+        if (kWhole && rows_log >= 0) {
           if constexpr (kWhole) {
             constexpr bool kBoth = HasLoPlane(kPacking);
             if (kPlanes && both == 0) multiply_rows.template operator()<false>();
@@ -472,8 +474,8 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
       if (nt >= groups) break;
       const auto meet = [&] { asm volatile("bar.sync %0, %1;" ::"r"(1 + tile), "r"(32 * together) : "memory"); };
       meet();  // those before have been added
-      if (kWhole && whole >= 0) {
-        PutWholeSums(whole, whole_sum, places.partial + warp * 4 * 32);
+      if (kWhole && rows_log >= 0) {
+        PutWholeSums(rows_log, whole_sum, places.partial + warp * 4 * 32);
       } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i) places.partial[(warp * 4 + i) * 32 + lane] = sum[nt][i];

@@ -17,7 +17,7 @@ template <Packing kPacking>
 inline constexpr bool kHasWholeCodes = kPacking == Packing::kPlanes8 || kPacking == Packing::kBothPlanes || kPacking == Packing::kHiPlane || kPacking == Packing::kNibble ||
                                        kPacking == Packing::kNibbleMin;
 
-// c's place in what a lane gets: sums begin at the float kWholeBase as an integer, so that they are floats when they are done.
+// Sums begin at the bits of kWholeBase as an integer, so that they are floats when they are done.
 inline constexpr float kWholeBase = 12582912.0f;  // 1.5 * 2^23
 inline constexpr uint32_t kWholeBaseBits = 0x4b400000u;
 
@@ -56,7 +56,8 @@ __device__ inline uint4 WholeBytes(const uint4& halves, bool hi, WholeNote* note
 #pragma unroll
   for (int offset = 1; offset < 4; offset *= 2) sum1 += __shfl_xor_sync(~0u, sum1, offset), sum0 += __shfl_xor_sync(~0u, sum0, offset);
   const float unit = __uint_as_float((127 - 28 + exponent) << 23);
-  // Codes of 4 bits come 16 times. They carry 8 or nothing, those of 8 bits 128, hi planes 128 - 7.5: half of an odd number goes to the sums of p0, as 128.
+  // Codes of 4 bits come 16 times. They carry 8 or nothing, those of 8 bits 128, hi planes 128 - 7.5: of 7.5 sums of p1 half a one may be left, which goes to those of p0
+  // as 128; theirs, half a unit times half a step of a code, is left out.
   constexpr int kCarried = kPacking == Packing::kNibbleMin ? 0 : 128;
   constexpr bool kTimes16 = kPacking == Packing::kNibble || kPacking == Packing::kNibbleMin;
   const bool less = kPacking == Packing::kHiPlane || (kPacking == Packing::kPlanes8 && hi);
@@ -85,13 +86,13 @@ struct WholeTile {
   }
   __device__ Fragment Codes(int block) const {
     constexpr uint32_t kHigh = 0xf0f0f0f0u;
-    RowWords words = BlockWords(hi, block);
+    const uint32_t step = Word(hi, 2 * block), next = Word(hi, 2 * block + 1);  // of planes
     if constexpr (kBoth) {
-      const RowWords of_lo = BlockWords(lo, block);  // of two steps, of both rows
-      const RowWords first = OfRows(FirstBytes(words.g, of_lo.g), FirstBytes(words.g8, of_lo.g8)), second = OfRows(SecondBytes(words.g, of_lo.g), SecondBytes(words.g8, of_lo.g8));
+      const uint32_t lo_step = Word(lo, 2 * block), lo_next = Word(lo, 2 * block + 1);
+      const RowWords first = OfRows(FirstBytes(step, lo_step), FirstBytes(next, lo_next)), second = OfRows(SecondBytes(step, lo_step), SecondBytes(next, lo_next));
       return {{first.g, first.g8, second.g, second.g8}};
     }
-    if constexpr (kPacking == Packing::kPlanes8 || kPacking == Packing::kHiPlane) words = OfRows(words.g, words.g8);
+    const RowWords words = kPacking == Packing::kPlanes8 || kPacking == Packing::kHiPlane ? OfRows(step, next) : BlockWords(hi, block);
     return {{words.g & kHigh, words.g8 & kHigh, words.g << 4 & kHigh, words.g8 << 4 & kHigh}};
   }
 
@@ -133,7 +134,7 @@ struct WholeLane {
 };
 
 // A group's products: sum (of rows g and g + 8) += what they come to. codes, lo: the lane's of the first tile; x, notes, records: the lane's. there: tiles of the group that there are,
-// kTiles or fewer.
+// kTiles or fewer: lanes whose block is not there read what nobody uses.
 template <Packing kPacking, bool kBoth, int kTiles>
 __device__ __forceinline__ void MultiplyWhole(const std::byte* codes, const std::byte* lo, const std::byte* records, int tile_next, const std::byte* x, const std::byte* notes,
                                               const WholeLane& lane, int there, float (&sum)[2]) {
