@@ -356,8 +356,8 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   const std::byte* chunk = places.ring + part * cut.tiles * R::kTile;
   const std::byte* codes = chunk + tile * R::kCodes + lanes.code;
   const std::byte* lo = chunk + cut.tiles * R::kCodes + tile * R::kLo + lanes.code;
-  const std::byte* scales = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales + lanes.scale;
-  const std::byte* records = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales;
+  const std::byte* records = chunk + cut.tiles * (R::kCodes + R::kLo) + tile * R::kScales;  // of all the tile's rows
+  const std::byte* scales = records + lanes.scale;
   const int next = together * cut.tiles * R::kTile;
   const int slice_steps = kExperts ? kSliceCols<NT> / kTileCols / kTiles >> cut.share_log : cut.steps;
   Turn stage = *stages, rows = *row_places;

@@ -124,11 +124,11 @@ struct WholeLane {
 
   // x_next, tile_next: from one of a warp's tiles to the next, in a row and in a stage.
   __device__ WholeLane(int rows_log, int row_bytes, int x_next, int tile_next, int record_bytes) {
-    const unsigned lane = threadIdx.x % 32, column = lane / 4, t = lane % 4, rows = static_cast<unsigned>(rows_log), of_sums = t >> rows_log;
+    const unsigned lane = threadIdx.x % 32, column = lane / 4, t = lane % 4, mask = static_cast<unsigned>(rows_log), of_sums = t >> rows_log;  // mask: of a row among one or two
     const unsigned own = column >> (1 + rows_log), row = static_cast<unsigned>(row_bytes), next = static_cast<unsigned>(x_next);
     of_products = static_cast<int>(own);
-    x = static_cast<int>((column / 2 & rows) * row + own / 2 * next + own % 2 * 64 + t * 16 + column % 2 * 8);
-    note = static_cast<int>((kWholeRows + (t & rows)) * row + of_sums / 2 * (next / 4) + of_sums % 2 * 16);
+    x = static_cast<int>((column / 2 & mask) * row + own / 2 * next + own % 2 * 64 + t * 16 + column % 2 * 8);
+    note = static_cast<int>((kWholeRows + (t & mask)) * row + of_sums / 2 * (next / 4) + of_sums % 2 * 16);
     record = static_cast<int>(of_sums / 2 * static_cast<unsigned>(tile_next) + column * static_cast<unsigned>(record_bytes)), block = static_cast<int>(of_sums % 2);
   }
 };
