@@ -20,6 +20,7 @@ class CudaWholeRows : public DeviceTest {};
 
 constexpr int32_t kExperts = 3;
 using Row = std::vector<double>;
+using PlanesOf = std::array<Planes, kExperts>;
 
 // Experts of a type and what one of them makes of a row.
 struct Experts {
@@ -42,9 +43,10 @@ struct Experts {
     return out;
   }
   // Of all experts.
-  Row Sum(Planes planes, const Row& x) const {
+  Row Sum(const PlanesOf& planes_of, const Row& x) const {
     Row sum(static_cast<size_t>(hidden));
     for (int32_t e = 0; e < kExperts; ++e) {
+      const Planes planes = planes_of[static_cast<size_t>(e)];
       Row inner = Product(3 * e, planes, x);
       const Row up = Product(3 * e + 1, planes, x);
       for (size_t i = 0; i < inner.size(); ++i) inner[i] *= up[i] / (1 + std::exp(-inner[i]));
@@ -60,13 +62,13 @@ struct Experts {
   std::array<std::vector<DeviceMatrix>, 3> views;
 };
 
-// Rows all of which go to all experts, so that an expert has as many as there are.
-std::vector<float> RunExperts(const Experts& experts, Planes planes, const std::vector<float>& rows, cudaStream_t stream) {
+// Rows all of which go to all experts, so that an expert has as many as there are. passes: inner values go word by word.
+std::vector<float> RunExperts(const Experts& experts, const PlanesOf& planes, bool passes, const std::vector<float>& rows, cudaStream_t stream) {
   const auto count = static_cast<int32_t>(rows.size()) / experts.hidden;
   std::vector<int32_t> expert, order;
   std::vector<Job> jobs;
   for (int32_t e = 0; e < kExperts; ++e) {
-    jobs.push_back({e, planes, e * count, count});
+    jobs.push_back({e, planes[static_cast<size_t>(e)], e * count, count});
     for (int32_t t = 0; t < count; ++t) order.push_back(t * kExperts + e);
   }
   for (int32_t slot = 0; slot < count * kExperts; ++slot) expert.push_back(slot % kExperts);
@@ -74,6 +76,7 @@ std::vector<float> RunExperts(const Experts& experts, Planes planes, const std::
   const OnDevice<float> x(rows), weight(std::vector<float>(expert.size(), 1.0f)), out(std::vector<float>(rows.size(), 0.0f));
   const OnDevice<std::byte> scratch(static_cast<int64_t>(ExpertFfnScratch(experts.hidden, experts.width, kExperts, count)));
   const OnDevice<uint32_t> met(std::vector<uint32_t>(kExpertCounters, 0));
+  const OnDevice<uint64_t> passed(std::vector<uint64_t>(static_cast<size_t>(kPassedWords), 0));
   const OnDevice<int32_t> on_device_expert(expert), on_device_order(order), job_count(std::vector<int32_t>{kExperts});
   const OnDevice<Job> on_device_jobs(jobs);
   ExpertFfnLaunch l;
@@ -82,6 +85,7 @@ std::vector<float> RunExperts(const Experts& experts, Planes planes, const std::
   l.experts = kExperts, l.hidden = experts.hidden, l.width = experts.width, l.slots = kExperts, l.rows = count, l.x = x.data(), l.jobs = on_device_jobs.data();
   l.job_count = job_count.data(), l.order = on_device_order.data(), l.jobs_room = kExperts, l.order_room = count * kExperts, l.weight = weight.data();
   l.expert = on_device_expert.data(), l.out = out.data(), l.scratch = scratch.data(), l.met = met.data();
+  l.passed = passes ? passed.data() : nullptr;
   SlotSums sums;
   EXPECT_TRUE(ExpertsOfStreamedRows(l, &sums, stream));
   AddSlots(sums, out.data(), count, experts.hidden, stream);
@@ -110,28 +114,45 @@ std::vector<float> RowOf(Random& random, int kind, int32_t columns) {
   return row;
 }
 
+struct Case {
+  const char* name;
+  DType type;
+  PlanesOf planes;
+  bool passes;
+  bool whole = true;  // rows, where they are few, are whole numbers
+};
+constexpr PlanesOf kAllBoth = {Planes::kBoth, Planes::kBoth, Planes::kBoth}, kAllHi = {Planes::kHi, Planes::kHi, Planes::kHi}, kSomeHi = {Planes::kBoth, Planes::kHi, Planes::kBoth};
+constexpr std::array<Case, 12> kCases = {{{"nested", DType::kNested8, kAllBoth, false},
+                                          {"nested, passed", DType::kNested8, kAllBoth, true},
+                                          {"hi planes", DType::kNested8, kAllHi, false},
+                                          {"hi planes, passed", DType::kNested8, kAllHi, true},
+                                          {"nested, one of hi planes", DType::kNested8, kSomeHi, false},
+                                          {"nested, one of hi planes, passed", DType::kNested8, kSomeHi, true, false},
+                                          {"Q8_0", DType::kQ8_0, kAllBoth, false},
+                                          {"Q8_0, passed", DType::kQ8_0, kAllBoth, true},
+                                          {"Q4_0", DType::kQ4_0, kAllBoth, false},
+                                          {"Q4_0, passed", DType::kQ4_0, kAllBoth, true},
+                                          {"Q4_K", DType::kQ4K, kAllBoth, false},
+                                          {"Q4_K, passed", DType::kQ4K, kAllBoth, true}}};
+
 TEST_F(CudaWholeRows, AreAsCloseAsHalves) {
   if (devices_.front().capability != 90) GTEST_SKIP() << "experts of streamed rows are Hopper's alone";
   Random random(31);
-  struct Case {
-    DType type;
-    Planes planes;
-  };
-  for (const Case& c : {Case{DType::kNested8, Planes::kBoth}, Case{DType::kNested8, Planes::kHi}, Case{DType::kQ8_0, Planes::kBoth}, Case{DType::kQ4_0, Planes::kBoth},
-                        Case{DType::kQ4K, Planes::kBoth}}) {
+  for (const Case& c : kCases) {
     // Column tiles by twos and by fours in a stage, some of them without a partner.
     for (const auto& [hidden, width] : {std::pair{768, 512}, {1280, 256}, {2304, 768}}) {
       if (!share_.Takes()) continue;
       const Experts experts(random, c.type, hidden, width);
-      for (int kind = 0; kind < 3; ++kind) {
-        const std::string what = std::string(TraitsOf(c.type).name) + (c.planes == Planes::kHi ? " hi, " : ", ") + std::to_string(hidden) + " x " + std::to_string(width) + ", kind " + std::to_string(kind);
+      const auto run = [&](const std::vector<float>& rows) { return RunExperts(experts, c.planes, c.passes, rows, stream_); };
+      for (int kind = 0; kind < share_.Times(3); ++kind) {
+        const std::string what = std::string(c.name) + ", " + std::to_string(hidden) + " x " + std::to_string(width) + ", kind " + std::to_string(kind);
         const std::vector<float> row = RowOf(random, kind, hidden);
         std::vector<float> two = row, three;
         for (const float value : row) two.push_back(-0.5f * value);
         three = two;
         three.insert(three.end(), row.begin(), row.end());
         const Row want = experts.Sum(c.planes, Row(row.begin(), row.end())), other = experts.Sum(c.planes, Row(two.begin() + hidden, two.end()));
-        const std::vector<float> alone = RunExperts(experts, c.planes, row, stream_), of_two = RunExperts(experts, c.planes, two, stream_), halves = RunExperts(experts, c.planes, three, stream_);
+        const std::vector<float> alone = run(row), of_two = run(two), halves = run(three);
         // The halves' own is what inner values lose as halves; a whole number's unit is 2^-13 of the greatest, as large as that loss where this is 100 times the others.
         const double most = (kind == 1 ? 4 : 1.5) * std::max(Off(halves, 0, want), Off(halves, 1, other));
         ASSERT_GT(most, 0) << what;
@@ -139,6 +160,12 @@ TEST_F(CudaWholeRows, AreAsCloseAsHalves) {
         EXPECT_LE(Off(alone, 0, want), most) << what;
         EXPECT_LE(Off(of_two, 0, want), most) << what;
         EXPECT_LE(Off(of_two, 1, other), most) << what;
+      }
+      // What is less than half a unit of a whole number is nothing there, and something among halves.
+      for (size_t rows = 1; rows <= 3; ++rows) {
+        std::vector<float> greatest(rows * static_cast<size_t>(hidden), 0.0f), all(greatest.size(), 0x1p-14f);
+        for (size_t i = 7; i < all.size(); i += 32) greatest[i] = all[i] = 2;
+        EXPECT_EQ(run(all) == run(greatest), c.whole && rows <= 2) << c.name << ", rows " << rows << ", " << hidden << " x " << width;
       }
     }
   }

@@ -231,9 +231,11 @@ __device__ void MakeWhole(std::byte* rows, int row_bytes, const Item& item, int 
 #pragma unroll 1
     for (int first = 32 * warp; first < pieces; first += 32 * kWarps) {
       const int piece = first + lane;
-      auto* place = reinterpret_cast<uint4*>(rows) + min(piece, pieces - 1);
+      auto* place = reinterpret_cast<uint4*>(rows) + piece;
+      uint4 halves{};
+      if (piece < pieces) halves = *place;
       WholeNote note;
-      const uint4 bytes = WholeBytes<kPacking>(*place, item.both == 0, &note);
+      const uint4 bytes = WholeBytes<kPacking>(halves, item.both == 0, &note);
       if (piece < pieces) {
         *place = bytes;
         if (piece % 4 == 0) reinterpret_cast<WholeNote*>(rows + kWholeRows * row_bytes)[piece / 4] = note;
