@@ -286,6 +286,9 @@ Status Run(const CalibrateFlags& flags) {
     if (!text.ok()) return text.status();
     texts.push_back(std::move(*text));
   }
+  if (!flags.features.empty() && ComputesOnCuda(flags.model)) {
+    return Unsupported("--features {}: activations are measured on the cpu backend, not on cuda; leave --backend cuda out", flags.features);
+  }
   EngineOptions options = EngineOptionsFrom(flags.model);
   options.context = flags.window.value_or(kDefaultWindow);  // at most, until the model is known
   options.max_sequences = kCalibrationBatch;

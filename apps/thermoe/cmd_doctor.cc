@@ -164,9 +164,9 @@ Status PrintJson(const Gpus& gpus, const std::vector<Finding>& findings) {
 }
 
 void PrintGpus(const Gpus& gpus) {
-  if (gpus.all.empty()) return;
   Print(Bold("GPUs for --backend cuda", STDOUT_FILENO) + "\n");
   std::vector<std::pair<std::string, std::string>> lines;
+  if (gpus.all.empty()) lines.emplace_back("  none", gpus.wish.message());
   for (const Gpu& gpu : gpus.all) {
     lines.emplace_back(fmt::format("  {}", gpu.number), fmt::format("{}, {} GiB, {}{}", gpu.name, gpu.memory_bytes >> 30, gpu.uuid,
                                                                     gpus.chosen == gpu.number ? "; chosen" : ""));
@@ -194,6 +194,9 @@ void PrintReport(const std::vector<Finding>& findings) {
 
 Status Doctor(const DoctorFlags& flags) {
   const Gpus gpus = FindGpus(flags.device);
+  if (gpus.all.empty() && !flags.device.empty()) {
+    return Unsupported("--device {}: no CUDA device is here (or no driver for it); leave --device out", flags.device);
+  }
   if (!gpus.all.empty() && !gpus.wish.ok()) return gpus.wish;
   std::vector<Finding> findings;
   if (flags.telemetry.empty()) {

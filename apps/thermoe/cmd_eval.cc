@@ -287,7 +287,7 @@ Status Run(EvalFlags flags) {
   }
   THERMOE_RETURN_IF_ERROR(CheckSteering(flags.steering));
   THERMOE_RETURN_IF_ERROR(CheckTttFlags(flags));
-  const Result<TttOptions> ttt = TttOptionsFrom(flags.ttt);
+  const Result<TttOptions> ttt = TttOptionsFrom(flags.ttt, flags.model);
   if (!ttt.ok()) return ttt.status();
   if ((flags.steering.k0 || flags.steering.soft_batch) && !flags.batch) {
     return InvalidArgument("{} acts on decode steps only; add --batch N to decode N windows in lock step",

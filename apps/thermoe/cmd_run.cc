@@ -80,7 +80,7 @@ Result<RunContext> Prepare(const RunFlags& flags, const std::string& telemetry) 
   RunContext context;
   context.flags = flags;
   context.seed = flags.sampling.seed ? *flags.sampling.seed : RandomSeed();
-  const Result<TttOptions> ttt = TttOptionsFrom(flags.ttt);
+  const Result<TttOptions> ttt = TttOptionsFrom(flags.ttt, flags.model);
   if (!ttt.ok()) return ttt.status();
   EngineOptions options = EngineOptionsFrom(flags.model);
   if (flags.ttt.on()) options.prefill_chunk = std::max(options.prefill_chunk, TttLongestStep(*ttt));

@@ -31,13 +31,12 @@ std::vector<fs::path> BundledPlaces(const char* name) {
   return places;
 }
 
-// The layout of the cpu backend's integer kernels is nothing to a GPU, which packs weights its own way.
-bool IsCuda(const std::string& backend) {
-  const char* set = std::getenv("THERMOE_BACKEND");
-  return backend == "cuda" || (backend.empty() && set != nullptr && std::string_view(set) == "cuda");
-}
-
 }  // namespace
+
+bool ComputesOnCuda(const ModelFlags& flags) {
+  const char* set = std::getenv("THERMOE_BACKEND");
+  return flags.backend == "cuda" || (flags.backend.empty() && set != nullptr && std::string_view(set) == "cuda");
+}
 
 CLI::Option* AddModelArgument(CLI::App* app, ModelFlags* flags, bool required) {
   const char* help = "A .gguf file, or a Hugging Face folder with config.json, *.safetensors and tokenizer.json.";
@@ -98,13 +97,16 @@ Result<std::string> BundledPoints() {
 }
 
 Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run, const EngineOptions* engine) {
+  if (!flags.device.empty() && !ComputesOnCuda(flags)) {
+    return InvalidArgument("--device {}: names a GPU for --backend cuda, and no GPU is asked to compute; add --backend cuda or leave --device out", flags.device);
+  }
   Result<std::string> path = ResolveModel(flags.model);
   if (!path.ok()) return path.status();
   ProgressBar bar("loading " + fs::path(*path).filename().string());
   const auto start = std::chrono::steady_clock::now();
   LoadOptions options;
   options.experts = experts;
-  options.interleave = to_run && !flags.in_float && !IsCuda(flags.backend);
+  options.interleave = to_run && !flags.in_float && !ComputesOnCuda(flags);  // for integer kernels of the cpu backend; a GPU packs weights its own way
   options.threads = flags.threads;
   options.engine = engine;
   options.progress = BarProgress(&bar);

@@ -24,6 +24,7 @@ struct ModelFlags {
 CLI::Option* AddModelArgument(CLI::App* app, ModelFlags* flags, bool required);
 void AddEngineFlags(CLI::App* app, ModelFlags* flags);
 void AddBackendFlags(CLI::App* app, ModelFlags* flags, const std::string& group);  // part of the above
+bool ComputesOnCuda(const ModelFlags& flags);
 
 // The path to load: `given`, else THERMOE_MODEL, else the bundled model beside the program or in the source tree.
 // kNotFound names the path and, for what looks like text, where text goes.
@@ -38,7 +39,7 @@ struct OpenedModel {
 };
 // ResolveModel and Model::Load with a progress bar. `to_run`: false when nothing will be computed with it, which
 // leaves the weights as the file has them and so loads faster. `engine`: what it is for, where that is known; its context and sequences are
-// refused before weights are read where memory has no room for them.
+// refused before weights are read where memory has no room for them; a device where no GPU computes before anything is.
 Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run = true, const EngineOptions* engine = nullptr);
 
 // Where `thermoe profile` keeps its points, whether there are any or not.

@@ -37,7 +37,7 @@ void AddTttFlags(CLI::App* app, TttFlags* flags) {
   app->add_option("--ttt-save", flags->save, "Write the deltas to FILE at the end.")->type_name("FILE")->group(kGroup);
 }
 
-Result<TttOptions> TttOptionsFrom(const TttFlags& flags) {
+Result<TttOptions> TttOptionsFrom(const TttFlags& flags, const ModelFlags& model) {
   if (!flags.on()) {
     for (const auto& [name, value] : {std::pair{"--ttt-objective", &flags.objective}, {"--ttt-features", &flags.features}, {"--ttt-load", &flags.load}, {"--ttt-save", &flags.save}}) {
       if (!value->empty()) return InvalidArgument("{} needs a tier; add --ttt TIER", name);
@@ -53,6 +53,9 @@ Result<TttOptions> TttOptionsFrom(const TttFlags& flags) {
   const bool file = flags.tier.ends_with(".toml") || flags.tier.find('/') != std::string::npos;
   Result<TttOptions> options = file ? ReadTttTier(flags.tier) : TttTier(flags.tier);
   if (!options.ok()) return file ? options : Result<TttOptions>(InvalidArgument("--ttt: {}", options.status().message()));
+  if (options->adapts() && ComputesOnCuda(model)) {
+    return Unsupported("--ttt {}: test-time training runs on the cpu backend, not on cuda; leave --backend cuda out, or --ttt", flags.tier);
+  }
   if (!flags.objective.empty()) {
     const Result<TttObjective> objective = ParseTttObjective(flags.objective);
     if (!objective.ok()) return InvalidArgument("--ttt-objective: {}", objective.status().message());

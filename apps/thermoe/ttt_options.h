@@ -7,6 +7,7 @@
 #include <string>
 
 #include "json_out.h"
+#include "model_options.h"
 #include "thermoe/engine.h"
 #include "thermoe/status.h"
 #include "thermoe/ttt.h"
@@ -25,8 +26,8 @@ struct TttFlags {
 
 void AddTttFlags(CLI::App* app, TttFlags* flags);
 
-// The tier with what the flags change. Errors: an unknown tier or objective; flags that need a tier.
-Result<TttOptions> TttOptionsFrom(const TttFlags& flags);
+// The tier with what the flags change. Errors: an unknown tier or objective; flags that need a tier; a backend that does not train.
+Result<TttOptions> TttOptionsFrom(const TttFlags& flags, const ModelFlags& model);
 
 // The settings: {"tier", "objective", "groups", "rank", "segment", ...}.
 Json TttOptionsJson(const TttOptions& options);

@@ -59,6 +59,7 @@ class FeaturePass {
     Result<std::unique_ptr<kernels::Ops>> ops = kernels::MakeOps("", "", &threads_);
     if (!ops.ok()) return ops.status();
     ops_ = std::move(ops).value();
+    if (ops_->on_device()) return Unsupported("activations are measured on the cpu backend, not on {}; unset THERMOE_BACKEND", ops_->name());
     Result<std::unique_ptr<KvCache>> cache = KvCache::Create({config_.layers, config_.kv_heads, config_.head_dim}, positions + kKvBlock);
     if (!cache.ok()) return cache.status();
     cache_ = std::move(cache).value();

@@ -73,6 +73,11 @@ TEST_F(TttCliTest, WhatDoesNotFitIsRefused) {
   ExpectRefused({"run", TinyModel(), "-p", "x", "--ttt", Path("each2.toml")}, {"automatic", "every"});
   WriteAll(Path("budget.toml"), "base = \"gains\"\nbudget_joules = 2\n");
   ExpectRefused({"run", TinyModel(), "-p", "x", "--ttt", Path("budget.toml")}, {"budget_joules", "automatic"});
+  // Before a GPU is looked for.
+  ExpectRefused({"run", TinyModel(), "-p", "x", "--ttt", "gains", "--backend", "cuda"}, {"--ttt gains", "cpu backend"});
+  ExpectRefused({"eval", TinyModel(), harbour_, "--ttt", "gains", "--backend", "cuda"}, {"--ttt gains", "cpu backend"});
+  ExpectRefused({"calibrate", Bundled(), harbour_, "--features", Path("f.json"), "--backend", "cuda"}, {"--features", "cpu backend"});
+  ExpectRefused({"run", TinyModel(), "-p", "x", "--device", "0"}, {"--device 0", "--backend cuda"});
   WriteAll(Path("odd.toml"), "segment = 0\n");
   ExpectRefused({"run", TinyModel(), "-p", "x", "--ttt", Path("odd.toml")}, {"line 1", "segment"});
 }

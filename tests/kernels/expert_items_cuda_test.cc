@@ -8,9 +8,8 @@
 #include <memory>
 
 #include "kernels/cuda/prefill.h"
-#include "kernels/cuda/rows.h"
 #include "kernels/on_device.h"
-#include "kernels/op_cases.h"
+#include "kernels/op_table.h"
 
 namespace thermoe::cuda {
 namespace {
@@ -120,7 +119,7 @@ TEST_F(CudaExpertItems, OfAnyWidthGiveTheSame) {
           off += error * error, of += value * value;
         }
         ASSERT_GT(of, 0);
-        ASSERT_LT(std::sqrt(off / of), 2e-3) << "row " << row - begin << " of " << kCounts[i];  // halves: 2^-11 an activation, an inner value and what a slot gives
+        ASSERT_LT(std::sqrt(off / of), 2e-3) << "row " << row - begin << " of " << kCounts[i];  // halves: 2^-11 a weight, an activation, an inner value and what a slot gives
       }
     }
   }

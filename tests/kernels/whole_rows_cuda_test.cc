@@ -20,7 +20,7 @@ class CudaWholeRows : public DeviceTest {};
 
 constexpr int32_t kExperts = 3;
 using Row = std::vector<double>;
-using PlanesOf = std::array<Planes, kExperts>;
+using ExpertPlanes = std::array<Planes, kExperts>;
 
 // Experts of a type and what one of them makes of a row.
 struct Experts {
@@ -43,7 +43,7 @@ struct Experts {
     return out;
   }
   // Of all experts.
-  Row Sum(const PlanesOf& planes_of, const Row& x) const {
+  Row Sum(const ExpertPlanes& planes_of, const Row& x) const {
     Row sum(static_cast<size_t>(hidden));
     for (int32_t e = 0; e < kExperts; ++e) {
       const Planes planes = planes_of[static_cast<size_t>(e)];
@@ -63,7 +63,7 @@ struct Experts {
 };
 
 // Rows all of which go to all experts, so that an expert has as many as there are. passes: inner values go word by word.
-std::vector<float> RunExperts(const Experts& experts, const PlanesOf& planes, bool passes, const std::vector<float>& rows, cudaStream_t stream) {
+std::vector<float> RunExperts(const Experts& experts, const ExpertPlanes& planes, bool passes, const std::vector<float>& rows, cudaStream_t stream) {
   const auto count = static_cast<int32_t>(rows.size()) / experts.hidden;
   std::vector<int32_t> expert, order;
   std::vector<Job> jobs;
@@ -117,11 +117,11 @@ std::vector<float> RowOf(Random& random, int kind, int32_t columns) {
 struct Case {
   const char* name;
   DType type;
-  PlanesOf planes;
+  ExpertPlanes planes;
   bool passes;
   bool whole = true;  // rows, where they are few, are whole numbers
 };
-constexpr PlanesOf kAllBoth = {Planes::kBoth, Planes::kBoth, Planes::kBoth}, kAllHi = {Planes::kHi, Planes::kHi, Planes::kHi}, kSomeHi = {Planes::kBoth, Planes::kHi, Planes::kBoth};
+constexpr ExpertPlanes kAllBoth = {Planes::kBoth, Planes::kBoth, Planes::kBoth}, kAllHi = {Planes::kHi, Planes::kHi, Planes::kHi}, kSomeHi = {Planes::kBoth, Planes::kHi, Planes::kBoth};
 constexpr std::array<Case, 12> kCases = {{{"nested", DType::kNested8, kAllBoth, false},
                                           {"nested, passed", DType::kNested8, kAllBoth, true},
                                           {"hi planes", DType::kNested8, kAllHi, false},
@@ -144,7 +144,8 @@ TEST_F(CudaWholeRows, AreAsCloseAsHalves) {
       if (!share_.Takes()) continue;
       const Experts experts(random, c.type, hidden, width);
       const auto run = [&](const std::vector<float>& rows) { return RunExperts(experts, c.planes, c.passes, rows, stream_); };
-      for (int kind = 0; kind < share_.Times(3); ++kind) {
+      // One kind where a checker follows every access: they differ in values alone.
+      for (int kind = 0; kind < (share_.all() ? 3 : 1); ++kind) {
         const std::string what = std::string(c.name) + ", " + std::to_string(hidden) + " x " + std::to_string(width) + ", kind " + std::to_string(kind);
         const std::vector<float> row = RowOf(random, kind, hidden);
         std::vector<float> two = row, three;
@@ -161,7 +162,7 @@ TEST_F(CudaWholeRows, AreAsCloseAsHalves) {
         EXPECT_LE(Off(of_two, 0, want), most) << what;
         EXPECT_LE(Off(of_two, 1, other), most) << what;
       }
-      // What is less than half a unit of a whole number is nothing there, and something among halves.
+      // What is less than half a unit of a whole number is nothing there, and something among halves. So much for first products: of the same inner values second ones give the same.
       for (size_t rows = 1; rows <= 3; ++rows) {
         std::vector<float> greatest(rows * static_cast<size_t>(hidden), 0.0f), all(greatest.size(), 0x1p-14f);
         for (size_t i = 7; i < all.size(); i += 32) greatest[i] = all[i] = 2;

@@ -65,7 +65,7 @@ Result<TomlFile> TomlFile::Open(const std::string& path) {
     return InvalidArgument("{}: is no file but a folder or device; give the path of a TOML file", path);
   }
   if (!std::filesystem::is_regular_file(path, error)) {
-    return NotFound("{}: no such file; give the path of a TOML file like those in data/profiles", path);
+    return NotFound("{}: no such file; give the path of a TOML file like those in data/profiles and scenarios", path);
   }
   std::ifstream stream(path, std::ios::binary);
   const std::string text((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());

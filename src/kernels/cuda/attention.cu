@@ -351,7 +351,7 @@ __global__ void __launch_bounds__(32 * kPrefillWarps) PrefillKernel(AttentionLau
 
 // Any head size: one warp a row and head, a position at a time.
 __global__ void PlainKernel(AttentionLaunch l, int64_t first) {
-  constexpr int kMostPerLane = 16;
+  constexpr int kMostPerLane = kMostHeadDim / 32;
   const int lane = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.x), dim = l.cache.head_dim;
   const int64_t row = first + blockIdx.y;
   const int kv_head = head / (l.heads / l.cache.kv_heads), length = l.rows.position[row] + 1;

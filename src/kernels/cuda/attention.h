@@ -53,6 +53,7 @@ struct AttentionLaunch {
 };
 bool WritesHalves(const AttentionLaunch& launch);
 // For steps with up to `singles` single rows.
+inline constexpr int32_t kMostHeadDim = 512;
 int64_t AttentionScratch(int64_t singles, int32_t heads, int32_t head_dim);
 void Attention(const AttentionLaunch& launch, cudaStream_t stream);
 

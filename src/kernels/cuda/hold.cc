@@ -20,6 +20,17 @@ OperationRoom RoomOf(bool wgmma) {
   return {LinearScratch, ExpertFfnScratch, AttentionScratch, SelectScratch, kHalfRows, wgmma ? UnpackedRoom : [](int32_t) -> size_t { return 0; }};
 }
 
+// Of what kernels have room for.
+Status CheckShape(const ModelConfig& config) {
+  if (config.slots > kMaxDeviceSlots) {
+    return Unsupported("{} slots a token; the cuda backend runs up to {}: use the cpu backend", config.slots, kMaxDeviceSlots);
+  }
+  if (config.head_dim > kMostHeadDim) {
+    return Unsupported("heads of {}; the cuda backend runs up to {}: use the cpu backend", config.head_dim, kMostHeadDim);
+  }
+  return Status::Ok();
+}
+
 }  // namespace
 
 Result<DeviceRoom> CudaOps::Room() const {
@@ -30,6 +41,7 @@ Result<DeviceRoom> CudaOps::Room() const {
 
 Status CudaOps::CheckFits(const kernels::PlannedModel& model, const kernels::EngineSize& asked,
                           const std::function<kernels::StepSizes(const kernels::EngineSize&)>& sizes) const {
+  THERMOE_RETURN_IF_ERROR(CheckShape(model.config));
   const Result<DeviceRoom> device = Room();
   return device.ok() ? cuda::CheckFits(*device, model, asked, sizes, RoomOf(wgmma_)) : device.status();
 }
@@ -42,9 +54,7 @@ Status CudaOps::Hold(const kernels::ResidentModel& model) {
   if (interleaved) {
     return InvalidArgument("the model was loaded in the layout of the cpu backend; load it with LoadOptions::interleave off for cuda");
   }
-  if (config.slots > kMaxDeviceSlots) {
-    return Unsupported("{} slots a token; the cuda backend runs up to {}: use the cpu backend", config.slots, kMaxDeviceSlots);
-  }
+  THERMOE_RETURN_IF_ERROR(CheckShape(config));
   const MemoryPlan plan = PlanMemory({config, model.weights, model.experts},
                                      {model.kv.blocks * kKvBlock, model.step_bytes, model.max_rows, model.max_sequences, model.context}, RoomOf(wgmma_));
   const Result<DeviceRoom> device = Room();
