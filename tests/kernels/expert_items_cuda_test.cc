@@ -5,11 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <memory>
 
 #include "kernels/cuda/prefill.h"
-#include "kernels/on_device.h"
-#include "kernels/op_table.h"
+#include "kernels/packed_expert.h"
 
 namespace thermoe::cuda {
 namespace {
@@ -18,37 +16,6 @@ using kernels::RandomFloats;
 
 constexpr int32_t kHidden = 256, kWidth = 512;
 constexpr std::array<int32_t, 15> kCounts = {1, 32, 33, 64, 65, 127, 128, 129, 160, 161, 192, 193, 256, 257, 450};
-
-// An expert's matrices, gate, up and down.
-struct Expert {
-  Expert(Random& random, DType type) {
-    for (int i = 0; i < 3; ++i) {
-      const int32_t rows = i < 2 ? kWidth : kHidden, cols = i < 2 ? kHidden : kWidth;
-      matrices[static_cast<size_t>(i)] = kernels::RandomMatrix(random, type, rows, cols);
-      std::vector<std::byte> bytes(static_cast<size_t>(PackedBytes(type, rows, cols)));
-      Pack(matrices[static_cast<size_t>(i)]->view, bytes.data());
-      packed.push_back(std::make_unique<OnDevice<std::byte>>(bytes));
-      views[static_cast<size_t>(i)] = View(type, rows, cols, packed.back()->data());
-    }
-  }
-  std::vector<double> Product(size_t matrix, Planes planes, const std::vector<double>& x) const {
-    const std::vector<double>& values = matrices[matrix]->values(planes);
-    std::vector<double> out(values.size() / x.size());
-    for (size_t r = 0; r < out.size(); ++r) {
-      for (size_t c = 0; c < x.size(); ++c) out[r] += values[r * x.size() + c] * x[c];
-    }
-    return out;
-  }
-  std::vector<double> Of(Planes planes, const std::vector<double>& x) const {
-    std::vector<double> inner = Product(0, planes, x);
-    const std::vector<double> up = Product(1, planes, x);
-    for (size_t i = 0; i < inner.size(); ++i) inner[i] *= up[i] / (1 + std::exp(-inner[i]));
-    return Product(2, planes, inner);
-  }
-  std::array<std::shared_ptr<kernels::Matrix>, 3> matrices;
-  std::vector<std::unique_ptr<OnDevice<std::byte>>> packed;
-  std::array<DeviceMatrix, 3> views;
-};
 
 struct Case {
   const char* name;
@@ -74,7 +41,7 @@ TEST_F(CudaExpertItems, OfAnyWidthGiveTheSame) {
   for (const Case& c : kCases) {
     if (!share_.Takes()) continue;
     SCOPED_TRACE(c.name);
-    const std::array<Expert, 2> experts = {Expert(random, c.type), Expert(random, c.type)};
+    const std::array<PackedExpert, 2> experts = {PackedExpert(random, c.type, kHidden, kWidth), PackedExpert(random, c.type, kHidden, kWidth)};
     const std::vector<float> rows = RandomFloats(random, int64_t{all} * kHidden), weights = RandomFloats(random, all);
     const OnDevice<float> x(rows), weight(weights);
     const OnDevice<std::byte> scratch(static_cast<int64_t>(ExpertFfnScratch(kHidden, kWidth, 1, all)));

@@ -4,12 +4,10 @@
 
 #include <array>
 #include <cmath>
-#include <memory>
 
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/stream_rows.h"
-#include "kernels/on_device.h"
-#include "kernels/op_cases.h"
+#include "kernels/packed_expert.h"
 
 namespace thermoe::cuda {
 namespace {
@@ -22,43 +20,26 @@ constexpr int32_t kExperts = 3;
 using Row = std::vector<double>;
 using ExpertPlanes = std::array<Planes, kExperts>;
 
-// Experts of a type and what one of them makes of a row.
+// Experts of a type.
 struct Experts {
   Experts(Random& random, DType of_type, int32_t of_hidden, int32_t of_width) : type(of_type), hidden(of_hidden), width(of_width) {
-    for (int32_t i = 0; i < 3 * kExperts; ++i) {
-      const int32_t rows = i % 3 < 2 ? width : hidden, cols = i % 3 < 2 ? hidden : width;
-      matrices.push_back(kernels::RandomMatrix(random, type, rows, cols));
-      std::vector<std::byte> bytes(static_cast<size_t>(PackedBytes(type, rows, cols)));
-      Pack(matrices.back()->view, bytes.data());
-      packed.push_back(std::make_unique<OnDevice<std::byte>>(bytes));
-      views[static_cast<size_t>(i % 3)].push_back(View(type, rows, cols, packed.back()->data()));
+    for (int32_t e = 0; e < kExperts; ++e) {
+      experts.emplace_back(random, type, hidden, width);
+      for (size_t i = 0; i < views.size(); ++i) views[i].push_back(experts.back().views[i]);
     }
-  }
-  Row Product(int32_t matrix, Planes planes, const Row& x) const {
-    const std::vector<double>& values = matrices[static_cast<size_t>(matrix)]->values(planes);
-    Row out(values.size() / x.size());
-    for (size_t r = 0; r < out.size(); ++r) {
-      for (size_t c = 0; c < x.size(); ++c) out[r] += values[r * x.size() + c] * x[c];
-    }
-    return out;
   }
   // Of all experts.
-  Row Sum(const ExpertPlanes& planes_of, const Row& x) const {
-    Row sum(static_cast<size_t>(hidden));
-    for (int32_t e = 0; e < kExperts; ++e) {
-      const Planes planes = planes_of[static_cast<size_t>(e)];
-      Row inner = Product(3 * e, planes, x);
-      const Row up = Product(3 * e + 1, planes, x);
-      for (size_t i = 0; i < inner.size(); ++i) inner[i] *= up[i] / (1 + std::exp(-inner[i]));
-      const Row out = Product(3 * e + 2, planes, inner);
+  Row Sum(const ExpertPlanes& planes, const Row& x) const {
+    Row sum(x.size());
+    for (size_t e = 0; e < experts.size(); ++e) {
+      const Row out = experts[e].Of(planes[e], x);
       for (size_t i = 0; i < sum.size(); ++i) sum[i] += out[i];
     }
     return sum;
   }
   DType type;
   int32_t hidden, width;
-  std::vector<std::shared_ptr<kernels::Matrix>> matrices;
-  std::vector<std::unique_ptr<OnDevice<std::byte>>> packed;
+  std::vector<PackedExpert> experts;
   std::array<std::vector<DeviceMatrix>, 3> views;
 };
 
