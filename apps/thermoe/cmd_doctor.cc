@@ -194,10 +194,7 @@ void PrintReport(const std::vector<Finding>& findings) {
 
 Status Doctor(const DoctorFlags& flags) {
   const Gpus gpus = FindGpus(flags.device);
-  if (gpus.all.empty() && !flags.device.empty()) {
-    return Unsupported("--device {}: no CUDA device is here (or no driver for it); leave --device out", flags.device);
-  }
-  if (!gpus.all.empty() && !gpus.wish.ok()) return gpus.wish;
+  if (const Result<std::string> sensors = SensorsOf(flags.device); !sensors.ok()) return sensors.status();
   std::vector<Finding> findings;
   if (flags.telemetry.empty()) {
     const auto chosen = std::find_if(gpus.all.begin(), gpus.all.end(), [&](const Gpu& gpu) { return gpu.number == gpus.chosen; });

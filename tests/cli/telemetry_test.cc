@@ -95,7 +95,7 @@ TEST_F(TelemetryCliTest, RecordsTheGpuThatIsNamed) {
     ExpectRefused(record({"--device", "0"}), {"no CUDA device is here", "--telemetry"});
     const ProcessResult beside = Thermoe(record({"--json"}), "", {{"THERMOE_DEVICE", "no such card"}});
     EXPECT_EQ(beside.exit_code, 0) << beside.err;  // the variable is for --backend cuda
-    ExpectRefused({"doctor", "--device", "0"}, {"--device 0", "no CUDA device is here"});
+    ExpectRefused({"doctor", "--device", "0"}, {"device \"0\" (--device)", "no CUDA device is here"});
     EXPECT_THAT(Thermoe({"doctor"}).out, HasSubstr("GPUs for --backend cuda"));
     return;
   }

@@ -52,8 +52,8 @@ struct AttentionLaunch {
   bool unread = false;       // nobody reads out but the product that follows among the launches
 };
 bool WritesHalves(const AttentionLaunch& launch);
-// For steps with up to `singles` single rows.
 inline constexpr int32_t kMostHeadDim = 512;
+// For steps with up to `singles` single rows.
 int64_t AttentionScratch(int64_t singles, int32_t heads, int32_t head_dim);
 void Attention(const AttentionLaunch& launch, cudaStream_t stream);
 

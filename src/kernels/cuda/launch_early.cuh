@@ -11,6 +11,8 @@
 
 #include <utility>
 
+#include "kernels/cuda/prefill.h"
+
 namespace thermoe::cuda {
 
 // For where another kernel serves if this cannot: its error is not the step's.
@@ -37,7 +39,7 @@ cudaError_t LaunchEarlyInClusters(unsigned cluster, void (*kernel)(Parameters...
   config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes, config.stream = stream;
   cudaLaunchAttribute attributes[2] = {};
   config.attrs = attributes;
-  if (DeviceAttribute(cudaDevAttrComputeCapabilityMajor) == 9) {  // elsewhere kernels come of PTX (compute_80), which has no waiting for the one before
+  if (HopperMultiprocessors() > 0) {  // elsewhere kernels come of PTX (compute_80), which has no waiting for the one before
     cudaLaunchAttribute& early = attributes[config.numAttrs++];
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
