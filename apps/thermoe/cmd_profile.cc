@@ -223,8 +223,12 @@ Status Profile(const ProfileFlags& flags) {
   Result<std::unique_ptr<ProfileStore>> store =
       flags.show ? ProfileStore::OpenToRead(*path) : ProfileStore::Open(*path);
   if (!store.ok()) return store.status();
+  // Whether a GPU has room for the weights, before they are read. What is measured needs some more, of which Profiler speaks.
+  EngineOptions least = EngineOptionsFrom(flags.model);
+  least.max_sequences = 1, least.context = 1, least.prefill_chunk = 1;
+  const bool asks = !flags.show && ComputesOnCuda(flags.model);
   Result<OpenedModel> opened =
-      OpenModel(flags.model, flags.experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative);
+      OpenModel(flags.model, flags.experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative, true, asks ? &least : nullptr);
   if (!opened.ok()) return opened.status();
   const Model& model = *opened->model;
   ProfilerOptions options;

@@ -197,7 +197,7 @@ TEST_F(CudaDecodeLaunches, GateSelectsAsSelectionDoes) {
 }
 
 TEST_F(CudaDecodeLaunches, StreamedRowsAddToWhatIsThere) {
-  if (devices_.front().capability != 90) GTEST_SKIP() << "products of streamed rows are Hopper's alone";
+  if (!IsHopper()) GTEST_SKIP() << "products of streamed rows are Hopper's alone";
   Random random(3);
   const auto check = [&](DType type, int32_t out, int32_t cols, int32_t rows) {
     if (!share_.Takes()) return;
@@ -254,7 +254,7 @@ struct Drawn {
 
 // Weights that blocks copy before it is known which experts there are: those of the first experts, which may not be there or have more rows than meet at once.
 TEST_F(CudaDecodeLaunches, ExpertsThatAreGuessedGiveTheSame) {
-  if (devices_.front().capability != 90) GTEST_SKIP() << "experts of streamed rows are Hopper's alone";
+  if (!IsHopper()) GTEST_SKIP() << "experts of streamed rows are Hopper's alone";
   constexpr int32_t kExperts = 36, kHidden = 1024, kWidth = 768, kSlots = 4, kRows = 30;
   Random random(8);
   std::vector<int32_t> all(kExperts);
@@ -338,7 +338,7 @@ TEST_F(CudaDecodeLaunches, LinearsOfMixedTypesGoByType) {
         launches.push_back(l);
       }
       const Captured all(stream_, [&] { ASSERT_EQ(LinearTogether(launches, stream_), cudaSuccess); });
-      EXPECT_TRUE(all.launches() == mix.launches || devices_.front().capability != 90) << all.launches();
+      EXPECT_TRUE(all.launches() == mix.launches || !IsHopper()) << all.launches();
       all.Replay();
       for (size_t begin = 0, end = 0; begin < launches.size(); begin = end) {
         while (end < launches.size() && mix.types[end] == mix.types[begin]) launches[end].out = alone[end]->data(), ++end;
@@ -359,7 +359,7 @@ TEST_F(CudaDecodeLaunches, LinearsOfMixedTypesGoByType) {
 
 // With half as many blocks: another cut, and so another order of sums.
 TEST_F(CudaDecodeLaunches, StreamedRowsSpareMultiprocessors) {
-  if (devices_.front().capability != 90) GTEST_SKIP() << "products of streamed rows are Hopper's alone";
+  if (!IsHopper()) GTEST_SKIP() << "products of streamed rows are Hopper's alone";
   Random random(5);
   constexpr int32_t kOut = 1600, kCols = 512;
   const std::shared_ptr<kernels::Matrix> m = kernels::RandomMatrix(random, DType::kQ8_0, kOut, kCols);

@@ -14,6 +14,7 @@
 #include "base/float16.h"
 #include "kernels/case_share.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/prefill.h"
 
 namespace thermoe::cuda {
 
@@ -79,13 +80,13 @@ class Captured {
 class DeviceTest : public testing::Test {
  protected:
   void SetUp() override {
-    devices_ = Devices();
-    if (devices_.empty()) GTEST_SKIP() << "no CUDA device";
+    if (Devices().empty()) GTEST_SKIP() << "no CUDA device";
     ASSERT_EQ(cudaStreamCreate(&stream_), cudaSuccess);
   }
   void TearDown() override {
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
+  static bool IsHopper() { return HopperMultiprocessors() > 0; }
   // So many bytes of 0.
   static PinnedMemory Pinned(int64_t bytes) {
     Result<PinnedMemory> memory = PinnedMemory::Allocate(bytes);
@@ -108,7 +109,6 @@ class DeviceTest : public testing::Test {
     return i - within + within % 8 / 2 * 8 + within / 8 * 2 + within % 2;
   }
 
-  std::vector<DeviceFacts> devices_;
   cudaStream_t stream_ = nullptr;
   CaseShare share_;
 };

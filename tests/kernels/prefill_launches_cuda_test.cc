@@ -19,10 +19,7 @@ namespace {
 
 using kernels::kHalfUnit, kernels::kUnit, kernels::RandomFloats;
 
-class CudaPrefillLaunches : public DeviceTest {
- protected:
-  bool IsHopper() const { return devices_.front().capability == 90; }
-};
+class CudaPrefillLaunches : public DeviceTest {};
 
 // Rows as halves in memory of their own.
 struct OwnHalfRows {

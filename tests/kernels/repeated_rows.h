@@ -17,7 +17,7 @@ class HopperTest : public DeviceTest {
  protected:
   void SetUp() override {
     DeviceTest::SetUp();
-    if (!IsSkipped() && devices_.front().capability != 90) GTEST_SKIP() << "these kernels are Hopper's alone";
+    if (!IsSkipped() && !IsHopper()) GTEST_SKIP() << "these kernels are Hopper's alone";
   }
 };
 

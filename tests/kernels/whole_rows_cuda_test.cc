@@ -117,7 +117,7 @@ constexpr std::array<Case, 12> kCases = {{{"nested", DType::kNested8, kAllBoth, 
                                           {"Q4_K, passed", DType::kQ4K, kAllBoth, true}}};
 
 TEST_F(CudaWholeRows, AreAsCloseAsHalves) {
-  if (devices_.front().capability != 90) GTEST_SKIP() << "experts of streamed rows are Hopper's alone";
+  if (!IsHopper()) GTEST_SKIP() << "experts of streamed rows are Hopper's alone";
   Random random(31);
   for (const Case& c : kCases) {
     // Column tiles by twos and by fours in a stage, some of them without a partner.

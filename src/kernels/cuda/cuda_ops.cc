@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/errors.h"
 #include "kernels/cuda/attend_few.h"
+#include "kernels/cuda/prefill.h"
 
 namespace thermoe::cuda {
 namespace {
@@ -84,7 +85,8 @@ Result<std::unique_ptr<kernels::Ops>> CudaOps::Create(ThreadPool* threads, std::
     return Unsupported("{} has compute capability {}.{}; the cuda backend needs 8.0 or later: leave --backend out to compute on the processor",
                        device->name, device->capability / 10, device->capability % 10);
   }
-  const bool hopper = device->capability == 90;
+  THERMOE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device->index), "choosing the device"));
+  const bool hopper = HopperMultiprocessors() > 0;
   if (!isa.empty() && isa != "mma" && (isa != "wgmma" || !hopper)) {
     return InvalidArgument("{} instruction set \"{}\" (option isa, or THERMOE_ISA): the cuda backend on {} has mma{}; leave it empty for the best",
                            isa == "wgmma" ? "unavailable" : "unknown", isa, device->name, hopper ? " and wgmma" : "");
@@ -101,7 +103,6 @@ CudaOps::CudaOps(const DeviceFacts& device, ThreadPool* threads)
 }
 
 Status CudaOps::Start() {
-  THERMOE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device_.index), "choosing the device"));
   THERMOE_RETURN_IF_ERROR(CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"));
   THERMOE_RETURN_IF_ERROR(CudaStatus(cudaStreamCreateWithFlags(&copies_, cudaStreamNonBlocking), "making a stream"));
   Result<PinnedMemory> staging = PinnedMemory::Allocate(kStagingBytes);

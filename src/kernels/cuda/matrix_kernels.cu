@@ -20,7 +20,7 @@ int32_t ChunksOf(int32_t rows) { return (rows + kStreamRows - 1) / kStreamRows; 
 bool InChunks(std::span<const LinearLaunch> launches) {
   constexpr int kRowsOfBlock = 2 * kGroupRows, kFewest = 32, kMost = 128;
   const LinearLaunch& one = launches.front();
-  if (one.rows <= kFewest || one.rows > kMost || !one.wgmma || one.weight.packing == Packing::kF32 || HopperMultiprocessors() == 0) return false;
+  if (one.rows <= kFewest || one.rows > kMost || !MayBeHoppers(one) || one.weight.packing == Packing::kF32) return false;
   const int chunks = ChunksOf(one.rows);
   if (!StreamsAtOnce(launches, (one.rows + chunks - 1) / chunks)) return false;
   if (one.rows > kStreamRows && one.weight.cols > 2048 && MoreThanFourBits(one.weight.packing)) return false;

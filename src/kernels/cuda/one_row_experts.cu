@@ -261,7 +261,7 @@ bool Launch(const ExpertFfnLaunch& l, cudaStream_t stream) {
 }  // namespace
 
 bool ExpertsOfOneRow(const ExpertFfnLaunch& l, cudaStream_t stream) {
-  if (l.rows != 1 || l.slots > kMostPicks || !l.wgmma || l.met == nullptr || l.passed == nullptr) return false;
+  if (l.rows != 1 || l.slots > kMostPicks || !MayBeHoppers(l) || l.met == nullptr || l.passed == nullptr) return false;
   if (l.hidden % (kQuad * kTileCols) != 0 || l.width % (kQuad * kTileCols) != 0 || int64_t{l.slots} * l.width > kPassedValues) return false;
   if (l.gate_packing != l.up_packing || l.gate_packing != l.down_packing) return false;
   return one_row::ByFourBits(l.gate_packing, [&]<Packing kPacking>() { return Launch<kPacking>(l, stream); });

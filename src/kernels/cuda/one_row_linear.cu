@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1) LinearOfOneRowKernel(const __grid
 bool LinearOfOneRow(std::span<const LinearLaunch> launches, cudaStream_t stream) {
   const LinearLaunch& one = launches.front();
   const int32_t cols = one.weight.cols;
-  if (one.rows != 1 || !one.wgmma || cols % (kQuad * kTileCols) != 0 || cols > kMostColumns * kTileCols || launches.size() > kMostTogether) return false;
+  if (one.rows != 1 || !MayBeHoppers(one) || cols % (kQuad * kTileCols) != 0 || cols > kMostColumns * kTileCols || launches.size() > kMostTogether) return false;
   Args args{};
   args.columns = cols / kTileCols, args.quads = args.columns / kQuad, args.sides = kWarps / args.quads;
   args.adds = one.adds;

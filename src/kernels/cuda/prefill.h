@@ -50,7 +50,11 @@ HalfRows HalfRowsAt(void* at, int32_t rows, int32_t cols);
 HalfRows HalfRowsOf(const LinearLaunch& launch);
 HalfRows HalfRowsOf(const ExpertFfnLaunch& launch);
 
-// Multiprocessors of the current device if it is a Hopper, else 0. Asked once a thread and device.
+// Multiprocessors of the current device if it is a Hopper and runs the code that was made for it, else 0. Asked once a thread and device.
 int HopperMultiprocessors();
+
+// Whether Hopper's own kernels may serve a launch: elsewhere they are empty.
+template <typename Launch>
+bool MayBeHoppers(const Launch& launch) { return launch.wgmma && HopperMultiprocessors() > 0; }
 
 }  // namespace thermoe::cuda

@@ -90,22 +90,24 @@ int HopperMultiprocessors() {
       return 0;
     }
     known = device;
-    count = major == 9 && minor == 0 ? multiprocessors : 0;
+    cudaFuncAttributes code{};  // that the driver has chosen, or compiled of PTX (CUDA_FORCE_PTX_JIT)
+    const bool hopper = major == 9 && minor == 0 && cudaFuncGetAttributes(&code, ToHalves) == cudaSuccess && code.ptxVersion >= 90;
+    count = hopper ? multiprocessors : 0;
   }
   return count;
 }
 
 bool PrefillsLinear(const LinearLaunch& launch) {
-  return launch.wgmma && launch.rows > kFewRows && launch.weight.packing != Packing::kF32 && HopperMultiprocessors() > 0;
+  return MayBeHoppers(launch) && launch.rows > kFewRows && launch.weight.packing != Packing::kF32;
 }
 bool PrefillsExperts(const ExpertFfnLaunch& launch) {
   const int64_t slots = int64_t{launch.rows} * launch.slots;
   const bool wide = launch.hidden > kManyColumns && !launch.may_read_hi && MoreThanFourBits(launch.gate_packing);
   const bool many = wide ? launch.rows > kFewRows && slots > int64_t{kFewRowsOfWideExpert} * launch.experts
                          : launch.rows > kFewRowsOfExperts && slots > int64_t{kFewRowsOfExpert} * launch.experts;
-  return launch.wgmma && many && launch.hidden % 8 == 0 &&
+  return MayBeHoppers(launch) && many && launch.hidden % 8 == 0 &&
          launch.gate_packing == launch.up_packing && launch.gate_packing != Packing::kF32 &&
-         launch.down_packing != Packing::kF32 && HopperMultiprocessors() > 0;
+         launch.down_packing != Packing::kF32;
 }
 
 cudaError_t RowsToHalves(const float* x, int32_t rows, int32_t cols, HalfRows to, cudaStream_t stream) {

@@ -239,13 +239,13 @@ bool LaunchExperts(ExpertsArgs args, cudaStream_t stream) {
 
 // Beside `first`.
 bool Streamed(const LinearLaunch& l, const LinearLaunch& first) {
-  return l.wgmma && l.weight.packing == first.weight.packing && l.weight.packing != Packing::kF32 && l.weight.cols == first.weight.cols && l.weight.cols % kTileCols == 0 &&
+  return MayBeHoppers(l) && l.weight.packing == first.weight.packing && l.weight.packing != Packing::kF32 && l.weight.cols == first.weight.cols && l.weight.cols % kTileCols == 0 &&
          l.weight.cols <= kSharedRoom / static_cast<int>(sizeof(__half));
 }
 
 bool Streams(const ExpertFfnLaunch& l) {
   if (l.gate_packing != l.up_packing || l.gate_packing == Packing::kF32 || l.met == nullptr) return false;
-  if (!l.wgmma || l.rows * l.slots > kStreamSlots || l.hidden % kTileCols != 0 || l.width % kTileCols != 0) return false;
+  if (!MayBeHoppers(l) || l.rows * l.slots > kStreamSlots || l.hidden % kTileCols != 0 || l.width % kTileCols != 0) return false;
   // Q4_K or Q5_K and Q6_K, as files often have them.
   return l.gate_packing == l.down_packing ||
          ((l.gate_packing == Packing::kNibbleMin || l.gate_packing == Packing::kByteMin) && l.down_packing == Packing::kByte16);

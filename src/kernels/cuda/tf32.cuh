@@ -91,7 +91,7 @@ __device__ inline void MultiplyBand(const Line* rows, const Line* weights, float
 // Whether these products are for it at all.
 inline bool SplitsFloats(const LinearLaunch& l) {
   constexpr int32_t kFewWeights = 16, kManyWeights = 1024;
-  return l.wgmma && HopperMultiprocessors() > 0 && l.weight.rows > kFewWeights && l.weight.rows <= kManyWeights && OfQuads(l.x) && OfQuads(l.weight.hi);
+  return MayBeHoppers(l) && l.weight.rows > kFewWeights && l.weight.rows <= kManyWeights && OfQuads(l.x) && OfQuads(l.weight.hi);
 }
 // [columns / 32, lines, 32] floats in boxes of so many bands and lines.
 inline bool MapOfBands(const float* from, int32_t lines, int32_t columns, int lines_of_box, int bands_of_box, CUtensorMap* map) {
