@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
+#include <iterator>
 
 #include "control/plant/plant.h"
 #include "control/simulate/sim_scenario.h"
@@ -15,7 +17,10 @@ namespace {
 
 using ::testing::HasSubstr;
 
-const std::string kShipped = std::string(THERMOE_SOURCE_DIR) + "/data/profiles/h100-olmoe-nested8.csv";
+class ShippedCosts : public testing::TestWithParam<const char*> {
+ protected:
+  static Result<CostFile> Read() { return ReadCostFile(std::string(THERMOE_SOURCE_DIR) + "/data/profiles/" + GetParam() + "-olmoe-nested8.csv"); }
+};
 
 TEST(CostFile, ComesBackAsItWasWritten) {
   CostFile file{{"a card", "cuda (a card)", "some model", "1.2"}, {}};
@@ -61,9 +66,24 @@ TEST(CostFile, SaysWhatIsWrong) {
   }
 }
 
-// A whole step of the model that the shipped file is of is priced by measured points alone.
-TEST(CostFile, ShippedOnePricesItsModelsSteps) {
-  const Result<CostFile> file = ReadCostFile(kShipped);
+// What is asked of a cost model on shapes that it was not made of, by the cards' own measurements.
+TEST_P(ShippedCosts, PredictWhatWasHeldOut) {
+  const Result<CostFile> file = Read();
+  ASSERT_TRUE(file.ok()) << file.status().message();
+  std::vector<CostPoint> held_out;
+  std::copy_if(file->points.begin(), file->points.end(), std::back_inserter(held_out), [](const CostPoint& point) { return point.held_out; });
+  const KernelCostModel model(file->points);
+  const CostErrors latency = ErrorsOf(model, held_out), energy = EnergyErrorsOf(model, held_out);
+  EXPECT_GE(latency.points, 400);
+  EXPECT_LT(latency.median_frac, 0.05);
+  EXPECT_LT(latency.p95_frac, 0.15);
+  EXPECT_GE(energy.points, 40);
+  EXPECT_LT(energy.median_frac, 0.10);
+}
+
+// A whole step of the model that a shipped file is of is priced by measured points alone.
+TEST_P(ShippedCosts, PriceTheirModelsSteps) {
+  const Result<CostFile> file = Read();
   ASSERT_TRUE(file.ok()) << file.status().message();
   EXPECT_THAT(file->key.backend, HasSubstr("cuda"));
   const KernelCostModel model(file->points);
@@ -83,6 +103,8 @@ TEST(CostFile, ShippedOnePricesItsModelsSteps) {
     EXPECT_LT(watts, 700) << batch;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Cards, ShippedCosts, testing::Values("h100", "h200"), [](const auto& test) { return std::string(test.param); });
 
 TEST(Plant, TakesWhatACostModelMeasured) {
   const Result<DeviceProfile> profile = LoadDeviceProfile(std::string(THERMOE_SOURCE_DIR) + "/data/profiles/h100.toml");
