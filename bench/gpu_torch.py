@@ -8,7 +8,7 @@
            ("8 of 1"); us of a call, then watts of the whole card by its energy counter and pJ a byte of weights, of replays that go on for a second.
 --linear:  torch.nn.functional.linear in 16 bits (cuBLASLt's) of [T, 2048] by [N, 2048] transposed, us.
 All as graphs over as many copies of the weights as the L2 cache has no room for. As gpu_matrix --joules: power settles for 0.3 s, and what is counted lies
-between two changes of the counter."""
+between two changes of the counter. Needs the packages torch and nvidia-ml-py."""
 import json
 import statistics
 import sys
@@ -55,7 +55,7 @@ def sustained(graph, calls, card, seconds=1.0, settle=0.3):
     read = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3
     start = time.monotonic()
     last, first, first_time, count, waiting = read(), None, 0.0, 0, None
-    while True:
+    while time.monotonic() - start < 30:
         for _ in range(together):
             graph.replay()
         queued = torch.cuda.Event()
@@ -74,6 +74,7 @@ def sustained(graph, calls, card, seconds=1.0, settle=0.3):
         elif now - first_time >= seconds:
             torch.cuda.synchronize()
             return (now - first_time) * 1e6 / (count * together * calls), (joules - first) / (now - first_time)
+    sys.exit("gpu_torch.py: the card's energy counter does not move")
 
 
 def experts(card):

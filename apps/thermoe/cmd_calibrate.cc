@@ -287,7 +287,7 @@ Status Run(const CalibrateFlags& flags) {
     texts.push_back(std::move(*text));
   }
   if (!flags.features.empty() && ComputesOnCuda(flags.model)) {
-    return Unsupported("--features {}: activations are measured on the cpu backend, not on cuda; leave --backend cuda out", flags.features);
+    return Unsupported("--features {}: activations are measured on the cpu backend, not on cuda; use --backend cpu (or THERMOE_BACKEND=cpu)", flags.features);
   }
   EngineOptions options = EngineOptionsFrom(flags.model);
   options.context = flags.window.value_or(kDefaultWindow);  // at most, until the model is known

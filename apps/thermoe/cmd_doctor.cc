@@ -142,6 +142,7 @@ Status PrintJson(const Gpus& gpus, const std::vector<Finding>& findings) {
     json["gpus"].push_back({{"number", gpu.number}, {"name", gpu.name}, {"uuid", gpu.uuid}, {"capability", gpu.capability},
                             {"memory_bytes", gpu.memory_bytes}, {"chosen", gpus.chosen == gpu.number}});
   }
+  json["gpus_error"] = gpus.all.empty() ? Json(gpus.wish.message()) : Json();
   json["sources"] = Json::array();
   for (const Finding& finding : findings) {
     Json source;
@@ -193,6 +194,9 @@ void PrintReport(const std::vector<Finding>& findings) {
 }
 
 Status Doctor(const DoctorFlags& flags) {
+  if (!flags.device.empty() && !flags.telemetry.empty()) {
+    return InvalidArgument("--device {} names a GPU's sensors and --telemetry {} others; give one of them", flags.device, flags.telemetry);
+  }
   const Gpus gpus = FindGpus(flags.device);
   if (const Result<std::string> sensors = SensorsOf(flags.device); !sensors.ok()) return sensors.status();
   std::vector<Finding> findings;

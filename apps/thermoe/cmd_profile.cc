@@ -220,6 +220,7 @@ Status NoProfile(ProfileStore* store, const ProfileKey& key) {
 Status Profile(const ProfileFlags& flags) {
   const Result<std::string> path = StorePath(flags);
   if (!path.ok()) return path.status();
+  THERMOE_RETURN_IF_ERROR(CheckDevice(flags.model));  // before a store is made
   Result<std::unique_ptr<ProfileStore>> store =
       flags.show ? ProfileStore::OpenToRead(*path) : ProfileStore::Open(*path);
   if (!store.ok()) return store.status();

@@ -10,6 +10,7 @@
 
 #include "base/errors.h"
 #include "base/state_folder.h"
+#include "engine/gpus.h"
 #include "flags.h"
 #include "interrupt.h"
 #include "terminal.h"
@@ -96,10 +97,14 @@ Result<std::string> BundledPoints() {
   return NotFound("{} was not found", kBundledPoints);
 }
 
+Status CheckDevice(const ModelFlags& flags) {
+  if (ComputesOnCuda(flags)) return FindGpus(flags.device).wish;
+  if (flags.device.empty()) return Status::Ok();
+  return InvalidArgument("--device {}: names a GPU for --backend cuda, and no GPU is asked to compute; add --backend cuda or leave --device out", flags.device);
+}
+
 Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run, const EngineOptions* engine) {
-  if (!flags.device.empty() && !ComputesOnCuda(flags)) {
-    return InvalidArgument("--device {}: names a GPU for --backend cuda, and no GPU is asked to compute; add --backend cuda or leave --device out", flags.device);
-  }
+  THERMOE_RETURN_IF_ERROR(CheckDevice(flags));
   Result<std::string> path = ResolveModel(flags.model);
   if (!path.ok()) return path.status();
   ProgressBar bar("loading " + fs::path(*path).filename().string());

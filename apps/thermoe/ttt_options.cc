@@ -54,7 +54,7 @@ Result<TttOptions> TttOptionsFrom(const TttFlags& flags, const ModelFlags& model
   Result<TttOptions> options = file ? ReadTttTier(flags.tier) : TttTier(flags.tier);
   if (!options.ok()) return file ? options : Result<TttOptions>(InvalidArgument("--ttt: {}", options.status().message()));
   if (options->adapts() && ComputesOnCuda(model)) {
-    return Unsupported("--ttt {}: test-time training runs on the cpu backend, not on cuda; leave --backend cuda out, or --ttt", flags.tier);
+    return Unsupported("--ttt {}: test-time training runs on the cpu backend, not on cuda; use --backend cpu (or THERMOE_BACKEND=cpu), or leave --ttt out", flags.tier);
   }
   if (!flags.objective.empty()) {
     const Result<TttObjective> objective = ParseTttObjective(flags.objective);

@@ -47,7 +47,7 @@ Status EngineImpl::CheckTtt(const TttOptions& options) const {
   }
   if (!options.adapts()) return Status::Ok();
   if (ops_->on_device()) {
-    return Unsupported("test-time training runs on the cpu backend, not on {}; leave --backend out, or --ttt", ops_->name());
+    return Unsupported("test-time training runs on the cpu backend, not on {}; use --backend cpu (or THERMOE_BACKEND=cpu), or leave --ttt out", ops_->name());
   }
   if (Recalls(options)) {
     const int32_t kept = options.keep > 0 ? KeptBy(options, window) : 0;

@@ -103,7 +103,7 @@ Result<std::unique_ptr<Ops>> MakeCudaOps([[maybe_unused]] ThreadPool* threads, [
 #if defined(THERMOE_HAS_CUDA)
   return cuda::CudaOps::Create(threads, isa, device);
 #else
-  return Unsupported("this build has no CUDA backend; build thermoe where the CUDA toolkit (nvcc) is installed, or leave --backend out");
+  return Unsupported("this build has no CUDA backend; build thermoe where the CUDA toolkit (nvcc) is installed, or use --backend cpu (or THERMOE_BACKEND=cpu)");
 #endif
 }
 

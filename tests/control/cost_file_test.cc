@@ -19,7 +19,8 @@ using ::testing::HasSubstr;
 
 class ShippedCosts : public testing::TestWithParam<const char*> {
  protected:
-  static Result<CostFile> Read() { return ReadCostFile(std::string(THERMOE_SOURCE_DIR) + "/data/profiles/" + GetParam() + "-olmoe-nested8.csv"); }
+  static std::string Path(const char* rest) { return std::string(THERMOE_SOURCE_DIR) + "/data/profiles/" + GetParam() + rest; }
+  static Result<CostFile> Read() { return ReadCostFile(Path("-olmoe-nested8.csv")); }
 };
 
 TEST(CostFile, ComesBackAsItWasWritten) {
@@ -86,6 +87,8 @@ TEST_P(ShippedCosts, PriceTheirModelsSteps) {
   const Result<CostFile> file = Read();
   ASSERT_TRUE(file.ok()) << file.status().message();
   EXPECT_THAT(file->key.backend, HasSubstr("cuda"));
+  const Result<DeviceProfile> device = LoadDeviceProfile(Path(".toml"));
+  ASSERT_TRUE(device.ok()) << device.status().message();
   const KernelCostModel model(file->points);
   const Result<ModelShape> shape = SimModelShape(SimModel{});
   ASSERT_TRUE(shape.ok());
@@ -98,6 +101,8 @@ TEST_P(ShippedCosts, PriceTheirModelsSteps) {
     const CostPrediction total = model.PredictStep(*shape, step).total;
     EXPECT_NE(total.basis, PredictionBasis::kRoofline) << batch;
     EXPECT_TRUE(total.energy_measured) << batch;
+    // A plant takes at least what its bandwidth takes: what was measured must not be hidden by that.
+    EXPECT_GT(total.latency_us * 1e-6, 0.95 * total.memory_bytes / (device->bandwidth_gbps * 1e9)) << batch;
     const double watts = total.energy_j / (total.latency_us * 1e-6);
     EXPECT_GT(watts, 150) << batch;
     EXPECT_LT(watts, 700) << batch;

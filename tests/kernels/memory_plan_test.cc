@@ -174,7 +174,7 @@ TEST(MemoryPlan, SaysHowManyLayersFitAndWhatTypeHelps) {
 TEST(MemoryPlan, SaysThatNothingFits) {
   const std::string text = Refusal(Shapes(DType::kQ4_0), {1, 16, 32}, int64_t{100} << 20);
   EXPECT_THAT(text, HasSubstr("not one of its 16 layers would fit"));
-  EXPECT_THAT(text, HasSubstr("take a smaller model or another GPU (--device), or leave --backend cuda out"));
+  EXPECT_THAT(text, HasSubstr("take a smaller model or another GPU (--device), or use --backend cpu (or THERMOE_BACKEND=cpu)"));
   EXPECT_FALSE(Check(Shapes(DType::kQ4_0), {1, 16, 32}, 0).ok());
 }
 

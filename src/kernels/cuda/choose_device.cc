@@ -28,7 +28,7 @@ std::string Listed(std::span<const DeviceFacts> devices) {
 
 Result<DeviceFacts> ChooseDevice(std::span<const DeviceFacts> devices, std::string_view wish) {
   if (devices.empty()) {
-    return Unsupported("no CUDA device is here (or no driver for it); leave --backend out to compute on the processor");
+    return Unsupported("no CUDA device is here (or no driver for it); use --backend cpu (or THERMOE_BACKEND=cpu)");
   }
   if (wish.empty()) return devices.front();
   int number = -1;
@@ -43,8 +43,8 @@ Result<DeviceFacts> ChooseDevice(std::span<const DeviceFacts> devices, std::stri
     ++fit;
   }
   if (fit == 1) return *found;
-  return InvalidArgument("device \"{}\" (--device, or THERMOE_DEVICE): {} of that {}; there {} {}", wish, fit == 0 ? "none" : "several",
-                         is_number ? "number" : "name or UUID", devices.size() == 1 ? "is" : "are", Listed(devices));
+  return InvalidArgument("device \"{}\" (--device, or THERMOE_DEVICE): {} of that {}; name one by its number; there are {}", wish, fit == 0 ? "none" : "several",
+                         is_number ? "number" : "name or UUID", Listed(devices));
 }
 
 }  // namespace thermoe::cuda

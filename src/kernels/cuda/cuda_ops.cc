@@ -82,7 +82,7 @@ Result<std::unique_ptr<kernels::Ops>> CudaOps::Create(ThreadPool* threads, std::
   const Result<DeviceFacts> device = ChooseDevice(devices, wish);
   if (!device.ok()) return device.status();
   if (device->capability < 80) {
-    return Unsupported("{} has compute capability {}.{}; the cuda backend needs 8.0 or later: leave --backend out to compute on the processor",
+    return Unsupported("{} has compute capability {}.{}; the cuda backend needs 8.0 or later; use --backend cpu (or THERMOE_BACKEND=cpu)",
                        device->name, device->capability / 10, device->capability % 10);
   }
   THERMOE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device->index), "choosing the device"));

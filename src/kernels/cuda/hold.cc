@@ -60,7 +60,7 @@ Status CudaOps::Hold(const kernels::ResidentModel& model) {
   const Result<DeviceRoom> device = Room();
   if (!device.ok()) return device.status();
   if (plan.total() > device->free_bytes) {  // CheckFits has more to say
-    return ResourceExhausted("{}; take a smaller or more quantised model, or leave --backend cuda out",
+    return ResourceExhausted("{}; take a smaller or more quantised model, or use --backend cpu (or THERMOE_BACKEND=cpu)",
                              NeededText(*device, plan, model.max_sequences, model.context));
   }
   context_ = model.context;

@@ -105,11 +105,11 @@ Status CheckFits(const DeviceRoom& device, const kernels::PlannedModel& model, c
   for (const DType type : {DType::kQ8_0, DType::kQ4_0}) {
     if (const auto more = with({.layers = {}, .at_most = type})) {
       const bool unnests = model.nested && type == DType::kQ4_0;  // nested experts are made of 8 bits
-      return ResourceExhausted("{}; {}, all of them from a file of {}{}{}; or leave --backend cuda out", needed, weights, TraitsOf(type).name,
+      return ResourceExhausted("{}; {}, all of them from a file of {}{}{}; or use --backend cpu (or THERMOE_BACKEND=cpu)", needed, weights, TraitsOf(type).name,
                                unnests ? " and --experts native" : "", *more);
     }
   }
-  return ResourceExhausted("{}; {}, and not all of them in 4 bits: take a smaller model or another GPU (--device), or leave --backend cuda out", needed,
+  return ResourceExhausted("{}; {}, and not all of them in 4 bits: take a smaller model or another GPU (--device), or use --backend cpu (or THERMOE_BACKEND=cpu)", needed,
                            weights);
 }
 

@@ -90,8 +90,9 @@ int HopperMultiprocessors() {
       return 0;
     }
     known = device;
-    cudaFuncAttributes code{};  // that the driver has chosen, or compiled of PTX (CUDA_FORCE_PTX_JIT)
-    const bool hopper = major == 9 && minor == 0 && cudaFuncGetAttributes(&code, ToHalves) == cudaSuccess && code.ptxVersion >= 90;
+    // Built are code for Hopper and PTX of compute_80: which of them the driver has taken (CUDA_FORCE_PTX_JIT: the latter).
+    cudaFuncAttributes code{};
+    const bool hopper = major == 9 && minor == 0 && Succeeded(cudaFuncGetAttributes(&code, ToHalves)) && code.ptxVersion >= 90;
     count = hopper ? multiprocessors : 0;
   }
   return count;

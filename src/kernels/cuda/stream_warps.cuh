@@ -133,6 +133,8 @@ struct Copier {
     const int64_t tile = (int64_t{unit.tile / kGroupTiles} * k_tiles + k) * kGroupTiles + unit.tile % kGroupTiles;
     codes = m.hi + tile * R::kCodes, lo = m.lo + tile * R::kLo, scales = m.scales + tile * R::kScales;
   }
+  // Of a full one.
+  __device__ int StageBytes(const RingShape& ring) const { return hi ? kWarps * Work<kPacking, NT, kStage>::kTiles * (R::kTile - R::kLo) : ring.stage_bytes; }
   // Whether a stage takes this warp: another must not wait for the stage's barriers, for nothing keeps it from being a round behind, which a parity cannot tell.
   __device__ bool Takes(int step) const { return first || __any_sync(kAllLanes, step * step_tiles + k < k_tiles); }
   __device__ void Copy(int step, std::byte* ring_stage, uint64_t* full) const {
@@ -151,12 +153,12 @@ struct Copier {
 // How many stages are asked for at once: some, as many as there is room for, or one, where others wait for what slower blocks have yet to copy.
 enum class Pace { kSteady, kHurried, kYielding };
 
-// Steady: 64 to 80 KiB on their way; more would only wait in front of memory, and what else is loaded (sums, activations, code) behind them. A
-// stage is asked for when the one so many before it has come, or after some 13 us: the wait is bounded, for a barrier that went round twice meanwhile looks
+// Steady: 64 to 80 KiB on their way, of a unit whose stages have so many bytes; more would only wait in front of memory, and what else is loaded (sums, activations, code)
+// behind them. A stage is asked for when the one so many before it has come, or after some 13 us: the wait is bounded, for a barrier that went round twice meanwhile looks
 // as if that had not come.
-__device__ inline void WaitUnderWay(const RingShape& ring, uint64_t* full, const Turn& stage, Pace pace) {
+__device__ inline void WaitUnderWay(const RingShape& ring, int stage_bytes, uint64_t* full, const Turn& stage, Pace pace) {
   constexpr int kTries = 128;
-  const int under_way = pace == Pace::kYielding ? 1 : ring.stage_bytes <= 24 << 10 ? 4 : 2;
+  const int under_way = pace == Pace::kYielding ? 1 : stage_bytes <= 24 << 10 ? 4 : 2;
   const bool round = stage.at < under_way;  // that stage was of the round before
   if (pace == Pace::kHurried || ring.stages <= under_way || (round && !stage.again)) return;
   uint64_t* barrier = full + stage.at - under_way + (round ? ring.stages : 0);
@@ -189,7 +191,7 @@ __device__ void CopyTiles(const Work<kPacking, NT, kStage>& work, const Places& 
       if (kGuesses && trial.item != nullptr && step > 0 && step >= trial.stages) return;
       if (stage->again && !called) ahead(), called = true;
       if (copier.Takes(step)) {
-        WaitUnderWay(work.ring, b.full, *stage, pace);
+        WaitUnderWay(work.ring, copier.StageBytes(work.ring), b.full, *stage, pace);
         if (stage->again) BarrierWait(&b.empty[stage->at], stage->phase ^ 1);
         copier.Copy(step, places.ring + stage->at * work.ring.stage_bytes, &b.full[stage->at]);
       }
@@ -211,12 +213,16 @@ __device__ inline bool UnitsDone(const uint32_t* of_item, uint32_t all) {
   return true;
 }
 
-// Whether rows of an item may be multiplied as whole numbers. Of few slots of which some read both planes and others one, registers do not suffice for it.
-template <bool kPasses, Packing kPacking, int NT, Stage kStage>
-inline constexpr bool kMayBeWhole = NT == 1 && kStage != Stage::kLinear && kHasWholeCodes<kPacking> && !(kPasses && kPacking == Packing::kPlanes8);
+// Whether rows of an item may be multiplied as whole numbers.
+template <Packing kPacking, int NT, Stage kStage>
+inline constexpr bool kMayBeWhole = NT == 1 && kStage != Stage::kLinear && kHasWholeCodes<kPacking>;
+// How many. Of few slots of which some read both planes and others one, registers do not suffice for two.
+template <bool kPasses, Packing kPacking>
+inline constexpr int kMostWhole = kPasses && kPacking == Packing::kPlanes8 ? 1 : kWholeRows;
 // They are where they are few and all read the same planes: of 1 and 2 rows 0 and 1; otherwise -1.
-template <Packing kPacking>
+template <bool kPasses, Packing kPacking>
 __device__ inline int WholeRowsLog(const Item& item) {
+  if constexpr (kMostWhole<kPasses, kPacking> == 1) return item.count > 1 ? -1 : 0;
   return item.count > kWholeRows || (kPacking == Packing::kPlanes8 && item.both > 0 && item.both < item.count) ? -1 : item.count - 1;
 }
 
@@ -344,7 +350,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
   using R = Ring<kPacking, false>;
   constexpr int kMats = Work<kPacking, NT, kStage>::kMats;
   constexpr bool kPlanes = kPacking == Packing::kPlanes8 && kStage != Stage::kLinear, kExperts = kStage != Stage::kLinear;
-  constexpr bool kWhole = kMayBeWhole<kPasses, kPacking, NT, kStage>;
+  constexpr bool kWhole = kMayBeWhole<kPacking, NT, kStage>;
   const StreamArgs& args = work.args;
   const Cut cut = work.cut;
   BlockBarriers& b = *places.barriers;
@@ -379,7 +385,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
 #pragma unroll
     for (int nt = 0; nt < NT; ++nt) row_at[nt] = min(nt * 8 + lane / 4, count - 1) * args.row_bytes + lane % 4 * 16 + own_k * kRowTileBytes;
     float sum[NT][4] = {};
-    const int rows_log = kWhole && real ? WholeRowsLog<kPacking>(u.item) : -1;
+    const int rows_log = kWhole && real ? WholeRowsLog<kPasses, kPacking>(u.item) : -1;
     const WholeLane whole_lane(max(rows_log, 0), args.row_bytes, kRowTileBytes << cut.share_log, next, R::kScales / kTileRows);
     float whole_sum[2] = {};
     const std::byte* x_rows = places.rows;
@@ -442,7 +448,7 @@ __device__ void Consume(const Work<kPacking, NT, kStage>& work, const Places& pl
           }
         };
         const auto multiply_rows = [&]<bool kBoth>() {
-          if (rows_log == 0) multiply_whole.template operator()<kBoth, 1>();
+          if (kMostWhole<kPasses, kPacking> == 1 || rows_log == 0) multiply_whole.template operator()<kBoth, 1>();
           else multiply_whole.template operator()<kBoth, 2>();
         };
         if (kWhole && rows_log >= 0) {
