@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Joules on a real card, where there is one that counts them: what requests and idleness are given is what the card's own counter says.
+// Joules on a real card, where there is one that counts them: what requests and idleness are given is what the card's
+// own counter says.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -19,7 +20,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double Since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Requests side by side, round after round without a pause; the joules that they were given once the counter has moved past the last.
+// Requests side by side, round after round without a pause; the joules that they were given once the counter has moved
+// past the last.
 double Serve(Engine* engine, double seconds) {
   constexpr int kTogether = 8;
   std::vector<RequestId> ids;
@@ -76,15 +78,19 @@ TEST(CudaEnergy, RequestsAndIdlenessAreWhatTheCardCounted) {
   const double elapsed_s = Since(start);
   ASSERT_TRUE(last_j);
   const double read_j = *last_j - first_j;
-  std::printf("[          ] %.2f s: requests %.1f J, idle with none %.1f, together %.1f; counted %.1f, beside the engine %.1f\n", elapsed_s, requests_j,
-              totals.unassigned_idle_j, requests_j + totals.unassigned_idle_j, totals.counted_j, read_j);
+  std::printf(
+      "[          ] %.2f s: requests %.1f J, idle with none %.1f, together %.1f; counted %.1f, beside the engine "
+      "%.1f\n",
+      elapsed_s, requests_j, totals.unassigned_idle_j, requests_j + totals.unassigned_idle_j, totals.counted_j, read_j);
   EXPECT_EQ(totals.source, EnergySource::kCounter);
-  // Six seconds of work, half a second of none and what the counter is waited for: a card with nothing to do draws no more than one that works.
+  // Six seconds of work, half a second of none and what the counter is waited for: a card with nothing to do draws no
+  // more than one that works.
   EXPECT_GT(requests_j, 0.8 * read_j);
   EXPECT_GT(totals.unassigned_idle_j, 0.01 * read_j);
   EXPECT_NEAR(requests_j + totals.unassigned_idle_j, totals.total_j(), 1e-3 * read_j);
   EXPECT_NEAR(totals.total_j(), totals.counted_j, 0.02 * read_j);
-  EXPECT_NEAR(totals.counted_j, read_j, 0.2 * read_j / elapsed_s);  // a move of the counter at either end, some 100 ms apart
+  EXPECT_NEAR(totals.counted_j, read_j,
+              0.2 * read_j / elapsed_s);  // a move of the counter at either end, some 100 ms apart
 }
 
 }  // namespace
