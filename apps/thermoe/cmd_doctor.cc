@@ -36,7 +36,7 @@ constexpr std::chrono::duration<double> kMostReading(2);  // no further reading 
 constexpr std::chrono::duration<double> kMostAnswer(6);   // what has not answered by then is left alone
 
 const HelpPage kPage = {
-    "thermoe doctor [--telemetry SOURCE] [--device GPU] [--json]",
+    "thermoe doctor [--telemetry SOURCE | --device GPU] [--json]",
     "Lists the GPUs that --backend cuda could use, reads every sensor that thermoe knows for half a second and says what was found, what is missing, why, and what "
     "to do about it: NVML for NVIDIA GPUs; RAPL, hwmon, thermal zones, cpufreq and /proc/stat for the processor. A "
     "sensor "
@@ -194,20 +194,20 @@ void PrintReport(const std::vector<Finding>& findings) {
 }
 
 Status Doctor(const DoctorFlags& flags) {
-  if (!flags.device.empty() && !flags.telemetry.empty()) {
+  const bool of_gpu = flags.telemetry.empty() || flags.telemetry == "auto";
+  if (!flags.device.empty() && !of_gpu) {
     return InvalidArgument("--device {} names a GPU's sensors and --telemetry {} others; give one of them", flags.device, flags.telemetry);
   }
   const Gpus gpus = FindGpus(flags.device);
-  if (const Result<std::string> sensors = SensorsOf(flags.device); !sensors.ok()) return sensors.status();
+  const Result<std::string> sensors = of_gpu ? SensorsOf(flags.device) : ResolveTelemetry(flags.telemetry);
+  if (!sensors.ok()) return sensors.status();
   std::vector<Finding> findings;
   if (flags.telemetry.empty()) {
     const auto chosen = std::find_if(gpus.all.begin(), gpus.all.end(), [&](const Gpu& gpu) { return gpu.number == gpus.chosen; });
     findings.push_back(Examine(chosen == gpus.all.end() ? "nvml" : "nvml:" + chosen->uuid));
     findings.push_back(Examine("linux"));
   } else {
-    const Result<std::string> choice = ResolveTelemetry(flags.telemetry);
-    if (!choice.ok()) return choice.status();
-    findings.push_back(Examine(*choice));
+    findings.push_back(Examine(*sensors));
     if (!findings.back().opened.ok()) return findings.back().opened;
   }
   if (Interrupted()) return InterruptedStatus();

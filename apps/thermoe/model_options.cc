@@ -104,7 +104,7 @@ Status CheckDevice(const ModelFlags& flags) {
 }
 
 Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run, const EngineOptions* engine) {
-  THERMOE_RETURN_IF_ERROR(CheckDevice(flags));
+  if (to_run) THERMOE_RETURN_IF_ERROR(CheckDevice(flags));
   Result<std::string> path = ResolveModel(flags.model);
   if (!path.ok()) return path.status();
   ProgressBar bar("loading " + fs::path(*path).filename().string());

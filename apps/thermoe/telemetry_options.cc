@@ -38,9 +38,8 @@ int DecodedTokens(const RequestTimings& timings) { return std::max(0, timings.ge
 void AddTelemetryFlag(CLI::App* app, std::string* telemetry, const std::string& by_default) {
   app->add_option("--telemetry", *telemetry,
                   "Sensors to count joules with: " + SourceChoices() + ", none; default " + by_default +
-                      "; auto: those of the device that computes. plant:FILE (a profile, or small or "
-                      "h100) simulates a "
-                      "device in virtual time.")
+                      "; auto: those of the device that computes. plant:FILE (a profile, or small, "
+                      "h100 or h200) simulates a device in virtual time.")
       ->type_name("SOURCE")
       ->group("Engine options");
 }

@@ -9,8 +9,10 @@
 namespace thermoe {
 
 Gpus FindGpus(const std::string& wish) {
-  const std::vector<cuda::DeviceFacts> devices = kernels::CudaDevices();
   Gpus gpus;
+  gpus.wish = kernels::CudaBuilt();
+  if (!gpus.wish.ok()) return gpus;
+  const std::vector<cuda::DeviceFacts> devices = kernels::CudaDevices();
   for (const cuda::DeviceFacts& device : devices) {
     gpus.all.push_back({device.index, device.name, device.uuid, device.capability / 10.0, device.memory_bytes});
   }

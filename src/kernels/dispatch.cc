@@ -88,6 +88,11 @@ Result<std::unique_ptr<Ops>> MakeCpuOps(ThreadPool* threads, std::string_view is
   return std::unique_ptr<Ops>(std::make_unique<cpu::CpuOps>(chosen, threads));
 }
 
+Status CudaBuilt() {
+  if (kHasCuda) return Status::Ok();
+  return Unsupported("this build has no CUDA backend; build thermoe where the CUDA toolkit (nvcc) is installed, or use --backend cpu (or THERMOE_BACKEND=cpu)");
+}
+
 std::vector<cuda::DeviceFacts> CudaDevices() {
 #if defined(THERMOE_HAS_CUDA)
   return cuda::Devices();
@@ -103,7 +108,7 @@ Result<std::unique_ptr<Ops>> MakeCudaOps([[maybe_unused]] ThreadPool* threads, [
 #if defined(THERMOE_HAS_CUDA)
   return cuda::CudaOps::Create(threads, isa, device);
 #else
-  return Unsupported("this build has no CUDA backend; build thermoe where the CUDA toolkit (nvcc) is installed, or use --backend cpu (or THERMOE_BACKEND=cpu)");
+  return CudaBuilt();
 #endif
 }
 

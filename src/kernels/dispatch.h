@@ -29,6 +29,8 @@ std::vector<std::string> SupportedIsas();
 // isa: "" (the best the device has), "mma", or "wgmma" on Hopper; device: as cuda::ChooseDevice. kUnsupported where this build has no CUDA
 // backend or the machine no device; kInvalidArgument for an unknown isa or device.
 Result<std::unique_ptr<Ops>> MakeCudaOps(ThreadPool* threads, std::string_view isa = {}, std::string_view device = {});
+// kUnsupported where this build has no CUDA backend.
+Status CudaBuilt();
 // Every CUDA device that the driver shows; none where this build has no CUDA backend.
 std::vector<cuda::DeviceFacts> CudaDevices();
 // The wish for one of them: `device`, else THERMOE_DEVICE.

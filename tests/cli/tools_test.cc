@@ -39,8 +39,8 @@ TEST_F(ToolsTest, BenchKeys) {
 }
 
 TEST_F(ToolsTest, BenchAgainstNoSteering) {
-  const Json json = ThermoeJson({"bench", TinyModel(), "--prefill", "0", "--decode", "8", "--batch", "0", "--repeat",
-                                 "3", "--k-max", "1", "--baseline"});
+  const Json json = ThermoeJson({"bench", TinyModel(), "--prefill", "0", "--decode", "60", "--batch", "0", "--repeat",
+                                 "5", "--k-max", "1", "--baseline"});
   const Json& decode = json["results"][0];
   EXPECT_GT(decode["plain_tokens_per_s"]["median"], 0);
   EXPECT_GT(decode["gain"]["median"], 0.2);
