@@ -49,6 +49,12 @@ TEST_F(ProfileTest, MeasuresKeepsShowsAndPlots) {
 TEST_F(ProfileTest, RefusesWhatItCannotUse) {
   ExpectRefused(Arguments({"--show"}), {"profiles.sqlite", "no such file", "thermoe profile"});
   EXPECT_FALSE(std::filesystem::exists(Path("profiles.sqlite"))) << "--show makes nothing";
+  ExpectRefused(Arguments({"--device", "0"}), {"--device 0", "add --backend cuda"});
+  if (ThermoeJson({"doctor"})["gpus"].empty()) {
+    ExpectRefused(Arguments({"--backend", "cuda"}), {"CUDA", "use --backend cpu"});
+    EXPECT_EQ(Thermoe({"inspect", TinyModel()}, "", {{"THERMOE_BACKEND", "cuda"}}).exit_code, 0) << "it computes nothing";
+  }
+  EXPECT_FALSE(std::filesystem::exists(Path("profiles.sqlite"))) << "nor does what is refused";
   WriteAll(Path("profiles.sqlite"),
            "this is no database, whatever its name says, and it is long enough to be looked at");
   ExpectRefused(Arguments(), {"profiles.sqlite"});

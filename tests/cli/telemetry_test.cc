@@ -90,8 +90,11 @@ TEST_F(TelemetryCliTest, RecordsTheGpuThatIsNamed) {
   ExpectRefused(record({"--device", "no such card"}), {"device \"no such card\" (--device"});
   ExpectRefused(record({"--device", "0", "--telemetry", "linux"}), {"--device 0", "--telemetry linux", "give one of them"});
   EXPECT_FALSE(std::filesystem::exists(Path("gpu.csv")));
-  const Json gpus = ThermoeJson({"doctor"})["gpus"];
+  ExpectRefused({"doctor", "--device", "0", "--telemetry", "linux"}, {"--device 0", "--telemetry linux", "give one of them"});
+  const Json doctor = ThermoeJson({"doctor"}), gpus = doctor["gpus"];
+  EXPECT_EQ(doctor["gpus_error"].is_null(), !gpus.empty());
   if (gpus.empty()) {
+    EXPECT_THAT(doctor["gpus_error"].get<std::string>(), HasSubstr("CUDA"));
     ExpectRefused(record({"--device", "0"}), {"no CUDA device is here", "--telemetry"});
     const ProcessResult beside = Thermoe(record({"--json"}), "", {{"THERMOE_DEVICE", "no such card"}});
     EXPECT_EQ(beside.exit_code, 0) << beside.err;  // the variable is for --backend cuda
