@@ -194,12 +194,8 @@ void PrintReport(const std::vector<Finding>& findings) {
 }
 
 Status Doctor(const DoctorFlags& flags) {
-  const bool of_gpu = flags.telemetry.empty() || flags.telemetry == "auto";
-  if (!flags.device.empty() && !of_gpu) {
-    return InvalidArgument("--device {} names a GPU's sensors and --telemetry {} others; give one of them", flags.device, flags.telemetry);
-  }
   const Gpus gpus = FindGpus(flags.device);
-  const Result<std::string> sensors = of_gpu ? SensorsOf(flags.device) : ResolveTelemetry(flags.telemetry);
+  const Result<std::string> sensors = ChooseSensors(flags.telemetry, flags.device);
   if (!sensors.ok()) return sensors.status();
   std::vector<Finding> findings;
   if (flags.telemetry.empty()) {

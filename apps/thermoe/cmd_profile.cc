@@ -21,6 +21,7 @@
 #include "control/cost/profiler.h"
 #include "control/telemetry/find_sources.h"
 #include "cost_plot.h"
+#include "engine/gpus.h"
 #include "engine/profile_target.h"
 #include "flags.h"
 #include "help.h"
@@ -220,16 +221,18 @@ Status NoProfile(ProfileStore* store, const ProfileKey& key) {
 Status Profile(const ProfileFlags& flags) {
   const Result<std::string> path = StorePath(flags);
   if (!path.ok()) return path.status();
-  THERMOE_RETURN_IF_ERROR(CheckDevice(flags.model));  // before a store is made
+  const bool on_gpu = ComputesOnCuda(flags.model);
+  // Before a store is made.
+  THERMOE_RETURN_IF_ERROR(CheckDevice(flags.model));
+  if (on_gpu) THERMOE_RETURN_IF_ERROR(FindGpus(flags.model.device).wish);
   Result<std::unique_ptr<ProfileStore>> store =
       flags.show ? ProfileStore::OpenToRead(*path) : ProfileStore::Open(*path);
   if (!store.ok()) return store.status();
   // Whether a GPU has room for the weights, before they are read. What is measured needs some more, of which Profiler speaks.
   EngineOptions least = EngineOptionsFrom(flags.model);
   least.max_sequences = 1, least.context = 1, least.prefill_chunk = 1;
-  const bool asks = !flags.show && ComputesOnCuda(flags.model);
   Result<OpenedModel> opened =
-      OpenModel(flags.model, flags.experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative, true, asks ? &least : nullptr);
+      OpenModel(flags.model, flags.experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative, true, on_gpu && !flags.show ? &least : nullptr);
   if (!opened.ok()) return opened.status();
   const Model& model = *opened->model;
   ProfilerOptions options;

@@ -19,7 +19,6 @@
 #include "control/telemetry/find_sources.h"
 #include "control/telemetry/sampler.h"
 #include "control/telemetry/trace_csv.h"
-#include "engine/gpus.h"
 #include "flags.h"
 #include "help.h"
 #include "interrupt.h"
@@ -102,16 +101,9 @@ std::string LiveLine(const Snapshot& snapshot, double elapsed_s) {
                      value(snapshot.clock_mhz, "MHz"));
 }
 
-// The source that the flags name.
-Result<std::string> ChooseSource(const RecordFlags& flags) {
-  if (flags.telemetry.empty() || flags.telemetry == "auto") return SensorsOf(flags.device);
-  if (flags.device.empty()) return ResolveTelemetry(flags.telemetry);
-  return InvalidArgument("--device {} names a GPU's sensors and --telemetry {} others; give one of them", flags.device, flags.telemetry);
-}
-
 Status Record(const RecordFlags& flags) {
   THERMOE_RETURN_IF_ERROR(CheckOutput(flags));
-  const Result<std::string> choice = ChooseSource(flags);
+  const Result<std::string> choice = ChooseSensors(flags.telemetry, flags.device);
   if (!choice.ok()) return choice.status();
   Result<std::unique_ptr<TelemetrySource>> source = FindSource(*choice);
   if (!source.ok()) return source.status();

@@ -10,7 +10,6 @@
 
 #include "base/errors.h"
 #include "base/state_folder.h"
-#include "engine/gpus.h"
 #include "flags.h"
 #include "interrupt.h"
 #include "terminal.h"
@@ -98,8 +97,7 @@ Result<std::string> BundledPoints() {
 }
 
 Status CheckDevice(const ModelFlags& flags) {
-  if (ComputesOnCuda(flags)) return FindGpus(flags.device).wish;
-  if (flags.device.empty()) return Status::Ok();
+  if (flags.device.empty() || ComputesOnCuda(flags)) return Status::Ok();
   return InvalidArgument("--device {}: names a GPU for --backend cuda, and no GPU is asked to compute; add --backend cuda or leave --device out", flags.device);
 }
 

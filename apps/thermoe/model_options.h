@@ -37,12 +37,12 @@ struct OpenedModel {
   std::shared_ptr<const Model> model;
   double load_ms = 0;
 };
-// Whether the GPU that is to compute is there, if one is; and that none is named otherwise.
+// A GPU may be named only where one is to compute.
 Status CheckDevice(const ModelFlags& flags);
 
 // ResolveModel and Model::Load with a progress bar. `to_run`: false when nothing will be computed with it, which
 // leaves the weights as the file has them and so loads faster. `engine`: what it is for, where that is known; its context and sequences are
-// refused before weights are read where memory has no room for them; a device where no GPU computes before anything is.
+// refused before weights are read where memory has no room for them or the GPU is not there.
 Result<OpenedModel> OpenModel(const ModelFlags& flags, ExpertStorage experts, bool to_run = true, const EngineOptions* engine = nullptr);
 
 // Where `thermoe profile` keeps its points, whether there are any or not.

@@ -11,6 +11,7 @@
 
 #include "base/errors.h"
 #include "control/telemetry/find_sources.h"
+#include "engine/gpus.h"
 
 namespace thermoe {
 namespace {
@@ -59,6 +60,12 @@ Result<std::string> ResolveTelemetry(const std::string& choice) {
   return NotFound(
       "{}: no file and no shipped profile of that name ({}); give a device profile such as data/profiles/small.toml",
       choice, looked);
+}
+
+Result<std::string> ChooseSensors(const std::string& telemetry, const std::string& device) {
+  if (telemetry.empty() || telemetry == "auto") return SensorsOf(device);
+  if (device.empty()) return ResolveTelemetry(telemetry);
+  return InvalidArgument("--device {} names a GPU's sensors and --telemetry {} others; give one of them", device, telemetry);
 }
 
 std::string JoulesText(double joules) {

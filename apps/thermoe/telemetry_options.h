@@ -17,6 +17,10 @@ void AddTelemetryFlag(CLI::App* app, std::string* telemetry, const std::string& 
 // The choice with a shipped profile's bare name after plant: made into its path. kNotFound names the places.
 Result<std::string> ResolveTelemetry(const std::string& choice);
 
+// Of commands that only read sensors: those of the GPU that --device names, or what --telemetry says; not both, but for "auto". Errors: of SensorsOf
+// (engine/gpus.h) and of the above.
+Result<std::string> ChooseSensors(const std::string& telemetry, const std::string& device);
+
 // How long a command waits for a counter to move past its last step: three of NVML's changes.
 inline constexpr double kSettle_s = 0.3;
 

@@ -52,15 +52,11 @@ double Serve(Engine* engine, double seconds) {
 TEST(CudaEnergy, RequestsAndIdlenessAreWhatTheCardCounted) {
   ThreadPool threads(1);
   if (const auto ops = kernels::MakeCudaOps(&threads); !ops.ok()) GTEST_SKIP() << ops.status().message();
-  LoadOptions load;
-  load.interleave = false;
-  const auto model = Model::Load(EmberPath(), load);
-  ASSERT_TRUE(model.ok()) << model.status().message();
   EngineOptions options;
   options.backend = "cuda";
   options.telemetry = "auto";
   options.max_sequences = 8;
-  const auto engine = MakeEngine(*model, options);
+  const auto engine = MakeEngine(LoadForDevice(EmberPath()), options);
   ASSERT_NE(engine, nullptr);
   const std::string& sensors = engine->telemetry().name;  // "nvml:0 NVIDIA H100": of the card that computes
   if (!sensors.starts_with("nvml:")) GTEST_SKIP() << "no NVML";
@@ -72,7 +68,6 @@ TEST(CudaEnergy, RequestsAndIdlenessAreWhatTheCardCounted) {
   double requests_j = Serve(engine.get(), 3);
   std::this_thread::sleep_for(std::chrono::milliseconds(500));
   requests_j += Serve(engine.get(), 3);
-  engine->SettleEnergy(0.5);
   const EnergyTotals totals = engine->energy();
   const std::optional<double> last_j = (*beside)->Read().energy_j;
   const double elapsed_s = Since(start);

@@ -29,15 +29,6 @@ bool HasCuda() {
   return kernels::MakeCudaOps(&threads).ok();
 }
 
-std::shared_ptr<const Model> Load(const std::string& path, ExpertStorage experts) {
-  LoadOptions options;
-  options.interleave = false;
-  options.experts = experts;
-  Result<std::shared_ptr<const Model>> model = Model::Load(path, options);
-  EXPECT_TRUE(model.ok()) << model.status().message();
-  return model.ok() ? *model : nullptr;
-}
-
 std::unique_ptr<Engine> On(const std::string& backend, const std::shared_ptr<const Model>& model, int sequences = 1) {
   EngineOptions options;
   options.backend = backend;
@@ -271,7 +262,7 @@ class Cuda : public ::testing::TestWithParam<std::string> {
 };
 
 TEST_P(Cuda, FixtureIsTheReferences) {
-  const auto model = Load(FixturePath(GetParam()), ExpertStorage::kNative);
+  const auto model = LoadForDevice(FixturePath(GetParam()), ExpertStorage::kNative);
   ASSERT_NE(model, nullptr);
   const auto reference = On("reference", model), device = On("cuda", model);
   const nlohmann::json texts = ReadJson(FixturePath(GetParam().substr(0, GetParam().find('/')) + "/reference_f64.json"))["texts"];
@@ -286,7 +277,7 @@ TEST_P(Cuda, FixtureIsTheReferences) {
 }
 
 TEST_P(Cuda, ManyDecodeTogetherAsAlone) {
-  const auto model = Load(FixturePath(GetParam()), ExpertStorage::kNative);
+  const auto model = LoadForDevice(FixturePath(GetParam()), ExpertStorage::kNative);
   ASSERT_NE(model, nullptr);
   const auto reference = On("reference", model), alone = On("cuda", model), together = MakeEngine(model, Together("cuda"));
   for (const int sequences : {33, 64, 128, kMostTogether}) {
@@ -295,7 +286,7 @@ TEST_P(Cuda, ManyDecodeTogetherAsAlone) {
 }
 
 TEST_P(Cuda, DrawsAreTheReferences) {
-  const auto model = Load(FixturePath(GetParam()), ExpertStorage::kNative);
+  const auto model = LoadForDevice(FixturePath(GetParam()), ExpertStorage::kNative);
   ASSERT_NE(model, nullptr);
   const auto reference = On("reference", model), device = On("cuda", model);
   const nlohmann::json texts = ReadJson(FixturePath(GetParam().substr(0, GetParam().find('/')) + "/reference_f64.json"))["texts"];
@@ -316,7 +307,7 @@ TEST_P(Cuda, DrawsAreTheReferences) {
 
 // Steps that begin before the ones before them are finished, by operations and by graphs, through a longer context, a cancelled request, steering and a pause without any.
 TEST_P(Cuda, StepsBegunAheadGiveTheSame) {
-  const auto model = Load(FixturePath(GetParam()), ExpertStorage::kNative);
+  const auto model = LoadForDevice(FixturePath(GetParam()), ExpertStorage::kNative);
   ASSERT_NE(model, nullptr);
   auto steering = std::make_shared<Steering>();
   steering->version = 5;
@@ -360,7 +351,7 @@ TEST_P(Cuda, StepsBegunAheadGiveTheSame) {
 }
 
 TEST_P(Cuda, DrawsAreTheSameWhereLogitsAreKept) {
-  const auto model = Load(FixturePath(GetParam()), ExpertStorage::kNative);
+  const auto model = LoadForDevice(FixturePath(GetParam()), ExpertStorage::kNative);
   ASSERT_NE(model, nullptr);
   const auto device = On("cuda", model);
   Request request;
@@ -390,7 +381,7 @@ class CudaEmber : public ::testing::TestWithParam<ExpertStorage> {
  protected:
   void SetUp() override {
     if (!HasCuda()) GTEST_SKIP() << "no CUDA device, or a build without CUDA";
-    model_ = Load(EmberPath(), GetParam());
+    model_ = LoadForDevice(EmberPath(), GetParam());
     ASSERT_NE(model_, nullptr);
     const nlohmann::json windows = ReadJson(FixturePath("ember-22m/windows.json"));
     for (const auto& [name, text] : windows.items()) texts_.push_back(text["ids"].get<std::vector<TokenId>>());

@@ -39,6 +39,16 @@ inline std::shared_ptr<const Model> OpenModel(const std::string& path, ExpertSto
   return model;
 }
 
+// As a GPU wants it: not in the layout of the cpu backend's kernels. Opened anew.
+inline std::shared_ptr<const Model> LoadForDevice(const std::string& path, ExpertStorage experts = ExpertStorage::kNative) {
+  LoadOptions options;
+  options.interleave = false;
+  options.experts = experts;
+  Result<std::shared_ptr<const Model>> model = Model::Load(path, options);
+  EXPECT_TRUE(model.ok()) << model.status().message();
+  return model.ok() ? *model : nullptr;
+}
+
 inline std::unique_ptr<Engine> MakeEngine(const std::shared_ptr<const Model>& model, const EngineOptions& options = {}) {
   Result<std::unique_ptr<Engine>> engine = Engine::Create(model, options);
   EXPECT_TRUE(engine.ok()) << engine.status().message();

@@ -219,7 +219,7 @@ inline constexpr bool kMayBeWhole = NT == 1 && kStage != Stage::kLinear && kHasW
 // How many. Of few slots of which some read both planes and others one, registers do not suffice for two.
 template <bool kPasses, Packing kPacking>
 inline constexpr int kMostWhole = kPasses && kPacking == Packing::kPlanes8 ? 1 : kWholeRows;
-// They are where they are few and all read the same planes: of 1 and 2 rows 0 and 1; otherwise -1.
+// They are where they are few and all read the same planes (a single one does; asked for nevertheless, that makes the compiler spill): of 1 and 2 rows 0 and 1; otherwise -1.
 template <bool kPasses, Packing kPacking>
 __device__ inline int WholeRowsLog(const Item& item) {
   if constexpr (kMostWhole<kPasses, kPacking> == 1) return item.count > 1 ? -1 : 0;
