@@ -2,6 +2,7 @@
 #include "interrupt.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -10,8 +11,14 @@ namespace {
 
 volatile sig_atomic_t g_interrupts = 0;
 void (*volatile g_last)() = nullptr;
+pthread_t g_waits;  // the thread that installed the handlers
 
 void OnInterrupt(int) {
+  // While the one that waits blocks the signal another thread may get it, which would wake nobody: it is handed on.
+  if (pthread_equal(pthread_self(), g_waits) == 0) {
+    pthread_kill(g_waits, SIGINT);
+    return;
+  }
   g_interrupts = g_interrupts + 1;
   if (g_interrupts < 2) return;
   if (void (*last)() = g_last; last != nullptr) last();
@@ -21,6 +28,7 @@ void OnInterrupt(int) {
 }  // namespace
 
 void InstallSignalHandlers() {
+  g_waits = pthread_self();
   struct sigaction action {};
   action.sa_handler = OnInterrupt;
   sigemptyset(&action.sa_mask);
