@@ -133,10 +133,10 @@ Result<int> MeasureMissing(Profiler* profiler, ProfileStore* store, const Profil
   return measured;
 }
 
-Status PrintJson(const ProfileKey& key, const std::string& gpu, const Model& model, const std::string& path, const Report& report) {
+Status PrintJson(const ProfileKey& key, bool on_gpu, const Model& model, const std::string& path, const Report& report) {
   Json json = NewDocument();
   json["model"] = ModelJson(model.info());
-  json["device"] = {{"cpu", CpuName()}, {"gpu", gpu.empty() ? Json() : Json(gpu)}, {"engine", key.backend}};
+  json["device"] = {{"cpu", CpuName()}, {"gpu", on_gpu ? Json(key.device) : Json()}, {"engine", key.backend}};
   json["store"] = path;
   json["measured"] = report.measured;
   json["points"] = report.cost.points();
@@ -161,8 +161,8 @@ void PrintReport(const ProfileKey& key, const Model& model, const std::string& p
   const auto percent = [](double frac) { return fmt::format("{:.1f} %", 100 * frac); };
   PrintFields(
       {{"model", fmt::format("{}, experts {}", model.info().path, model.info().expert_type)},
-       {"machine", key.device},
-       {"engine", key.backend},
+       {"machine", EscapeControls(key.device)},
+       {"engine", EscapeControls(key.backend)},
        {"store", fmt::format("{}, {} points, {} measured now", path, report.points.size(), report.measured)},
        {"reached", fmt::format("{:.1f} GB/s, {:.1f} GFLOP/s", report.cost.peak_gbps(), report.cost.peak_gflops())},
        {"energy", report.with_energy > 0 ? fmt::format("measured by a counter for {} points", report.with_energy)
@@ -208,14 +208,54 @@ std::function<std::optional<double>()> EnergyCounter(const std::string& sensors)
   return [shared] { return shared->Read().energy_j; };
 }
 
+std::string Listed(const std::vector<ProfileKey>& keys) {
+  std::string list;
+  for (const ProfileKey& key : keys) list += fmt::format("{}{}: {}", list.empty() ? "" : "; ", key.device, key.backend);
+  return list;
+}
+
 // Why nothing is shown, with what could be.
 Status NoProfile(ProfileStore* store, const ProfileKey& key) {
-  const Result<std::vector<std::string>> engines = store->Engines(key.model);
-  std::string others;
-  for (size_t i = 0; engines.ok() && i < engines->size(); ++i) others += (i == 0 ? " (it has: " : "; ") + (*engines)[i];
-  if (!others.empty()) others += ")";
+  const Result<std::vector<ProfileKey>> others = store->KeysOf(key.model);
   return NotFound("{}: no profile of this model on {} with {}{}; run 'thermoe profile' without --show first", store->path(), key.device,
-                  key.backend, others);
+                  key.backend, others.ok() && !others->empty() ? fmt::format(" (it has: {})", Listed(*others)) : "");
+}
+
+// What was measured on a GPU that is not here: the only one of the store, or the one that --device names by a part of its name.
+// `absent`: why none is here.
+Result<ProfileKey> KeyOfAbsentGpu(ProfileStore* store, const Model& model, const ProfileFlags& flags, const Status& absent) {
+  Result<std::vector<ProfileKey>> keys = GpuKeysIn(store, model, flags.quick);
+  if (!keys.ok()) return keys.status();
+  std::erase_if(*keys, [&](const ProfileKey& key) { return !NamesGpu(flags.model.device, key.device); });
+  if (keys->size() == 1) return keys->front();
+  if (keys->empty()) {
+    return Status(absent.code(), fmt::format("{} ({} has no {}profile of this model on such a GPU either)", absent.message(), store->path(),
+                                             flags.quick ? "quick " : ""));
+  }
+  return InvalidArgument("{}: has profiles of this model on several GPUs ({}); name one by --device", store->path(), Listed(*keys));
+}
+
+// A key, and the profiler that has made it or can; none where the GPU is not here.
+struct Profiled {
+  ProfileKey key;
+  std::unique_ptr<Profiler> profiler;
+};
+
+Result<Profiled> FindProfiled(const ProfileFlags& flags, ProfileStore* store, const Model& model, const Status& gpu_here) {
+  if (!gpu_here.ok()) {
+    Result<ProfileKey> key = KeyOfAbsentGpu(store, model, flags, gpu_here);
+    if (!key.ok()) return key.status();
+    return Profiled{std::move(key).value(), nullptr};
+  }
+  ProfilerOptions options;
+  options.threads = flags.model.threads;
+  options.quick = flags.quick;
+  options.backend = flags.model.backend;
+  options.device = flags.model.device;
+  Result<std::unique_ptr<Profiler>> profiler = Profiler::Create(ProfileTargetOf(model), options);
+  if (!profiler.ok()) return profiler.status();
+  ProfileKey key = ProfileKeyOf(model, (*profiler)->Describe(), (*profiler)->device_name(), flags.quick);
+  return Profiled{std::move(key), std::move(profiler).value()};
 }
 
 Status Profile(const ProfileFlags& flags) {
@@ -224,7 +264,8 @@ Status Profile(const ProfileFlags& flags) {
   const bool on_gpu = ComputesOnCuda(flags.model);
   // Before a store is made.
   THERMOE_RETURN_IF_ERROR(CheckDevice(flags.model));
-  if (on_gpu) THERMOE_RETURN_IF_ERROR(FindGpus(flags.model.device).wish);
+  const Status gpu_here = on_gpu ? FindGpus(flags.model.device).wish : Status::Ok();
+  if (!flags.show) THERMOE_RETURN_IF_ERROR(gpu_here);
   Result<std::unique_ptr<ProfileStore>> store =
       flags.show ? ProfileStore::OpenToRead(*path) : ProfileStore::Open(*path);
   if (!store.ok()) return store.status();
@@ -235,22 +276,17 @@ Status Profile(const ProfileFlags& flags) {
       OpenModel(flags.model, flags.experts == "nested" ? ExpertStorage::kNested : ExpertStorage::kNative, true, on_gpu && !flags.show ? &least : nullptr);
   if (!opened.ok()) return opened.status();
   const Model& model = *opened->model;
-  ProfilerOptions options;
-  options.threads = flags.model.threads;
-  options.quick = flags.quick;
-  options.backend = flags.model.backend;
-  options.device = flags.model.device;
-  Result<std::unique_ptr<Profiler>> profiler = Profiler::Create(ProfileTargetOf(model), options);
-  if (!profiler.ok()) return profiler.status();
-  if (!flags.show) (*profiler)->SetEnergyCounter(EnergyCounter((*profiler)->sensors()));
-  const std::string gpu = (*profiler)->device_name();
-  const ProfileKey key = ProfileKeyOf(model, (*profiler)->Describe(), gpu, flags.quick);
+  const Result<Profiled> profiled = FindProfiled(flags, store->get(), model, gpu_here);
+  if (!profiled.ok()) return profiled.status();
+  const ProfileKey& key = profiled->key;
+  Profiler* profiler = profiled->profiler.get();
   if (flags.force && !flags.show) THERMOE_RETURN_IF_ERROR((*store)->Clear(key));
   Result<std::vector<CostPoint>> points = (*store)->Load(key);
   if (!points.ok()) return points.status();
   int measured = 0;
   if (!flags.show) {
-    const Result<int> added = MeasureMissing(profiler->get(), store->get(), key, &*points);
+    profiler->SetEnergyCounter(EnergyCounter(profiler->sensors()));
+    const Result<int> added = MeasureMissing(profiler, store->get(), key, &*points);
     if (!added.ok()) return added.status();
     measured = *added;
   } else if (points->empty()) {
@@ -262,7 +298,7 @@ Status Profile(const ProfileFlags& flags) {
     THERMOE_RETURN_IF_ERROR(WriteFile(flags.exported, CostFileText({key, report.points}), "--export"));
   }
   if (!flags.plot.empty()) THERMOE_RETURN_IF_ERROR(WritePlot(flags.plot, report));
-  if (flags.json) return PrintJson(key, gpu, model, *path, report);
+  if (flags.json) return PrintJson(key, on_gpu, model, *path, report);
   PrintReport(key, model, *path, report);
   if (flags.show) Print("\n" + report.cost.Describe());
   return Status::Ok();
@@ -284,7 +320,7 @@ Command MakeProfileCommand(CLI::App* root) {
   app->add_flag("--in-float", flags->model.in_float, "Leave 8- and 4-bit weights as the file has them.")->group(kGroup);
   app->add_flag("--quick", flags->quick, "A coarse grid, in seconds; kept apart from full profiles.")->group(kGroup);
   app->add_flag("--force", flags->force, "Forget the points and measure again.")->group(kGroup);
-  app->add_flag("--show", flags->show, "Measure nothing; print the model's tables.")->group(kGroup);
+  app->add_flag("--show", flags->show, "Measure nothing; print the model's tables: a GPU's also on a machine without it (--store, --device with its name).")->group(kGroup);
   app->add_option("--store", flags->store, "The SQLite file; default profiles.sqlite in the state folder.")
       ->type_name("FILE")
       ->group(kGroup);

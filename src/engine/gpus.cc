@@ -22,6 +22,8 @@ Gpus FindGpus(const std::string& wish) {
   return gpus;
 }
 
+bool NamesGpu(const std::string& wish, const std::string& name) { return cuda::NameHas(name, kernels::WishedDevice(wish)); }
+
 Result<std::string> SensorsOf(const std::string& wish) {
   if (kernels::WishedDevice(wish).empty()) return std::string("auto");
   const Gpus gpus = FindGpus(wish);

@@ -43,6 +43,15 @@ ProfileKey ProfileKeyOf(const Model& model, const std::string& engine, const std
           THERMOE_VERSION};
 }
 
+Result<std::vector<ProfileKey>> GpuKeysIn(ProfileStore* store, const Model& model, bool quick) {
+  Result<std::vector<ProfileKey>> keys = store->KeysOf(ProfileKeyOf(model, "", "a GPU", quick).model);
+  if (!keys.ok()) return keys;
+  std::erase_if(*keys, [&](const ProfileKey& key) {
+    return key != ProfileKeyOf(model, fmt::format("cuda ({})", key.device), key.device, quick);  // CudaOps's name
+  });
+  return keys;
+}
+
 Result<std::vector<CostPoint>> LoadProfile(const std::string& path, const Model& model, const std::string& engine, const std::string& device_name) {
   const Result<std::unique_ptr<ProfileStore>> store = ProfileStore::OpenToRead(path);
   if (!store.ok()) return store.status();

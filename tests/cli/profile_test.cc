@@ -4,6 +4,8 @@
 #include <filesystem>
 
 #include "cli_test_util.h"
+#include "control/cost/profile_store.h"
+#include "engine/profile_target.h"
 
 namespace thermoe {
 namespace {
@@ -44,6 +46,36 @@ TEST_F(ProfileTest, MeasuresKeepsShowsAndPlots) {
   EXPECT_EQ(shown.exit_code, 0) << shown.err;
   EXPECT_THAT(shown.out, HasSubstr("attention decode"));
   EXPECT_THAT(shown.out, HasSubstr(source == "estimate" ? "estimates" : "measured by a counter"));
+}
+
+TEST_F(ProfileTest, ShowsWhatAGpuThatIsNotHereTook) {
+  LoadOptions as_on_a_gpu;
+  as_on_a_gpu.interleave = false;
+  const std::shared_ptr<const Model> model = *Model::Load(TinyModel(), as_on_a_gpu);
+  const auto key = [&](const std::string& gpu) { return ProfileKeyOf(*model, "cuda (" + gpu + ")", gpu, true); };
+  CostPoint point;
+  point.shape.family = Family::kNorm;
+  point.shape.matrix.rows = 1, point.shape.matrix.cols = 64;
+  point.latency_us = 2;
+  const auto add = [&](const std::string& gpu) {
+    const std::unique_ptr<ProfileStore> store = ProfileStore::Open(Path("profiles.sqlite")).value();
+    point.latency_us += 1;
+    EXPECT_TRUE(store->Add(key(gpu), point).ok());
+  };
+  const auto show = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> all = Arguments({"--show", "--backend", "cuda"});
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  add("Nobody's GPU 1");
+  ExpectRefused(show({"--device", "Other"}), {"use --backend cpu", "profiles.sqlite has no quick profile of this model on such a GPU either"});
+  const Json one = ThermoeJson(show({"--device", "nobody's", "--json"}));
+  EXPECT_EQ(one["device"]["gpu"], "Nobody's GPU 1");
+  EXPECT_EQ(one["device"]["engine"], "cuda (Nobody's GPU 1), quick");
+  EXPECT_EQ(one["points"], 1);
+  add("Nobody's GPU 2");
+  ExpectRefused(show({"--device", "nobody"}), {"several GPUs", "Nobody's GPU 1", "Nobody's GPU 2", "--device"});
+  EXPECT_THAT(Thermoe(show({"--device", "gpu 2"})).out, HasSubstr("Nobody's GPU 2"));
 }
 
 TEST_F(ProfileTest, RefusesWhatItCannotUse) {

@@ -246,17 +246,21 @@ Status ProfileStore::Add(const ProfileKey& key, const CostPoint& point) {
   return Execute("COMMIT");
 }
 
-Result<std::vector<std::string>> ProfileStore::Engines(const std::string& model) {
-  Statement select(db_, "SELECT DISTINCT device, backend FROM profiles WHERE model = ? ORDER BY profiles.rowid");
+Result<std::vector<ProfileKey>> ProfileStore::KeysOf(const std::string& model) {
+  Statement select(db_, "SELECT device, backend, build FROM profiles WHERE model = ? ORDER BY profiles.rowid");
   select.Bind(model);
-  std::vector<std::string> engines;
+  std::vector<ProfileKey> keys;
   while (select.Step()) {
     select.FirstColumn();
-    const std::string device = select.Text();
-    engines.push_back(device + ": " + select.Text());
+    ProfileKey key;
+    key.device = select.Text();
+    key.backend = select.Text();
+    key.model = model;
+    key.build = select.Text();
+    keys.push_back(std::move(key));
   }
   if (!select.ok()) return Failed();
-  return engines;
+  return keys;
 }
 
 Status ProfileStore::Clear(const ProfileKey& key) {

@@ -21,6 +21,8 @@ struct ProfileKey {
   std::string backend;  // "cpu/avx512, 2 threads"
   std::string model;    // identity and how its experts are kept
   std::string build;    // version of thermoe
+
+  bool operator==(const ProfileKey&) const = default;
 };
 
 class ProfileStore {
@@ -38,8 +40,8 @@ class ProfileStore {
   Result<std::vector<CostPoint>> Load(const ProfileKey& key);
   // Replaces a point of the same shape.
   Status Add(const ProfileKey& key, const CostPoint& point);
-  // Backends that the store has points of this model for, "device: backend".
-  Result<std::vector<std::string>> Engines(const std::string& model);
+  // Those of this model, in the order in which they were first measured.
+  Result<std::vector<ProfileKey>> KeysOf(const std::string& model);
   // Forgets the key's points.
   Status Clear(const ProfileKey& key);
 

@@ -11,10 +11,7 @@ namespace thermoe::cuda {
 namespace {
 
 bool Same(char a, char b) { return std::tolower(static_cast<unsigned char>(a)) == std::tolower(static_cast<unsigned char>(b)); }
-bool Contains(std::string_view text, std::string_view part) {
-  return std::search(text.begin(), text.end(), part.begin(), part.end(), Same) != text.end();
-}
-bool BeginsWith(std::string_view text, std::string_view part) { return text.size() >= part.size() && Contains(text.substr(0, part.size()), part); }
+bool BeginsWith(std::string_view text, std::string_view part) { return NameHas(text.substr(0, part.size()), part); }
 
 std::string Listed(std::span<const DeviceFacts> devices) {
   std::string text;
@@ -25,6 +22,10 @@ std::string Listed(std::span<const DeviceFacts> devices) {
 }
 
 }  // namespace
+
+bool NameHas(std::string_view name, std::string_view part) {
+  return std::search(name.begin(), name.end(), part.begin(), part.end(), Same) != name.end();
+}
 
 Result<DeviceFacts> ChooseDevice(std::span<const DeviceFacts> devices, std::string_view wish) {
   if (devices.empty()) {
@@ -37,7 +38,7 @@ Result<DeviceFacts> ChooseDevice(std::span<const DeviceFacts> devices, std::stri
   const DeviceFacts* found = nullptr;
   int fit = 0;
   for (const DeviceFacts& device : devices) {
-    const bool fits = is_number ? device.index == number : BeginsWith(device.uuid, wish) || Contains(device.name, wish);
+    const bool fits = is_number ? device.index == number : BeginsWith(device.uuid, wish) || NameHas(device.name, wish);
     if (!fits) continue;
     found = &device;
     ++fit;

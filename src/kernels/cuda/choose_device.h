@@ -23,4 +23,7 @@ struct DeviceFacts {
 // device, kInvalidArgument for a wish that none or several fit, with those there are.
 Result<DeviceFacts> ChooseDevice(std::span<const DeviceFacts> devices, std::string_view wish);
 
+// Whether a GPU's name has that part, in capitals or not.
+bool NameHas(std::string_view name, std::string_view part);
+
 }  // namespace thermoe::cuda
