@@ -2,25 +2,72 @@
 #include "control/plant/toml_file.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <string_view>
 
-// Its errors come back as values; no exception may cross our functions.
+// Its errors come back as values; no exception may cross our functions. What it asserts a file can break ("[[["), and clang
+// takes for granted in a release: the checks that come after it must speak instead.
 #define TOML_EXCEPTIONS 0
+#define TOML_ASSERT(expr) static_assert(true)
+#pragma push_macro("NDEBUG")
+#undef NDEBUG
 #include <toml++/toml.h>
+#pragma pop_macro("NDEBUG")
 
 #include "base/errors.h"
+#include "base/utf8.h"
 
 namespace thermoe {
 
+namespace {
+
+// A text without other bytes than ASCII, each written as a mark and two digits. toml++ 3.3 sees no others: a letter beyond ASCII
+// where it looks for blanks can lead it to where it told the compiler that nothing leads.
+class AsciiSpelling {
+ public:
+  explicit AsciiSpelling(std::string_view text) {
+    // Part of a name wherever it stands, and no escape after a backslash.
+    while (text.find(mark_) != std::string_view::npos) mark_ += '8';
+  }
+  std::string Spelt(std::string_view text) const {
+    std::string spelt;
+    for (const char c : text) {
+      const auto byte = static_cast<unsigned char>(c);
+      byte < 0x80 ? spelt += c : spelt += fmt::format("{}{:02x}", mark_, byte);
+    }
+    return spelt;
+  }
+  std::string Read(std::string_view spelt) const {
+    std::string text;
+    while (true) {
+      const size_t at = spelt.find(mark_), digits = at + mark_.size();
+      unsigned byte = 0;
+      if (at == std::string_view::npos || digits + 2 > spelt.size() ||
+          std::from_chars(&spelt[digits], &spelt[digits] + 2, byte, 16).ptr != &spelt[digits] + 2) {
+        return text.append(spelt);  // nothing more, or what an error cut
+      }
+      text.append(spelt.substr(0, at)) += static_cast<char>(byte);
+      spelt.remove_prefix(digits + 2);
+    }
+  }
+
+ private:
+  std::string mark_ = "Q8";
+};
+
+}  // namespace
+
 struct TomlFlattener {
   TomlFile* file;
+  const AsciiSpelling* spelling;
 
   void Table(const std::string& prefix, const toml::table& table) const {
     for (const auto& [key, node] : table) {
-      const std::string name = prefix.empty() ? std::string(key.str()) : prefix + "." + std::string(key.str());
+      const std::string name = (prefix.empty() ? "" : prefix + ".") + spelling->Read(key.str());
       if (const toml::table* inner = node.as_table()) {
         Table(name, *inner);
       } else {
@@ -31,7 +78,7 @@ struct TomlFlattener {
 
   static bool IsNumber(const toml::node& node) { return node.is_integer() || node.is_floating_point(); }
 
-  static TomlFile::Value Leaf(const toml::node& node) {
+  TomlFile::Value Leaf(const toml::node& node) const {
     TomlFile::Value value;
     value.line = static_cast<int>(node.source().begin.line);
     if (IsNumber(node)) {
@@ -41,7 +88,7 @@ struct TomlFlattener {
     } else if (node.is_string()) {
       value.kind = TomlFile::Kind::kText;
       value.kind_name = "a text";
-      value.text = *node.value<std::string>();
+      value.text = spelling->Read(*node.value<std::string>());
     } else if (const toml::array* array = node.as_array()) {
       value.kind_name = "an array of something else";
       bool pairs = !array->empty();
@@ -77,14 +124,21 @@ Result<TomlFile> TomlFile::Open(const std::string& path) {
     return InvalidArgument("{}: line {}: there is a control character; give a text file in TOML", path,
                            1 + std::count(text.begin(), control, '\n'));
   }
-  const toml::parse_result parsed = toml::parse(text, path);
+  if (const size_t bad = FindInvalidUtf8(text); bad != std::string::npos) {
+    return InvalidArgument("{}: line {}: is not UTF-8; save the file as such", path,
+                           1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(bad), '\n'));
+  }
+  constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
+  const AsciiSpelling spelling(text);
+  const toml::parse_result parsed =
+      toml::parse(spelling.Spelt(std::string_view(text).substr(text.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0)), path);
   if (!parsed) {
     return InvalidArgument("{}: line {}: {}; correct the TOML there", path, parsed.error().source().begin.line,
-                           parsed.error().description());
+                           spelling.Read(parsed.error().description()));
   }
   TomlFile file;
   file.path_ = path;
-  TomlFlattener{&file}.Table("", parsed.table());
+  TomlFlattener{&file, &spelling}.Table("", parsed.table());
   return file;
 }
 
