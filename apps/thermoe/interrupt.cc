@@ -6,11 +6,14 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
+
 namespace thermoe {
 namespace {
 
-volatile sig_atomic_t g_interrupts = 0;
-void (*volatile g_last)() = nullptr;
+std::atomic<int> g_interrupts = 0;
+std::atomic<void (*)()> g_last = nullptr;
+static_assert(std::atomic<int>::is_always_lock_free && std::atomic<void (*)()>::is_always_lock_free);  // a handler's
 pthread_t g_waits;  // the thread that installed the handlers
 
 void OnInterrupt(int) {
@@ -19,8 +22,7 @@ void OnInterrupt(int) {
     pthread_kill(g_waits, SIGINT);
     return;
   }
-  g_interrupts = g_interrupts + 1;
-  if (g_interrupts < 2) return;
+  if (++g_interrupts < 2) return;
   if (void (*last)() = g_last; last != nullptr) last();
   _exit(130);
 }
@@ -40,7 +42,8 @@ void InstallSignalHandlers() {
 void BeforeSecondInterrupt(void (*last)()) { g_last = last; }
 bool Interrupted() { return g_interrupts > 0; }
 void RequestInterrupt() {
-  if (g_interrupts == 0) g_interrupts = 1;
+  int none = 0;
+  g_interrupts.compare_exchange_strong(none, 1);
 }
 void ClearInterrupt() { g_interrupts = 0; }
 bool WaitForInput(int fd) {

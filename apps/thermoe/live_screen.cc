@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <string_view>
@@ -26,9 +27,10 @@ constexpr std::string_view kEnter = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J",
 // A terminal that knows these shows what is between them at once.
 constexpr std::string_view kBegin = "\x1b[?2026h\x1b[H", kEnd = "\x1b[?2026l";
 
-// Read by signal handlers.
-volatile sig_atomic_t g_fd = -1;
-volatile sig_atomic_t g_changed = 0;
+// Read by signal handlers, on whichever thread.
+std::atomic<int> g_fd = -1;
+std::atomic<bool> g_changed = false;
+static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
 bool g_has_modes = false;
 termios g_before, g_during;
 pthread_t g_drawer;  // the thread that draws
@@ -85,11 +87,11 @@ void OnStop(int signal_number) {
   Leave();
   kill(getpid(), SIGSTOP);
   Enter();
-  g_changed = 1;
+  g_changed = true;
   errno = kept;
 }
 
-void OnSize(int) { g_changed = 1; }
+void OnSize(int) { g_changed = true; }
 
 // What the program was started to ignore (nohup) stays ignored.
 void Handle(int signal_number, void (*handler)(int), struct sigaction* before) {
@@ -127,7 +129,7 @@ LiveScreen::LiveScreen(int fd) : fd_(fd) {
               screen.st_rdev == input.st_rdev;
   g_drawer = pthread_self();
   g_fd = fd;
-  g_changed = 1;
+  g_changed = true;
   for (size_t i = 0; i < kFatal.size(); ++i) Handle(kFatal[i], OnFatal, &g_fatal_before[i]);
   Handle(SIGTSTP, OnStop, &g_stop_before);
   Handle(SIGWINCH, OnSize, &g_size_before);
@@ -147,11 +149,7 @@ LiveScreen::~LiveScreen() {
 int LiveScreen::width() const { return Size(fd_, &winsize::ws_col, 80); }
 int LiveScreen::height() const { return Size(fd_, &winsize::ws_row, 24); }
 
-bool LiveScreen::TakeChange() {
-  const bool changed = g_changed != 0;
-  g_changed = 0;
-  return changed;
-}
+bool LiveScreen::TakeChange() { return g_changed.exchange(false); }
 
 void LiveScreen::Draw(const std::vector<std::string>& lines) {
   const int columns = width();
