@@ -62,7 +62,7 @@ TEST(DeviceProfile, ErrorsNameFileLineKeyRangeAndRemedy) {
   EXPECT_THAT(Error(WithLine("schema", "schema = 2")), HasSubstr("schema is 2; make it a number from 1 to 1"));
   EXPECT_THAT(Error(WithLine("name", "name = \"\"")), HasSubstr("name is empty"));
   EXPECT_THAT(Error("schema = 1\nname = \"x\"\npower = 5\n"), HasSubstr("power.idle_w is missing"));
-  EXPECT_THAT(Error("\xff\xfe"), HasSubstr("correct the TOML there"));
+  EXPECT_THAT(Error("\xff\xfe"), HasSubstr("line 1: is not UTF-8"));
 }
 
 TEST(DeviceProfile, RefusesWhatCannotBeTogether) {
