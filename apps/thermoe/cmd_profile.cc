@@ -208,17 +208,21 @@ std::function<std::optional<double>()> EnergyCounter(const std::string& sensors)
   return [shared] { return shared->Read().energy_j; };
 }
 
-std::string Listed(const std::vector<ProfileKey>& keys) {
+// " (it has: ...)": what a store has of this model; "": nothing.
+std::string Listed(const Result<std::vector<ProfileKey>>& keys) {
   std::string list;
-  for (const ProfileKey& key : keys) list += fmt::format("{}{}: {}", list.empty() ? "" : "; ", key.device, key.backend);
-  return list;
+  for (size_t i = 0; keys.ok() && i < keys->size(); ++i) {
+    const ProfileKey& key = (*keys)[i];
+    list += fmt::format("{}{}: {}", list.empty() ? " (it has: " : "; ", key.device, key.backend);
+    if (key.build != THERMOE_VERSION) list += fmt::format(", of version {}", key.build);
+  }
+  return list.empty() ? "" : list + ")";
 }
 
 // Why nothing is shown, with what could be.
 Status NoProfile(ProfileStore* store, const ProfileKey& key) {
-  const Result<std::vector<ProfileKey>> others = store->KeysOf(key.model);
   return NotFound("{}: no profile of this model on {} with {}{}; run 'thermoe profile' without --show first", store->path(), key.device,
-                  key.backend, others.ok() && !others->empty() ? fmt::format(" (it has: {})", Listed(*others)) : "");
+                  key.backend, Listed(store->KeysOf(key.model)));
 }
 
 // What was measured on a GPU that is not here: the only one of the store, or the one that --device names by a part of its name.
@@ -228,11 +232,12 @@ Result<ProfileKey> KeyOfAbsentGpu(ProfileStore* store, const Model& model, const
   if (!keys.ok()) return keys.status();
   std::erase_if(*keys, [&](const ProfileKey& key) { return !NamesGpu(flags.model.device, key.device); });
   if (keys->size() == 1) return keys->front();
+  const Result<std::vector<ProfileKey>> all = store->KeysOf(ProfileKeyOf(model, "", "a GPU", flags.quick).model);
   if (keys->empty()) {
-    return Status(absent.code(), fmt::format("{} ({} has no {}profile of this model on such a GPU either)", absent.message(), store->path(),
-                                             flags.quick ? "quick " : ""));
+    return Status(absent.code(), fmt::format("{}; nor has {} a {} profile of this model on a GPU of such a name{}", absent.message(), store->path(),
+                                             flags.quick ? "quick" : "full", Listed(all)));
   }
-  return InvalidArgument("{}: has profiles of this model on several GPUs ({}); name one by --device", store->path(), Listed(*keys));
+  return InvalidArgument("{}: has this model on several such GPUs{}; name one by --device", store->path(), Listed(all));
 }
 
 // A key, and the profiler that has made it or can; none where the GPU is not here.

@@ -18,10 +18,7 @@ pthread_t g_waits;  // the thread that installed the handlers
 
 void OnInterrupt(int) {
   // While the one that waits blocks the signal another thread may get it, which would wake nobody: it is handed on.
-  if (pthread_equal(pthread_self(), g_waits) == 0) {
-    pthread_kill(g_waits, SIGINT);
-    return;
-  }
+  if (pthread_equal(pthread_self(), g_waits) == 0 && pthread_kill(g_waits, SIGINT) == 0) return;
   if (++g_interrupts < 2) return;
   if (void (*last)() = g_last; last != nullptr) last();
   _exit(130);

@@ -7,7 +7,7 @@
 namespace thermoe {
 
 // Also restores the default SIGPIPE, so that `thermoe ... | head` ends as quietly as any Unix tool even when
-// the parent process ignored that signal.
+// the parent process ignored that signal. On the thread that will wait for input, before there are others.
 void InstallSignalHandlers();
 
 // What to do before that end, so short that a signal handler may; null: nothing.

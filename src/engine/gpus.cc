@@ -22,7 +22,7 @@ Gpus FindGpus(const std::string& wish) {
   return gpus;
 }
 
-bool NamesGpu(const std::string& wish, const std::string& name) { return cuda::NameHas(name, kernels::WishedDevice(wish)); }
+bool NamesGpu(const std::string& wish, const std::string& name) { return cuda::IsPartOfName(kernels::WishedDevice(wish), name); }
 
 Result<std::string> SensorsOf(const std::string& wish) {
   if (kernels::WishedDevice(wish).empty()) return std::string("auto");

@@ -25,7 +25,7 @@ struct Gpus {
 };
 // `wish`: as EngineOptions::device.
 Gpus FindGpus(const std::string& wish);
-// Whether that, or THERMOE_DEVICE where it is "", is a part of a GPU's name, or nothing: of a GPU that need not be here.
+// Whether that, or THERMOE_DEVICE where it is "", is a part of a GPU's name, or nothing: of a GPU that need not be here. A number is none.
 bool NamesGpu(const std::string& wish, const std::string& name);
 
 // The telemetry source that shows the GPU named by `wish` or else by THERMOE_DEVICE; "auto" where neither names one. Errors: those of Gpus::wish,

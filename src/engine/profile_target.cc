@@ -12,6 +12,7 @@
 #include "engine/model_impl.h"
 #include "forward/sample.h"
 #include "forward/step.h"
+#include "kernels/cuda/choose_device.h"
 
 namespace thermoe {
 
@@ -47,7 +48,7 @@ Result<std::vector<ProfileKey>> GpuKeysIn(ProfileStore* store, const Model& mode
   Result<std::vector<ProfileKey>> keys = store->KeysOf(ProfileKeyOf(model, "", "a GPU", quick).model);
   if (!keys.ok()) return keys;
   std::erase_if(*keys, [&](const ProfileKey& key) {
-    return key != ProfileKeyOf(model, fmt::format("cuda ({})", key.device), key.device, quick);  // CudaOps's name
+    return key != ProfileKeyOf(model, cuda::EngineName(key.device), key.device, quick);
   });
   return keys;
 }

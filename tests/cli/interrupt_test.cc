@@ -17,7 +17,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kRounds = 100000;
 constexpr int kOver = kRounds + 1;
-constexpr auto kMost = std::chrono::seconds(10);  // where fewer cores are free than threads spin
+constexpr auto kMost = std::chrono::seconds(10);  // with less than two cores free little is tried
 constexpr int kSpread_ns = 3000;  // from the announcement past the last instruction before the wait
 
 void SpinUntil(Clock::time_point end) {
@@ -56,7 +56,7 @@ bool EveryInterruptEndsItsWait() {
   return true;
 }
 
-TEST(InterruptTest, EndsTheWaitForInputHoweverClose) {
+TEST(InterruptDeathTest, EndsTheWaitForInputHoweverClose) {
   EXPECT_EXIT(_exit(EveryInterruptEndsItsWait() ? 0 : 3), ::testing::ExitedWithCode(0), "");
 }
 

@@ -68,13 +68,15 @@ TEST_F(ProfileTest, ShowsWhatAGpuThatIsNotHereTook) {
     return all;
   };
   add("Nobody's GPU 1");
-  ExpectRefused(show({"--device", "Other"}), {"use --backend cpu", "profiles.sqlite has no quick profile of this model on such a GPU either"});
+  for (const char* other : {"Other", "1", "GPU-8c6c"}) {
+    ExpectRefused(show({"--device", other}), {"nor has", "profiles.sqlite a quick profile of this model", "it has: Nobody's GPU 1: cuda (Nobody's GPU 1), quick"});
+  }
   const Json one = ThermoeJson(show({"--device", "nobody's", "--json"}));
   EXPECT_EQ(one["device"]["gpu"], "Nobody's GPU 1");
   EXPECT_EQ(one["device"]["engine"], "cuda (Nobody's GPU 1), quick");
   EXPECT_EQ(one["points"], 1);
   add("Nobody's GPU 2");
-  ExpectRefused(show({"--device", "nobody"}), {"several GPUs", "Nobody's GPU 1", "Nobody's GPU 2", "--device"});
+  ExpectRefused(show({"--device", "nobody"}), {"several such GPUs", "Nobody's GPU 1", "Nobody's GPU 2", "--device"});
   EXPECT_THAT(Thermoe(show({"--device", "gpu 2"})).out, HasSubstr("Nobody's GPU 2"));
 }
 

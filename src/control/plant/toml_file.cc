@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/plant/toml_file.h"
 
-#include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <string_view>
 
 // Its errors come back as values; no exception may cross our functions. What it asserts a file can break ("[[["), and clang
 // takes for granted in a release: the checks that come after it must speak instead.
 #define TOML_EXCEPTIONS 0
+#define TOML_MAX_NESTED_VALUES 16
 #define TOML_ASSERT(expr) static_assert(true)
 #pragma push_macro("NDEBUG")
 #undef NDEBUG
@@ -19,55 +17,17 @@
 #pragma pop_macro("NDEBUG")
 
 #include "base/errors.h"
-#include "base/utf8.h"
+#include "control/plant/toml_text.h"
 
 namespace thermoe {
 
-namespace {
-
-// A text without other bytes than ASCII, each written as a mark and two digits. toml++ 3.3 sees no others: a letter beyond ASCII
-// where it looks for blanks can lead it to where it told the compiler that nothing leads.
-class AsciiSpelling {
- public:
-  explicit AsciiSpelling(std::string_view text) {
-    // Part of a name wherever it stands, and no escape after a backslash.
-    while (text.find(mark_) != std::string_view::npos) mark_ += '8';
-  }
-  std::string Spelt(std::string_view text) const {
-    std::string spelt;
-    for (const char c : text) {
-      const auto byte = static_cast<unsigned char>(c);
-      byte < 0x80 ? spelt += c : spelt += fmt::format("{}{:02x}", mark_, byte);
-    }
-    return spelt;
-  }
-  std::string Read(std::string_view spelt) const {
-    std::string text;
-    while (true) {
-      const size_t at = spelt.find(mark_), digits = at + mark_.size();
-      unsigned byte = 0;
-      if (at == std::string_view::npos || digits + 2 > spelt.size() ||
-          std::from_chars(&spelt[digits], &spelt[digits] + 2, byte, 16).ptr != &spelt[digits] + 2) {
-        return text.append(spelt);  // nothing more, or what an error cut
-      }
-      text.append(spelt.substr(0, at)) += static_cast<char>(byte);
-      spelt.remove_prefix(digits + 2);
-    }
-  }
-
- private:
-  std::string mark_ = "Q8";
-};
-
-}  // namespace
-
 struct TomlFlattener {
   TomlFile* file;
-  const AsciiSpelling* spelling;
+  const TomlText* written;
 
   void Table(const std::string& prefix, const toml::table& table) const {
     for (const auto& [key, node] : table) {
-      const std::string name = (prefix.empty() ? "" : prefix + ".") + spelling->Read(key.str());
+      const std::string name = (prefix.empty() ? "" : prefix + ".") + written->Read(key.str());
       if (const toml::table* inner = node.as_table()) {
         Table(name, *inner);
       } else {
@@ -88,7 +48,7 @@ struct TomlFlattener {
     } else if (node.is_string()) {
       value.kind = TomlFile::Kind::kText;
       value.kind_name = "a text";
-      value.text = spelling->Read(*node.value<std::string>());
+      value.text = written->Read(*node.value<std::string>());
     } else if (const toml::array* array = node.as_array()) {
       value.kind_name = "an array of something else";
       bool pairs = !array->empty();
@@ -116,29 +76,17 @@ Result<TomlFile> TomlFile::Open(const std::string& path) {
   }
   std::ifstream stream(path, std::ios::binary);
   const std::string text((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
-  // TOML has no control characters; toml++ 3.3 asserts on one that begins the name of a table.
-  const auto control = std::find_if(text.begin(), text.end(), [](char c) {
-    return (static_cast<unsigned char>(c) < 0x20 && c != '\t' && c != '\n' && c != '\r') || c == 0x7f;
-  });
-  if (control != text.end()) {
-    return InvalidArgument("{}: line {}: there is a control character; give a text file in TOML", path,
-                           1 + std::count(text.begin(), control, '\n'));
-  }
-  if (const size_t bad = FindInvalidUtf8(text); bad != std::string::npos) {
-    return InvalidArgument("{}: line {}: is not UTF-8; save the file as such", path,
-                           1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(bad), '\n'));
-  }
-  constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
-  const AsciiSpelling spelling(text);
-  const toml::parse_result parsed =
-      toml::parse(spelling.Spelt(std::string_view(text).substr(text.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0)), path);
+  const Result<TomlText> written = TomlText::Create(text, path);
+  if (!written.ok()) return written.status();
+  const toml::parse_result parsed = toml::parse(written->spelt(), path);
   if (!parsed) {
-    return InvalidArgument("{}: line {}: {}; correct the TOML there", path, parsed.error().source().begin.line,
-                           spelling.Read(parsed.error().description()));
+    const toml::source_position at = parsed.error().source().begin;
+    return InvalidArgument("{}: line {}: {}; correct the TOML there", path, at.line,
+                           written->ReadError(parsed.error().description(), at.line, at.column));
   }
   TomlFile file;
   file.path_ = path;
-  TomlFlattener{&file, &spelling}.Table("", parsed.table());
+  TomlFlattener{&file, &*written}.Table("", parsed.table());
   return file;
 }
 

@@ -11,7 +11,13 @@ namespace thermoe::cuda {
 namespace {
 
 bool Same(char a, char b) { return std::tolower(static_cast<unsigned char>(a)) == std::tolower(static_cast<unsigned char>(b)); }
-bool BeginsWith(std::string_view text, std::string_view part) { return NameHas(text.substr(0, part.size()), part); }
+bool BeginsWith(std::string_view text, std::string_view part) {
+  return text.size() >= part.size() && std::equal(part.begin(), part.end(), text.begin(), Same);
+}
+bool ParseNumber(std::string_view wish, int* number) {
+  const auto parsed = std::from_chars(wish.data(), wish.data() + wish.size(), *number);
+  return parsed.ec == std::errc() && parsed.ptr == wish.data() + wish.size();
+}
 
 std::string Listed(std::span<const DeviceFacts> devices) {
   std::string text;
@@ -23,9 +29,12 @@ std::string Listed(std::span<const DeviceFacts> devices) {
 
 }  // namespace
 
-bool NameHas(std::string_view name, std::string_view part) {
-  return std::search(name.begin(), name.end(), part.begin(), part.end(), Same) != name.end();
+bool IsPartOfName(std::string_view wish, std::string_view name) {
+  int number = 0;
+  return !ParseNumber(wish, &number) && std::search(name.begin(), name.end(), wish.begin(), wish.end(), Same) != name.end();
 }
+
+std::string EngineName(std::string_view device_name) { return fmt::format("cuda ({})", device_name); }
 
 Result<DeviceFacts> ChooseDevice(std::span<const DeviceFacts> devices, std::string_view wish) {
   if (devices.empty()) {
@@ -33,12 +42,11 @@ Result<DeviceFacts> ChooseDevice(std::span<const DeviceFacts> devices, std::stri
   }
   if (wish.empty()) return devices.front();
   int number = -1;
-  const auto parsed = std::from_chars(wish.data(), wish.data() + wish.size(), number);
-  const bool is_number = parsed.ec == std::errc() && parsed.ptr == wish.data() + wish.size();
+  const bool is_number = ParseNumber(wish, &number);
   const DeviceFacts* found = nullptr;
   int fit = 0;
   for (const DeviceFacts& device : devices) {
-    const bool fits = is_number ? device.index == number : BeginsWith(device.uuid, wish) || NameHas(device.name, wish);
+    const bool fits = is_number ? device.index == number : BeginsWith(device.uuid, wish) || IsPartOfName(wish, device.name);
     if (!fits) continue;
     found = &device;
     ++fit;

@@ -23,7 +23,9 @@ struct DeviceFacts {
 // device, kInvalidArgument for a wish that none or several fit, with those there are.
 Result<DeviceFacts> ChooseDevice(std::span<const DeviceFacts> devices, std::string_view wish);
 
-// Whether a GPU's name has that part, in capitals or not.
-bool NameHas(std::string_view name, std::string_view part);
+// Whether a wish is a part of a GPU's name, in capitals or not; a number is none.
+bool IsPartOfName(std::string_view wish, std::string_view name);
+// How an engine on that GPU calls itself.
+std::string EngineName(std::string_view device_name);
 
 }  // namespace thermoe::cuda

@@ -98,7 +98,7 @@ Result<std::unique_ptr<kernels::Ops>> CudaOps::Create(ThreadPool* threads, std::
 }
 
 CudaOps::CudaOps(const DeviceFacts& device, ThreadPool* threads)
-    : device_(device), threads_(threads), name_(fmt::format("cuda ({})", device.name)) {
+    : device_(device), threads_(threads), name_(EngineName(device.name)) {
   pending_.reserve(4096);
 }
 
