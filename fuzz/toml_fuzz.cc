@@ -2,7 +2,8 @@
 // libFuzzer on the reader of TOML: scenarios, schedules, profiles of devices and options of test-time training. Not part of
 // the normal build:
 //   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -Iinclude -Isrc fuzz/toml_fuzz.cc
-//     src/control/plant/toml_file.cc src/control/plant/toml_text.cc src/base/status.cc src/base/utf8.cc -lfmt -o toml_fuzz
+//     src/control/plant/toml_file.cc src/control/plant/toml_text.cc src/model/unicode.cc src/base/status.cc src/base/utf8.cc
+//     -lfmt -lutf8proc -o toml_fuzz
 //   mkdir corpus && ./toml_fuzz corpus scenarios data/profiles
 #include <sys/mman.h>
 #include <unistd.h>

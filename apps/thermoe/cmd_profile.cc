@@ -161,8 +161,8 @@ void PrintReport(const ProfileKey& key, const Model& model, const std::string& p
   const auto percent = [](double frac) { return fmt::format("{:.1f} %", 100 * frac); };
   PrintFields(
       {{"model", fmt::format("{}, experts {}", model.info().path, model.info().expert_type)},
-       {"machine", EscapeControls(key.device)},
-       {"engine", EscapeControls(key.backend)},
+       {"machine", key.device},
+       {"engine", key.backend},
        {"store", fmt::format("{}, {} points, {} measured now", path, report.points.size(), report.measured)},
        {"reached", fmt::format("{:.1f} GB/s, {:.1f} GFLOP/s", report.cost.peak_gbps(), report.cost.peak_gflops())},
        {"energy", report.with_energy > 0 ? fmt::format("measured by a counter for {} points", report.with_energy)
@@ -228,12 +228,14 @@ Status NoProfile(ProfileStore* store, const ProfileKey& key) {
 // What was measured on a GPU that is not here: the only one of the store, or the one that --device names by a part of its name.
 // `absent`: why none is here.
 Result<ProfileKey> KeyOfAbsentGpu(ProfileStore* store, const Model& model, const ProfileFlags& flags, const Status& absent) {
-  Result<std::vector<ProfileKey>> keys = GpuKeysIn(store, model, flags.quick);
-  if (!keys.ok()) return keys.status();
-  std::erase_if(*keys, [&](const ProfileKey& key) { return !NamesGpu(flags.model.device, key.device); });
-  if (keys->size() == 1) return keys->front();
-  const Result<std::vector<ProfileKey>> all = store->KeysOf(ProfileKeyOf(model, "", "a GPU", flags.quick).model);
-  if (keys->empty()) {
+  const Result<std::vector<ProfileKey>> all = store->KeysOf(GpuProfileKeyOf(model, "a GPU", flags.quick).model);
+  if (!all.ok()) return all.status();
+  std::vector<ProfileKey> fit;
+  for (const ProfileKey& key : *all) {
+    if (key == GpuProfileKeyOf(model, key.device, flags.quick) && NamesGpu(flags.model.device, key.device)) fit.push_back(key);
+  }
+  if (fit.size() == 1) return fit.front();
+  if (fit.empty()) {
     return Status(absent.code(), fmt::format("{}; nor has {} a {} profile of this model on a GPU of such a name{}", absent.message(), store->path(),
                                              flags.quick ? "quick" : "full", Listed(all)));
   }

@@ -2,7 +2,6 @@
 #include "interrupt.h"
 
 #include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -18,7 +17,7 @@ pthread_t g_waits;  // the thread that installed the handlers
 
 void OnInterrupt(int) {
   // While the one that waits blocks the signal another thread may get it, which would wake nobody: it is handed on.
-  if (pthread_equal(pthread_self(), g_waits) == 0 && pthread_kill(g_waits, SIGINT) == 0) return;
+  if (HandedOn(g_waits, SIGINT)) return;
   if (++g_interrupts < 2) return;
   if (void (*last)() = g_last; last != nullptr) last();
   _exit(130);
@@ -36,6 +35,9 @@ void InstallSignalHandlers() {
   signal(SIGPIPE, SIG_DFL);
 }
 
+bool HandedOn(pthread_t to, int signal_number) {
+  return pthread_equal(pthread_self(), to) == 0 && pthread_kill(to, signal_number) == 0;
+}
 void BeforeSecondInterrupt(void (*last)()) { g_last = last; }
 bool Interrupted() { return g_interrupts > 0; }
 void RequestInterrupt() {

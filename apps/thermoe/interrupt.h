@@ -2,6 +2,8 @@
 // Ctrl-C: the first asks the work to stop at its next step, the second ends the process at once (exit code 130).
 #pragma once
 
+#include <pthread.h>
+
 #include "thermoe/status.h"
 
 namespace thermoe {
@@ -9,6 +11,9 @@ namespace thermoe {
 // Also restores the default SIGPIPE, so that `thermoe ... | head` ends as quietly as any Unix tool even when
 // the parent process ignored that signal. On the thread that will wait for input, before there are others.
 void InstallSignalHandlers();
+
+// In a handler: whether the signal is that thread's and it has it now; false on that thread itself.
+bool HandedOn(pthread_t to, int signal_number);
 
 // What to do before that end, so short that a signal handler may; null: nothing.
 void BeforeSecondInterrupt(void (*last)());

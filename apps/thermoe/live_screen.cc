@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "live_screen.h"
 
-#include <pthread.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -67,7 +66,7 @@ bool PassedOn(int signal_number) {
   const bool own = signal_number == SIGSEGV || signal_number == SIGBUS || signal_number == SIGFPE ||
                    signal_number == SIGILL || signal_number == SIGABRT || signal_number == SIGTRAP ||
                    signal_number == SIGSYS;
-  return !own && !pthread_equal(pthread_self(), g_drawer) && pthread_kill(g_drawer, signal_number) == 0;
+  return !own && HandedOn(g_drawer, signal_number);
 }
 
 void OnFatal(int signal_number) {

@@ -54,7 +54,7 @@ Result<std::string> ReadTextFile(const std::string& path) {
   Result<std::string> text = ReadFile(path);
   if (!text.ok()) return text;
   THERMOE_RETURN_IF_ERROR(CheckUtf8(*text, path == "-" ? "standard input" : path));
-  if (text->starts_with("\xef\xbb\xbf")) text->erase(0, 3);
+  if (text->starts_with(kByteOrderMark)) text->erase(0, kByteOrderMark.size());
   return text;
 }
 

@@ -8,6 +8,9 @@
 
 namespace thermoe {
 
+// What some editors begin a file with; no part of its text.
+inline constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
+
 // Offset of the first byte that does not belong to a well-formed character, or npos.
 size_t FindInvalidUtf8(std::string_view text);
 

@@ -44,13 +44,8 @@ ProfileKey ProfileKeyOf(const Model& model, const std::string& engine, const std
           THERMOE_VERSION};
 }
 
-Result<std::vector<ProfileKey>> GpuKeysIn(ProfileStore* store, const Model& model, bool quick) {
-  Result<std::vector<ProfileKey>> keys = store->KeysOf(ProfileKeyOf(model, "", "a GPU", quick).model);
-  if (!keys.ok()) return keys;
-  std::erase_if(*keys, [&](const ProfileKey& key) {
-    return key != ProfileKeyOf(model, cuda::EngineName(key.device), key.device, quick);
-  });
-  return keys;
+ProfileKey GpuProfileKeyOf(const Model& model, const std::string& device_name, bool quick) {
+  return ProfileKeyOf(model, cuda::EngineName(device_name), device_name, quick);
 }
 
 Result<std::vector<CostPoint>> LoadProfile(const std::string& path, const Model& model, const std::string& engine, const std::string& device_name) {

@@ -17,8 +17,8 @@ ProfileTarget ProfileTargetOf(const Model& model);
 // Whose points are this model's on this machine, for an engine of that description (Engine::Describe).
 // `device_name`: of the device that computes, "": the processor.
 ProfileKey ProfileKeyOf(const Model& model, const std::string& engine, const std::string& device_name, bool quick);
-// Keys of this model and build in `store` on GPUs, which need not be here. Errors: ProfileStore's.
-Result<std::vector<ProfileKey>> GpuKeysIn(ProfileStore* store, const Model& model, bool quick);
+// The same of a GPU of that name, which need not be here.
+ProfileKey GpuProfileKeyOf(const Model& model, const std::string& device_name, bool quick);
 // Points of the full profile, or of the quick one where there is no other; none where nothing was measured. Errors:
 // ProfileStore's.
 Result<std::vector<CostPoint>> LoadProfile(const std::string& path, const Model& model, const std::string& engine, const std::string& device_name);

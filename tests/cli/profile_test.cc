@@ -52,7 +52,7 @@ TEST_F(ProfileTest, ShowsWhatAGpuThatIsNotHereTook) {
   LoadOptions as_on_a_gpu;
   as_on_a_gpu.interleave = false;
   const std::shared_ptr<const Model> model = *Model::Load(TinyModel(), as_on_a_gpu);
-  const auto key = [&](const std::string& gpu) { return ProfileKeyOf(*model, "cuda (" + gpu + ")", gpu, true); };
+  const auto key = [&](const std::string& gpu) { return GpuProfileKeyOf(*model, gpu, true); };
   CostPoint point;
   point.shape.family = Family::kNorm;
   point.shape.matrix.rows = 1, point.shape.matrix.cols = 64;

@@ -4,11 +4,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <charconv>
 
 #include "base/errors.h"
 #include "base/utf8.h"
+#include "model/unicode.h"
 
 namespace thermoe {
 namespace {
@@ -17,7 +17,6 @@ namespace {
 constexpr std::string_view kMarks = "~^%$?!;&|`@<>*()/";
 // Of the names of tables in tables, which recursion follows.
 constexpr int kMostDots = 256;
-constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
 
 bool IsAscii(char c) { return static_cast<unsigned char>(c) < 0x80; }
 
@@ -97,16 +96,11 @@ std::string TomlText::Read(std::string_view piece) const {
 }
 
 std::string TomlText::LetterAt(size_t at) const {
-  std::string letter;
-  unsigned byte = 0, number = 0;
-  for (size_t bytes = 1; letter.size() < bytes; at += 3) {
-    if (at >= spelt_.size() || spelt_[at] != mark_ || !ReadByte(std::string_view(spelt_).substr(at + 1), &byte)) return "";
-    const int ones = std::countl_one(static_cast<unsigned char>(byte));
-    if (letter.empty()) bytes = static_cast<size_t>(std::max(1, ones));
-    number = number << 6 | (byte & (0x7fu >> ones));
-    letter += static_cast<char>(byte);
-  }
-  return fmt::format("{} (U+{:04X})", letter, number);
+  if (at >= spelt_.size() || spelt_[at] != mark_) return "";
+  const std::string rest = Read(std::string_view(spelt_).substr(at, 3 * 4));  // a letter has at most four bytes
+  const std::string letter = rest.substr(0, Utf8Length(rest.front()));
+  if (FindInvalidUtf8(letter) != std::string::npos) return "";  // `at` is in the middle of one
+  return fmt::format("{} (U+{:04X})", letter, CodePointAt(letter, 0));
 }
 
 std::string TomlText::ReadError(std::string_view sentence, size_t line, size_t column) const {

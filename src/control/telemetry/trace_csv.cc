@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "base/errors.h"
+#include "base/utf8.h"
 #include "control/telemetry/snapshot_fields.h"
 
 namespace thermoe {
@@ -204,7 +205,7 @@ double HoldOf(const std::vector<Snapshot>& rows) {
 }  // namespace
 
 Result<Trace> ParseTrace(std::string_view text, const std::string& name) {
-  if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // a byte order mark
+  if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
   Trace trace;
   RowReader reader;
   bool header = false;
